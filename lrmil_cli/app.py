@@ -1,0 +1,95 @@
+"""The Typer app: registers the commands, turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from lrmil_cli import __version__
+from lrmil_cli.commands import (
+    demo, distill_encoder, distill_student, embed, export_geojson, info, match, predict, tile, train_teacher,
+)
+from lrmil_cli.commands.options import debug, with_common_options
+from lrmil_cli.errors import LrmilError
+from lrmil_cli.files.header import command_line
+
+app = typer.Typer(
+    name="lrmil", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
+    help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
+         "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> export-geojson. "
+         "Start with `lrmil demo DIR`. Research use only.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, function in (
+    ("tile", tile.tile), ("match", match.match), ("distill-encoder", distill_encoder.distill_encoder),
+    ("train-teacher", train_teacher.train_teacher), ("distill-student", distill_student.distill_student),
+    ("predict", predict.predict), ("export-geojson", export_geojson.export_geojson),
+    ("embed", embed.embed), ("info", info.info), ("demo", demo.demo),
+):
+    app.command(name)(with_common_options(function))
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"lrmil {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+    pass
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code; messages go to stderr."""
+    command_line.set(shlex.join(["lrmil", *args]))
+    debug.set(False)
+    try:
+        code = app(args=list(args), standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except LrmilError as e:
+        return _fail(" ".join(str(e).split()), e.exit_code)
+    except typer.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; what was finished is kept", 130)
+    except BrokenPipeError:
+        # The reader of our pipe is gone; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError:
+        return _fail("out of memory; try a smaller --batch-size", 5)
+    except Exception as e:
+        if hasattr(e, "format_message"):  # the command line parser's errors; their module differs between versions of typer
+            return _usage(e)
+        if debug.get():
+            raise
+        return _fail(f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:300]} (add --debug for the traceback)", 1)
+
+
+def _usage(e: Any) -> int:
+    """A command line that cannot be parsed: the help where nothing was given, else one line."""
+    context = getattr(e, "ctx", None)
+    if type(e).__name__ == "NoArgsIsHelpError":
+        print(context.get_help(), file=sys.stderr)
+        return 2
+    hint = f"; see `{context.command_path} --help`" if context else ""
+    return _fail(f"{' '.join(e.format_message().split())}{hint}", e.exit_code)
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def main() -> None:
+    """Entry point of ``lrmil`` and ``python -m lrmil_cli``."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # library chatter is not for the user of a command
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""One file per command: its options, one chain of calls into the library, one summary line."""

@@ -1,0 +1,165 @@
+"""Slides in, one outcome a slide out: expanding inputs, running a batch that no bad slide stops, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import InputError, LrmilError, NoTissueError, PartialError, UsageError
+from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.tables import table_suffix
+
+
+@dataclass(frozen=True)
+class SlideInput:
+    """One slide to work on."""
+
+    path: Path
+    slide_id: str
+    mpp: float | None = None
+
+
+@dataclass
+class Outcome:
+    """What became of one slide: status ``ok`` or ``skipped`` (up to date), where the output is, what else to report."""
+
+    output: str | None
+    status: str = "ok"
+    message: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def expand_slides(args: list[str]) -> list[SlideInput]:
+    """Slides named by files, folders, manifests, or ``-`` for a list on stdin.
+
+    Raises:
+        InputError: a folder without slides, a bad manifest, nothing on stdin, two slides of one id.
+    """
+    from lrmil_cli.slides.slide import SLIDE_SUFFIXES
+
+    if args.count("-") > 1:
+        raise UsageError("- (standard input) can be given only once")
+    slides: list[SlideInput] = []
+    for arg in args:
+        if arg == "-":
+            slides += _from_stdin()
+        elif arg.lower().endswith(".csv"):
+            slides += [SlideInput(e.path, e.slide_id, e.mpp) for e in read_manifest(arg)]
+        elif Path(arg).is_dir():
+            found = sorted(p for p in Path(arg).iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file() and not p.name.startswith("."))
+            if not found:
+                raise InputError(f"{arg}: no slides in this folder (looked for {' '.join(SLIDE_SUFFIXES)})")
+            slides += [SlideInput(p, p.stem) for p in found]
+        else:
+            slides.append(SlideInput(Path(arg), Path(arg).stem))
+    twice = [i for i, n in Counter(s.slide_id for s in slides).items() if n > 1]
+    if twice:
+        raise InputError(f"two slides have the id {twice[0]!r}; their outputs would overwrite each other (use a manifest with slide_id)")
+    return slides
+
+
+def _from_stdin() -> list[SlideInput]:
+    slides = []
+    for line in sys.stdin:
+        line = line.strip()
+        if not line:
+            continue
+        if line.startswith("{"):
+            try:
+                record = json.loads(line)
+                path = Path(record["slide"])
+                slides.append(SlideInput(path, str(record.get("slide_id") or path.stem), record.get("mpp")))
+            except (ValueError, KeyError, TypeError) as e:
+                raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
+        else:
+            slides.append(SlideInput(Path(line), Path(line).stem))
+    if not slides:
+        raise InputError("standard input: no slides came in")
+    return slides
+
+
+def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
+    """Where the table of one slide goes: ``output`` itself, or ``<output>/<id>.<kind>.csv`` if it is a folder.
+
+    Raises:
+        UsageError: one file name for several slides, or a name that is neither a folder nor a table.
+    """
+    path = Path(output)
+    if path.is_dir() or output.endswith("/") or (many and table_suffix(output) is None):
+        return path / f"{item_id}.{kind}.csv"
+    if many:
+        raise UsageError(f"-o {output} is one file, but there are several slides; give a folder")
+    if table_suffix(output) is None:
+        if path.suffix and not path.exists():
+            raise UsageError(f"-o {output}: give a folder, or a name that ends in .csv, .csv.gz or .parquet")
+        return path / f"{item_id}.{kind}.csv"
+    return path
+
+
+def run_batch(
+    command: str, items: list[Any], work: Callable[[Any], Outcome], report: Report, *, fail_fast: bool = False,
+    failures_in: Path | None = None,
+) -> None:
+    """Run ``work`` on every item; report each; raise what the exit code should be.
+
+    Args:
+        items: things with ``path`` and ``slide_id``.
+        failures_in: folder for ``failures.csv`` of a batch; None writes none.
+
+    Raises:
+        LrmilError: of the only item; PartialError if some of several failed; InputError if all did.
+    """
+    failures: list[tuple[Any, str, LrmilError]] = []
+    for item in items:
+        started = time.perf_counter()
+        record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
+        try:
+            outcome = work(item)
+        except LrmilError as e:
+            status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
+            failures.append((item, status, e))
+            report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
+            if len(items) == 1:
+                raise
+            print(f"{item.slide_id}: {status}: {e}", file=sys.stderr, flush=True)
+            if fail_fast:
+                break
+            continue
+        report.result({**record, "status": outcome.status, "output": outcome.output, "error": None,
+                       "seconds": _since(started), **outcome.extra})
+        report.say(f"{item.slide_id}: {outcome.message}")
+    if failures_in is not None and len(items) > 1:
+        _write_failures(failures_in / "failures.csv", failures)
+    if failures:
+        where = f", listed in {failures_in / 'failures.csv'}" if failures_in is not None else ""
+        text = f"{len(failures)} of {len(items)} slides failed{where}"
+        codes = {e.exit_code for _, _, e in failures}
+        if len(failures) == len(items) and len(codes) == 1:
+            error = failures[0][2]
+            raise type(error)(f"{text}; the first: {error}")
+        raise PartialError(text + (" (stopped at the first, --fail-fast)" if fail_fast else ""))
+
+
+def _write_failures(path: Path, failures: list[tuple[Any, str, LrmilError]]) -> None:
+    if not failures:
+        path.unlink(missing_ok=True)  # a list of an earlier run would be untrue now
+        return
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["slide", "slide_id", "status", "error"])
+    writer.writerows([str(i.path), i.slide_id, status, str(e)] for i, status, e in failures)
+    write_text(path, sink.getvalue())
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)

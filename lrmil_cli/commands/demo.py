@@ -1,0 +1,5 @@
+"""``lrmil demo``: placeholder, replaced below."""
+
+
+def demo() -> None:
+    pass

@@ -1,0 +1,90 @@
+"""``lrmil distill-student``: slides.csv + LR tiles + LR encoder + teacher -> model (LRMIL stage 2, step 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from lrmil_cli.commands import options
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import UsageError
+
+Weight = Optional[float]
+
+
+def distill_student(
+    manifest: options.Manifest,
+    tiles: Annotated[str, typer.Option("--tiles", metavar="DIR", help="Folder of LR tile tables.", show_default=False)],
+    encoder: options.Encoder,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="MODEL.safetensors", help="The model.", show_default=False)],
+    pairs: Annotated[Optional[str], typer.Option("--pairs", metavar="DIR", help="Folder of pairs tables.", show_default=False)] = None,
+    teacher: Annotated[Optional[str], typer.Option("--teacher", metavar="DIR", help="Folder made by train-teacher.", show_default=False)] = None,
+    features: Annotated[Optional[str], typer.Option("--features", metavar="DIR", help="HR features.  [default: the folder that teacher.json names]", show_default=False)] = None,
+    lr_features: Annotated[Optional[str], typer.Option("--lr-features", metavar="DIR", help="Where LR features are kept.  [default: <model>.features]", show_default=False)] = None,
+    preset: Annotated[str, typer.Option("--preset", help="lrmil, lr-only, patch, bag, bag-soft, bag-hard or official-code.")] = "lrmil",
+    lambda_bag: Annotated[Weight, typer.Option("--lambda-bag", min=0.0, help="Weight of bag distillation (eq. 3).  [default: 1]", show_default=False)] = None,
+    lambda_soft: Annotated[Weight, typer.Option("--lambda-soft", min=0.0, help="Weight of soft attention matching (eq. 4).  [default: 1]", show_default=False)] = None,
+    lambda_hard: Annotated[Weight, typer.Option("--lambda-hard", min=0.0, help="Weight of top-/bottom-k supervision (eq. 5).  [default: 0.5]", show_default=False)] = None,
+    temperature_bag: Annotated[Weight, typer.Option("--temp-bag", help="Temperature of eq. 3.  [default: 1]", show_default=False)] = None,
+    temperature_attention: Annotated[Weight, typer.Option("--temp-attn", help="Temperature of eq. 4.  [default: 1]", show_default=False)] = None,
+    region_attention: Annotated[Optional[str], typer.Option("--region-attention", help="logmeanexp, mean-logit, logsumexp, max or mean-weight.  [default: logmeanexp]", show_default=False)] = None,
+    soft_reduction: Annotated[Optional[str], typer.Option("--soft-reduction", help="sum or instances.  [default: sum]", show_default=False)] = None,
+    hard: Annotated[Optional[str], typer.Option("--hard", help="attention, or feature (needs --proj-dim to have an effect).  [default: attention]", show_default=False)] = None,
+    k: Annotated[Optional[int], typer.Option("--k", min=1, help="Regions at the top and at the bottom for eq. 5.  [default: 4]", show_default=False)] = None,
+    unmatched: Annotated[Optional[str], typer.Option("--unmatched", help="LR tiles without HR: leave-out, or zero (as the official code).  [default: leave-out]", show_default=False)] = None,
+    missing_teacher: Annotated[Optional[str], typer.Option("--missing-teacher", help="error, or ce-only: train such slides with the label alone.  [default: error]", show_default=False)] = None,
+    crossfit: Annotated[Optional[int], typer.Option("--crossfit", min=2, help="Inner folds for targets by heads that did not see the slide.  [default: off]", show_default=False)] = None,
+    head: Annotated[str, typer.Option("--head", help="MIL head.")] = "abmil",
+    gated: Annotated[bool, typer.Option("--gated", help="Gated attention.")] = False,
+    proj_dim: Annotated[int, typer.Option("--proj-dim", min=0, help="Width of a projection in front of the head; 0 for none.")] = 0,
+    folds: Annotated[int, typer.Option("--folds", help="Folds, where neither teacher nor manifest defines them.")] = 5,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate (Adam).")] = 1e-4,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs at most.")] = 200,
+    patience: Annotated[int, typer.Option("--patience", min=1, help="Epochs without a better validation AUC before stopping.")] = 20,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay.")] = 0.0,
+    class_weights: Annotated[bool, typer.Option("--class-weights", help="Weigh the loss against class frequency.")] = False,
+    balanced_sampling: Annotated[bool, typer.Option("--balanced-sampling", help="Draw slides of all classes equally often.")] = False,
+    embedding: options.Embedding = None,
+    input_size: options.InputSize = None,
+    random_init: options.RandomInit = False,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train the low-resolution student from labels, the teacher's predictions and its attention; write one model file."""
+    from lrmil_cli.commands.train_teacher import head_options
+    from lrmil_cli.device import pick_device
+    from lrmil_cli.distill.stage2 import EncoderArgs, train_student
+    from lrmil_cli.distill.student import preset_settings
+    from lrmil_cli.files.manifest import read_manifest
+    from lrmil_cli.training.crossval import HeadSpec
+    from lrmil_cli.training.loop import TrainSettings
+
+    report = Report(json)
+    target = Path(output)
+    if target.suffix != ".safetensors":
+        raise UsageError(f"-o {output}: the model's name must end in .safetensors")
+    if lr <= 0:
+        raise UsageError("--lr must be above 0")
+    changes = {
+        "lambda_bag": lambda_bag, "lambda_soft": lambda_soft, "lambda_hard": lambda_hard, "temperature_bag": temperature_bag,
+        "temperature_attention": temperature_attention, "region_attention": region_attention, "soft_reduction": soft_reduction,
+        "hard": hard, "k": k, "unmatched": unmatched, "missing_teacher": missing_teacher, "crossfit": crossfit,
+    }
+    distill = preset_settings(preset, {n: v for n, v in changes.items() if v is not None})
+    if distill.hard == "feature" and distill.lambda_hard and not proj_dim:
+        report.warn("--hard feature without --proj-dim changes neither attention nor prediction: the features are frozen")
+    result = train_student(
+        read_manifest(manifest, need_labels=True), tiles=tiles, pairs=pairs,
+        encoder=EncoderArgs(encoder, input_size, embedding, random_init), teacher=teacher, features=features,
+        lr_features=Path(lr_features) if lr_features else target.with_suffix(".features"),
+        head=HeadSpec(head, head_options(head, gated, proj_dim)), preset=preset, distill=distill,
+        training=TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed), folds=folds,
+        output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn)
+    report.say(f"{target}: {result.text}")
+    report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": str(target),
+                   "preset": preset, "metrics": result.metrics})

@@ -1,0 +1,76 @@
+"""``lrmil embed``: tile table -> features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrmil_cli.commands import options
+from lrmil_cli.commands.batch import Outcome, run_batch
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import InputError, UsageError
+
+
+@dataclass(frozen=True)
+class TableInput:
+    """One tile table."""
+
+    slide_id: str
+    path: Path
+
+
+def embed(
+    tiles: Annotated[list[str], typer.Argument(metavar="TILES|DIR...", help="Tile tables, or folders of them.", show_default=False)],
+    encoder: options.Encoder,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE.h5|DIR", help="Feature file of one table, or a folder.", show_default=False)],
+    embedding: options.Embedding = None,
+    input_size: options.InputSize = None,
+    random_init: options.RandomInit = False,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    overwrite: options.Overwrite = False,
+    fail_fast: options.FailFast = False,
+) -> None:
+    """Encode tiles and keep their features (HDF5, readable by TRIDENT and CLAM)."""
+    from lrmil_cli.device import device_label, pick_device
+    from lrmil_cli.encoders.embed import embed_table
+    from lrmil_cli.encoders.spec import load_encoder
+    from lrmil_cli.files.tables import read_table_header
+    from lrmil_cli.training.bags import list_tables
+
+    report = Report(json)
+    items: list[TableInput] = []
+    for arg in tiles:
+        if Path(arg).is_dir():
+            found = list_tables(arg, "tiles")
+            if not found:
+                raise InputError(f"{arg}: no tile tables (*.tiles.csv) in this folder; make them with `lrmil tile`")
+            items += [TableInput(s, p) for s, p in found.items()]
+        else:
+            items.append(TableInput(read_table_header(arg, "tiles")["slide"]["id"], Path(arg)))
+    many = len(items) > 1
+    single_file = output.endswith((".h5", ".hdf5"))
+    if many and single_file:
+        raise UsageError(f"-o {output} is one file, but there are several tables; give a folder")
+    where = pick_device(device)
+    tile_px = read_table_header(items[0].path, "tiles")["settings"]["tile_px"]
+    model = load_encoder(encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init).to(where)
+
+    def one(item: TableInput) -> Outcome:
+        target = Path(output) if single_file else Path(output) / f"{item.slide_id}.h5"
+        with report.progress(item.slide_id, None) as step:
+            features, there, seconds = embed_table(model, item.path, target, device=where, batch_size=batch_size,
+                                                   overwrite=overwrite, progress=step)
+        if there:
+            return Outcome(str(target), "skipped", f"up to date ({target})")
+        n, d = features.features.shape
+        phases = seconds.rounded()
+        spent = ", ".join(f"{k} {v:.1f} s" for k, v in phases.items())
+        return Outcome(str(target), message=f"{n} tiles x {d} features ({spent}; {device_label(where)}) -> {target}",
+                       extra={"tiles": n, "width": d, "phases": phases})
+
+    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)

@@ -1,0 +1,63 @@
+"""Options that several commands share, and those that every command has (``-q -v --debug``)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Annotated, Any, Optional
+
+import typer
+
+#: How much the running command says, and whether an internal error shows its traceback.
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+debug: ContextVar[bool] = ContextVar("debug", default=False)
+
+_COMMON = {
+    "quiet": (quiet, Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.")]),
+    "verbose": (verbose, Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]),
+    "debug": (debug, Annotated[bool, typer.Option("--debug", help="Show the traceback of an internal error.")]),
+}
+
+
+def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with ``-q -v --debug`` added to its signature, so that no command has to list them."""
+    own = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def wrapped(**kwargs: Any) -> None:
+        for name, (variable, _) in _COMMON.items():
+            variable.set(kwargs.pop(name))
+        command(**kwargs)
+
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+             for name, (_, annotation) in _COMMON.items()]
+    wrapped.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
+    wrapped.__annotations__ = {p.name: p.annotation for p in wrapped.__signature__.parameters.values()}
+    del wrapped.__wrapped__  # typer would look through to the undecorated function
+    return wrapped
+
+
+Slides = Annotated[list[str], typer.Argument(
+    metavar="SLIDE|DIR|slides.csv|-...", help="Slides, folders of slides, a manifest, or - for a list on stdin (one path a line, or JSON Lines).",
+    show_default=False)]
+Manifest = Annotated[str, typer.Argument(metavar="slides.csv", help="Table with the columns slide, label (and slide_id, patient_id, split or fold, mpp).", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a slide on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs made from other inputs or settings.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop a batch at the first slide that fails.")]
+SlideMpp = Annotated[Optional[float], typer.Option("--slide-mpp", help="Level-0 um per pixel; wins over the metadata.", show_default=False)]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Tiles encoded at a time.")]
+Encoder = Annotated[str, typer.Option("--encoder", metavar="SPEC", show_default=False,
+    help="demo-vit, a timm name, hf-hub:ORG/NAME, NAME@weights.safetensors, or a file made by distill-encoder.")]
+Embedding = Annotated[Optional[str], typer.Option("--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False)]
+InputSize = Annotated[Optional[int], typer.Option("--input-size", min=8, help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]", show_default=False)]
+RandomInit = Annotated[bool, typer.Option("--random-init", help="Random encoder weights, for dry runs; the files say so.")]
+
+
+def given(value: Any, fallback: Any) -> Any:
+    """``value``, or ``fallback`` where the option was not given."""
+    return fallback if value is None else value

@@ -1,0 +1,53 @@
+"""What a command says: results on stdout, everything else on stderr, one JSON object a slide with ``--json``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lrmil_cli.commands import options
+
+
+class Report:
+    """The voice of one command run; quiet and verbose come from the command line."""
+
+    def __init__(self, as_json: bool = False):
+        self.as_json = as_json
+        self.quiet = options.quiet.get()
+        self.verbose = options.verbose.get()
+
+    def say(self, text: str) -> None:
+        """Progress and summaries."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        """What only ``--verbose`` shows."""
+        if self.verbose and not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Something the user should know; shown even when quiet."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def result(self, record: dict[str, Any]) -> None:
+        """One JSON object on one line of stdout, with ``--json`` only."""
+        if self.as_json:
+            print(json.dumps(record, allow_nan=False), flush=True)
+
+    @contextmanager
+    def progress(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar on a terminal; nothing where stderr is a file or a pipe."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda n: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label[:40], total=total)
+            yield lambda n: bar.advance(task, n)

@@ -1,0 +1,72 @@
+"""``lrmil tile``: slide -> tile table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from lrmil_cli.commands import options
+from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, run_batch
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import UsageError
+
+
+def tile(
+    slides: options.Slides,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE|DIR|-", help="Tile table of one slide, a folder, or - for stdout.", show_default=False)],
+    mpp: Annotated[Optional[float], typer.Option("--mpp", help="Micrometres per pixel of the tiles.  [default: 2.0]", show_default=False)] = None,
+    mag: Annotated[Optional[float], typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5.", show_default=False)] = None,
+    tile_px: Annotated[int, typer.Option("--tile-px", min=16, max=4096, help="Side of a tile in pixels.")] = 256,
+    min_tissue: Annotated[float, typer.Option("--min-tissue", min=0.0, max=1.0, help="Share of a tile that must be tissue.")] = 0.1,
+    slide_mpp: options.SlideMpp = None,
+    allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than --mpp.")] = False,
+    keep_pen: Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks out of the tissue mask.")] = False,
+    thumbnail: Annotated[bool, typer.Option("--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles.")] = False,
+    json: options.Json = False,
+    overwrite: options.Overwrite = False,
+    fail_fast: options.FailFast = False,
+) -> None:
+    """Find the tissue of slides and write the tiles that hold it."""
+    from lrmil_cli.files.header import digest, make_header, step, up_to_date
+    from lrmil_cli.files.tables import read_table_header, table_suffix, write_table
+    from lrmil_cli.qupath.pictures import tile_picture
+    from lrmil_cli.slides.slide import open_slide
+    from lrmil_cli.slides.tiles import TileSettings, tile_slide
+    from lrmil_cli.slides.tissue import TissueSettings
+
+    if mpp is not None and mag is not None:
+        raise UsageError("give --mpp or --mag, not both")
+    if (mag is not None and mag <= 0) or (mpp is not None and mpp <= 0):
+        raise UsageError("--mpp and --mag must be above 0")
+    settings = TileSettings(mpp or (10 / mag if mag else 2.0), tile_px, min_tissue, allow_upsample,
+                            TissueSettings(remove_pen=not keep_pen))
+    report = Report(json)
+    inputs = expand_slides(slides)
+    many = len(inputs) > 1
+    if output == "-" and (many or json or thumbnail):
+        raise UsageError("-o - takes the table of one slide, without --json and --thumbnail")
+
+    def one(item: SlideInput) -> Outcome:
+        target = output if output == "-" else output_path(output, item.slide_id, "tiles", many)
+        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp) as slide:
+            own = settings.as_json()
+            origin = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)}
+            picture = None if not thumbnail else Path(str(target)[: -len(table_suffix(target))] + ".png")
+            if output != "-" and up_to_date(target, digest(own, origin), lambda p: read_table_header(p, "tiles"), overwrite):
+                if picture is None or picture.exists():
+                    return Outcome(str(target), "skipped", f"up to date ({target})")
+            rows, level, tissue = tile_slide(slide, settings)
+            header = make_header("tiles", slide=slide.describe(), settings=own, level=level,
+                                 level_mpp=slide.mpp * slide.levels[level].downsample, roi=None,
+                                 history=[step("tile", own, origin)])
+            write_table(target, header, rows)
+            if picture is not None:
+                tile_picture(picture, tissue, rows)
+            text = (f"{len(rows)} tiles of {tile_px} px at {settings.mpp:g} um/px, tissue {tissue.mask.mean():.0%}, "
+                    f"slide {slide.mpp:.4g} um/px ({slide.mpp_source})")
+            return Outcome(str(target), message=text if output == "-" else f"{text} -> {target}",
+                           extra={"tiles": len(rows), "mpp": slide.mpp, "mpp_source": slide.mpp_source})
+
+    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)

@@ -1,0 +1,89 @@
+"""Every line that depends on the device stands here: choice, transfer, precision, clocks, out-of-memory."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from lrmil_cli.errors import MachineError, UsageError
+
+
+def pick_device(name: str = "auto") -> Any:
+    """The ``torch.device`` for ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        UsageError: no such kind of device.
+        MachineError: the machine does not have it.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise UsageError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise MachineError(f"--device {name}: torch sees no CUDA device on this machine; use --device cpu or auto")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise MachineError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise MachineError("--device mps: torch sees no Apple GPU on this machine; use --device cpu or auto")
+    return torch.device(name)
+
+
+def to_device(array: np.ndarray, device: Any) -> Any:
+    """A tensor of ``array`` on ``device``; from pinned memory and without waiting where the device allows it."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def autocast(device: Any) -> AbstractContextManager:
+    """Mixed precision on a GPU (bf16, or fp16 where there is no bf16); fp32 on a CPU, where bf16 can be slower."""
+    import torch
+
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+def grad_scaler(device: Any) -> Any:
+    """Loss scaler for training: active only where autocast uses fp16."""
+    import torch
+
+    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported())
+
+
+def synchronize(device: Any) -> None:
+    """Wait until the device has done its work, so that a clock read after it tells the truth."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), numpy and random."""
+    import random
+
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def device_label(device: Any) -> str:
+    """Name for the user: ``cpu (2 threads)``, ``cuda:0 (NVIDIA A100)``."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

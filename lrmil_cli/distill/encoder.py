@@ -1,0 +1,342 @@
+"""Stage 1: patch-level cross-resolution distillation of the LR encoder (method 4, equations 1 and 2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrmil_cli.device import autocast, grad_scaler, seed_everything, to_device
+from lrmil_cli.distill.losses import final_loss, masked_region_mean, patch_errors
+from lrmil_cli.distill.regions import pooling_matrix, region_means
+from lrmil_cli.distill.targets import PairedSlide, load_targets, tile_level
+from lrmil_cli.encoders.embed import open_tiled_slide, prefetch
+from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError, LrmilError
+from lrmil_cli.files.atomic import atomic_path
+from lrmil_cli.slides.reader import read_tile
+from lrmil_cli.slides.slide import Slide
+
+#: Slides kept open at a time while LR tiles are read in random order.
+OPEN_SLIDES = 64
+
+
+@dataclass(frozen=True)
+class Stage1Settings:
+    """All that decides the result of stage 1. Defaults and their sources: method 4.2, 4.4, 4.6."""
+
+    layers: tuple[int, ...] = (0, 1, 10)
+    lr: float = 1e-5
+    epochs: int = 50
+    patience: int = 20
+    batch_size: int = 64
+    warmup: int = 200
+    clip: float = 1.0
+    normalize: str = "none"
+    weighting: str = "region"
+    final_loss: str = "none"
+    lambda_final: float = 1.0
+    freeze_blocks: int = 0
+    steps_per_epoch: int | None = None
+    max_tiles_per_slide: int | None = None
+    init: str = "teacher"
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "layers": list(self.layers)}
+
+
+@dataclass
+class Regions:
+    """All regions of some slides, flat: which slide, which region of it."""
+
+    slides: list[PairedSlide]
+    targets: list[dict[str, np.ndarray]]
+    attention: list[np.ndarray] | None
+    index: np.ndarray  # int64 [R, 2]: slide, region
+
+
+@dataclass
+class Stage1Result:
+    """The LR encoder, one row of numbers an epoch (epoch 0: before training), the best epoch."""
+
+    encoder: Encoder
+    curves: list[dict[str, float]]
+    best_epoch: int
+
+
+class TileReader:
+    """Reads LR tiles of many slides in any order, with a bounded number of slides open."""
+
+    def __init__(self, slides: list[PairedSlide]):
+        self._slides = slides
+        self._open: dict[int, tuple[Slide, int]] = {}
+
+    def read(self, slide: int, region: int) -> np.ndarray:
+        """uint8 [P, P, 3] of one region."""
+        if slide not in self._open:
+            if len(self._open) >= OPEN_SLIDES:
+                oldest = next(iter(self._open))
+                self._open.pop(oldest)[0].close()
+            header = self._slides[slide].header["lr"]
+            handle = open_tiled_slide(header)
+            self._open[slide] = (handle, tile_level(handle, header))
+        handle, level = self._open[slide]
+        x, y, w, h = map(int, self._slides[slide].lr_boxes[region])
+        return read_tile(handle, level, x, y, w, h, self._slides[slide].header["lr"]["settings"]["tile_px"])
+
+    def close(self) -> None:
+        for handle, _ in self._open.values():
+            handle.close()
+        self._open.clear()
+
+
+def distill(
+    teacher: Encoder,
+    train: list[PairedSlide],
+    val: list[PairedSlide],
+    settings: Stage1Settings,
+    *,
+    cache: Path,
+    key: str,
+    device: torch.device,
+    attention: dict[str, np.ndarray] | None = None,
+    target_batch: int = 32,
+    say: Callable[[str], None] = lambda text: None,
+) -> Stage1Result:
+    """Train the LR encoder.
+
+    Args:
+        teacher: the HR encoder; frozen. The student starts as a copy of it.
+        train, val: paired slides; an empty ``val`` holds out a tenth of the regions of ``train``.
+        cache: folder of HR targets and of the checkpoint; key: digest of the run, a checkpoint of another run is not used.
+        attention: slide id -> [N] teacher attention of each target row, for ``final_loss="attention"``.
+
+    Raises:
+        InputError: a slide cannot be read, or there are no pairs.
+        LrmilError: the loss is no longer finite.
+    """
+    seed_everything(settings.seed)
+    teacher = teacher.to(device).eval()
+    final = settings.final_loss != "none"
+
+    def regions(slides: list[PairedSlide]) -> Regions:
+        targets = load_targets(teacher, slides, settings.layers, final, cache, device, target_batch, say)
+        index = [(s, r) for s, p in enumerate(slides) for r in _capped(len(p.children), settings, p.slide_id)]
+        weights = [attention[p.slide_id] for p in slides] if attention is not None else None
+        return Regions(slides, targets, weights, np.array(index, np.int64).reshape(-1, 2))
+
+    train_set = regions(train)
+    val_set = regions(val) if val else None
+    if val_set is None:
+        train_set, val_set = _hold_out(train_set, settings.seed)
+    ratio = train[0].ratio
+    student = _student(teacher, settings)
+    pooling = pooling_matrix(student.grid, ratio).to(device)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr)
+    scaler = grad_scaler(device)
+    state = _Progress()
+    checkpoint = cache / f"checkpoint.{key[:16]}.pt"
+    if checkpoint.exists() and _resume(checkpoint, key, student, optimizer, scaler, state, device):
+        say(f"resumed after epoch {state.epoch}")
+    else:
+        state.curves.append({"epoch": 0, **_validate(student, val_set, settings, pooling, device)})
+        state.best = state.curves[0]["val_loss"]  # the copy it starts from is the first candidate
+        say(_line(state.curves[0], settings))
+    reader = TileReader(train)
+    try:
+        while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
+            state.epoch += 1
+            mean = _train_epoch(student, train_set, reader, settings, pooling, device, optimizer, scaler, state)
+            row = {"epoch": state.epoch, "train_loss": mean, **_validate(student, val_set, settings, pooling, device)}
+            state.curves.append(row)
+            if row["val_loss"] < state.best:
+                state.best, state.best_epoch = row["val_loss"], state.epoch
+                state.best_weights = {k: v.detach().cpu().clone() for k, v in student.weights().items()}
+            say(_line(row, settings))
+            _save_checkpoint(checkpoint, key, student, optimizer, scaler, state)
+    finally:
+        reader.close()
+    student.model.load_state_dict(state.best_weights or teacher.weights())
+    if state.best_weights is None:
+        say("no epoch was better than the start; the encoder is returned as it was (try another --lr)")
+    checkpoint.unlink(missing_ok=True)
+    return Stage1Result(student.eval().requires_grad_(False), state.curves, state.best_epoch)
+
+
+@dataclass
+class _Progress:
+    epoch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] | None = None
+    curves: list[dict[str, float]] = field(default_factory=list)
+
+
+def _student(teacher: Encoder, settings: Stage1Settings) -> Encoder:
+    """A trainable copy; poolers and heads, and the first ``freeze_blocks`` blocks, stay as they are."""
+    student = copy.deepcopy(teacher)
+    if settings.init == "random":
+        for module in student.model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    model = student.model.requires_grad_(True)
+    frozen = [getattr(model, name, None) for name in ("head", "attn_pool", "fc_norm", "head_drop")]
+    if settings.freeze_blocks:
+        frozen += [model.patch_embed, *model.blocks[: settings.freeze_blocks]]
+        for name in ("cls_token", "pos_embed", "reg_token"):
+            if isinstance(getattr(model, name, None), torch.nn.Parameter):
+                getattr(model, name).requires_grad_(False)
+    for module in frozen:
+        if module is not None:
+            module.requires_grad_(False)
+    return student.train()
+
+
+def batch_loss(
+    student: Encoder, tiles: Tensor, targets: Tensor, mask: Tensor, settings: Stage1Settings, pooling: Tensor,
+    final_targets: Tensor | None = None, attention: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_patch (eq. 2), plus the final loss where it is on.
+
+    Args:
+        tiles: uint8 [B, P, P, 3]; targets: [B, K, |layers|, D]; mask: bool [B, K]; pooling: [r, g].
+        final_targets: [B, K, D_e]; attention: [B, K].
+
+    Returns:
+        scalar loss, and per-layer ``loss_<l>`` and ``cosine_<l>`` (detached).
+    """
+    with autocast(tiles.device):
+        out = student(tiles, settings.layers, need_final=settings.final_loss != "none")
+    total = tiles.new_zeros((), dtype=torch.float32)
+    parts: dict[str, Tensor] = {}
+    for i, layer in enumerate(settings.layers):
+        means = region_means(out["tokens"][layer], pooling)
+        loss = masked_region_mean(patch_errors(means, targets[:, :, i], settings.normalize), mask, settings.weighting)
+        total = total + loss / len(settings.layers)
+        with torch.no_grad():
+            cosine = torch.cosine_similarity(means.detach(), targets[:, :, i].float(), dim=-1)
+            parts[f"loss_{layer}"] = loss.detach()
+            parts[f"cosine_{layer}"] = masked_region_mean(cosine, mask, "child")
+    if settings.final_loss != "none":
+        loss = final_loss(out["final"], final_targets, mask, attention)
+        total = total + settings.lambda_final * loss
+        parts["loss_final"] = loss.detach()
+    return total, parts
+
+
+def _batches(data: Regions, order: np.ndarray, size: int, reader: TileReader, settings: Stage1Settings):
+    """Batches of regions ``order`` as numpy: tiles, targets, mask, final targets, attention."""
+    for start in range(0, len(order), size):
+        rows = data.index[order[start : start + size]]
+        tiles = np.stack([reader.read(int(s), int(r)) for s, r in rows])
+        children = np.stack([data.slides[s].children[r] for s, r in rows])
+        mask = children >= 0
+        # Missing children point at row 0 and are masked; any finite value will do there.
+        safe = np.where(mask, children, 0)
+        gather = lambda arrays: np.stack([np.asarray(arrays[s][c]) for (s, _), c in zip(rows, safe)])  # noqa: E731
+        yield (
+            tiles, gather([t["layers"] for t in data.targets]), mask,
+            gather([t["final"] for t in data.targets]) if settings.final_loss != "none" else None,
+            gather(data.attention) if data.attention is not None else None,
+        )
+
+
+def _on(device: torch.device, batch: tuple) -> list[Tensor | None]:
+    return [None if a is None else to_device(a, device) for a in batch]
+
+
+def _train_epoch(student, data, reader, settings, pooling, device, optimizer, scaler, state) -> float:
+    rng = np.random.default_rng((settings.seed, state.epoch))
+    order = rng.permutation(len(data.index))
+    if settings.steps_per_epoch:
+        order = np.resize(order, settings.steps_per_epoch * settings.batch_size)
+    student.train()
+    total, seen = 0.0, 0
+    for batch in prefetch(_batches(data, order, settings.batch_size, reader, settings), 0 if device.type == "cpu" else 4):
+        tiles, targets, mask, final_targets, attention = _on(device, batch)
+        state.step += 1
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, state.step / max(1, settings.warmup))
+        loss, _ = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise LrmilError(f"stage 1 diverged in epoch {state.epoch} (loss {value}); lower --lr, or try --normalize ln")
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], settings.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        total, seen = total + value * len(tiles), seen + len(tiles)
+    return total / seen
+
+
+@torch.inference_mode()
+def _validate(student: Encoder, data: Regions, settings: Stage1Settings, pooling: Tensor, device: torch.device) -> dict[str, float]:
+    student.eval()
+    sums: dict[str, float] = {}
+    reader = TileReader(data.slides)
+    try:
+        for batch in _batches(data, np.arange(len(data.index)), settings.batch_size, reader, settings):
+            tiles, targets, mask, final_targets, attention = _on(device, batch)
+            loss, parts = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
+            for k, v in {"loss": loss, **parts}.items():
+                sums[k] = sums.get(k, 0.0) + float(v) * len(tiles)
+    finally:
+        reader.close()
+    return {f"val_{k}": v / len(data.index) for k, v in sums.items()}
+
+
+def _capped(regions: int, settings: Stage1Settings, slide_id: str) -> np.ndarray:
+    if settings.max_tiles_per_slide is None or regions <= settings.max_tiles_per_slide:
+        return np.arange(regions)
+    rng = np.random.default_rng((settings.seed, *slide_id.encode()))
+    return np.sort(rng.choice(regions, settings.max_tiles_per_slide, replace=False))
+
+
+def _hold_out(data: Regions, seed: int) -> tuple[Regions, Regions]:
+    """With a single slide, a tenth of its regions is the validation set."""
+    if len(data.index) < 2:
+        raise InputError("a single LR tile with HR tiles under it is too little to train on; give more slides")
+    order = np.random.default_rng(seed).permutation(len(data.index))
+    cut = max(1, len(order) // 10)
+    return replace(data, index=data.index[np.sort(order[cut:])]), replace(data, index=data.index[np.sort(order[:cut])])
+
+
+def _save_checkpoint(path: Path, key: str, student: Encoder, optimizer, scaler, state: _Progress) -> None:
+    with atomic_path(path) as tmp:
+        torch.save({"key": key, "student": student.weights(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                    "epoch": state.epoch, "step": state.step, "best": state.best, "best_epoch": state.best_epoch,
+                    "best_weights": state.best_weights, "curves": state.curves}, tmp)
+
+
+def _resume(path: Path, key: str, student: Encoder, optimizer, scaler, state: _Progress, device: torch.device) -> bool:
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        if saved["key"] != key:
+            return False
+        student.model.load_state_dict(saved["student"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        for name in ("epoch", "step", "best", "best_epoch", "best_weights", "curves"):
+            setattr(state, name, saved[name])
+        return True
+    except Exception as e:  # a damaged checkpoint is no loss: training starts anew
+        if isinstance(e, (KeyboardInterrupt, MemoryError)):
+            raise
+        return False
+
+
+def _line(row: dict[str, float], settings: Stage1Settings) -> str:
+    layers = ", ".join(f"block {l} {row[f'val_loss_{l}']:.4g} (cos {row[f'val_cosine_{l}']:.3f})" for l in settings.layers)
+    final = f", final {row['val_loss_final']:.4g}" if "val_loss_final" in row else ""
+    return f"epoch {int(row['epoch'])}: validation {row['val_loss']:.4g}; {layers}{final}"

@@ -1,0 +1,156 @@
+"""Stage 1 as a whole: which slides train and validate, the run, the encoder file with its history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lrmil_cli.distill.encoder import Stage1Settings, distill
+from lrmil_cli.distill.student import align
+from lrmil_cli.distill.targets import PairedSlide, read_pairs
+from lrmil_cli.encoders.spec import save_encoder
+from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.features import read_features
+from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.tables import write_table
+from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.training.bags import list_tables
+from lrmil_cli.training.curves import plot_curves
+from lrmil_cli.training.folds import fold_names, make_folds, members
+from lrmil_cli.training.teacher import Teacher, read_teacher
+
+#: Without a fold, one slide in ten validates (method 4.4).
+VAL_SHARE = 10
+
+
+@dataclass
+class Cohort:
+    """Paired slides of a run, split; ``teacher`` where attention is wanted."""
+
+    slides: list[PairedSlide]
+    train: list[PairedSlide]
+    val: list[PairedSlide]
+    fold: int | None
+    teacher: Teacher | None
+
+
+@dataclass
+class Result:
+    """For the summary line: was it there already, text, numbers."""
+
+    there: bool
+    text: str
+    numbers: dict[str, Any]
+
+
+def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int, teacher: str | None, seed: int) -> Cohort:
+    """Read the pairs tables and split the slides.
+
+    Raises:
+        InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs.
+    """
+    paths: dict[str, Path] = {}
+    for arg in pairs:
+        found = list_tables(arg, "pairs") if Path(arg).is_dir() else {arg: Path(arg)}
+        if not found:
+            raise InputError(f"{arg}: no pairs tables (*.pairs.csv) in this folder; make them with `lrmil match`")
+        paths |= found
+    slides = [read_pairs(p) for p in paths.values()]
+    by_id = {s.slide_id: s for s in slides}
+    if len(by_id) < len(slides):
+        raise InputError("two pairs tables are of the same slide; give each slide once")
+    first = slides[0]
+    for s in slides:
+        for side in ("lr", "hr"):
+            a, b = (v.header[side]["settings"] for v in (s, first))
+            if s.ratio != first.ratio or (a["mpp"], a["tile_px"]) != (b["mpp"], b["tile_px"]):
+                raise InputError(f"pairs of {s.slide_id} and {first.slide_id} differ in mpp, tile size or ratio; tile all slides alike")
+    guide = read_teacher(teacher) if teacher else None
+    if manifest is None:
+        order = np.random.default_rng(seed).permutation(len(slides))
+        held = set(order[: max(1, len(slides) // VAL_SHARE)].tolist()) if len(slides) > 1 else set()
+        train = [s for i, s in enumerate(slides) if i not in held]
+        return Cohort(slides, train, [s for i, s in enumerate(slides) if i in held], None, guide)
+    table = guide.folds if guide else make_folds(read_manifest(manifest, need_labels=True), folds, seed)
+    names = fold_names(table)
+    if fold is None or fold > len(names):
+        raise UsageError(f"--fold {fold}: {manifest} has folds 1 to {len(names)}")
+    parts = members(table, names[fold - 1])
+    missing = [s for s in parts["train"] + parts["val"] if s not in by_id]
+    if missing:
+        raise InputError(f"slide {missing[0]} of fold {fold} has no pairs table ({len(missing)} missing); make it with `lrmil match`")
+    train, val = ([by_id[s] for s in parts[p]] for p in ("train", "val"))
+    return Cohort(train + val, train, val, fold, guide)
+
+
+def run(
+    cohort: Cohort, teacher: Encoder, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
+    overwrite: bool, say: Callable[[str], None],
+) -> Result:
+    """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
+
+    Raises:
+        UsageError: the output is there and was made otherwise; InputError, MachineError: as the parts.
+    """
+    own = {**settings.as_json(), "encoder": teacher.digest(), "fold": cohort.fold}
+    inputs = {f"pairs/{s.slide_id}": last_digest(s.header) for s in cohort.slides}
+    attention = None
+    if settings.final_loss == "attention":
+        inputs["teacher"] = last_digest(cohort.teacher.header)
+        attention = teacher_attention(cohort)
+    wanted = digest(own, inputs)
+    if up_to_date(output, wanted, lambda p: read_tensor_header(p, "encoder"), overwrite):
+        return Result(True, "up to date", {})
+    say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
+        f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
+    result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, say=say)
+    start, best = result.curves[0], result.curves[result.best_epoch]
+    numbers = {"epochs": len(result.curves) - 1, "best_epoch": result.best_epoch, "val_loss": best["val_loss"],
+               "val_loss_start": start["val_loss"], "ratio_to_start": best["val_loss"] / max(start["val_loss"], 1e-30)}
+    hr, lr = (cohort.slides[0].header[k]["settings"] for k in ("hr", "lr"))
+    info = result.encoder.info
+    about = {"mpp_hr": hr["mpp"], "mpp_lr": lr["mpp"], "tile_px": lr["tile_px"], "ratio": cohort.slides[0].ratio,
+             **settings.as_json(), **numbers, "fold": cohort.fold,
+             # Every slide whose pixels decided the weights; evaluation checks its test slides against it.
+             "slides": [s.slide_id for s in cohort.slides], "start": start, "best": best}
+    result.encoder.info = replace(info, name=output.name, base=info.base or info.name, mpp=lr["mpp"], distilled=about)
+    history = [step("distill-encoder", own, inputs)]
+    save_encoder(output, result.encoder, history, own)
+    curves = pd.DataFrame([{"fold": cohort.fold or 0, **row} for row in result.curves])
+    path = output.with_name(output.stem + ".curves.csv")
+    write_table(path, make_header("curves", settings={}, history=history), curves)
+    cosines = [f"val_cosine_{l}" for l in settings.layers]
+    plot_curves(path.with_suffix(".png"), curves, [("validation loss", ["val_loss", "train_loss"]), ("cosine to the HR class token", cosines)],
+                {cohort.fold or 0: result.best_epoch})
+    text = (f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
+            f"at epoch {result.best_epoch} of {numbers['epochs']}")
+    return Result(False, text, numbers)
+
+
+def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
+    """Softmax attention of the fold's teacher head on each target row, of training and validation slides only.
+
+    Raises:
+        InputError: HR features are missing, or of other tiles.
+    """
+    header, head = cohort.teacher.head(cohort.fold)
+    allowed = set(header["train"]) | set(header["val"])
+    out = {}
+    for paired in cohort.slides:
+        if paired.slide_id not in allowed:
+            raise InputError(f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used")
+        path = cohort.teacher.features / f"{paired.slide_id}.h5"
+        features = read_features(path)
+        align(paired, features, str(path))
+        with torch.inference_mode():
+            attention = head(torch.from_numpy(features.features)).attention.numpy()
+        out[paired.slide_id] = attention[paired.hr_index].astype(np.float32)
+    return out

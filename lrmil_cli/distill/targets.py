@@ -1,0 +1,158 @@
+"""HR targets of stage 1: class tokens of the HR tiles at the chosen blocks, computed once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrmil_cli.device import autocast, to_device
+from lrmil_cli.distill.pairs import boxes_of
+from lrmil_cli.encoders.embed import open_tiled_slide, prefetch
+from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError
+from lrmil_cli.files.atomic import atomic_path
+from lrmil_cli.files.header import digest, last_digest
+from lrmil_cli.files.tables import read_table
+from lrmil_cli.slides.grid import choose_level
+from lrmil_cli.slides.reader import read_rows
+from lrmil_cli.slides.slide import Slide
+
+#: float16 ends at 65504; residual streams of large encoders can be beyond.
+FLOAT16_LIMIT = 6e4
+
+
+@dataclass
+class PairedSlide:
+    """Pairs of one slide, and where its HR targets are.
+
+    Attributes:
+        header: of the pairs table; hr_boxes, lr_boxes: int64 [., 4] level-0 rectangles.
+        children: int64 [R, K], row of the targets for each cell of each region, -1 where there is no HR tile.
+        lr_index: int64 [R], row of each region in the LR tile table.
+        hr_index: int64 [N], row of each target in the HR tile table.
+    """
+
+    slide_id: str
+    header: dict[str, Any]
+    hr_boxes: np.ndarray
+    lr_boxes: np.ndarray
+    children: np.ndarray
+    lr_index: np.ndarray
+    hr_index: np.ndarray
+
+    @property
+    def ratio(self) -> int:
+        return int(self.header["ratio"])
+
+
+def read_pairs(path: str | Path) -> PairedSlide:
+    """Read a pairs table into arrays.
+
+    Raises:
+        InputError: as ``read_table``; cells outside the ratio.
+    """
+    header, rows = read_table(path, "pairs")
+    try:
+        ratio, lr, hr = int(header["ratio"]), header["lr"], header["hr"]
+        slide_id = header["slide"]["id"]
+        _ = lr["settings"]["mpp"], hr["settings"]["mpp"], lr["slide"]["path"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{path}: the pairs header is incomplete ({e}); run `lrmil match` again") from e
+    cell = (rows["cell_row"] * ratio + rows["cell_col"]).to_numpy()
+    if not len(rows) or cell.min() < 0 or cell.max() >= ratio**2:
+        raise InputError(f"{path}: no pairs in it, or cells outside the ratio {ratio}; run `lrmil match` again")
+    lr_index, first, region = np.unique(rows["lr_index"].to_numpy(), return_index=True, return_inverse=True)
+    children = np.full((len(lr_index), ratio**2), -1, np.int64)
+    children[region, cell] = np.arange(len(rows))
+    return PairedSlide(
+        slide_id, header,
+        boxes_of(rows["hr_x"].to_numpy(), rows["hr_y"].to_numpy(), hr),
+        boxes_of(rows["lr_x"].to_numpy()[first], rows["lr_y"].to_numpy()[first], lr),
+        children, lr_index, rows["hr_index"].to_numpy(),
+    )
+
+
+def tile_level(slide: Slide, header: dict[str, Any]) -> int:
+    """The level that a tile header's settings read from."""
+    s = header["settings"]
+    return choose_level([l.downsample for l in slide.levels], slide.mpp, s["mpp"], allow_upsample=s["allow_upsample"],
+                        where=str(slide.path))
+
+
+def target_path(cache: Path, paired: PairedSlide, encoder_digest: str, layers: tuple[int, ...], final: bool) -> Path:
+    """Name of a slide's target file: another encoder, layer set or pairs table is another file."""
+    key = digest({"encoder": encoder_digest, "layers": list(layers), "final": final}, {"pairs": last_digest(paired.header)})
+    return cache / f"{paired.slide_id}.{key[:16]}.targets"
+
+
+def compute_targets(
+    encoder: Encoder, paired: PairedSlide, layers: tuple[int, ...], final: bool, device: torch.device, batch_size: int
+) -> dict[str, np.ndarray]:
+    """``layers`` [N, |layers|, D] and, with ``final``, ``final`` [N, D_e] of the paired HR tiles.
+
+    Raises:
+        InputError: the slide cannot be read.
+    """
+    parts: dict[str, list[np.ndarray]] = {"layers": [], "final": []}
+    with open_tiled_slide(paired.header["hr"]) as slide:
+        level, tile_px = tile_level(slide, paired.header["hr"]), paired.header["hr"]["settings"]["tile_px"]
+        starts = range(0, len(paired.hr_boxes), batch_size)
+        batches = (read_rows(slide, paired.hr_boxes[s : s + batch_size], level, tile_px) for s in starts)
+        with torch.inference_mode():
+            for pixels in prefetch(batches, 0 if device.type == "cpu" else 4):
+                with autocast(device):
+                    out = encoder(to_device(pixels, device), layers, need_final=final)
+                parts["layers"].append(torch.stack([out["summary"][l].float() for l in layers], 1).cpu().numpy())
+                if final:
+                    parts["final"].append(out["final"].float().cpu().numpy())
+    return {k: half(np.concatenate(v)) for k, v in parts.items() if v}
+
+
+def half(values: np.ndarray) -> np.ndarray:
+    """float16 where the values fit, else float32."""
+    return values.astype(np.float16) if np.abs(values).max(initial=0) <= FLOAT16_LIMIT else values
+
+
+def load_targets(
+    encoder: Encoder,
+    slides: list[PairedSlide],
+    layers: tuple[int, ...],
+    final: bool,
+    cache: Path,
+    device: torch.device,
+    batch_size: int,
+    say: Callable[[str], None],
+) -> list[dict[str, np.ndarray]]:
+    """Targets of all slides, memory-mapped from ``cache``; what is missing is computed and written first.
+
+    Raises:
+        InputError: a slide cannot be read.
+        MachineError: the cache cannot be written.
+    """
+    weights = encoder.digest()
+    out = []
+    for n, paired in enumerate(slides, 1):
+        base = target_path(cache, paired, weights, layers, final)
+        names = ["layers", "final"] if final else ["layers"]
+        paths = {k: base.with_name(f"{base.name}.{k}.npy") for k in names}
+        if not all(map(_readable, paths.values())):
+            arrays = compute_targets(encoder, paired, layers, final, device, batch_size)
+            for k, path in paths.items():
+                with atomic_path(path) as tmp, open(tmp, "wb") as fh:
+                    np.save(fh, arrays[k], allow_pickle=False)
+            say(f"HR targets {n}/{len(slides)}: {paired.slide_id}, {len(paired.hr_boxes)} tiles")
+        out.append({k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in paths.items()})
+    return out
+
+
+def _readable(path: Path) -> bool:
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+        return True
+    except (OSError, ValueError, EOFError):
+        return False

@@ -1,0 +1,40 @@
+"""Errors that reach the user, one class per kind of trouble, each with the exit code of the command contract.
+
+Every message is one line that says what is wrong, in which file, why, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class LrmilError(Exception):
+    """Base of everything the toolkit raises on purpose; the user sees its message and no traceback."""
+
+    exit_code = 1
+
+
+class UsageError(LrmilError):
+    """The command line asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class InputError(LrmilError):
+    """An input cannot be used: no such file, unreadable slide, no mpp, bad manifest, files that do not fit."""
+
+    exit_code = 3
+
+
+class NoTissueError(InputError):
+    """The slide holds no tissue by the rule asked for; a batch reports it as ``no_tissue``."""
+
+
+class PartialError(LrmilError):
+    """Some slides of a batch failed; the others are done."""
+
+    exit_code = 4
+
+
+class MachineError(LrmilError):
+    """The machine lacks something: weights, an optional package, a device, disk space, permission."""
+
+    exit_code = 5

@@ -1,0 +1,156 @@
+"""The header that every file of the chain carries: what it is, of which slide, by which settings, after which steps.
+
+``history`` has one entry for each command that led to the file, like the ``@PG`` lines of SAM. The digest of the last
+entry covers the settings and the inputs of the command that wrote the file; equal digest means "up to date".
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from lrmil_cli import __version__
+from lrmil_cli.errors import InputError, UsageError
+
+FORMAT_VERSION = 1
+
+MADE_BY = {
+    "tiles": "lrmil tile",
+    "pairs": "lrmil match",
+    "features": "lrmil embed",
+    "encoder": "lrmil distill-encoder",
+    "head": "lrmil train-teacher",
+    "teacher": "lrmil train-teacher",
+    "model": "lrmil distill-student",
+    "attention": "lrmil predict",
+    "prediction": "lrmil predict",
+    "predictions": "lrmil train-teacher or lrmil distill-student",
+    "metrics": "lrmil train-teacher or lrmil distill-student",
+    "curves": "lrmil train-teacher or lrmil distill-student",
+    "folds": "lrmil train-teacher",
+}
+
+#: The command line of the running command, for ``history``; set once by the app.
+command_line: ContextVar[str] = ContextVar("command_line", default="")
+
+
+def digest(settings: dict[str, Any], inputs: dict[str, str]) -> str:
+    """Hex digest of all that decides the content of a file: ``settings`` and the digests of its ``inputs``."""
+    canonical = json.dumps({"settings": settings, "inputs": inputs}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def step(command: str, settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
+    """One ``history`` entry: command, command line, tool version, date (``SOURCE_DATE_EPOCH`` is honoured), digest."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc) if epoch else \
+        datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "command": command,
+        "argv": command_line.get(),
+        "lrmil": __version__,
+        "date": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "digest": digest(settings, inputs),
+    }
+
+
+def make_header(
+    kind: str,
+    *,
+    settings: dict[str, Any],
+    history: list[dict[str, Any]],
+    slide: dict[str, Any] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """The header of a file of ``kind``; ``extra`` holds what only this kind carries."""
+    head: dict[str, Any] = {"kind": kind, "version": FORMAT_VERSION}
+    if slide is not None:
+        head["slide"] = slide
+    return {**head, "settings": settings, **extra, "history": history}
+
+
+def check_header(header: Any, kind: str, where: str) -> dict[str, Any]:
+    """Return ``header`` if it is one of ``kind`` that this version can read.
+
+    Raises:
+        InputError: another kind, a newer version, or no header at all; the message names the command that makes ``kind``.
+    """
+    wanted = f"a {kind} file (made by `{MADE_BY.get(kind, 'lrmil')}`)"
+    if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
+        raise InputError(f"{where}: not {wanted}; it carries no lrmil header")
+    if header["kind"] != kind:
+        raise InputError(f"{where}: this is a {header['kind'][:40]} file, but {wanted} is needed here")
+    version = header.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"{where}: the header has no valid version; make the file again with `{MADE_BY.get(kind, 'lrmil')}`")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{where}: written by a newer lrmil (format {version}, this one reads up to {FORMAT_VERSION}); upgrade lrmil-cli"
+        )
+    history = header.get("history")
+    if not isinstance(history, list) or not all(isinstance(h, dict) and isinstance(h.get("digest"), str) for h in history):
+        raise InputError(f"{where}: the header is damaged (history); make the file again with `{MADE_BY.get(kind, 'lrmil')}`")
+    return header
+
+
+def parse_header(text: str | bytes, kind: str, where: str) -> dict[str, Any]:
+    """Parse the JSON of a header and check it.
+
+    Raises:
+        InputError: not JSON, or as :func:`check_header`.
+    """
+    try:
+        header = json.loads(text)
+    except (ValueError, UnicodeDecodeError, RecursionError) as e:
+        raise InputError(f"{where}: the lrmil header is damaged ({type(e).__name__}); make the file again") from e
+    return check_header(header, kind, where)
+
+
+def last_digest(header: dict[str, Any]) -> str:
+    """Digest of the command that wrote the file; ``""`` where it has no history (files of other tools)."""
+    return header["history"][-1]["digest"] if header.get("history") else ""
+
+
+def up_to_date(path: str | Path, wanted: str, read_header, overwrite: bool) -> bool:
+    """True if ``path`` exists and was made by the same inputs and settings (digest ``wanted``).
+
+    Args:
+        read_header: function of a path that returns its header, raising InputError if it cannot.
+        overwrite: a file made by others may be replaced.
+
+    Raises:
+        UsageError: the file exists, was made by others, and ``overwrite`` is off.
+    """
+    path = Path(path)
+    if not path.exists():
+        return False
+    try:
+        if last_digest(read_header(path)) == wanted:
+            return True
+        reason = "was made from other inputs or settings"
+    except InputError:
+        reason = "is not a file this command made"
+    if not overwrite:
+        raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it, or choose another --output")
+    return False
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a whole file, for inputs that carry no header.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    h = hashlib.sha256()
+    try:
+        with open(path, "rb") as fh:
+            while block := fh.read(1 << 20):
+                h.update(block)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+    return h.hexdigest()[:32]

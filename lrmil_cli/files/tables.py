@@ -1,0 +1,198 @@
+"""Tables that pass between commands: CSV with one ``# lrmil {...}`` comment line, ``.csv.gz``, or ``.parquet``.
+
+``pandas.read_csv(f, comment="#")``, R and awk read the rows. The header carries the number of rows, so that a
+truncated table is refused instead of read as a shorter one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrmil_cli.errors import InputError, MachineError, UsageError
+from lrmil_cli.files.atomic import write_bytes
+from lrmil_cli.files.header import MADE_BY, check_header, parse_header
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PREFIX = "# lrmil "
+SUFFIXES = (".csv", ".csv.gz", ".parquet")
+
+#: kind -> {column: dtype kind}; "i" integer, "f" number, "s" text. Tables may hold more columns than these.
+SCHEMAS: dict[str, dict[str, str]] = {
+    "tiles": {"x": "i", "y": "i", "width": "i", "height": "i", "col": "i", "row": "i", "tissue": "f"},
+    "pairs": {
+        "lr_index": "i", "hr_index": "i", "lr_x": "i", "lr_y": "i",
+        "hr_x": "i", "hr_y": "i", "cell_row": "i", "cell_col": "i",
+    },
+    "attention": {"x": "i", "y": "i", "width": "i", "height": "i", "attention": "f", "percentile": "f"},
+    "predictions": {"slide_id": "s", "patient_id": "s", "label": "s", "fold": "i", "predicted": "s"},
+    "metrics": {"fold": "s"},
+    "curves": {"fold": "i", "epoch": "i"},
+    "folds": {"slide_id": "s", "patient_id": "s", "label": "s"},
+}
+
+
+def table_suffix(path: str | Path) -> str | None:
+    """The table suffix of a name, or None if it has none of ours."""
+    name = str(path).lower()
+    return next((s for s in SUFFIXES if name.endswith(s)), None)
+
+
+def dumps_csv(header: dict[str, Any], rows: pd.DataFrame) -> str:
+    """The whole table as CSV text, header line first."""
+    line = PREFIX + json.dumps({**header, "rows": len(rows)}, allow_nan=False, ensure_ascii=True)
+    body = rows.to_csv(index=False, lineterminator="\n", float_format="%.9g")
+    return line + "\n" + body
+
+
+def write_table(path: str | Path, header: dict[str, Any], rows: pd.DataFrame) -> None:
+    """Write a table, atomically; ``-`` writes CSV to standard output.
+
+    Raises:
+        UsageError: the name has none of the suffixes .csv, .csv.gz, .parquet.
+        MachineError: the file cannot be written, or pyarrow is missing for .parquet.
+    """
+    if str(path) == "-":
+        sys.stdout.write(dumps_csv(header, rows))
+        sys.stdout.flush()
+        return
+    suffix = table_suffix(path)
+    if suffix is None:
+        raise UsageError(f"{path}: a table's name ends in {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        data = _to_parquet(header, rows)
+    else:
+        data = dumps_csv(header, rows).encode("utf-8")
+        if suffix == ".csv.gz":
+            data = gzip.compress(data, 6, mtime=0)  # no time stamp: the same table gives the same bytes
+    write_bytes(path, data)
+
+
+def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Read a table of ``kind``; ``-`` reads CSV from standard input.
+
+    Returns:
+        header, rows (columns of the kind's schema checked and cast).
+
+    Raises:
+        InputError: no such file, another kind, a newer version, damaged or truncated content.
+    """
+    import pandas as pd
+
+    where = "standard input" if str(path) == "-" else str(path)
+    if table_suffix(path) == ".parquet":
+        header, rows = _from_parquet(path, kind, where)
+    else:
+        text = _read_text(path, where)
+        first, _, body = text.partition("\n")
+        header = _header_of_line(first, kind, where)
+        try:
+            rows = pd.read_csv(io.StringIO(body), dtype={c: str for c, k in SCHEMAS[kind].items() if k == "s"},
+                               keep_default_na=False, na_values=[""])
+        except (ValueError, pd.errors.ParserError) as e:
+            raise InputError(f"{where}: the rows are damaged ({_one_line(e)}); run `{MADE_BY[kind]}` again") from e
+    return header, _check_rows(rows, header, kind, where)
+
+
+def read_table_header(path: str | Path, kind: str) -> dict[str, Any]:
+    """The header of a table, without its rows.
+
+    Raises:
+        InputError: as :func:`read_table`.
+    """
+    if table_suffix(path) == ".parquet":
+        return read_table(path, kind)[0]
+    try:
+        opener = gzip.open if str(path).lower().endswith(".gz") else open
+        with opener(path, "rt", encoding="utf-8") as fh:
+            first = fh.readline()
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
+        raise InputError(f"{path}: cannot be read ({_one_line(e)})") from e
+    return _header_of_line(first.rstrip("\n"), kind, str(path))
+
+
+def _read_text(path: str | Path, where: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return data.decode("utf-8")
+    except FileNotFoundError as e:
+        raise InputError(f"{where}: no such file") from e
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
+        raise InputError(f"{where}: cannot be read as a table ({_one_line(e)})") from e
+
+
+def _header_of_line(line: str, kind: str, where: str) -> dict[str, Any]:
+    if not line.startswith(PREFIX):
+        what = "nothing came in" if not line else "it has no `# lrmil` header line"
+        raise InputError(f"{where}: not a {kind} table, {what}; `{MADE_BY[kind]}` makes one")
+    return parse_header(line[len(PREFIX):], kind, where)
+
+
+def _check_rows(rows: pd.DataFrame, header: dict[str, Any], kind: str, where: str) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
+    missing = [c for c in SCHEMAS[kind] if c not in rows.columns]
+    if missing:
+        raise InputError(f"{where}: column {missing[0]!r} is missing; run `{MADE_BY[kind]}` again")
+    if "rows" in header and header["rows"] != len(rows):
+        raise InputError(
+            f"{where}: truncated, {len(rows)} rows of {header['rows']}; run `{MADE_BY[kind]}` again"
+        )
+    for column, dtype in SCHEMAS[kind].items():
+        if dtype == "s":
+            rows[column] = rows[column].astype(str)
+            continue
+        numbers = pd.to_numeric(rows[column], errors="coerce").to_numpy(dtype=np.float64)
+        bad = np.flatnonzero(~np.isfinite(numbers) | (np.abs(numbers) > 2**53))
+        if dtype == "i" and not bad.size:
+            bad = np.flatnonzero(numbers != np.round(numbers))
+        if bad.size:
+            raise InputError(f"{where}: row {bad[0] + 1}, column {column!r} is not a valid number")
+        rows[column] = numbers.astype(np.int64) if dtype == "i" else numbers
+    return rows
+
+
+def _pyarrow():
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MachineError("Parquet tables need pyarrow: pip install 'lrmil-cli[parquet]', or use .csv.gz") from e
+    return pyarrow
+
+
+def _to_parquet(header: dict[str, Any], rows: pd.DataFrame) -> bytes:
+    pa = _pyarrow()
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    meta = json.dumps({**header, "rows": len(rows)}, allow_nan=False).encode()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"lrmil": meta})
+    sink = io.BytesIO()
+    pa.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def _from_parquet(path: str | Path, kind: str, where: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    pa = _pyarrow()
+    try:
+        table = pa.parquet.read_table(path)
+    except FileNotFoundError as e:
+        raise InputError(f"{where}: no such file") from e
+    except (OSError, pa.ArrowException) as e:
+        raise InputError(f"{where}: cannot be read as Parquet ({_one_line(e)})") from e
+    meta = (table.schema.metadata or {}).get(b"lrmil")
+    header = check_header(None, kind, where) if meta is None else parse_header(meta, kind, where)
+    return header, table.to_pandas()
+
+
+def _one_line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:160] or type(e).__name__

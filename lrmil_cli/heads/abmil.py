@@ -1,0 +1,42 @@
+"""ABMIL: attention-based MIL (Ilse, Tomczak, Welling 2018), plain and gated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lrmil_cli.heads.base import MILHead, MILOutput, Scorer, check_bag, register
+
+
+@register("abmil")
+class ABMIL(MILHead):
+    """``h = x`` (or ``ReLU(W x)``), ``s = A(h)``, ``alpha = softmax(s)``, ``logits = W sum(alpha h) + b``.
+
+    LRMIL's teacher and student use it plain, hidden width 128, without projection or dropout (method 5.1).
+
+    Args:
+        hidden: width of the scorer; gated: tanh * sigmoid instead of tanh; dropout: in projection and scorer.
+        embed_dim: width of a shared projection Linear + ReLU in front; None for none.
+    """
+
+    attention_kind = "native"
+
+    def __init__(
+        self, in_dim: int, num_classes: int, *, hidden: int = 128, gated: bool = False,
+        embed_dim: int | None = None, dropout: float = 0.0,
+    ):
+        super().__init__(in_dim, num_classes)
+        width = embed_dim or in_dim
+        self.project = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout)) if embed_dim else None
+        self.scorer = Scorer(width, hidden, gated=gated, dropout=dropout)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(
+        self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> MILOutput:
+        check_bag(features, self.in_dim)
+        h = features if self.project is None else self.project(features)
+        scores = self.scorer(h)[0].float()
+        attention = torch.softmax(scores, dim=0)
+        embedding = attention.to(h.dtype) @ h
+        return MILOutput(self.classifier(embedding).float(), scores, attention, embedding, extra={"instances": h})

@@ -1,0 +1,145 @@
+"""The interface of every MIL head, the parts they share, and the registry.
+
+A head is one file that defines a :class:`MILHead` decorated with :func:`register`, and one import line in
+``lrmil_cli/heads/__init__.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrmil_cli.errors import UsageError
+
+
+@dataclass
+class MILOutput:
+    """What a head says of one bag of N instances and C classes.
+
+    Attributes:
+        logits: [C].
+        scores: [N], pre-softmax attention.
+        attention: [N], always ``softmax(scores)``.
+        embedding: [L] bag embedding, or [C, L] with one a class.
+        class_scores: [C, N] for heads with one attention row a class.
+        instance_logits: [N, C] for heads with an instance classifier.
+        extra: what ``loss_terms`` needs besides.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    attention: Tensor
+    embedding: Tensor | None = None
+    class_scores: Tensor | None = None
+    instance_logits: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MILHead(nn.Module):
+    """Base of all heads. ``forward`` takes ``features`` [N, D] and never sees the label.
+
+    ``attention_kind`` is "native" where the head pools with its attention, "derived" where the attention is defined
+    for it afterwards.
+    """
+
+    attention_kind: Literal["native", "derived"] = "native"
+    name: str = ""
+
+    def __init__(self, in_dim: int, num_classes: int):
+        super().__init__()
+        self.in_dim = in_dim
+        self.num_classes = num_classes
+        self.options: dict[str, Any] = {}
+
+    def forward(
+        self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> MILOutput:
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
+        """``{name: (weight, loss)}``; the supervised loss is the weighted sum. Default: cross-entropy on the logits.
+
+        Args:
+            label: int64 scalar; class_weights: [C] or None.
+        """
+        return {"bag": (1.0, bag_cross_entropy(out.logits, label, class_weights))}
+
+    def config(self) -> dict[str, Any]:
+        """All that rebuilds the head: ``build_head(**config)``."""
+        return {"name": self.name, "in_dim": self.in_dim, "num_classes": self.num_classes, "options": dict(self.options)}
+
+
+def bag_cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of one bag: logits [C], label scalar; a class weight scales the bag's loss."""
+    loss = F.cross_entropy(logits.float().unsqueeze(0), label.view(1))
+    return loss if class_weights is None else loss * class_weights[label]
+
+
+def check_bag(features: Tensor, in_dim: int) -> None:
+    """A bag is [N, D] with N >= 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if features.ndim != 2 or features.shape[0] < 1 or features.shape[1] != in_dim:
+        raise ValueError(f"a bag must be [N >= 1, {in_dim}], got {tuple(features.shape)}")
+
+
+class Scorer(nn.Module):
+    """Attention scorer ``A(L -> H -> K)``, plain (tanh) or gated (tanh * sigmoid); returns scores [K, N]."""
+
+    def __init__(self, in_dim: int, hidden: int, rows: int = 1, *, gated: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.tanh = nn.Linear(in_dim, hidden)
+        self.gate = nn.Linear(in_dim, hidden) if gated else None
+        self.out = nn.Linear(hidden, rows)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        t = self.dropout(torch.tanh(self.tanh(h)))
+        if self.gate is not None:
+            t = t * self.dropout(torch.sigmoid(self.gate(h)))
+        return self.out(t).T
+
+
+_REGISTRY: dict[str, type[MILHead]] = {}
+
+
+def register(name: str):
+    """Class decorator: make a head known as ``--head NAME``."""
+
+    def add(cls: type[MILHead]) -> type[MILHead]:
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def head_names() -> list[str]:
+    """Names of all heads, sorted."""
+    return sorted(_REGISTRY)
+
+
+def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any] | None = None) -> MILHead:
+    """Build a head from its name and options.
+
+    Raises:
+        UsageError: unknown head or option; the message lists those there are.
+    """
+    if name not in _REGISTRY:
+        raise UsageError(f"--head {name}: there is no such head; choose one of {', '.join(head_names())}")
+    cls = _REGISTRY[name]
+    options = dict(options or {})
+    known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "in_dim", "num_classes")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UsageError(f"head {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
+    head = cls(in_dim, num_classes, **options)
+    head.options = options
+    return head

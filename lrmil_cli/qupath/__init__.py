@@ -1,0 +1,1 @@
+"""What QuPath opens: GeoJSON heatmaps, and pictures of the same for those without QuPath."""

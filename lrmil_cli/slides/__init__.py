@@ -1,0 +1,1 @@
+"""Pixels: opening slides, their scale, tissue, the tile grid, reading tiles."""

@@ -1,0 +1,84 @@
+"""The scale of a slide: micrometres per pixel from its metadata, checked for sense."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+
+from lrmil_cli.errors import InputError
+
+MIN_MPP, MAX_MPP = 0.05, 20.0
+#: x and y may differ by this share before a slide counts as anisotropic.
+MAX_ANISOTROPY = 0.02
+
+_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+@dataclass(frozen=True)
+class Mpp:
+    """Level-0 micrometres per pixel and where it came from: ``metadata``, ``option`` or ``manifest``."""
+
+    value: float
+    source: str
+
+
+def parse_number(value: object) -> float | None:
+    """A number as scanners write them ("0.499", "0,4990", 0.25), or None."""
+    try:
+        number = float(str(value).strip().replace(",", "."))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def resolve_mpp(
+    mpp_x: object,
+    mpp_y: object,
+    *,
+    where: str,
+    option: float | None = None,
+    manifest: float | None = None,
+    objective: object = None,
+) -> Mpp:
+    """The scale to use for a slide: the option wins over the manifest, which wins over the metadata.
+
+    Raises:
+        InputError: none of them gives a usable value; the message names ``--slide-mpp``.
+    """
+    for value, source in ((option, "option"), (manifest, "manifest")):
+        if value is not None:
+            if not MIN_MPP <= value <= MAX_MPP:
+                raise InputError(f"{where}: mpp {value:g} from the {source} is outside {MIN_MPP} to {MAX_MPP:g} um/px")
+            return Mpp(float(value), source)
+    x, y = parse_number(mpp_x), parse_number(mpp_y)
+    power = parse_number(objective)
+    hint = f"give it with --slide-mpp (the objective is {power:g}x, often {10 / power:g} um/px)" if power else \
+        "give it with --slide-mpp or in the manifest's mpp column (20x is often 0.5, 40x often 0.25)"
+    if x is None or y is None:
+        raise InputError(f"{where}: the slide does not say its mpp (um per pixel); {hint}")
+    if not (MIN_MPP <= x <= MAX_MPP and MIN_MPP <= y <= MAX_MPP):
+        raise InputError(f"{where}: mpp {x:.4g} x {y:.4g} in the metadata makes no sense (a screen resolution?); {hint}")
+    if abs(x - y) > MAX_ANISOTROPY * max(x, y):
+        raise InputError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
+    return Mpp((x + y) / 2, "metadata")
+
+
+def ome_mpp(xml: str | None) -> tuple[float | None, float | None]:
+    """PhysicalSizeX/Y of the first image in OME-XML, in um/px; (None, None) where it says nothing."""
+    if not xml or "<!DOCTYPE" in xml:  # OME-XML never has one; entities could be used to fill the memory
+        return None, None
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return None, None
+    pixels = next((e for e in root.iter() if e.tag.rpartition("}")[2] == "Pixels"), None)
+    if pixels is None:
+        return None, None
+
+    def size(axis: str) -> float | None:
+        number = parse_number(pixels.get(f"PhysicalSize{axis}"))
+        unit = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        return None if number is None or unit is None else number * unit
+
+    return size("X"), size("Y")

@@ -1,0 +1,282 @@
+"""A slide behind one small interface: size, scale, pyramid, and the pixels of a rectangle of one level.
+
+tiffslide opens what is a TIFF; OpenSlide, where installed, opens the other formats (MIRAX, DICOM, Hamamatsu VMS).
+Rectangles are given in the pixels of the level; what lies outside the slide comes back white.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.slides.mpp import Mpp, ome_mpp, resolve_mpp
+
+TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
+OPENSLIDE_SUFFIXES = (".mrxs", ".dcm", ".vms", ".vmu", ".svslide")
+SLIDE_SUFFIXES = TIFF_SUFFIXES + OPENSLIDE_SUFFIXES
+
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid: its size in its own pixels, and level-0 pixels per pixel along x and y."""
+
+    width: int
+    height: int
+    downsample_x: float
+    downsample_y: float
+
+    @property
+    def downsample(self) -> float:
+        return (self.downsample_x + self.downsample_y) / 2
+
+
+def snap_downsample(full: int, reduced: int) -> float:
+    """Level-0 pixels per level pixel along one axis.
+
+    Scanners round or cut the size of a level, so that ``full / reduced`` is slightly off (2.0005, 16.01). Where a
+    whole factor explains the size to within one pixel, the factor is the truth.
+    """
+    ratio = full / reduced
+    whole = round(ratio)
+    return float(whole) if whole >= 1 and abs(full / whole - reduced) < 1 else ratio
+
+
+class Slide:
+    """An open slide. Use :func:`open_slide` to make one; it is a context manager."""
+
+    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp):
+        self.path = path
+        self.slide_id = slide_id
+        self.reader = reader
+        self.mpp = mpp.value
+        self.mpp_source = mpp.source
+        self._handle = handle
+        self.width, self.height = (int(v) for v in handle.dimensions)
+        self.levels = tuple(
+            Level(int(w), int(h), snap_downsample(self.width, w), snap_downsample(self.height, h))
+            for w, h in handle.level_dimensions
+        )
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+    @property
+    def vendor(self) -> str:
+        """Scanner vendor as the reader names it, ``"unknown"`` if it does not."""
+        return str(_property(self._handle, "vendor") or "unknown")
+
+    @property
+    def bounds(self) -> list[int] | None:
+        """OpenSlide's ``[x, y, width, height]`` of the scanned area, in level-0 px, or None."""
+        values = [_property(self._handle, f"bounds-{k}") for k in ("x", "y", "width", "height")]
+        return None if any(v is None for v in values) else [int(v) for v in values]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the size and of samples of the file's bytes: another file or a changed one differs."""
+        return fingerprint(self.path)
+
+    def describe(self) -> dict[str, Any]:
+        """The ``slide`` entry of file headers."""
+        about = {
+            "id": self.slide_id, "path": str(self.path), "width": self.width, "height": self.height,
+            "mpp": self.mpp, "mpp_source": self.mpp_source, "vendor": self.vendor, "fingerprint": self.fingerprint,
+        }
+        return {**about, "bounds": self.bounds} if self.bounds else about
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Pixels of a rectangle of one level.
+
+        Args:
+            level: index into ``levels``.
+            x, y, width, height: rectangle in the pixels of that level; may stick out of the slide.
+
+        Returns:
+            uint8 [height, width, 3], white outside the slide.
+
+        Raises:
+            InputError: the file is damaged there.
+        """
+        size = self.levels[level]
+        x0, y0 = min(max(x, 0), size.width), min(max(y, 0), size.height)
+        x1, y1 = min(max(x + width, 0), size.width), min(max(y + height, 0), size.height)
+        whole = (x0, y0, x1, y1) == (x, y, x + width, y + height)
+        if whole and width and height:
+            return self._read_inside(level, x, y, width, height)
+        out = np.full((height, width, 3), WHITE, np.uint8)
+        if x1 > x0 and y1 > y0:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0)
+        return out
+
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        # Both readers take level-0 coordinates and divide by their own downsample; rounding up lands in the pixel meant.
+        own = self._handle.level_downsamples[level]
+        where = (int(np.ceil(x * own)), int(np.ceil(y * own)))
+        try:
+            if self.reader == "tiffslide":
+                pixels = self._handle.read_region(where, level, (width, height), as_array=True)
+            else:
+                pixels = np.asarray(self._handle.read_region(where, level, (width, height)))
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as e:  # every codec has errors of its own
+            raise InputError(
+                f"{self.path}: damaged at level {level}, x={where[0]}, y={where[1]} ({type(e).__name__}); "
+                "copy or export the slide again"
+            ) from e
+        return to_rgb8(pixels)
+
+
+def to_rgb8(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] from what slides hold: gray, gray + alpha, RGB, RGBA, 8 or 16 bit. Transparent becomes white."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise InputError(f"pixels of type {pixels.dtype} are not supported; export the slide as 8-bit RGB")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    channels = pixels.shape[2]
+    if channels in (2, 4):
+        alpha = pixels[..., -1:].astype(np.uint16)
+        pixels = ((pixels[..., :-1] * alpha + WHITE * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] != 3:
+        raise InputError(f"pixels with {channels} channels are not supported; export the slide as RGB")
+    return np.ascontiguousarray(pixels)
+
+
+def fingerprint(path: str | Path) -> str:
+    """Digest of a file's size and of 18 samples of 16 kB spread over it, first and last included.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        size = os.path.getsize(path)
+        h = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as fh:
+            for k in range(18):
+                fh.seek(max(0, (size - 16384) * k // 17))
+                h.update(fh.read(16384))
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+    return h.hexdigest()[:32]
+
+
+def open_slide(
+    path: str | Path, *, slide_id: str | None = None, slide_mpp: float | None = None, manifest_mpp: float | None = None
+) -> Slide:
+    """Open a slide and check that it can be used.
+
+    Args:
+        slide_id: defaults to the file's stem.
+        slide_mpp: level-0 um/px that wins over the metadata (``--slide-mpp``).
+        manifest_mpp: the same from the manifest.
+
+    Raises:
+        InputError: no such file, not a slide, truncated, damaged, or without a usable mpp.
+        MachineError: the format needs OpenSlide, which is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder, not a slide")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; copy the slide again")
+    if path.suffix.lower() in OPENSLIDE_SUFFIXES:
+        handle, reader = _open_openslide(path), "openslide"
+    else:
+        handle, reader = _open_tiffslide(path), "tiffslide"
+    try:
+        mpp_x, mpp_y = _property(handle, "mpp-x"), _property(handle, "mpp-y")
+        if reader == "tiffslide":
+            _check_complete(handle, path)
+            if handle.ts_tifffile.is_ome:
+                ome_x, ome_y = ome_mpp(handle.ts_tifffile.ome_metadata)
+                mpp_x, mpp_y = ome_x or mpp_x, ome_y or mpp_y
+        mpp = resolve_mpp(mpp_x, mpp_y, where=str(path), option=slide_mpp, manifest=manifest_mpp,
+                          objective=_property(handle, "objective-power"))
+        slide = Slide(path, slide_id or path.stem, handle, reader, mpp)
+        _check_pyramid(slide)
+    except BaseException:
+        handle.close()
+        raise
+    return slide
+
+
+def _property(handle: Any, name: str) -> Any:
+    """A property of either reader, without its prefix."""
+    for prefix in ("tiffslide", "openslide"):
+        value = handle.properties.get(f"{prefix}.{name}")
+        if value is not None:
+            return value
+    return None
+
+
+def _open_tiffslide(path: Path) -> Any:
+    import tiffslide
+
+    try:
+        handle = tiffslide.TiffSlide(str(path))
+        _ = handle.dimensions, handle.level_dimensions, handle.properties
+        return handle
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as e:  # tiffslide lets tifffile's, zarr's and its own errors through
+        raise InputError(f"{path}: cannot be opened as a slide ({type(e).__name__}); is the file complete, and one of "
+                         f"{' '.join(SLIDE_SUFFIXES)}?") from e
+
+
+def _open_openslide(path: Path) -> Any:
+    try:
+        import openslide
+    except ImportError as e:
+        raise MachineError(f"{path}: {path.suffix} slides need OpenSlide: pip install 'lrmil-cli[openslide]'") from e
+    try:
+        return openslide.OpenSlide(str(path))
+    except (openslide.OpenSlideError, OSError) as e:
+        raise InputError(f"{path}: OpenSlide cannot open it ({' '.join(str(e).split())[:120]})") from e
+
+
+def _check_complete(handle: Any, path: Path) -> None:
+    """A truncated TIFF opens without complaint: every block that the header promises must lie inside the file."""
+    size = path.stat().st_size
+    for series in handle.ts_tifffile.series[:1]:
+        for level in series.levels:
+            for page in level.pages:
+                ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts))
+                if max(ends, default=0) > size:
+                    raise InputError(f"{path}: truncated, it ends before its image data does; copy the slide again")
+
+
+def _check_pyramid(slide: Slide) -> None:
+    """Levels must shrink, keep their shape, and decode at both ends."""
+    for i, level in enumerate(slide.levels):
+        if min(level.width, level.height) < 1:
+            raise InputError(f"{slide.path}: level {i} of the pyramid is empty")
+        if abs(level.downsample_x - level.downsample_y) > 0.05 * level.downsample + 2 * level.downsample / min(level.width, level.height):
+            raise InputError(
+                f"{slide.path}: level {i} of the pyramid ({level.width} x {level.height}) has another shape than the slide "
+                f"({slide.width} x {slide.height}); export the slide again"
+            )
+        w, h = min(8, level.width), min(8, level.height)
+        slide.read(i, 0, 0, w, h)
+        slide.read(i, level.width - w, level.height - h, w, h)

@@ -1,0 +1,110 @@
+"""From a slide to its tile table: tissue mask, grid, the tiles with enough tissue."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lrmil_cli.errors import InputError, NoTissueError
+from lrmil_cli.slides.grid import Grid, choose_level, make_grid, tile_boxes
+from lrmil_cli.slides.reader import overview
+from lrmil_cli.slides.slide import Slide
+from lrmil_cli.slides.tissue import TissueSettings, tissue_fractions, tissue_mask
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """All that decides which tiles a slide gives. ``mpp`` in um/px, ``min_tissue`` as a share of the tile."""
+
+    mpp: float = 2.0
+    tile_px: int = 256
+    min_tissue: float = 0.1
+    allow_upsample: bool = False
+    tissue: TissueSettings = field(default_factory=TissueSettings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain JSON types, for headers and digests."""
+        return asdict(self)
+
+
+def settings_from_json(values: dict[str, Any], where: str) -> TileSettings:
+    """The inverse of :meth:`TileSettings.as_json`.
+
+    Raises:
+        InputError: unknown or missing keys (a file of another version).
+    """
+    try:
+        return TileSettings(**{**values, "tissue": TissueSettings(**values["tissue"])})
+    except (TypeError, KeyError) as e:
+        raise InputError(f"{where}: its tile settings do not fit this version of lrmil ({e})") from e
+
+
+@dataclass(frozen=True)
+class TissueMap:
+    """Tissue of one slide: ``mask`` bool [H, W], level-0 px per mask px, and the overview it came from."""
+
+    mask: np.ndarray
+    scale_x: float
+    scale_y: float
+    image: np.ndarray
+
+
+def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMap:
+    """Tissue mask of a slide at about ``settings.mask_mpp`` um/px.
+
+    Raises:
+        InputError: the slide is damaged.
+    """
+    image, scale_x, scale_y = overview(slide, settings.mask_mpp)
+    mask = tissue_mask(image, slide.mpp * (scale_x + scale_y) / 2, settings)
+    return TissueMap(mask, scale_x, scale_y, image)
+
+
+def slide_level(slide: Slide, settings: TileSettings) -> int:
+    """The pyramid level to read tiles from.
+
+    Raises:
+        InputError: the slide is coarser than the mpp asked for.
+    """
+    return choose_level([l.downsample for l in slide.levels], slide.mpp, settings.mpp,
+                        allow_upsample=settings.allow_upsample, where=str(slide.path))
+
+
+def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, np.ndarray]:
+    """Columns of the tile table: tiles whose tissue share is at least ``min_tissue``, in raster order.
+
+    Returns:
+        ``x, y, width, height, col, row`` int64 [N] in level-0 px and grid indices, ``tissue`` float64 [N].
+    """
+    row, col = (a.ravel() for a in np.indices((grid.rows, grid.cols)))
+    share = tissue_fractions(tissue.mask, tissue.scale_x, tissue.scale_y,
+                             col * grid.step, row * grid.step, np.full(col.size, grid.step), np.full(col.size, grid.step))
+    # A share of zero is glass whatever the threshold says.
+    keep = (share >= min_tissue) & (share > 0)
+    col, row = col[keep], row[keep]
+    return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
+
+
+def tile_slide(slide: Slide, settings: TileSettings):
+    """Tile one slide.
+
+    Returns:
+        rows (DataFrame with the columns of the tile table), level read from, the :class:`TissueMap`.
+
+    Raises:
+        NoTissueError: no tile has enough tissue.
+        InputError: the slide is damaged, or coarser than ``settings.mpp``.
+    """
+    import pandas as pd
+
+    level = slide_level(slide, settings)
+    tissue = find_tissue(slide, settings.tissue)
+    grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
+    rows = pd.DataFrame(select_tiles(tissue, grid, settings.min_tissue))
+    if rows.empty:
+        found = f"{tissue.mask.mean():.1%} of the slide is tissue"
+        raise NoTissueError(f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
+                            "look at `lrmil tile --thumbnail`, or lower --min-tissue")
+    return rows, level, tissue

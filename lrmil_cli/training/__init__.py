@@ -1,0 +1,1 @@
+"""Training of MIL heads: loop, folds, early stopping, metrics."""

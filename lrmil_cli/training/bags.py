@@ -1,0 +1,111 @@
+"""From a manifest to bags: the feature file of every slide, made where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrmil_cli.encoders.embed import embed_table
+from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError
+from lrmil_cli.files.features import Features
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.tables import SUFFIXES, read_table_header
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Bags of all slides of a manifest, in its order.
+
+    Attributes:
+        tensors: float32 [N_i, D] each; coords: int64 [N_i, 2] each; headers: of the feature files.
+    """
+
+    tensors: list[Tensor]
+    coords: list[np.ndarray]
+    headers: list[dict[str, Any]]
+
+    @property
+    def dim(self) -> int:
+        return self.tensors[0].shape[1]
+
+
+def find_table(folder: str | Path, slide_id: str, kind: str) -> Path:
+    """The table ``<slide_id>.<kind>.csv`` (or .csv.gz, .parquet) in a folder.
+
+    Raises:
+        InputError: it is not there.
+    """
+    for suffix in SUFFIXES:
+        path = Path(folder) / f"{slide_id}.{kind}{suffix}"
+        if path.is_file():
+            return path
+    command = {"tiles": "lrmil tile", "pairs": "lrmil match"}[kind]
+    raise InputError(f"{folder}: no {kind} table of slide {slide_id} ({slide_id}.{kind}.csv); make it with `{command}`")
+
+
+def list_tables(folder: str | Path, kind: str) -> dict[str, Path]:
+    """All tables ``<slide_id>.<kind>.<suffix>`` in a folder, by slide id, sorted."""
+    out = {}
+    for path in sorted(Path(folder).iterdir()):
+        for suffix in SUFFIXES:
+            ending = f".{kind}{suffix}"
+            if path.name.endswith(ending) and not path.name.startswith(".") and path.is_file():
+                out.setdefault(path.name[: -len(ending)], path)
+    return out
+
+
+def tile_tables(manifest: Manifest, folder: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Path and header of every slide's tile table, checked to share one scale.
+
+    Raises:
+        InputError: a table is missing, or tables of different mpp or tile size are mixed.
+    """
+    tables = [(p, read_table_header(p, "tiles")) for p in (find_table(folder, e.slide_id, "tiles") for e in manifest)]
+    first = tables[0][1]["settings"]
+    for path, header in tables:
+        own = header["settings"]
+        if (own["mpp"], own["tile_px"]) != (first["mpp"], first["tile_px"]):
+            raise InputError(f"{path}: tiles of {own['mpp']:g} um/px, {own['tile_px']} px among tiles of {first['mpp']:g} um/px, "
+                             f"{first['tile_px']} px; tile all slides of a training alike")
+    return tables
+
+
+def embed_cohort(
+    encoder: Encoder,
+    manifest: Manifest,
+    tables: Sequence[tuple[Path, dict[str, Any]]],
+    folder: str | Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Bags:
+    """Feature files of all slides in ``folder``: those up to date are read, the others made.
+
+    Raises:
+        InputError: a slide cannot be read, or features of another encoder are in the folder.
+    """
+    encoder.to(device)
+    bags: list[Features] = []
+    made = 0
+    for k, (entry, (path, _)) in enumerate(zip(manifest, tables), 1):
+        features, there, seconds = embed_table(
+            encoder, path, Path(folder) / f"{entry.slide_id}.h5", device=device, batch_size=batch_size,
+            overwrite=overwrite, slide_path=entry.path if entry.path.exists() else None,
+        )
+        made += not there
+        if not there:
+            say(f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles, "
+                f"{sum(seconds.phases.values()):.1f} s")
+        bags.append(features)
+    if made < len(manifest):
+        say(f"features of {len(manifest) - made} slides were up to date in {folder}")
+    return Bags([torch.from_numpy(f.features).to(device) for f in bags], [f.coords for f in bags], [f.header for f in bags])

@@ -1,0 +1,132 @@
+"""Cross-validation of a head: one fit a fold, out-of-fold predictions, metrics, curves. Teacher and student share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.heads import build_head
+from lrmil_cli.training.bags import Bags
+from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
+from lrmil_cli.training.metrics import evaluate, metrics_table, show
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """Which head, with which options."""
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass
+class FoldResult:
+    """One fold: the fit, who was in it, probabilities [n, C] of its test slides."""
+
+    fold: int
+    fit: Fit
+    parts: dict[str, list[str]]
+    probabilities: np.ndarray
+
+
+def train_folds(
+    manifest: Manifest,
+    folds: pd.DataFrame,
+    bags_of_fold: Callable[[int], Bags],
+    spec: HeadSpec,
+    settings: TrainSettings,
+    *,
+    extra_terms: Callable[[int, list[str]], ExtraTerms | None] = lambda fold, train_ids: None,
+    known: Callable[[int, dict[str, list[str]]], Fit | None] = lambda fold, parts: None,
+    done: Callable[[FoldResult], None] = lambda result: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[FoldResult]:
+    """Fit one head a fold.
+
+    Args:
+        bags_of_fold: fold number (from 1) -> bags of all slides of the manifest, in its order.
+        extra_terms: fold number, training slide ids -> distillation terms of that fold.
+        known: fold number, parts -> a fit of an earlier, interrupted run.
+        done: called after each fold, so that what is finished is kept.
+    """
+    ids = [e.slide_id for e in manifest]
+    at = {slide_id: i for i, slide_id in enumerate(ids)}
+    labels = [manifest.classes.index(e.label) for e in manifest]
+    results = []
+    for k, name in enumerate(fold_names(folds), 1):
+        parts = members(folds, name)
+        index = {part: [at[s] for s in slides] for part, slides in parts.items()}
+        bags = bags_of_fold(k)
+        fit = known(k, parts)
+        if fit is None:
+            # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
+            head = seeded_head(spec, bags.dim, len(manifest.classes), settings.seed + k).to(bags.tensors[0].device)
+            fit = fit_head(head, bags.tensors, labels, index["train"], index["val"], settings,
+                           extra_terms=extra_terms(k, parts["train"]))
+        else:
+            fit.head.to(bags.tensors[0].device)
+        best = fit.curves[fit.best_epoch - 1]
+        say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}")
+        test = [bags.tensors[i] for i in index["test"]]
+        probabilities = predict_bags(fit.head, test) if test else np.zeros((0, len(manifest.classes)))
+        result = FoldResult(k, fit, parts, probabilities)
+        done(result)
+        results.append(result)
+    return results
+
+
+def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int):
+    """A new head whose random weights depend on ``seed`` only."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_head(spec.name, in_dim, classes, spec.options)
+
+
+def predictions_table(manifest: Manifest, results: list[FoldResult]) -> pd.DataFrame:
+    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>...``."""
+    entries = {e.slide_id: e for e in manifest}
+    rows = []
+    for r in results:
+        for slide_id, p in zip(r.parts["test"], r.probabilities):
+            e = entries[slide_id]
+            rows.append({"slide_id": slide_id, "patient_id": e.patient_id, "label": e.label, "fold": r.fold,
+                         "predicted": manifest.classes[int(p.argmax())],
+                         **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)}})
+    columns = ["slide_id", "patient_id", "label", "fold", "predicted", *(f"prob_{c}" for c in manifest.classes)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def score(manifest: Manifest, results: list[FoldResult]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Metrics table (folds, mean, sd, pooled) and the pooled metrics of all out-of-fold slides."""
+    truth = {e.slide_id: manifest.classes.index(e.label) for e in manifest}
+    per_fold = {str(r.fold): evaluate([truth[s] for s in r.parts["test"]], r.probabilities) for r in results}
+    labels = [truth[s] for r in results for s in r.parts["test"]]
+    pooled = evaluate(labels, np.concatenate([r.probabilities for r in results]))
+    return metrics_table(per_fold, pooled), pooled
+
+
+def curves_table(results: list[FoldResult]) -> pd.DataFrame:
+    """One row a fold and epoch: every loss term of training, validation cross-entropy and AUC."""
+    return pd.DataFrame([{"fold": r.fold, **row} for r in results for row in r.fit.curves])
+
+
+def summary(name: str, table: pd.DataFrame, folds: int) -> str:
+    """One line for the terminal."""
+    by = table.set_index("fold")
+    if folds == 1:
+        return f"{name}: test accuracy {show(_value(by, 'pooled', 'accuracy'))}, AUC {show(_value(by, 'pooled', 'auc'))}"
+    parts = [f"{m} {show(_value(by, 'mean', c))} (sd {show(_value(by, 'sd', c))})" for m, c in (("accuracy", "accuracy"), ("AUC", "auc"))]
+    return f"{name}, {folds} folds: " + ", ".join(parts)
+
+
+def _value(table: pd.DataFrame, row: str, column: str) -> float | None:
+    value = table.loc[row, column]
+    return None if pd.isna(value) else float(value)

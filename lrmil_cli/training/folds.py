@@ -1,0 +1,135 @@
+"""Who is train, val and test in which fold (method 8.2): by patient, stratified by label, or as the manifest says."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.manifest import SPLITS, Manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Share of the patients outside the test part that are validation: one in eight, so 70/10/20 with five folds.
+VAL_PARTS = 8
+
+
+def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
+    """The fold table: ``slide_id, patient_id, label, fold_1 .. fold_K`` with cells train, val, test or empty.
+
+    A column ``split`` in the manifest makes one fold of it; ``fold_1..`` are taken as they are; ``fold`` names the
+    fold in which a slide is test. Otherwise ``folds`` parts are drawn by patient, stratified by label.
+
+    Raises:
+        InputError: too few patients of a class, or columns that do not cover all slides.
+        UsageError: fewer than two folds asked for.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame({
+        "slide_id": [e.slide_id for e in manifest],
+        "patient_id": [e.patient_id for e in manifest],
+        "label": [e.label for e in manifest],
+    })
+    labels = np.array([manifest.classes.index(e.label) for e in manifest])
+    patients = table["patient_id"].to_numpy()
+    for k, column in enumerate(_fold_columns(manifest, labels, patients, folds, seed), 1):
+        table[f"fold_{k}"] = column
+        _check_fold(column, labels, k, manifest)
+    return table
+
+
+def fold_names(table: pd.DataFrame) -> list[str]:
+    """The fold columns of a fold table, in order."""
+    return sorted((c for c in table.columns if c.startswith("fold_")), key=lambda c: int(c[5:]))
+
+
+def members(table: pd.DataFrame, fold: str) -> dict[str, list[str]]:
+    """Slide ids of ``train``, ``val`` and ``test`` of one fold, in table order."""
+    return {part: table.loc[table[fold] == part, "slide_id"].tolist() for part in SPLITS}
+
+
+def _fold_columns(manifest: Manifest, labels: np.ndarray, patients: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    if any(e.split for e in manifest):
+        parts = np.array([e.split or "" for e in manifest])
+        if (parts == "").any():
+            raise InputError(f"{manifest.path}: column split is empty for {(parts == '').sum()} slide(s); fill all or none")
+        if not (parts == "val").any():
+            parts = _draw_val(parts == "test", labels, patients, seed)
+        return [parts]
+    numbered = sorted({k for e in manifest for k in e.folds if k != "fold"}, key=_number)
+    if numbered:
+        columns = [np.array([e.folds.get(k, "").lower() for e in manifest]) for k in numbered]
+        for k, column in zip(numbered, columns):
+            if not np.isin(column, SPLITS).all():
+                raise InputError(f"{manifest.path}: column {k} must say train, val or test for each slide")
+        return columns
+    if any("fold" in e.folds for e in manifest):
+        own = np.array([e.folds.get("fold", "") for e in manifest])
+        if (own == "").any():
+            raise InputError(f"{manifest.path}: column fold is empty for {(own == '').sum()} slide(s); fill all or none")
+        tests = [own == name for name in sorted(set(own), key=lambda v: (len(v), v))]
+    else:
+        tests = _draw_tests(manifest, labels, patients, folds, seed)
+    return [_draw_val(test, labels, patients, seed + i) for i, test in enumerate(tests)]
+
+
+def _number(column: str) -> tuple[int, str]:
+    tail = column.rpartition("_")[2]
+    return (int(tail), "") if tail.isdigit() else (10**9, tail)
+
+
+def _draw_tests(manifest: Manifest, labels: np.ndarray, patients: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if folds < 2:
+        raise UsageError(f"--folds {folds}: at least 2, or a column split in the manifest for one fixed split")
+    for c, name in enumerate(manifest.classes):
+        n = len(set(patients[labels == c]))
+        if n < max(folds, 3):
+            raise InputError(
+                f"{manifest.path}: class {name!r} has {n} patient(s), too few for {folds} folds with train, val and test; "
+                f"use --folds {n}" if n >= 3 else
+                f"{manifest.path}: class {name!r} has {n} patient(s); at least 3 are needed (train, val and test)"
+            )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return [_mask(len(labels), test) for _, test in splitter.split(labels, labels, patients)]
+
+
+def _draw_val(test: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
+    """Of the slides that are not ``test``, one patient in eight becomes val, stratified by label."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    rest = np.flatnonzero(~test)
+    groups = len(set(patients[rest]))
+    if groups < 2:
+        raise InputError("only one patient is left for training and validation; add patients")
+    # With few patients of a class an eighth may hold none of it; fewer parts make each part larger.
+    smallest = min(len(set(patients[rest][labels[rest] == c])) for c in set(labels[rest]))
+    parts = max(2, min(VAL_PARTS, smallest))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer patients of a class than parts is handled above
+        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+        _, val = next(splitter.split(rest, labels[rest], patients[rest]))
+    out = np.where(test, "test", "train").astype(object)
+    out[rest[val]] = "val"
+    return out.astype(str)
+
+
+def _check_fold(column: np.ndarray, labels: np.ndarray, k: int, manifest: Manifest) -> None:
+    for part in ("train", "val"):
+        if not (column == part).any():
+            raise InputError(f"{manifest.path}: fold {k} has no {part} slides; change the split or --folds")
+    absent = sorted(set(labels) - set(labels[column == "train"]))
+    if absent:
+        raise InputError(f"{manifest.path}: fold {k} has no training slide of class {manifest.classes[absent[0]]!r}; "
+                         "change the split or --folds")
+
+
+def _mask(n: int, index: np.ndarray) -> np.ndarray:
+    out = np.zeros(n, bool)
+    out[index] = True
+    return out

@@ -1,0 +1,140 @@
+"""The loop that trains a MIL head: one bag a step, early stopping on validation, nothing hidden."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrmil_cli.device import seed_everything
+from lrmil_cli.errors import LrmilError
+from lrmil_cli.heads import MILHead, MILOutput
+from lrmil_cli.training.metrics import auc
+
+#: (index of the slide, what the head says of it) -> further loss terms {name: (weight, loss)}
+ExtraTerms = Callable[[int, MILOutput], dict[str, tuple[float, Tensor]]]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a head is trained. Defaults: method 5.1 (Adam, one bag a step, best validation AUC, patience 20)."""
+
+    lr: float = 1e-4
+    epochs: int = 200
+    patience: int = 20
+    weight_decay: float = 0.0
+    class_weights: bool = False
+    balanced_sampling: bool = False
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Fit:
+    """A trained head (the best epoch's weights are in it), one row of numbers an epoch, the best epoch."""
+
+    head: MILHead
+    curves: list[dict[str, float]]
+    best_epoch: int
+
+
+def fit_head(
+    head: MILHead,
+    bags: Sequence[Tensor],
+    labels: Sequence[int],
+    train: Sequence[int],
+    val: Sequence[int],
+    settings: TrainSettings,
+    *,
+    extra_terms: ExtraTerms | None = None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> Fit:
+    """Train ``head`` in place.
+
+    Args:
+        bags: features [N_i, D] of every slide, on the head's device; labels: class index of every slide.
+        train, val: indices into ``bags``.
+        extra_terms: distillation terms, called for training bags only.
+
+    Returns:
+        :class:`Fit`; selection by validation AUC, ties by lower validation cross-entropy, and by cross-entropy alone
+        where the AUC is undefined.
+
+    Raises:
+        LrmilError: the loss is no longer finite.
+    """
+    seed_everything(settings.seed)
+    device = next(head.parameters()).device
+    targets = torch.as_tensor(list(labels), device=device)
+    weights = class_weights(labels, train, head.num_classes).to(device) if settings.class_weights else None
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    rng = np.random.default_rng(settings.seed)
+    best, best_state, best_epoch, curves = (-np.inf, -np.inf), None, 0, []
+    for epoch in range(1, settings.epochs + 1):
+        sums: dict[str, float] = {}
+        head.train()
+        for i in draw_order(labels, train, settings.balanced_sampling, rng):
+            out = head(bags[i])
+            terms = head.loss_terms(out, targets[i], weights)
+            if extra_terms is not None:
+                terms |= extra_terms(i, out)
+            loss = sum(w * t for w, t in terms.values())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            for name, (_, t) in [*terms.items(), ("total", (1.0, loss))]:
+                sums[name] = sums.get(name, 0.0) + float(t.detach())
+        row = {"epoch": epoch, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
+        if not np.isfinite(row["train_total"]):
+            raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
+        row |= validate(head, bags, labels, val)
+        curves.append(row)
+        on_epoch(row)
+        # Strictly better AUC, or the same AUC with lower cross-entropy: AUC saturates on small validation sets.
+        score = (row["val_auc"] if row["val_auc"] is not None else 0.0, -row["val_ce"])
+        if score > best:
+            best, best_epoch, best_state = score, epoch, copy.deepcopy(head.state_dict())
+        elif epoch - best_epoch >= settings.patience:
+            break
+    head.load_state_dict(best_state)
+    head.eval()
+    return Fit(head, curves, best_epoch)
+
+
+def validate(head: MILHead, bags: Sequence[Tensor], labels: Sequence[int], index: Sequence[int]) -> dict[str, Any]:
+    """``val_ce`` and ``val_auc`` (None if undefined) of a set of bags."""
+    probabilities = predict_bags(head, [bags[i] for i in index])
+    truth = np.array([labels[i] for i in index])
+    picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)
+    return {"val_ce": float(-np.log(picked).mean()), "val_auc": auc(truth, probabilities)}
+
+
+def predict_bags(head: MILHead, bags: Sequence[Tensor]) -> np.ndarray:
+    """Class probabilities float64 [n, C] of bags, in evaluation mode."""
+    head.eval()
+    with torch.inference_mode():
+        return np.stack([torch.softmax(head(b).logits.double(), 0).cpu().numpy() for b in bags])
+
+
+def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> Tensor:
+    """Weights [C] inverse to the class frequency among ``train``, with mean 1 over its slides."""
+    counts = np.bincount([labels[i] for i in train], minlength=classes)
+    return torch.tensor(len(train) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def draw_order(labels: Sequence[int], train: Sequence[int], balanced: bool, rng: np.random.Generator) -> list[int]:
+    """The order of one epoch: a permutation, or as many draws with equal chance for each class."""
+    train = np.asarray(train)
+    if not balanced:
+        return rng.permutation(train).tolist()
+    own = np.asarray([labels[i] for i in train])
+    counts = np.bincount(own)
+    chance = 1 / counts[own]
+    return rng.choice(train, len(train), p=chance / chance.sum()).tolist()

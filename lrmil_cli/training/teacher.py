@@ -1,0 +1,173 @@
+"""The HR teacher (method 5): a head a fold, kept in a folder that the student reads.
+
+``fold<k>/head.safetensors``, ``folds.csv``, ``predictions.csv``, ``metrics.csv``, ``curves.csv``, ``curves.png`` and,
+written last, ``teacher.json``: a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.header import digest, last_digest, make_header, parse_header, step, up_to_date
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.tables import read_table, write_table
+from lrmil_cli.heads import MILHead
+from lrmil_cli.heads.checkpoint import load_head, save_head
+from lrmil_cli.training import crossval
+from lrmil_cli.training.bags import Bags
+from lrmil_cli.training.crossval import FoldResult, HeadSpec
+from lrmil_cli.training.curves import plot_curves
+from lrmil_cli.training.loop import Fit, TrainSettings
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A finished teacher folder: header of ``teacher.json`` and the fold table."""
+
+    path: Path
+    header: dict[str, Any]
+    folds: pd.DataFrame
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.header["classes"])
+
+    @property
+    def features(self) -> Path:
+        """The folder of HR features it was trained on."""
+        return Path(self.header["features"])
+
+    def head(self, fold: int) -> tuple[dict[str, Any], MILHead]:
+        """Header and head of a fold."""
+        return load_head(self.path / f"fold{fold}" / "head.safetensors")
+
+
+def read_teacher_header(path: str | Path) -> dict[str, Any]:
+    """Header of ``teacher.json`` in a teacher folder.
+
+    Raises:
+        InputError: no teacher there, or an unfinished one.
+    """
+    path = Path(path)
+    try:
+        text = (path / "teacher.json").read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        what = "training was not finished" if path.is_dir() else "no such folder"
+        raise InputError(f"{path}: no teacher.json in it ({what}); run `lrmil train-teacher` with -o {path}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read as a teacher folder ({type(e).__name__})") from e
+    header = parse_header(text, "teacher", str(path / "teacher.json"))
+    if not (isinstance(header.get("classes"), list) and isinstance(header.get("features"), str)):
+        raise InputError(f"{path / 'teacher.json'}: incomplete; run `lrmil train-teacher` again")
+    return header
+
+
+def read_teacher(path: str | Path) -> Teacher:
+    """Open a teacher folder.
+
+    Raises:
+        InputError: as :func:`read_teacher_header`, or the fold table is damaged.
+    """
+    header = read_teacher_header(path)
+    return Teacher(Path(path), header, read_table(Path(path) / "folds.csv", "folds")[1])
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """Digest of what training takes from a manifest: ids, labels, patients, splits."""
+    return digest({"rows": [[e.slide_id, e.label, e.patient_id, e.split, e.folds] for e in manifest]}, {})
+
+
+def train_teacher(
+    manifest: Manifest,
+    folds: pd.DataFrame,
+    bags: Bags,
+    spec: HeadSpec,
+    settings: TrainSettings,
+    output: str | Path,
+    features: Path,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, Any], bool]:
+    """Train and write the teacher.
+
+    Args:
+        bags: HR bags of all slides of ``manifest``; features: the folder they are kept in.
+
+    Returns:
+        the header of ``teacher.json``, and True if it was up to date.
+
+    Raises:
+        UsageError: the folder holds a teacher of other inputs or settings and ``overwrite`` is off.
+        MachineError: a file cannot be written.
+    """
+    output = Path(output)
+    own = {"head": spec.name, "options": spec.options, **settings.as_json(), "folds": folds.to_dict("list")}
+    inputs = {"manifest": manifest_digest(manifest),
+              **{f"features/{e.slide_id}": last_digest(h) for e, h in zip(manifest, bags.headers)}}
+    wanted = digest(own, inputs)
+    if (output / "teacher.json").exists() and up_to_date(output / "teacher.json", wanted, lambda p: read_teacher_header(p.parent), overwrite):
+        return read_teacher_header(output), True
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; -o names the teacher's folder")
+    (output / "teacher.json").unlink(missing_ok=True)
+    for stale in output.glob("fold*"):
+        if stale.is_dir() and stale.name[4:].isdigit() and int(stale.name[4:]) > len(crossval.fold_names(folds)):
+            shutil.rmtree(stale)
+    history = [step("train-teacher", own, inputs)]
+
+    def head_path(fold: int) -> Path:
+        return output / f"fold{fold}" / "head.safetensors"
+
+    def known(fold: int, parts: dict[str, list[str]]) -> Fit | None:
+        """The head of an interrupted run of the same inputs and settings."""
+        try:
+            header, head = load_head(head_path(fold))
+        except InputError:
+            return None
+        if last_digest(header) != wanted or header.get("fold") != fold:
+            return None
+        say(f"fold {fold}: taken over from an interrupted run")
+        return Fit(head, header["curves"], header["best_epoch"])
+
+    def keep(result: FoldResult) -> None:
+        header = make_header("head", settings={k: v for k, v in own.items() if k != "folds"}, history=history, fold=result.fold,
+                             train=result.parts["train"], val=result.parts["val"], classes=list(manifest.classes),
+                             best_epoch=result.fit.best_epoch, curves=result.fit.curves)
+        save_head(head_path(result.fold), result.fit.head, header)
+
+    results = crossval.train_folds(manifest, folds, lambda k: bags, spec, settings, known=known, done=keep, say=say)
+    table, pooled = crossval.score(manifest, results)
+    common = {"settings": {}, "history": history}
+    write_table(output / "folds.csv", make_header("folds", **common), folds)
+    write_table(output / "predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results))
+    write_table(output / "metrics.csv", make_header("metrics", **common), table)
+    write_curves(output / "curves.csv", make_header("curves", **common), results)
+    header = make_header(
+        "teacher", settings={k: v for k, v in own.items() if k != "folds"}, history=history, classes=list(manifest.classes),
+        features=str(Path(features).absolute()), encoder=bags.headers[0]["encoder"], tiles=bags.headers[0]["tiles"],
+        in_dim=bags.dim, metrics=pooled, attention_kind=results[0].fit.head.attention_kind, folds=len(results),
+    )
+    write_text(output / "teacher.json", json.dumps(header, indent=1, allow_nan=False) + "\n")
+    return header, False
+
+
+def write_curves(path: Path, header: dict[str, Any], results: list[FoldResult]) -> None:
+    """Curves as ``path`` (CSV) and as a PNG of the same stem."""
+    curves = crossval.curves_table(results)
+    write_table(path, header, curves)
+    losses = [c for c in curves.columns if c.startswith("train_") and c != "train_total"]
+    panels = [("training loss (total)", ["train_total"]), ("validation cross-entropy", ["val_ce"]), ("validation AUC", ["val_auc"])]
+    if len(losses) > 1:
+        panels[1:1] = [(c.removeprefix("train_") + " (training)", [c]) for c in losses]
+    plot_curves(path.with_suffix(".png"), curves.fillna({"val_auc": float("nan")}), panels,
+                {r.fold: r.fit.best_epoch for r in results})
