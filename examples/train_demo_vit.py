@@ -100,6 +100,7 @@ def save(model: nn.Module, path: Path, depth: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo_vit.safetensors"), help="file to write")
+    parser.add_argument("--start", type=Path, help="file of an earlier run to go on from (default: from scratch)")
     parser.add_argument("--minutes", type=float, default=15, help="how long to train")
     parser.add_argument("--depth", type=int, default=6, help="transformer blocks")
     parser.add_argument("--batch", type=int, default=48, help="tiles a step; each is seen in two views")
@@ -112,6 +113,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = timm.create_model(ARCHITECTURE, pretrained=False, img_size=IMAGE_SIZE, num_classes=0,
                               embed_dim=WIDTH, depth=args.depth, num_heads=HEADS)  # fmt: skip
+    if args.start:
+        model.load_state_dict({key: value.float() for key, value in safetensors.torch.load_file(args.start).items()})
     recipe_head, tokens_head = nn.Linear(WIDTH, len(RECIPE_NAMES)), nn.Linear(WIDTH, len(RECIPE_NAMES))
     projector = nn.Sequential(nn.Linear(WIDTH, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 256))
     parameters = [p for m in (model, recipe_head, tokens_head, projector) for p in m.parameters()]

@@ -34,7 +34,7 @@ SPACING_PX = 15.5  # distance of neighbouring nuclei where cells are densest
 MIN_LESION_PX2 = 600 * 600  # 300 x 300 um
 # What 5x keeps of a lesion: nuclei a little darker, larger and less regularly placed. Benign places differ
 # among themselves by about as much, patients by more.
-HINT_DEPTH, HINT_SIZE, HINT_DISORDER_PX = 0.05, 0.35, 1.3
+HINT_DEPTH, HINT_SIZE, HINT_DISORDER_PX = 0.04, 0.25, 1.0
 LESION_COLOR = [200, 0, 0]
 
 # Kinds of nucleus in the bank: inside pattern x radius x elongation x variants

@@ -104,7 +104,7 @@ def train_student(
         high, inputs_high, ratio = load_high(ids, table, folder, pairs, tables, distill, device)
         counts = student.matched_counts(high.parents, n_lr, ratio)
         regions = counts["matched"] + counts["unmatched"]
-        say(f"regions: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete")
+        say(f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete")
         if counts["unmatched"] > UNMATCHED_WARNING * regions:
             warn(f"{counts['unmatched'] / regions:.0%} of the LR tiles have no HR tile; the tissue thresholds probably disagree")
         if guide.header["attention_kind"] == "derived":

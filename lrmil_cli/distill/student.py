@@ -266,11 +266,12 @@ def terms_of_fold(
 
 
 def matched_counts(parents: list[Tensor | None], n_lr: list[int], ratio: int) -> dict[str, int]:
-    """Regions of a cohort: matched, unmatched, incomplete (method 6.6)."""
+    """Regions of the slides that a teacher speaks of: matched, unmatched, incomplete (method 6.6)."""
     counts = {"matched": 0, "unmatched": 0, "incomplete": 0}
     for parent, n in zip(parents, n_lr):
-        inside = parent[parent >= 0].cpu().numpy() if parent is not None else np.zeros(0, np.int64)
-        children = np.bincount(inside, minlength=n)
+        if parent is None:
+            continue
+        children = np.bincount(parent[parent >= 0].cpu().numpy(), minlength=n)
         counts["matched"] += int((children > 0).sum())
         counts["unmatched"] += int((children == 0).sum())
         counts["incomplete"] += int(((children > 0) & (children < ratio**2)).sum())

@@ -188,9 +188,10 @@ def check_grid(encoder: Encoder, ratio: int, *, allow_fractional: bool = False) 
         UsageError: it does not; the message lists input sizes that do.
     """
     if encoder.grid % ratio and not allow_fractional:
-        patch = encoder.info.image_size // encoder.grid
+        size = encoder.info.image_size
+        near = sorted(sorted(valid_sizes(size // encoder.grid, ratio), key=lambda s: abs(s - size))[:3])
         raise UsageError(
             f"encoder {encoder.info.name}: {encoder.grid} x {encoder.grid} tokens at {encoder.info.image_size} px do not divide "
-            f"into {ratio} x {ratio} cells; use --input-size {', '.join(map(str, valid_sizes(patch, ratio)[-4:]))}, "
+            f"into {ratio} x {ratio} cells; use --input-size {' or '.join(map(str, near))}, "
             "or --allow-fractional-regions"
         )

@@ -26,9 +26,13 @@ def plot_curves(path: str | Path, curves: pd.DataFrame, panels: list[tuple[str, 
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
+    columns_of_panels = min(len(panels), 4)
+    rows_of_panels = -(-len(panels) // columns_of_panels)
+    figure = Figure(figsize=(3.9 * columns_of_panels, 3.2 * rows_of_panels), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(rows_of_panels, columns_of_panels, squeeze=False).ravel()
+    for ax in axes[len(panels):]:
+        ax.set_axis_off()
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     for ax, (title, columns) in zip(axes, panels):
         for n, (fold, rows) in enumerate(curves.groupby("fold")):

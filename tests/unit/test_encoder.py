@@ -1,0 +1,218 @@
+"""The encoder contract, and what stage 1 does to the weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from lrmil_cli.distill.encoder import Stage1Settings, _student, batch_loss
+from lrmil_cli.distill.regions import pooling_matrix
+from lrmil_cli.encoders.spec import default_input_size, load_encoder, read_weights, save_encoder
+from lrmil_cli.encoders.vit import check_grid, parse_layers
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.header import step
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return load_encoder("demo-vit")
+
+
+def tiles(n=2, px=128, seed=0):
+    return torch.randint(0, 256, (n, px, px, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "grid", "embedding"),
+    [("vit_tiny_patch16_224", 1, 16, "cls"), ("vit_small_patch14_reg4_dinov2", 5, 16, "cls"), ("vit_base_patch16_siglip_224", 0, 16, "mean")],
+)
+def test_tokens_summary_and_embedding_by_kind_of_encoder(name, prefix, grid, embedding):
+    e = load_encoder(name, random_init=True)
+    assert (e.num_prefix, e.grid, e.info.embedding, e.info.random_init) == (prefix, grid, embedding, True)
+    with torch.inference_mode():
+        out = e(tiles(), (0, 3))
+        x = e.preprocess(tiles())
+        h = e.model.norm_pre(e.model._pos_embed(e.model.patch_embed(x)))
+        h = e.model.blocks[0](h)
+    assert out["tokens"][3].shape == (2, grid, grid, e.width)
+    spatial = h[:, prefix:]
+    torch.testing.assert_close(out["tokens"][0].flatten(1, 2), spatial, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out["summary"][0], h[:, 0] if prefix else spatial.mean(1), atol=1e-4, rtol=1e-4)
+
+
+def test_embeddings(tiny):
+    x = tiles()
+    by = {k: load_encoder("demo-vit", embedding=k)(x)["final"] for k in ("cls", "mean", "cls+mean", "pool")}
+    with torch.inference_mode():
+        sequence = tiny.model.forward_features(tiny.preprocess(x))
+    torch.testing.assert_close(by["cls"], sequence[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by["mean"], sequence[:, 1:].mean(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by["cls+mean"], torch.cat([by["cls"], by["mean"]], 1))
+
+
+def test_blocks_after_the_last_layer_are_not_run_when_the_final_is_not_needed(tiny):
+    ran = []
+    hooks = [b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(tiny.model.blocks)]
+    tiny(tiles(), (0, 1), need_final=False)
+    for h in hooks:
+        h.remove()
+    assert ran == [0, 1]
+
+
+def test_rows_are_y_and_columns_are_x(tiny):
+    plain = torch.full((1, 128, 128, 3), 255, dtype=torch.uint8)
+    marked = plain.clone()
+    marked[0, 0:32, 96:128] = 0  # top right: cell row 0, column 3 of 4
+    with torch.inference_mode():
+        change = (tiny.model.patch_embed(tiny.preprocess(marked)) - tiny.model.patch_embed(tiny.preprocess(plain))).abs().sum(-1)
+    assert change.reshape(8, 8).nonzero().tolist() == [[0, 6], [0, 7], [1, 6], [1, 7]]
+
+
+def test_tiles_of_another_size_are_resized_whole(tiny):
+    assert tiny.preprocess(tiles(px=256)).shape == (2, 3, 128, 128)
+    same = tiny.preprocess(tiles())
+    torch.testing.assert_close(same, (tiles().permute(0, 3, 1, 2) / 255 - tiny.mean) / tiny.std)
+
+
+def test_position_grid_is_interpolated_not_cut():
+    small, large = load_encoder("demo-vit"), load_encoder("demo-vit", input_size=256)
+    assert large.grid == 16
+    own, other = small.model.pos_embed[0, 1:].reshape(8, 8, -1), large.model.pos_embed[0, 1:].reshape(16, 16, -1)
+    corner = torch.nn.functional.interpolate(own.permute(2, 0, 1)[None], (16, 16), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    torch.testing.assert_close(other, corner, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("patch", "native", "tile", "ratio", "size"), [
+    (16, 224, 256, 4, 256), (14, 224, 256, 4, 224), (14, 518, 256, 4, 224), (16, 448, 256, 4, 256), (8, 224, 256, 4, 224), (16, 128, 128, 4, 128), (16, 224, 256, 2, 224)])
+def test_default_input_size(patch, native, tile, ratio, size):
+    assert default_input_size(patch, native, tile, ratio) == size
+
+
+@pytest.mark.parametrize(("text", "layers"), [("lrmil", (0, 1, 10)), ("vitkd", (0, 1, 11)), ("0,-1", (0, 11)), ("3", (3,)), ("1,0,1", (0, 1))])
+def test_layers(text, layers):
+    assert parse_layers(text, 12) == layers
+
+
+@pytest.mark.parametrize("text", ["12", "-13", "one", "", "0;1"])
+def test_layers_that_there_are_not(text):
+    with pytest.raises(UsageError, match="--layers"):
+        parse_layers(text, 12)
+
+
+def test_a_grid_that_does_not_divide_is_an_error_that_lists_sizes():
+    e = load_encoder("vit_tiny_patch16_224", random_init=True, input_size=224)
+    with pytest.raises(UsageError, match="--input-size .*256"):
+        check_grid(e, 4)
+    check_grid(e, 4, allow_fractional=True)
+    check_grid(e, 2)
+
+
+@pytest.mark.parametrize(("layers", "idle"), [("lrmil", {"blocks.5", "norm"}), ("vitkd", {"norm"})])
+def test_stage_1_moves_the_blocks_it_should_and_no_others(tiny, layers, idle):
+    settings = Stage1Settings(layers=parse_layers(layers, tiny.depth))
+    student = _student(tiny, settings)
+    k, pooling = 16, pooling_matrix(student.grid, 4)
+    loss, parts = batch_loss(student, tiles(3), torch.randn(3, k, len(settings.layers), tiny.width), torch.ones(3, k, dtype=torch.bool), settings, pooling)
+    loss.backward()
+    still = {".".join(n.split(".")[: 2 if n.startswith("blocks") else 1]) for n, p in student.model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    assert still == {i.replace("blocks.5", f"blocks.{tiny.depth - 1}") for i in idle}
+    assert all(p.grad is None for p in tiny.parameters())
+    assert set(parts) == {f"{a}_{l}" for a in ("loss", "cosine") for l in settings.layers}
+
+
+def test_final_loss_trains_the_last_block_and_freezing_holds_the_first(tiny):
+    settings = Stage1Settings(layers=(3,), final_loss="uniform", freeze_blocks=2)
+    student = _student(tiny, settings)
+    mask = torch.ones(2, 16, dtype=torch.bool)
+    loss, _ = batch_loss(student, tiles(), torch.randn(2, 16, 1, tiny.width), mask, settings, pooling_matrix(student.grid, 4), torch.randn(2, 16, tiny.embed_dim))
+    loss.backward()
+    moved = {n for n, p in student.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(n.startswith(f"blocks.{tiny.depth - 1}") for n in moved) and "norm.weight" in moved
+    assert not any(n.startswith(("blocks.0.", "blocks.1.", "patch_embed", "cls_token", "pos_embed")) for n in moved)
+
+
+def test_loss_is_zero_on_the_students_own_means(tiny):
+    from lrmil_cli.distill.regions import region_means
+
+    settings = Stage1Settings(layers=(0, 2))
+    pooling = pooling_matrix(tiny.grid, 4)
+    with torch.inference_mode():
+        out = tiny(tiles(), settings.layers)
+        targets = torch.stack([region_means(out["tokens"][l], pooling) for l in settings.layers], 2)
+        loss, parts = batch_loss(tiny, tiles(), targets, torch.ones(2, 16, dtype=torch.bool), settings, pooling)
+    assert loss.item() == pytest.approx(0, abs=1e-10) and parts["cosine_0"].item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_saved_encoder_is_the_same_encoder(tiny, tmp_path):
+    save_encoder(tmp_path / "e.safetensors", tiny, [step("x", {}, {})], {})
+    back = load_encoder(str(tmp_path / "e.safetensors"))
+    assert back.digest() == tiny.digest()
+    assert torch.equal(back(tiles())["final"], tiny(tiles())["final"])
+
+
+def test_demo_vit_says_what_it_is(tiny):
+    from lrmil_cli.encoders.spec import DEMO_VIT
+
+    assert DEMO_VIT.stat().st_size < 5e6
+    assert "demonstration" in tiny.info.note and tiny.info.license == "Apache-2.0"
+
+
+# ---- local weights -----------------------------------------------------------------
+def test_local_weights_with_prefixes_strictly(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    source = load_encoder("vit_tiny_patch16_224", random_init=True)
+    state = source.weights()
+    save_file({f"backbone.{k}": v.clone() for k, v in state.items()}, tmp_path / "w.safetensors")
+    loaded = load_encoder(f"vit_tiny_patch16_224@{tmp_path / 'w.safetensors'}")
+    assert loaded.digest() == source.digest()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.pt")
+    assert load_encoder(f"vit_tiny_patch16_224@{tmp_path / 'w.pt'}").digest() == source.digest()
+    del state["norm.weight"]
+    save_file({**state, "extra.w": torch.zeros(1)}, tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match="missing: norm.weight; unexpected: extra.w"):
+        load_encoder(f"vit_tiny_patch16_224@{tmp_path / 'bad.safetensors'}")
+
+
+def test_a_pickle_with_more_than_tensors_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was-run"), "w"))
+
+    torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="not loaded"):
+        read_weights(tmp_path / "evil.pt")
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(("spec", "error", "says"), [
+    ("vit_nothing", UsageError, "no such timm architecture"), ("resnet18", UsageError, "not a plain ViT"), ("swin_tiny_patch4_window7_224", UsageError, "not a plain ViT"),
+    ("vit_tiny_patch16_224@/no/file.safetensors", InputError, "no such weights file"), ("/no/file.safetensors", InputError, "no such file")])
+def test_specs_that_cannot_work(spec, error, says):
+    with pytest.raises(error, match=says):
+        load_encoder(spec, random_init=not ("@" in spec or spec.startswith("/")))
+
+
+def test_unreachable_weights_are_an_environment_error(monkeypatch):
+    import timm
+
+    from lrmil_cli.errors import MachineError
+
+    def unreachable(*args, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no network")
+        return original(*args, pretrained=pretrained, **kwargs)
+
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(MachineError, match="NAME@FILE"):
+        load_encoder("vit_tiny_patch16_224")
+
+
+def test_encode_batch_size_changes_nothing(tiny):
+    x = tiles(7)
+    with torch.inference_mode():
+        whole = tiny(x)["final"]
+        parts = torch.cat([tiny(x[i : i + 3])["final"] for i in range(0, 7, 3)])
+    assert np.abs((whole - parts).numpy()).max() < 1e-5

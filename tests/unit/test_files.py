@@ -1,0 +1,196 @@
+"""Files: what is written is read back, what is damaged or foreign is refused with a message."""
+
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lrmil_cli.errors import InputError, MachineError, UsageError
+from lrmil_cli.files.atomic import atomic_path
+from lrmil_cli.files.features import read_features, write_features
+from lrmil_cli.files.header import digest, make_header, step, up_to_date
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.tables import read_table, read_table_header, write_table
+from lrmil_cli.files.tensors import load_tensors, read_tensor_header, save_tensors, tensors_digest
+
+
+def tiles_header():
+    return make_header("tiles", slide={"id": "s", "path": "s.svs"}, settings={"mpp": 2.0}, history=[step("tile", {"mpp": 2.0}, {"slide": "f"})])
+
+
+def tiles_rows():
+    return pd.DataFrame({"x": [0, 512], "y": [0, 0], "width": [512, 512], "height": [512, 512], "col": [0, 1], "row": [0, 0], "tissue": [0.25, 1.0]})
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet"])
+def test_table_round_trip(tmp_path, name):
+    write_table(tmp_path / name, tiles_header(), tiles_rows())
+    header, rows = read_table(tmp_path / name, "tiles")
+    pd.testing.assert_frame_equal(rows, tiles_rows())
+    assert header["settings"] == {"mpp": 2.0} and header["history"][0]["command"] == "tile"
+    assert read_table_header(tmp_path / name, "tiles")["rows"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == [name]  # no temporary file is left
+
+
+def test_other_tools_read_the_rows(tmp_path):
+    write_table(tmp_path / "t.csv", tiles_header(), tiles_rows())
+    assert pd.read_csv(tmp_path / "t.csv", comment="#")["width"].tolist() == [512, 512]
+
+
+def test_same_table_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for name in ("a.csv.gz", "b.csv.gz"):
+        write_table(tmp_path / name, tiles_header(), tiles_rows())
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda t: t.rsplit("\n", 2)[0] + "\n", "truncated"),
+        (lambda t: t.replace('"kind": "tiles"', '"kind": "pairs"'), "this is a pairs file"),
+        (lambda t: t.replace('"version": 1', '"version": 99'), "newer lrmil"),
+        (lambda t: t.replace("# lrmil {", "# lrmil [{"), "damaged"),
+        (lambda t: t.split("\n", 1)[1], "lrmil tile"),
+        (lambda t: t.replace("tissue\n", "tissu\n"), "'tissue' is missing"),
+        (lambda t: t.replace("0,0,512", "0,zero,512"), "not a valid number"),
+        (lambda t: t.replace("0,0,512", "0,0.5,512"), "not a valid number"),
+        (lambda t: "", "nothing came in"),
+        (lambda t: t.encode().replace(b"512", b"\xff\xfe\x00").decode("latin1"), "cannot be read as a table"),
+    ],
+)
+def test_damaged_tables_are_refused(tmp_path, damage, says):
+    path = tmp_path / "t.csv"
+    write_table(path, tiles_header(), tiles_rows())
+    path.write_text(damage(path.read_text()), encoding="latin1")
+    with pytest.raises(InputError, match=says):
+        read_table(path, "tiles")
+
+
+def test_truncated_gzip_is_refused(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    write_table(path, tiles_header(), tiles_rows())
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_table(path, "tiles")
+
+
+def test_a_name_that_is_no_table(tmp_path):
+    with pytest.raises(UsageError, match=".parquet"):
+        write_table(tmp_path / "t.xlsx", tiles_header(), tiles_rows())
+
+
+def test_up_to_date_by_digest(tmp_path):
+    path = tmp_path / "t.csv"
+    write_table(path, tiles_header(), tiles_rows())
+    read = lambda p: read_table_header(p, "tiles")  # noqa: E731
+    assert up_to_date(path, digest({"mpp": 2.0}, {"slide": "f"}), read, overwrite=False)
+    with pytest.raises(UsageError, match="--overwrite"):
+        up_to_date(path, digest({"mpp": 1.0}, {"slide": "f"}), read, overwrite=False)
+    assert not up_to_date(path, digest({"mpp": 1.0}, {"slide": "f"}), read, overwrite=True)
+    assert not up_to_date(tmp_path / "no.csv", "x", read, overwrite=False)
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_path(tmp_path / "a.csv") as tmp:
+            tmp.write_text("half")
+            raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MachineError, match="cannot write"):
+        with atomic_path(tmp_path / "file" / "a.csv"):
+            pass
+
+
+# ---- HDF5 and safetensors ----------------------------------------------------------
+def features_header():
+    slide = {"id": "s", "mpp": 0.5, "width": 4000, "height": 3000}
+    return make_header("features", slide=slide, settings={}, tiles={"mpp": 2.0, "tile_px": 256}, encoder={"name": "e"}, history=[step("embed", {}, {})])
+
+
+def test_features_round_trip_and_damage(tmp_path):
+    path = tmp_path / "s.h5"
+    x, at = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32), np.arange(14).reshape(7, 2)
+    write_features(path, features_header(), x, at)
+    back = read_features(path)
+    np.testing.assert_array_equal(back.features, x)
+    np.testing.assert_array_equal(back.coords, at)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(InputError, match="HDF5"):
+        read_features(path)
+    path.write_bytes(b"not hdf5")
+    with pytest.raises(InputError):
+        read_features(path)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    x = np.ones((2, 3), np.float32)
+    x[1, 1] = np.nan
+    write_features(tmp_path / "s.h5", features_header(), x, np.zeros((2, 2), int))
+    with pytest.raises(InputError, match="finite"):
+        read_features(tmp_path / "s.h5")
+
+
+def test_tensor_files_say_what_they_are(tmp_path):
+    path = tmp_path / "e.safetensors"
+    save_tensors(path, {"a": torch.arange(4.0)}, make_header("encoder", settings={}, history=[step("x", {}, {})]))
+    header, tensors = load_tensors(path, "encoder")
+    assert header["kind"] == "encoder" and tensors["a"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="this is a encoder file, but a model file"):
+        load_tensors(path, "model")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match="damaged"):
+        load_tensors(path, "encoder")
+    path.write_bytes(b"\x00" * 100)
+    with pytest.raises(InputError):
+        read_tensor_header(path, "encoder")
+    with pytest.raises(InputError, match="no such file"):
+        read_tensor_header(tmp_path / "no", "encoder")
+
+
+def test_digest_of_tensors_sees_names_types_and_values():
+    a = {"w": torch.tensor([1.0, 2.0]), "s": torch.tensor(3)}
+    same = {"s": torch.tensor(3), "w": torch.tensor([1.0, 2.0])}
+    assert tensors_digest(a) == tensors_digest(same)
+    for other in ({"w": torch.tensor([1.0, 2.5]), "s": torch.tensor(3)}, {"v": a["w"], "s": a["s"]}, {"w": a["w"].half(), "s": a["s"]},
+                  {"w": a["w"].bfloat16(), "s": a["s"]}):
+        assert tensors_digest(a) != tensors_digest(other)
+
+
+# ---- manifests ---------------------------------------------------------------------
+def manifest(tmp_path, text, **kwargs):
+    path = tmp_path / "slides.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_manifest(path, **kwargs)
+
+
+def test_manifest_defaults(tmp_path):
+    m = manifest(tmp_path, "\ufeffslide,label,mpp\nsub/a.svs,x,\"0,25\"\nb.svs,y,\n\n")
+    assert [e.slide_id for e in m] == ["a", "b"] and m.entries[0].path == tmp_path / "sub/a.svs"
+    assert m.entries[0].mpp == 0.25 and m.entries[0].patient_id == "a" and m.classes == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("slide,label\na.svs,x\na.svs,y\n", "slide_id 'a' stands in 2 rows"),
+        ("slide,label,patient_id,split\na.svs,x,p,train\nb.svs,y,p,test\n", "patient 'p' is in two parts"),
+        ("slide,label\na.svs,x\nb.svs,x\nc.svs,y\n", "'y' stands in one slide only"),
+        ("slide,label\na.svs,x\nb.svs,x\n", "only one label"),
+        ("slide,label\na.svs,x\nb.svs,\n", "no label"),
+        (b"slide,label\na.svs,x\nb.svs,\xfcber\n", "line 3 is not UTF-8"),
+        ("file,label\na.svs,x\n", "no column 'slide'"),
+        ("slide,label\n", "no slides"),
+        ("slide,label,split\na.svs,x,training\n", "'training' is none of"),
+        ("slide,label,mpp\na.svs,x,half\n", "'half' is not a number"),
+        ("slide,label,slide_id\na.svs,x,../../etc\n", "cannot be part of a file name"),
+        ("# lrmil {}\nx,y\n", "not a manifest"),
+    ],
+)
+def test_bad_manifests(tmp_path, text, says):
+    with pytest.raises(InputError, match=says):
+        manifest(tmp_path, text, need_labels=True)
+
+
