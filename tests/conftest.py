@@ -103,10 +103,17 @@ def glass(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """Manifest of 18 painted slides with a column ``split`` (the demo's slide maker)."""
-    from lrmil_cli.demo.slides import make_cohort
+    """Manifest of 16 small painted slides (the demo's slide maker) with a column ``split``."""
+    from lrmil_cli.demo.slides import make_slide
 
-    return make_cohort(tmp_path_factory.mktemp("cohort"), 18, seed=3)
+    folder = tmp_path_factory.mktemp("cohort")
+    (folder / "slides").mkdir()
+    lines = ["slide,label,split"]
+    for i in range(16):
+        make_slide(folder / "slides" / f"s{i:02d}.svs", seed=100 + i, positive=bool(i % 2), size_px=1536)
+        lines.append(f"slides/s{i:02d}.svs,{'tumor' if i % 2 else 'normal'},{'train' if i < 8 else 'val' if i < 12 else 'test'}")
+    (folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    return folder / "slides.csv"
 
 
 @dataclass

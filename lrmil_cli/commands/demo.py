@@ -17,9 +17,9 @@ def demo(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Make H&E-like slides with a known lesion and run the chain on them.
+    """Run the whole chain on slides it makes, offline.
 
-    Teacher and students are trained for real, in about three minutes on two cores. The encoder (demo-vit) is for
+    The slides look like H&E and have a known lesion. Teacher and students are trained for real, in about three minutes on two cores. The encoder (demo-vit) is for
     demonstration only.
     """
     import time

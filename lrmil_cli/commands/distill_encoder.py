@@ -45,7 +45,11 @@ def distill_encoder(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Teach a copy of the HR encoder to see in LR tiles what it sees in the HR tiles under them. No labels are used."""
+    """Stage 1: distil the HR encoder into an LR encoder.
+
+    A copy of the HR encoder learns to see in LR tiles what the HR encoder sees in the HR tiles under them. No labels
+    are used.
+    """
     from lrmil_cli.device import pick_device
     from lrmil_cli.distill import stage1
     from lrmil_cli.distill.encoder import Stage1Settings

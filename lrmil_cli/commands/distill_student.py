@@ -55,7 +55,11 @@ def distill_student(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Train the low-resolution student from labels, the teacher's predictions and its attention; write one model file."""
+    """Stage 2: distil the teacher into an LR student.
+
+    The student head learns from the labels, the teacher's predictions and its attention. The model file holds the LR
+    encoder and one head a fold; predict needs nothing else.
+    """
     from lrmil_cli.commands.train_teacher import head_options
     from lrmil_cli.device import pick_device
     from lrmil_cli.distill.stage2 import EncoderArgs, train_student

@@ -35,7 +35,10 @@ def embed(
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
 ) -> None:
-    """Encode tiles and keep their features (HDF5, readable by TRIDENT and CLAM)."""
+    """Encode tiles and keep their features.
+
+    HDF5 in the layout of TRIDENT and CLAM; the training commands read it, and make it where it is missing.
+    """
     from lrmil_cli.device import device_label, pick_device
     from lrmil_cli.encoders.embed import embed_table
     from lrmil_cli.encoders.spec import load_encoder

@@ -22,7 +22,10 @@ def export_geojson(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Write the attention of a slide as tiles for QuPath: drop the file on the open slide, then Measure > Show measurement maps."""
+    """Write the attention of a slide for QuPath.
+
+    Drop the file on the open slide, then Measure > Show measurement maps.
+    """
     from lrmil_cli.errors import UsageError
     from lrmil_cli.files.tables import read_table
     from lrmil_cli.qupath.geojson import MANY_TILES, check_name, heatmap, is_constant, parse_image_size, write_geojson

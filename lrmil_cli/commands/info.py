@@ -16,7 +16,7 @@ def info(
     slide_mpp: options.SlideMpp = None,
     json: options.Json = False,
 ) -> None:
-    """Say what a slide or a file of the chain is, and how it came to be."""
+    """Say what a slide or a file of the chain is."""
     report = Report(json)
     about = describe(path, slide_mpp)
     if report.as_json:

@@ -35,7 +35,10 @@ def predict(
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
 ) -> None:
-    """Classify slides from their low-resolution tiles alone, and show where the model looked."""
+    """Classify slides from their LR tiles alone.
+
+    Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
+    """
     from dataclasses import replace
 
     from lrmil_cli.device import device_label, pick_device

@@ -28,7 +28,7 @@ def tile(
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
 ) -> None:
-    """Find the tissue of slides and write the tiles that hold it."""
+    """Find the tissue of slides; write the tiles with it."""
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.tables import read_table_header, table_suffix, write_table
     from lrmil_cli.qupath.pictures import tile_picture

@@ -37,7 +37,10 @@ def train_teacher(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Train the high-resolution teacher: one MIL head a fold, out-of-fold predictions, metrics, curves."""
+    """Train the HR teacher: one MIL head a fold.
+
+    Missing features are embedded first. Out-of-fold predictions, metrics and curves stand beside the heads.
+    """
     from lrmil_cli.device import pick_device
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.files.manifest import read_manifest

@@ -6,8 +6,8 @@ absorption gives the colours.
 
 Cells of the lesion differ from benign ones by the inside of the nucleus: a pale centre, a dark rim and a
 nucleolus, against an evenly filled nucleus. Both let the same light through on average, so a tile at
-2 um/px, where a nucleus is 3 to 4 px wide, keeps little of the difference: as in real cohorts, 20x is
-easy and 5x is hard. Every slide has benign nests of the same shape, size and density as the lesions.
+2 um/px, where a nucleus is 4 px wide, keeps a mottled trace of the difference: 20x is easy, 5x must be
+learnt. Every slide has benign nests of the same shape, size and density as the lesions.
 
 Lengths: `_px` are level-0 pixels at 0.5 um, `grid` is the layout grid of 4 x 4 such pixels.
 """
@@ -29,24 +29,23 @@ import tifffile
 
 PAINT_MPP = 0.5  # everything is painted at 20x; another mpp is resized from that
 GRID = 4  # level-0 pixels per layout pixel
-STAMP_PX = 28  # side of a nucleus picture
-SPACING_PX = 15.5  # distance of neighbouring nuclei where cells are densest
+STAMP_PX = 40  # side of a nucleus picture
+SPACING_PX = 19.5  # distance of neighbouring nuclei where cells are densest
 MIN_LESION_PX2 = 600 * 600  # 300 x 300 um
-# What 5x keeps of a lesion: nuclei a little darker, larger and less regularly placed. Benign places differ
-# among themselves by about as much, patients by more.
-HINT_DEPTH, HINT_SIZE, HINT_DISORDER_PX = 0.04, 0.25, 1.0
+# A lesion is hardly darker than its surroundings; patients differ by more. The cue is inside the nuclei.
+HINT_DEPTH = 0.02
 LESION_COLOR = [200, 0, 0]
 
 # Kinds of nucleus in the bank: inside pattern x radius x elongation x variants
 INSIDES = (0.0, 0.33, 0.67, 1.0)  # 0 evenly filled, 1 vesicular with nucleolus
-RADII_PX = (5.8, 6.5, 7.2, 7.9)
+RADII_PX = (7.2, 8.0, 8.8, 9.6)
 AXIS_RATIOS = (1.0, 1.25, 1.6)
 VARIANTS = 20
 
 RECIPE_NAMES = (
     "density", "radius", "elongation", "inside", "cells", "fat", "glass", "lymphocytes",
     "haematoxylin", "eosin", "hue_h", "hue_e",
-)  # fmt: skip
+)
 
 
 # ---- noise -------------------------------------------------------------------------
@@ -78,7 +77,7 @@ def _byte(field: np.ndarray) -> np.ndarray:
 # ---- pictures made once per process --------------------------------------------------
 @lru_cache(maxsize=1)
 def nucleus_bank() -> np.ndarray:
-    """Haematoxylin of nuclei, `(inside, radius, elongation, variant, 28, 28)` uint8.
+    """Haematoxylin of nuclei, `(inside, radius, elongation, variant, STAMP_PX, STAMP_PX)` uint8.
 
     Evenly filled and vesicular nuclei are scaled to let the same light through on average; without that the
     lesion would be darker or paler at 5x.
@@ -86,7 +85,7 @@ def nucleus_bank() -> np.ndarray:
     rng = np.random.default_rng(20)
     shape = (len(INSIDES), len(RADII_PX), len(AXIS_RATIOS), VARIANTS)
     inside, radius, ratio, _ = (a.ravel()[:, None, None] for a in np.meshgrid(
-        INSIDES, RADII_PX, AXIS_RATIOS, np.arange(VARIANTS), indexing="ij"))  # fmt: skip
+        INSIDES, RADII_PX, AXIS_RATIOS, np.arange(VARIANTS), indexing="ij"))
     n = inside.size
     axis = np.arange(STAMP_PX) - (STAMP_PX - 1) / 2
 
@@ -109,7 +108,7 @@ def nucleus_bank() -> np.ndarray:
     even = 1 + 0.10 * fine + 0.06 * clumps
     rim = np.exp(-(((rho / edge - 0.87) / 0.15) ** 2))
     away, where = draw(0.0, 0.33) * radius, draw(0, 6.3)
-    nucleolus = np.exp(-((u - away * np.cos(where)) ** 2 + (v - away * np.sin(where)) ** 2) / (2 * draw(1.3, 1.8) ** 2))
+    nucleolus = np.exp(-((u - away * np.cos(where)) ** 2 + (v - away * np.sin(where)) ** 2) / (2 * draw(1.8, 2.5) ** 2))
     vesicular = 0.36 + 0.06 * fine + 0.13 * clumps + 0.66 * rim * (1 + 0.2 * clumps) + 1.6 * nucleolus
     profile = np.clip((1 - inside) * even + inside * vesicular, 0.05, None)
 
@@ -125,7 +124,7 @@ def nucleus_bank() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def small_nuclei() -> tuple[np.ndarray, np.ndarray]:
-    """Haematoxylin of lymphocytes and of fibroblasts, each `(48, 28, 28)` uint8."""
+    """Haematoxylin of lymphocytes and of fibroblasts, each `(48, STAMP_PX, STAMP_PX)` uint8."""
     rng = np.random.default_rng(21)
     axis = np.arange(STAMP_PX) - (STAMP_PX - 1) / 2
     y, x = axis[None, :, None], axis[None, None, :]
@@ -292,9 +291,9 @@ def layout(rng: np.random.Generator, n: int, positive: bool) -> tuple[Layout, np
         lymphocytes=lymph * (1 - fat),
         density=density,
         inside=inside,
-        size=rng.uniform(1.1, 1.9) + 0.35 * smooth_noise(rng, n, n / 5, 1) + HINT_SIZE * lesion,
+        size=rng.uniform(1.1, 1.9) + 0.35 * smooth_noise(rng, n, n / 5, 1),
         elongation=rng.uniform(0.3, 1.0) * whole,
-        disorder=rng.uniform(1.3, 1.9) + 0.3 * smooth_noise(rng, n, n / 5, 1) + HINT_DISORDER_PX * lesion,
+        disorder=rng.uniform(1.3, 1.9) + 0.3 * smooth_noise(rng, n, n / 5, 1),
         depth=(1 + 0.05 * smooth_noise(rng, n, n / 6, 2) + HINT_DEPTH * lesion).astype(np.float32),
     ), lesion
 
@@ -382,7 +381,7 @@ def paint(rng: np.random.Generator, lay: Layout) -> np.ndarray:
     pattern = np.where(vesicular, rng.choice([2, 3, 3, 3], m), rng.choice([0, 0, 0, 1], m))
     bank = nucleus_bank()
     index = (pattern, nearest(lay.size, 0.6, len(RADII_PX) - 1), nearest(lay.elongation, 0.7, len(AXIS_RATIOS) - 1),
-             rng.integers(VARIANTS, size=m))  # fmt: skip
+             rng.integers(VARIANTS, size=m))
     _stamp(canvas, bank.reshape(-1, STAMP_PX, STAMP_PX), np.ravel_multi_index(index, bank.shape[:4]), ey, ex)
 
     lymphocytes, fibroblasts = small_nuclei()
@@ -410,7 +409,7 @@ def pen_mark(rng: np.random.Generator, rgb: np.ndarray, tissue: np.ndarray) -> n
     length, bow = rng.uniform(0.1, 0.2) * n, rng.uniform(-0.05, 0.05) * n
     along, across = t * length, bow * t**2 + 0.035 * n + rng.normal(0, 0.003 * n, 24)
     points = np.stack([cx + along * np.cos(angle) + across * np.cos(angle - np.pi / 2),
-                       cy + along * np.sin(angle) + across * np.sin(angle - np.pi / 2)], 1)  # fmt: skip
+                       cy + along * np.sin(angle) + across * np.sin(angle - np.pi / 2)], 1)
     ink = np.zeros((n, n), np.uint8)
     cv2.polylines(ink, [np.round(points * 8).astype(np.int32)], False, 255, int(rng.uniform(14, 24)), cv2.LINE_AA, 3)
     ink = cv2.GaussianBlur(ink, (0, 0), 0.7)
@@ -485,7 +484,7 @@ def render_tiles(rng: np.random.Generator, count: int = 25) -> tuple[np.ndarray,
         0.5 + (mean(lay.inside) - 0.5) * seen, cells, mean(fat * lay.tissue), 1 - mean(lay.tissue),
         mean(lay.lymphocytes * lay.tissue), 4 * (mean(lay.depth) * stain.haematoxylin - 1),
         np.full(k * k, 4 * (stain.eosin - 1)), np.full(k * k, stain.hue_h / 2), np.full(k * k, stain.hue_e / 2),
-    ]  # fmt: skip
+    ]
     order = rng.permutation(k * k)[:count]
     return np.ascontiguousarray(tiles[order]), np.stack(recipe, 1).astype(np.float32)[order]
 
@@ -583,7 +582,7 @@ def plan_cohort(n_slides: int, seed: int) -> list[dict]:
             for k in [slides.pop(0) for _ in range(take)]:
                 slide_id = f"slide_{k + 1:03d}"
                 rows[k] = {"slide": f"slides/{slide_id}.svs", "slide_id": slide_id, "label": name,
-                           "patient_id": f"patient_{patients:03d}", "split": split}  # fmt: skip
+                           "patient_id": f"patient_{patients:03d}", "split": split}
     return rows
 
 
