@@ -13,7 +13,16 @@ import typer
 
 from lrmil_cli import __version__
 from lrmil_cli.commands import (
-    demo, distill_encoder, distill_student, embed, export_geojson, info, match, predict, tile, train_teacher,
+    demo,
+    distill_encoder,
+    distill_student,
+    embed,
+    export_geojson,
+    info,
+    match,
+    predict,
+    tile,
+    train_teacher,
 )
 from lrmil_cli.commands.options import debug, with_common_options
 from lrmil_cli.errors import LrmilError

@@ -13,12 +13,12 @@ import torch
 
 from lrmil_cli.device import autocast, synchronize, to_device
 from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features, read_features, read_features_header, write_features
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
-from lrmil_cli.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,14 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import entropy
 
 from lrmil_cli.distill.losses import (
-    bag_distillation, final_loss, hard_attention, hard_feature, masked_region_mean, patch_errors, select_regions, soft_attention,
+    bag_distillation,
+    final_loss,
+    hard_attention,
+    hard_feature,
+    masked_region_mean,
+    patch_errors,
+    select_regions,
+    soft_attention,
 )
 from lrmil_cli.distill.regions import pooling_matrix, region_means, region_scores
 

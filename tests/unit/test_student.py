@@ -7,7 +7,14 @@ import torch
 
 from lrmil_cli.distill import student
 from lrmil_cli.distill.pairs import match_tables
-from lrmil_cli.distill.student import DistillSettings, HighResolution, distillation_terms, make_target, preset_settings, terms_of_fold
+from lrmil_cli.distill.student import (
+    DistillSettings,
+    HighResolution,
+    distillation_terms,
+    make_target,
+    preset_settings,
+    terms_of_fold,
+)
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.heads import build_head
 
