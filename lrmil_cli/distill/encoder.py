@@ -242,12 +242,16 @@ def _batches(data: Regions, order: np.ndarray, size: int, reader: TileReader, se
         mask = children >= 0
         # Missing children point at row 0 and are masked; any finite value will do there.
         safe = np.where(mask, children, 0)
-        gather = lambda arrays: np.stack([np.asarray(arrays[s][c]) for (s, _), c in zip(rows, safe)])  # noqa: E731
         yield (
-            tiles, gather([t["layers"] for t in data.targets]), mask,
-            gather([t["final"] for t in data.targets]) if settings.final_loss != "none" else None,
-            gather(data.attention) if data.attention is not None else None,
+            tiles, _gather([t["layers"] for t in data.targets], rows, safe), mask,
+            _gather([t["final"] for t in data.targets], rows, safe) if settings.final_loss != "none" else None,
+            _gather(data.attention, rows, safe) if data.attention is not None else None,
         )
+
+
+def _gather(arrays: list[np.ndarray], rows: np.ndarray, children: np.ndarray) -> np.ndarray:
+    """Rows ``children`` [B, K] of the arrays of the slides that ``rows`` [B, 2] names, [B, K, ...]."""
+    return np.stack([np.asarray(arrays[s][c]) for (s, _), c in zip(rows, children)])
 
 
 def _on(device: torch.device, batch: tuple) -> list[Tensor | None]:
