@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -99,6 +100,8 @@ def _fail(text: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of ``lrmil`` and ``python -m lrmil_cli``."""
+    # A scheduler's SIGTERM ends a command as Ctrl-C does: with nothing half-written left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # library chatter is not for the user of a command
     sys.exit(run(sys.argv[1:]))

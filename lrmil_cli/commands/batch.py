@@ -78,7 +78,8 @@ def _from_stdin() -> list[SlideInput]:
             try:
                 record = json.loads(line)
                 path = Path(record["slide"])
-                slides.append(SlideInput(path, str(record.get("slide_id") or path.stem), record.get("mpp")))
+                mpp = record.get("mpp")
+                slides.append(SlideInput(path, str(record.get("slide_id") or path.stem), None if mpp is None else float(mpp)))
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
         else:

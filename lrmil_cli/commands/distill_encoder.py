@@ -21,10 +21,10 @@ def distill_encoder(
     lambda_final: Annotated[float, typer.Option("--lambda-final", min=0.0, help="Weight of the final loss.")] = 1.0,
     normalize: Annotated[str, typer.Option("--normalize", help="none, or ln: LayerNorm both sides before comparing.")] = "none",
     weighting: Annotated[str, typer.Option("--weighting", help="region: every LR tile counts alike; child: every HR tile.")] = "region",
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs at most.")] = 50,
+    epochs: options.Epochs = 50,
     patience: Annotated[int, typer.Option("--patience", min=1, help="Epochs without a better validation loss before stopping.")] = 20,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="LR tiles a step.")] = 64,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate (Adam).")] = 1e-5,
+    lr: options.LearningRate = 1e-5,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of linear warm-up.")] = 200,
     clip: Annotated[float, typer.Option("--clip", help="Gradient norm at most.")] = 1.0,
     freeze_blocks: Annotated[int, typer.Option("--freeze-blocks", min=0, help="Blocks at the start that stay as they are.")] = 0,
@@ -32,7 +32,7 @@ def distill_encoder(
     max_tiles_per_slide: Annotated[Optional[int], typer.Option("--max-tiles-per-slide", min=1, help="Cap big slides.", show_default=False)] = None,
     slides: Annotated[Optional[str], typer.Option("--slides", metavar="slides.csv", help="With --fold: train on the training slides of that fold only.", show_default=False)] = None,
     fold: Annotated[Optional[int], typer.Option("--fold", min=1, help="Fold of --slides (split, fold or fold_1.. columns, or the folds of --teacher).", show_default=False)] = None,
-    folds: Annotated[int, typer.Option("--folds", help="Folds to draw where the manifest defines none (as train-teacher does).")] = 5,
+    folds: options.Folds = 5,
     teacher: Annotated[Optional[str], typer.Option("--teacher", metavar="DIR", help="Teacher folder, for its folds and its attention.", show_default=False)] = None,
     cache: Annotated[Optional[str], typer.Option("--cache", metavar="DIR", help="Where HR targets are kept.  [default: <output>.cache]", show_default=False)] = None,
     embedding: options.Embedding = None,
@@ -40,6 +40,7 @@ def distill_encoder(
     random_init: options.RandomInit = False,
     init: Annotated[str, typer.Option("--init", help="teacher: start from the HR weights; random: for tests.")] = "teacher",
     allow_fractional_regions: Annotated[bool, typer.Option("--allow-fractional-regions", help="Share border tokens where the grid does not divide.")] = False,
+    augment: Annotated[bool, typer.Option("--augment", help="Turn and flip LR tiles and their HR targets together: eight views, for small cohorts.")] = False,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -82,7 +83,7 @@ def distill_encoder(
         report.warn(f"{model.grid} tokens a side do not divide by {ratio}: tokens on a border mix two HR tiles")
     settings = Stage1Settings(
         parse_layers(layers, model.depth), lr, epochs, patience, batch_size, warmup, clip, normalize, weighting, final_loss,
-        lambda_final, freeze_blocks, steps_per_epoch, max_tiles_per_slide, init, seed)
+        lambda_final, freeze_blocks, steps_per_epoch, max_tiles_per_slide, init, augment, seed)
     if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
         raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}")
     result = stage1.run(cohort, model, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),

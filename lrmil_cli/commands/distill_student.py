@@ -36,16 +36,16 @@ def distill_student(
     unmatched: Annotated[Optional[str], typer.Option("--unmatched", help="LR tiles without HR: leave-out, or zero (as the official code).  [default: leave-out]", show_default=False)] = None,
     missing_teacher: Annotated[Optional[str], typer.Option("--missing-teacher", help="error, or ce-only: train such slides with the label alone.  [default: error]", show_default=False)] = None,
     crossfit: Annotated[Optional[int], typer.Option("--crossfit", min=2, help="Inner folds for targets by heads that did not see the slide.  [default: off]", show_default=False)] = None,
-    head: Annotated[str, typer.Option("--head", help="MIL head.")] = "abmil",
-    gated: Annotated[bool, typer.Option("--gated", help="Gated attention.")] = False,
-    proj_dim: Annotated[int, typer.Option("--proj-dim", min=0, help="Width of a projection in front of the head; 0 for none.")] = 0,
-    folds: Annotated[int, typer.Option("--folds", help="Folds, where neither teacher nor manifest defines them.")] = 5,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate (Adam).")] = 1e-4,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs at most.")] = 200,
-    patience: Annotated[int, typer.Option("--patience", min=1, help="Epochs without a better validation AUC before stopping.")] = 20,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay.")] = 0.0,
-    class_weights: Annotated[bool, typer.Option("--class-weights", help="Weigh the loss against class frequency.")] = False,
-    balanced_sampling: Annotated[bool, typer.Option("--balanced-sampling", help="Draw slides of all classes equally often.")] = False,
+    head: options.Head = "abmil",
+    gated: options.Gated = False,
+    proj_dim: options.ProjDim = 0,
+    folds: options.Folds = 5,
+    lr: options.LearningRate = 1e-4,
+    epochs: options.Epochs = 200,
+    patience: options.Patience = 20,
+    weight_decay: options.WeightDecay = 0.0,
+    class_weights: options.ClassWeights = False,
+    balanced_sampling: options.BalancedSampling = False,
     embedding: options.Embedding = None,
     input_size: options.InputSize = None,
     random_init: options.RandomInit = False,
@@ -60,7 +60,6 @@ def distill_student(
     The student head learns from the labels, the teacher's predictions and its attention. The model file holds the LR
     encoder and one head a fold; predict needs nothing else.
     """
-    from lrmil_cli.commands.train_teacher import head_options
     from lrmil_cli.device import pick_device
     from lrmil_cli.distill.stage2 import EncoderArgs, train_student
     from lrmil_cli.distill.student import preset_settings
@@ -86,7 +85,7 @@ def distill_student(
         read_manifest(manifest, need_labels=True), tiles=tiles, pairs=pairs,
         encoder=EncoderArgs(encoder, input_size, embedding, random_init), teacher=teacher, features=features,
         lr_features=Path(lr_features) if lr_features else target.with_suffix(".features"),
-        head=HeadSpec(head, head_options(head, gated, proj_dim)), preset=preset, distill=distill,
+        head=HeadSpec(head, options.head_options(gated, proj_dim)), preset=preset, distill=distill,
         training=TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed), folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn)
     report.say(f"{target}: {result.text}")

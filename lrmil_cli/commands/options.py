@@ -56,8 +56,18 @@ Encoder = Annotated[str, typer.Option("--encoder", metavar="SPEC", show_default=
 Embedding = Annotated[Optional[str], typer.Option("--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False)]
 InputSize = Annotated[Optional[int], typer.Option("--input-size", min=8, help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]", show_default=False)]
 RandomInit = Annotated[bool, typer.Option("--random-init", help="Random encoder weights, for dry runs; the files say so.")]
+Head = Annotated[str, typer.Option("--head", help="MIL head.")]
+Gated = Annotated[bool, typer.Option("--gated", help="Gated attention.")]
+ProjDim = Annotated[int, typer.Option("--proj-dim", min=0, help="Width of a projection in front of the head; 0 for none.")]
+Folds = Annotated[int, typer.Option("--folds", help="Folds to draw, where nothing else defines them.")]
+LearningRate = Annotated[float, typer.Option("--lr", help="Learning rate (Adam).")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Epochs at most.")]
+Patience = Annotated[int, typer.Option("--patience", min=1, help="Epochs without a better validation AUC before stopping.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay.")]
+ClassWeights = Annotated[bool, typer.Option("--class-weights", help="Weigh the loss against class frequency.")]
+BalancedSampling = Annotated[bool, typer.Option("--balanced-sampling", help="Draw slides of all classes equally often.")]
 
 
-def given(value: Any, fallback: Any) -> Any:
-    """``value``, or ``fallback`` where the option was not given."""
-    return fallback if value is None else value
+def head_options(gated: bool, proj_dim: int) -> dict[str, Any]:
+    """Options of a head that differ from its defaults."""
+    return ({"gated": True} if gated else {}) | ({"embed_dim": proj_dim} if proj_dim else {})

@@ -5,7 +5,7 @@ cells, lesion), `paint` turns that into haematoxylin and eosin at 0.5 um/px. Lig
 
 Cells of the lesion differ from benign ones by the inside of the nucleus: a pale centre, a dark rim and a nucleolus,
 against an evenly filled nucleus. Both let the same light through on average, so a tile at 2 um/px, where a nucleus is
-4 px wide, keeps a mottled trace of the difference: 20x is easy, 5x must be learnt. Every slide has benign nests of the
+5 px wide, keeps a mottled trace of the difference: 20x is easy, 5x must be learnt. Every slide has benign nests of the
 same shape, size and density as the lesions.
 
 Lengths: `_px` are level-0 pixels at 0.5 um, `grid` is the layout grid of 4 x 4 such pixels.
@@ -31,7 +31,8 @@ from lrmil_cli.demo.textures import (
 )
 
 GRID = 4  # level-0 pixels per layout pixel
-SPACING_PX = 19.5  # distance of neighbouring nuclei where cells are densest
+TILE_PX = 128  # side of a tile for pre-training
+SPACING_PX = 21.5  # distance of neighbouring nuclei where cells are densest
 MIN_LESION_PX2 = 600 * 600  # 300 x 300 um
 # A lesion is hardly darker than its surroundings; patients differ by more. The cue is inside the nuclei.
 HINT_DEPTH = 0.02
@@ -308,13 +309,13 @@ def render_slide(seed: int, positive: bool, side_px: int, stain_seed: int | None
 
 
 # ---- tiles for pre-training ----------------------------------------------------------
-def render_tiles(rng: np.random.Generator, count: int = 25) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles `(count, 128, 128, 3)` uint8 at 0.5 um/px with their recipes `(count, 12)` float32 (see RECIPE_NAMES).
+def render_tiles(rng: np.random.Generator, shrink: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles `(k, 128, 128, 3)` uint8 at 0.5 um/px * `shrink` with their recipes `(k, 12)` float32 (see RECIPE_NAMES).
 
-    They are cut from one painted sheet of 5 x 5 tiles whose recipe changes from tile to tile; a recipe is
-    measured on the tile, each number scaled to about 0..1 (stain: about -1..1).
+    They are cut from one painted sheet of tiles whose recipe changes from tile to tile (5 x 5 of them, fewer of the
+    larger ones); a recipe is measured on the tile, each number scaled to about 0..1 (stain: about -1..1).
     """
-    k, g = 5, 128 // GRID
+    k, g = max(2, round(5 / shrink)), round(TILE_PX * shrink / GRID)
     n = k * g
 
     def steps(lo, hi):
@@ -342,7 +343,10 @@ def render_tiles(rng: np.random.Generator, count: int = 25) -> tuple[np.ndarray,
     rgb = cv2.subtract(stain.to_rgb(paint(rng, lay)), rng.integers(0, 4, (n * GRID, n * GRID, 1), dtype=np.uint8).repeat(3, 2))
     _, coded = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(75, 95))])
     rgb = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
-    tiles = rgb.reshape(k, 128, k, 128, 3).swapaxes(1, 2).reshape(k * k, 128, 128, 3)
+    side = g * GRID
+    tiles = rgb.reshape(k, side, k, side, 3).swapaxes(1, 2).reshape(k * k, side, side, 3)
+    if side != TILE_PX:
+        tiles = np.stack([cv2.resize(t, (TILE_PX, TILE_PX), interpolation=cv2.INTER_AREA) for t in tiles])
 
     def mean(field):
         return field.reshape(k, g, k, g).mean((1, 3)).ravel()
@@ -355,5 +359,4 @@ def render_tiles(rng: np.random.Generator, count: int = 25) -> tuple[np.ndarray,
         mean(lay.lymphocytes * lay.tissue), 4 * (mean(lay.depth) * stain.haematoxylin - 1),
         np.full(k * k, 4 * (stain.eosin - 1)), np.full(k * k, stain.hue_h / 2), np.full(k * k, stain.hue_e / 2),
     ]
-    order = rng.permutation(k * k)[:count]
-    return np.ascontiguousarray(tiles[order]), np.stack(recipe, 1).astype(np.float32)[order]
+    return np.ascontiguousarray(tiles), np.stack(recipe, 1).astype(np.float32)

@@ -14,7 +14,7 @@ STAMP_PX = 40  # side of a nucleus picture
 
 # Kinds of nucleus in the bank: inside pattern x radius x elongation x variants
 INSIDES = (0.0, 0.33, 0.67, 1.0)  # 0 evenly filled, 1 vesicular with nucleolus
-RADII_PX = (7.2, 8.0, 8.8, 9.6)
+RADII_PX = (8.0, 8.9, 9.8, 10.7)
 AXIS_RATIOS = (1.0, 1.25, 1.6)
 VARIANTS = 20
 

@@ -46,6 +46,7 @@ class Stage1Settings:
     steps_per_epoch: int | None = None
     max_tiles_per_slide: int | None = None
     init: str = "teacher"
+    augment: bool = False
     seed: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -254,6 +255,20 @@ def _gather(arrays: list[np.ndarray], rows: np.ndarray, children: np.ndarray) ->
     return np.stack([np.asarray(arrays[s][c]) for (s, _), c in zip(rows, children)])
 
 
+def turn(images: Tensor, view: int) -> Tensor:
+    """One of the eight turned and flipped views of [B, rows, columns, ...]."""
+    turned = torch.rot90(images, view % 4, (1, 2))
+    return turned.flip(2) if view >= 4 else turned
+
+
+def turn_cells(cells: Tensor | None, view: int) -> Tensor | None:
+    """The same view of what belongs to the cells of regions, [B, K, ...] in row-major order."""
+    if cells is None:
+        return None
+    ratio = round(cells.shape[1] ** 0.5)
+    return turn(cells.unflatten(1, (ratio, ratio)), view).flatten(1, 2)
+
+
 def _on(device: torch.device, batch: tuple) -> list[Tensor | None]:
     return [None if a is None else to_device(a, device) for a in batch]
 
@@ -267,6 +282,10 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
     total, seen = 0.0, 0
     for batch in prefetch(_batches(data, order, settings.batch_size, reader, settings), 0 if device.type == "cpu" else 4):
         tiles, targets, mask, final_targets, attention = _on(device, batch)
+        if settings.augment:
+            view = int(rng.integers(8))
+            tiles = turn(tiles, view)
+            targets, mask, final_targets, attention = (turn_cells(a, view) for a in (targets, mask, final_targets, attention))
         state.step += 1
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, state.step / max(1, settings.warmup))

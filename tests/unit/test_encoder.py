@@ -216,3 +216,17 @@ def test_encode_batch_size_changes_nothing(tiny):
         whole = tiny(x)["final"]
         parts = torch.cat([tiny(x[i : i + 3])["final"] for i in range(0, 7, 3)])
     assert np.abs((whole - parts).numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("view", range(8))
+def test_augmentation_turns_tiles_and_their_cells_together(view):
+    from lrmil_cli.distill.encoder import turn, turn_cells
+    from lrmil_cli.distill.regions import region_means
+
+    tiles = torch.rand(2, 12, 12, 3)
+    pooling = pooling_matrix(12, 4)
+    cells = region_means(tiles, pooling)
+    torch.testing.assert_close(region_means(turn(tiles, view), pooling), turn_cells(cells, view), atol=1e-6, rtol=1e-5)
+    mask = torch.rand(2, 16) > 0.5
+    assert turn_cells(mask, view).sum() == mask.sum() and turn_cells(None, view) is None
+    assert (view == 0) == torch.equal(turn(tiles, view), tiles)
