@@ -31,9 +31,12 @@ MEAN, STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 WEIGHTS = torch.tensor([5.0 if name == "inside" else 1.0 for name in RECIPE_NAMES])  # the part that is hardest to see
 
 
+COARSEST = 3.2  # as augmentation, tiles down to 6x; 5x itself is never seen
+
+
 def sheet(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles of one scale: half of the sheets at 20x, the others between 20x and 8x, as augmentation. 5x is never seen."""
-    return render_tiles(rng, 1.0 if rng.random() < 0.5 else float(rng.uniform(1.0, 2.5)))
+    """Painted tiles of one scale: half of the sheets at 20x, the others anywhere between 20x and 6x."""
+    return render_tiles(rng, 1.0 if rng.random() < 0.5 else float(rng.uniform(1.0, COARSEST)))
 
 
 class Pool:

@@ -29,6 +29,8 @@ from lrmil_cli.commands.options import debug, with_common_options
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.files.header import command_line
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="lrmil", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
     help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
@@ -62,13 +64,14 @@ def run(args: Sequence[str]) -> int:
     debug.set(False)
     try:
         code = app(args=list(args), standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # Newer versions of typer turn Ctrl-C into this exit code, older ones into Abort.
+        return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except LrmilError as e:
         return _fail(" ".join(str(e).split()), e.exit_code)
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was finished is kept", 130)
+        return _interrupted()
     except BrokenPipeError:
         # The reader of our pipe is gone; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,6 +84,10 @@ def run(args: Sequence[str]) -> int:
         if debug.get():
             raise
         return _fail(f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:300]} (add --debug for the traceback)", 1)
+
+
+def _interrupted() -> int:
+    return _fail("interrupted; what was finished is kept", INTERRUPTED)
 
 
 def _usage(e: Any) -> int:

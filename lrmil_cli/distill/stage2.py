@@ -94,14 +94,15 @@ def train_student(
     if note:
         warn(note)
 
-    lr_bags = [embed_cohort(e, manifest, tables, _feature_folder(lr_features, n, len(encoders)), device=device,
-                            batch_size=batch_size, overwrite=overwrite, say=say) for n, e in enumerate(encoders)]
     ids = [e.slide_id for e in manifest]
-    n_lr = [len(t) for t in lr_bags[0].tensors]
-    high, inputs_high, counts = None, {}, {}
-    if distill.uses_teacher:
+    high, inputs_high, ratio, counts = None, {}, 1, {}
+    if distill.uses_teacher:  # before the LR tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
         high, inputs_high, ratio = load_high(ids, table, folder, pairs, tables, distill, device)
+    lr_bags = [embed_cohort(e, manifest, tables, _feature_folder(lr_features, n, len(encoders)), device=device,
+                            batch_size=batch_size, overwrite=overwrite, say=say) for n, e in enumerate(encoders)]
+    n_lr = [len(t) for t in lr_bags[0].tensors]
+    if high is not None:
         counts = student.matched_counts(high.parents, n_lr, ratio)
         regions = counts["matched"] + counts["unmatched"]
         say(f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete")

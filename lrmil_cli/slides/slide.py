@@ -95,7 +95,7 @@ class Slide:
     def describe(self) -> dict[str, Any]:
         """The ``slide`` entry of file headers."""
         about = {
-            "id": self.slide_id, "path": str(self.path), "width": self.width, "height": self.height,
+            "id": self.slide_id, "path": str(self.path.absolute()), "width": self.width, "height": self.height,
             "mpp": self.mpp, "mpp_source": self.mpp_source, "vendor": self.vendor, "fingerprint": self.fingerprint,
         }
         return {**about, "bounds": self.bounds} if self.bounds else about

@@ -43,8 +43,9 @@ class Teacher:
 
     @property
     def features(self) -> Path:
-        """The folder of HR features it was trained on."""
-        return Path(self.header["features"])
+        """The folder of HR features it was trained on; the one beside the heads if the teacher was moved with it."""
+        recorded, beside = Path(self.header["features"]), self.path / "features"
+        return beside if beside.is_dir() and not recorded.is_dir() else recorded
 
     def head(self, fold: int) -> tuple[dict[str, Any], MILHead]:
         """Header and head of a fold."""
