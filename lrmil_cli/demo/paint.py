@@ -5,8 +5,8 @@ cells, lesion), `paint` turns that into haematoxylin and eosin at 0.5 um/px. Lig
 
 Cells of the lesion differ from benign ones by the inside of the nucleus: a pale centre, a dark rim and a nucleolus,
 against an evenly filled nucleus. Both let the same light through on average, so a tile at 2 um/px, where a nucleus is
-5 px wide, keeps a mottled trace of the difference: 20x is easy, 5x must be learnt. Every slide has benign nests of the
-same shape, size and density as the lesions.
+5 px wide, keeps little of the difference, and a faint hint in colour: 20x is easy, 5x is hard. Every slide has benign
+nests of the same shape, size and density as the lesions.
 
 Lengths: `_px` are level-0 pixels at 0.5 um, `grid` is the layout grid of 4 x 4 such pixels.
 """
@@ -34,8 +34,9 @@ GRID = 4  # level-0 pixels per layout pixel
 TILE_PX = 128  # side of a tile for pre-training
 SPACING_PX = 21.5  # distance of neighbouring nuclei where cells are densest
 MIN_LESION_PX2 = 600 * 600  # 300 x 300 um
-# A lesion is hardly darker than its surroundings; patients differ by more. The cue is inside the nuclei.
-HINT_DEPTH = 0.02
+# What 5x keeps of a lesion: a little more haematoxylin, a little less eosin in the cytoplasm. Benign nests and patients
+# vary in the same; the cue that decides is inside the nuclei.
+HINT_DEPTH, HINT_EOSIN = 0.06, 0.30
 
 RECIPE_NAMES = (
     "density", "radius", "elongation", "inside", "cells", "fat", "glass", "lymphocytes",
@@ -86,6 +87,7 @@ class Layout:
     elongation: np.ndarray  # index into AXIS_RATIOS
     disorder: np.ndarray  # how far nuclei stray from a regular lattice, px
     depth: np.ndarray  # strength of the haematoxylin, about 1
+    pink: np.ndarray  # strength of the eosin in the cytoplasm, about 1
 
 
 def tissue_mask(rng: np.random.Generator, n: int, share: float) -> np.ndarray:
@@ -168,6 +170,7 @@ def layout(rng: np.random.Generator, n: int, positive: bool) -> tuple[Layout, np
         elongation=rng.uniform(0.3, 1.0) * whole,
         disorder=rng.uniform(1.3, 1.9) + 0.3 * smooth_noise(rng, n, n / 5, 1),
         depth=(1 + 0.05 * smooth_noise(rng, n, n / 6, 2) + HINT_DEPTH * lesion).astype(np.float32),
+        pink=(0.9 + 0.07 * smooth_noise(rng, n, n / 6, 2) - HINT_EOSIN * lesion).astype(np.float32),
     ), lesion
 
 
@@ -223,6 +226,7 @@ def paint(rng: np.random.Generator, lay: Layout) -> np.ndarray:
     ramp = np.arange(256)
     eosin = blend(cv2.LUT(fibre, to_byte(96 + 0.42 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(74 + 0.22 * (ramp - 128))), cells)
     haema = blend(cv2.LUT(fibre, to_byte(10 + 0.05 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(30 + 0.16 * (ramp - 128))), cells)
+    eosin = cv2.multiply(eosin, _grow((1 + lay.cells * (lay.pink - 1)) / 2), scale=2 / 255)
     wall = cv2.LUT(membrane, to_byte(100 * np.exp(-((ramp / 30.0) ** 2))))
     eosin = blend(eosin, wall, fat)
     haema = blend(haema, cv2.LUT(wall, to_byte(0.1 * ramp)), fat)
@@ -338,6 +342,7 @@ def render_tiles(rng: np.random.Generator, shrink: float = 1.0) -> tuple[np.ndar
         elongation=steps(0, 2),
         disorder=steps(1, 3.5),
         depth=1 + steps(-0.15, 0.15),
+        pink=steps(0.55, 1.05),
     )
     stain = Stain.draw(rng, 1.3)
     rgb = cv2.subtract(stain.to_rgb(paint(rng, lay)), rng.integers(0, 4, (n * GRID, n * GRID, 1), dtype=np.uint8).repeat(3, 2))
