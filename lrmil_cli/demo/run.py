@@ -25,9 +25,9 @@ TILE_PX = 128
 #: The demo's encoder is tiny and its cohort small: larger steps than the defaults, which are meant for ViT-B and more.
 #: The last block and the final embedding are distilled, because the head reads the final class token; with blocks
 #: (0, 1, L-2) alone, a ViT of six blocks loses what the slide shows at 5x instead of gaining what it shows at 20x.
-STAGE1 = ["--layers", "-1", "--final-loss", "uniform", "--lambda-final", "5", "--lr", "5e-4", "--warmup", "10", "--epochs", "8",
+STAGE1 = ["--layers", "-1", "--final-loss", "uniform", "--lambda-final", "5", "--lr", "5e-4", "--warmup", "10", "--epochs", "12",
           "--batch-size", "16", "--augment"]
-HEADS = ["--lr", "1e-3", "--epochs", "100", "--patience", "30"]
+HEADS = ["--lr", "1e-3", "--epochs", "100", "--patience", "30", "--weight-decay", "1e-2"]
 
 
 @dataclass
