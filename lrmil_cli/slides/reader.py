@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Pixels that one band of an overview may hold before it is shrunk; bounds the memory on slides without a pyramid.
-BAND_PIXELS = 12_000_000
+BAND_PIXELS = 4_000_000
 
 
 def read_tile(slide: Slide, level: int, x: int, y: int, width: int, height: int, tile_px: int) -> np.ndarray:

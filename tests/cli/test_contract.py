@@ -259,7 +259,9 @@ def test_a_full_disk(tmp_path, chain):
 
 def interrupt(args, folder, when, cwd):
     """Start a command, send SIGINT as soon as ``when`` says so, return (exit code, stderr)."""
-    process = subprocess.Popen([sys.executable, "-m", "lrmil_cli", *map(str, args)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=cwd)
+    process = subprocess.Popen([sys.executable, "-m", "lrmil_cli", *map(str, args)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=cwd,
+                               # A test run in the background of a shell inherits "ignore SIGINT", and so would the command.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.time() + 120
     lines = []
     while time.time() < deadline and process.poll() is None:
