@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lrmil_cli.errors import MachineError
@@ -19,21 +19,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         MachineError: the folder cannot be written (full disk, no permission, a file in the way).
     """
     path = Path(path)
-    tmp = None
+    # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries choose
+    # a format by it.
+    tmp = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays last, because libraries choose a format by it.
-        fd, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(fd)
-        tmp = Path(name)
         yield tmp
-        os.chmod(tmp, 0o666 & ~_umask())
         os.replace(tmp, path)
     except OSError as e:
         raise MachineError(f"cannot write {path}: {e.strerror or e}; free space or choose another --output") from e
     finally:
-        if tmp is not None:
-            tmp.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or its folder was never made
+            tmp.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -53,9 +50,3 @@ def write_text(path: str | Path, text: str) -> None:
         MachineError: as :func:`atomic_path`.
     """
     write_bytes(path, text.encode("utf-8"))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
