@@ -13,6 +13,9 @@ from lrmil_cli.slides.reader import overview
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tissue import TissueSettings, tissue_fractions, tissue_mask
 
+#: A mask of more pixels is made at half the resolution.
+MAX_MASK_PIXELS = 2_500_000
+
 
 @dataclass(frozen=True)
 class TileSettings:
@@ -52,12 +55,16 @@ class TissueMap:
 
 
 def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMap:
-    """Tissue mask of a slide at about ``settings.mask_mpp`` um/px.
+    """Tissue mask of a slide at about ``settings.mask_mpp`` um/px, at twice that where the slide is so large that the mask
+    would cost memory (twice again for the largest); tissue is the same to within a percent.
 
     Raises:
         InputError: the slide is damaged.
     """
-    image, scale_x, scale_y = overview(slide, settings.mask_mpp)
+    mpp = settings.mask_mpp
+    while slide.width * slide.height * (slide.mpp / mpp) ** 2 > MAX_MASK_PIXELS:
+        mpp *= 2
+    image, scale_x, scale_y = overview(slide, mpp)
     mask = tissue_mask(image, slide.mpp * (scale_x + scale_y) / 2, settings)
     return TissueMap(mask, scale_x, scale_y, image)
 
