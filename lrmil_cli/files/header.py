@@ -138,19 +138,3 @@ def up_to_date(path: str | Path, wanted: str, read_header, overwrite: bool) -> b
     if not overwrite:
         raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it, or choose another --output")
     return False
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a whole file, for inputs that carry no header.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    h = hashlib.sha256()
-    try:
-        with open(path, "rb") as fh:
-            while block := fh.read(1 << 20):
-                h.update(block)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-    return h.hexdigest()[:32]

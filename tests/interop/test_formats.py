@@ -97,6 +97,18 @@ def test_overview_is_the_area_mean_and_keeps_memory_small(tmp_path):
     assert np.abs(small[-1, -1].astype(int) - last).max() <= 8
 
 
+def test_a_mask_that_would_be_too_large_is_made_at_half_the_resolution(slide, monkeypatch):
+    from lrmil_cli.slides import tiles
+    from lrmil_cli.slides.tissue import TissueSettings
+
+    with open_slide(slide) as opened:
+        full = tiles.find_tissue(opened, TissueSettings())
+        monkeypatch.setattr(tiles, "MAX_MASK_PIXELS", full.mask.size // 2)
+        half = tiles.find_tissue(opened, TissueSettings())
+    assert (half.scale_x, half.scale_y) == (2 * full.scale_x, 2 * full.scale_y)
+    assert half.mask.mean() == pytest.approx(full.mask.mean(), rel=0.06)
+
+
 def test_features_are_laid_out_as_trident_does(chain):
     with h5py.File(next((chain.teacher / "features").glob("*.h5"))) as h5:
         n = len(h5["features"])
