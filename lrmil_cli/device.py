@@ -52,6 +52,13 @@ def autocast(device: Any) -> AbstractContextManager:
     return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
 
 
+def full_precision(device: Any) -> AbstractContextManager:
+    """Autocast off, for what half precision would ruin."""
+    import torch
+
+    return torch.autocast(device.type, enabled=False)
+
+
 def grad_scaler(device: Any) -> Any:
     """Loss scaler for training: active only where autocast uses fp16."""
     import torch

@@ -35,8 +35,10 @@ def distill_student(
     k: Annotated[Optional[int], typer.Option("--k", min=1, help="Regions at the top and at the bottom for eq. 5.  [default: 4]", show_default=False)] = None,
     unmatched: Annotated[Optional[str], typer.Option("--unmatched", help="LR tiles without HR: leave-out, or zero (as the official code).  [default: leave-out]", show_default=False)] = None,
     missing_teacher: Annotated[Optional[str], typer.Option("--missing-teacher", help="error, or ce-only: train such slides with the label alone.  [default: error]", show_default=False)] = None,
+    attention_row: Annotated[Optional[str], typer.Option("--attention-row", help="Of a teacher with attention a class: the row of its predicted class, or of the label.  [default: predicted]", show_default=False)] = None,
     crossfit: Annotated[Optional[int], typer.Option("--crossfit", min=2, help="Inner folds for targets by heads that did not see the slide.  [default: off]", show_default=False)] = None,
     head: options.Head = "abmil",
+    head_option: options.HeadOption = None,
     gated: options.Gated = False,
     proj_dim: options.ProjDim = 0,
     folds: options.Folds = 5,
@@ -64,7 +66,7 @@ def distill_student(
     from lrmil_cli.distill.stage2 import EncoderArgs, train_student
     from lrmil_cli.distill.student import preset_settings
     from lrmil_cli.files.manifest import read_manifest
-    from lrmil_cli.training.crossval import HeadSpec
+    from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.loop import TrainSettings
 
     report = Report(json)
@@ -76,16 +78,17 @@ def distill_student(
     changes = {
         "lambda_bag": lambda_bag, "lambda_soft": lambda_soft, "lambda_hard": lambda_hard, "temperature_bag": temperature_bag,
         "temperature_attention": temperature_attention, "region_attention": region_attention, "soft_reduction": soft_reduction,
-        "hard": hard, "k": k, "unmatched": unmatched, "missing_teacher": missing_teacher, "crossfit": crossfit,
+        "hard": hard, "k": k, "unmatched": unmatched, "missing_teacher": missing_teacher, "crossfit": crossfit, "attention_row": attention_row,
     }
     distill = preset_settings(preset, {n: v for n, v in changes.items() if v is not None})
-    if distill.hard == "feature" and distill.lambda_hard and not proj_dim:
+    spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
+    if distill.hard == "feature" and distill.lambda_hard and not has_projection(spec):
         report.warn("--hard feature without --proj-dim changes neither attention nor prediction: the features are frozen")
     result = train_student(
         read_manifest(manifest, need_labels=True), tiles=tiles, pairs=pairs,
         encoder=EncoderArgs(encoder, input_size, embedding, random_init), teacher=teacher, features=features,
         lr_features=Path(lr_features) if lr_features else target.with_suffix(".features"),
-        head=HeadSpec(head, options.head_options(gated, proj_dim)), preset=preset, distill=distill,
+        head=spec, preset=preset, distill=distill,
         training=TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed), folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn)
     report.say(f"{target}: {result.text}")

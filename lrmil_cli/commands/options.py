@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Annotated, Any, Optional
 
 import typer
+
+from lrmil_cli.errors import UsageError
 
 #: How much the running command says, and whether an internal error shows its traceback.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -56,9 +59,10 @@ Encoder = Annotated[str, typer.Option("--encoder", metavar="SPEC", show_default=
 Embedding = Annotated[Optional[str], typer.Option("--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False)]
 InputSize = Annotated[Optional[int], typer.Option("--input-size", min=8, help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]", show_default=False)]
 RandomInit = Annotated[bool, typer.Option("--random-init", help="Random encoder weights, for dry runs; the files say so.")]
-Head = Annotated[str, typer.Option("--head", help="MIL head.")]
-Gated = Annotated[bool, typer.Option("--gated", help="Gated attention.")]
-ProjDim = Annotated[int, typer.Option("--proj-dim", min=0, help="Width of a projection in front of the head; 0 for none.")]
+Head = Annotated[str, typer.Option("--head", help="MIL head: meanpool, maxpool, abmil, clam_sb, clam_mb, dsmil, transmil or dtfd.")]
+HeadOption = Annotated[Optional[list[str]], typer.Option("--head-option", metavar="KEY=VALUE", help="An option of the head, such as size=big or subtyping=true; `lrmil info --heads` lists them. May be repeated.", show_default=False)]
+Gated = Annotated[bool, typer.Option("--gated", help="Gated attention: short for --head-option gated=true.")]
+ProjDim = Annotated[int, typer.Option("--proj-dim", min=0, help="Width of a projection in front of the head: short for --head-option embed_dim=N.  [0: as the head says]")]
 Folds = Annotated[int, typer.Option("--folds", help="Folds to draw, where nothing else defines them.")]
 LearningRate = Annotated[float, typer.Option("--lr", help="Learning rate (Adam).")]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Epochs at most.")]
@@ -68,6 +72,21 @@ ClassWeights = Annotated[bool, typer.Option("--class-weights", help="Weigh the l
 BalancedSampling = Annotated[bool, typer.Option("--balanced-sampling", help="Draw slides of all classes equally often.")]
 
 
-def head_options(gated: bool, proj_dim: int) -> dict[str, Any]:
-    """Options of a head that differ from its defaults."""
-    return ({"gated": True} if gated else {}) | ({"embed_dim": proj_dim} if proj_dim else {})
+def head_options(gated: bool, proj_dim: int, pairs: list[str] | None) -> dict[str, Any]:
+    """Options of a head that differ from its defaults; values of ``KEY=VALUE`` are read as JSON, else as text.
+
+    Raises:
+        UsageError: not KEY=VALUE, or a key given twice.
+    """
+    given = ({"gated": True} if gated else {}) | ({"embed_dim": proj_dim} if proj_dim else {})
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise UsageError(f"--head-option {pair}: give KEY=VALUE, such as subtyping=true")
+        if key in given:
+            raise UsageError(f"--head-option {key} is given twice")
+        try:
+            given[key] = json.loads(text)
+        except ValueError:
+            given[key] = text
+    return given

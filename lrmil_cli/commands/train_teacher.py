@@ -19,6 +19,7 @@ def train_teacher(
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the teacher.", show_default=False)],
     features: Annotated[Optional[str], typer.Option("--features", metavar="DIR", help="Where HR features are kept and found.  [default: <output>/features]", show_default=False)] = None,
     head: options.Head = "abmil",
+    head_option: options.HeadOption = None,
     gated: options.Gated = False,
     proj_dim: options.ProjDim = 0,
     folds: options.Folds = 5,
@@ -46,7 +47,7 @@ def train_teacher(
     from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training import teacher
     from lrmil_cli.training.bags import embed_cohort, tile_tables
-    from lrmil_cli.training.crossval import HeadSpec
+    from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
     from lrmil_cli.training.loop import TrainSettings
     from lrmil_cli.training.metrics import show
@@ -54,6 +55,7 @@ def train_teacher(
     report = Report(json)
     if lr <= 0:
         raise UsageError("--lr must be above 0")
+    spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
     where = pick_device(device)
     cohort = read_manifest(manifest, need_labels=True)
     parts = make_folds(cohort, folds, seed)
@@ -61,7 +63,6 @@ def train_teacher(
     model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, random_init=random_init)
     kept = Path(features) if features else Path(output) / "features"
     bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, overwrite=overwrite, say=report.say)
-    spec = HeadSpec(head, options.head_options(gated, proj_dim))
     settings = TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed)
     header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)
     m = header["metrics"]

@@ -17,7 +17,7 @@ from lrmil_cli.encoders.spec import build_encoder
 from lrmil_cli.encoders.vit import Encoder, info_from_json
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.tensors import load_tensors, save_tensors
-from lrmil_cli.heads import MILHead
+from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import rebuild_head
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, settings_from_json, tile_slide
@@ -101,14 +101,14 @@ def load_model(path: str | Path) -> Model:
     return Model(header, encoders, heads, of, classes, settings_from_json(tiles, str(path)))
 
 
-def predict_bags(model: Model, features: list[Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def predict_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Ensemble over folds: probabilities [F, C], mean attention [N], mean class scores [C, N] or None.
 
     Args:
-        features: one bag [N, D] for each encoder of the model.
+        bags: one for each encoder of the model.
     """
     with torch.inference_mode():
-        outs = [head(features[n]) for n, head in zip(model.encoder_of, model.heads)]
+        outs = [head(*bags[n]) for n, head in zip(model.encoder_of, model.heads)]
     per_fold = np.stack([torch.softmax(o.logits.double(), 0).cpu().numpy() for o in outs])
     attention = np.mean([o.attention.double().cpu().numpy() for o in outs], axis=0)
     rows = [o.class_scores for o in outs]
@@ -129,9 +129,10 @@ def predict_slide(
     clock = time.perf_counter()
     tiles, level, _ = tile_slide(slide, model.tiles)
     seconds.add("tissue", time.perf_counter() - clock)
+    corners = torch.from_numpy(tiles[["x", "y"]].to_numpy(np.int64, copy=True))
     bags = [
-        torch.from_numpy(embed_tiles(e, slide, tiles, level, model.tiles.tile_px, device=device, batch_size=batch_size,
-                                     seconds=seconds, progress=progress)).to(device)
+        Bag(torch.from_numpy(embed_tiles(e, slide, tiles, level, model.tiles.tile_px, device=device, batch_size=batch_size,
+                                         seconds=seconds, progress=progress)), corners).to(device)
         for e in model.encoders
     ]
     clock = time.perf_counter()

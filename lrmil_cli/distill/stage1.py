@@ -22,7 +22,7 @@ from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to
 from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.files.tensors import read_tensor_header
-from lrmil_cli.training.bags import list_tables
+from lrmil_cli.training.bags import bag_of, list_tables
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.teacher import Teacher, read_teacher
@@ -151,6 +151,6 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
         features = read_features(path)
         align(paired, features, str(path))
         with torch.inference_mode():
-            attention = head(torch.from_numpy(features.features)).attention.numpy()
+            attention = head(*bag_of(features, torch.device("cpu"))).attention.numpy()
         out[paired.slide_id] = attention[paired.hr_index].astype(np.float32)
     return out

@@ -22,8 +22,9 @@ from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.heads import Bag
 from lrmil_cli.training import crossval
-from lrmil_cli.training.bags import embed_cohort, find_table, tile_tables
+from lrmil_cli.training.bags import bag_of, embed_cohort, find_table, tile_tables
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings
@@ -101,7 +102,7 @@ def train_student(
         high, inputs_high, ratio = load_high(ids, table, folder, pairs, tables, distill, device)
     lr_bags = [embed_cohort(e, manifest, tables, _feature_folder(lr_features, n, len(encoders)), device=device,
                             batch_size=batch_size, overwrite=overwrite, say=say) for n, e in enumerate(encoders)]
-    n_lr = [len(t) for t in lr_bags[0].tensors]
+    n_lr = [len(b.features) for b in lr_bags[0].all]
     if high is not None:
         counts = student.matched_counts(high.parents, n_lr, ratio)
         regions = counts["matched"] + counts["unmatched"]
@@ -122,6 +123,7 @@ def train_student(
         return Result(True, metrics, "up to date")
 
     at = {s: i for i, s in enumerate(ids)}
+    labels = [manifest.classes.index(e.label) for e in manifest]
     missing_teacher: set[str] = set()
 
     def terms(fold: int, train_ids: list[str]) -> ExtraTerms | None:
@@ -135,9 +137,9 @@ def train_student(
             spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
             targets = student.crossfit_targets(manifest, train, high, n_lr, distill, spec, training, fold, ids)
         else:
-            targets = student.fold_targets(teacher_head, train, high, n_lr, distill, ids)
+            targets = student.fold_targets(teacher_head, train, high, n_lr, distill, ids, labels)
         missing_teacher.update(ids[i] for i in train if i not in targets)
-        return student.terms_of_fold(targets, distill, head.options.get("embed_dim") or lr_bags[0].dim, device, training.seed + fold)
+        return student.terms_of_fold(targets, distill, training.seed + fold)
 
     results = crossval.train_folds(manifest, table, lambda k: lr_bags[of_fold[k - 1]], head, training, extra_terms=terms, say=say)
     if missing_teacher:
@@ -211,7 +213,7 @@ def load_high(
         InputError: features or pairs are missing (and ``missing_teacher`` is ``error``), or do not fit the tiles.
     """
     needed = set(table.loc[(table[fold_names(table)] == "train").any(axis=1), "slide_id"])
-    bags: list[torch.Tensor | None] = []
+    bags: list[Bag | None] = []
     parents: list[torch.Tensor | None] = []
     inputs: dict[str, str] = {}
     ratios = set()
@@ -233,7 +235,7 @@ def load_high(
         if last_digest(paired.header["lr"]) != last_digest(lr_header):
             raise InputError(f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; run `lrmil match` again")
         parent = student.align(paired, features, str(path))
-        bags.append(torch.from_numpy(features.features).to(device))
+        bags.append(bag_of(features, device))
         parents.append(torch.from_numpy(parent).to(device))
         inputs |= {f"hr/{slide_id}": last_digest(features.header), f"pairs/{slide_id}": last_digest(paired.header)}
         ratios.add(paired.ratio)

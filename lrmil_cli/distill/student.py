@@ -16,7 +16,7 @@ from lrmil_cli.distill.targets import PairedSlide
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.features import Features
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.heads import MILHead, MILOutput
+from lrmil_cli.heads import Bag, MILHead, MILOutput
 from lrmil_cli.training.crossval import HeadSpec, seeded_head
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings, fit_head
 
@@ -36,6 +36,7 @@ class DistillSettings:
     k: int = 4
     unmatched: str = "leave-out"
     missing_teacher: str = "error"
+    attention_row: str = "predicted"
     crossfit: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +46,7 @@ class DistillSettings:
             ("--hard", self.hard, ("attention", "feature")),
             ("--unmatched", self.unmatched, ("leave-out", "zero")),
             ("--missing-teacher", self.missing_teacher, ("error", "ce-only")),
+            ("--attention-row", self.attention_row, ("predicted", "label")),
         ):
             if value not in choices:
                 raise UsageError(f"{name} {value}: choose one of {', '.join(choices)}")
@@ -118,16 +120,21 @@ def _region_of(paired: PairedSlide) -> np.ndarray:
 
 
 def make_target(
-    head: MILHead, hr: Tensor, parent: Tensor, n_lr: int, settings: DistillSettings
+    head: MILHead, hr: Bag, parent: Tensor, n_lr: int, settings: DistillSettings, label: int | None = None
 ) -> Target:
     """Run the teacher head over the HR bag of a slide and carry its scores to the regions. Once a slide and fold.
 
     Args:
-        hr: [N_h, D]; parent: int64 [N_h]; n_lr: LR tiles of the slide.
+        hr: N_h tiles; parent: int64 [N_h]; n_lr: LR tiles of the slide.
+        label: class index of the slide; with ``attention_row="label"`` a head with a row a class gives the row of this
+            class, so that a teacher that errs on a training slide does not teach where the wrong class is.
     """
     with torch.inference_mode():
-        out = head(hr)
-    scores = out.scores.clone()
+        out = head(*hr)
+    row = out.scores
+    if settings.attention_row == "label" and out.class_scores is not None and label is not None:
+        row = out.class_scores[label]
+    scores = row.clone()
     region, matched = region_scores(scores, parent, n_lr, settings.region_attention)
     if settings.unmatched == "zero":  # parity with the official code: unmatched tiles count as scored 0
         matched = torch.ones_like(matched)
@@ -156,7 +163,7 @@ def distillation_terms(
 class HighResolution:
     """The HR side of a cohort, in manifest order; None where a slide has no features or pairs."""
 
-    bags: list[Tensor | None]
+    bags: list[Bag | None]
     parents: list[Tensor | None]
 
 
@@ -174,7 +181,8 @@ def align(paired: PairedSlide, features: Features, where: str) -> np.ndarray:
 
 
 def fold_targets(
-    head: MILHead, slides: list[int], high: HighResolution, n_lr: list[int], settings: DistillSettings, ids: list[str]
+    head: MILHead, slides: list[int], high: HighResolution, n_lr: list[int], settings: DistillSettings, ids: list[str],
+    labels: list[int],
 ) -> dict[int, Target]:
     """Targets of the training slides of a fold.
 
@@ -187,7 +195,7 @@ def fold_targets(
         if high.bags[i] is None or high.parents[i] is None or not bool((high.parents[i] >= 0).any()):
             missing.append(ids[i])
             continue
-        targets[i] = make_target(head, high.bags[i], high.parents[i], n_lr[i], settings)
+        targets[i] = make_target(head, high.bags[i], high.parents[i], n_lr[i], settings, labels[i])
     if missing and settings.missing_teacher == "error":
         raise InputError(f"slide {missing[0]}: no HR features or no pairs, so the teacher says nothing of it "
                          f"({len(missing)} slide(s)); add them, or --missing-teacher ce-only")
@@ -225,37 +233,39 @@ def crossfit_targets(
         raise InputError(f"fold {fold}: too few patients of a class for --crossfit {settings.crossfit}; lower it or leave it out")
     splitter = StratifiedGroupKFold(settings.crossfit, shuffle=True, random_state=training.seed)
     targets: dict[int, Target] = {}
-    bags = [b if b is not None else torch.zeros(1, 1) for b in high.bags]
-    device = bags[int(usable[0])].device
+    bags = [b if b is not None else Bag(torch.zeros(1, 1)) for b in high.bags]
+    first = bags[int(usable[0])].features
     for n, (inner, held) in enumerate(splitter.split(usable, labels[usable], patients[usable])):
         cut = max(1, len(inner) // 8)
         order = np.random.default_rng((training.seed, fold, n)).permutation(usable[inner])
-        head = seeded_head(spec, bags[int(usable[0])].shape[1], len(manifest.classes), training.seed + 100 * fold + n).to(device)
+        head = seeded_head(spec, first.shape[1], len(manifest.classes), training.seed + 100 * fold + n).to(first.device)
         fit_head(head, bags, labels.tolist(), order[cut:].tolist(), order[:cut].tolist(), training)
-        targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids)
+        targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
     missing = [i for i in train if i not in targets]
-    return targets | fold_targets(head, missing, high, n_lr, settings, ids) if missing else targets
+    return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist()) if missing else targets
 
 
 def terms_of_fold(
-    targets: dict[int, Target], settings: DistillSettings, dim: int, device: torch.device, seed: int
+    targets: dict[int, Target], settings: DistillSettings, seed: int
 ) -> ExtraTerms:
     """The function that the training loop calls for each training bag.
 
     The classifier of ``hard="feature"`` belongs to no head; it is trained by its own optimiser inside the closure.
     """
-    classifier = None
-    optimizer = None
-    if settings.hard == "feature" and settings.lambda_hard:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            classifier = nn.Linear(dim, 2).to(device)
-        optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-4)
+    classifier: nn.Linear | None = None
+    optimizer: torch.optim.Optimizer | None = None
 
     def terms(i: int, out: MILOutput) -> dict[str, tuple[float, Tensor]]:
+        nonlocal classifier, optimizer
         if i not in targets:
             return {}
-        if optimizer is not None:
+        if settings.hard == "feature" and settings.lambda_hard and classifier is None:
+            instances = out.extra["instances"]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                classifier = nn.Linear(instances.shape[1], 2).to(instances.device)
+            optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-4)
+        elif optimizer is not None:
             # Gradients of the last backward pass are applied here, one step behind the head's.
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lrmil_cli.heads.base import MILHead, MILOutput, Scorer, check_bag, register
+from lrmil_cli.heads.parts import embedding
 
 
 @register("abmil")
@@ -27,7 +28,7 @@ class ABMIL(MILHead):
     ):
         super().__init__(in_dim, num_classes)
         width = embed_dim or in_dim
-        self.project = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout)) if embed_dim else None
+        self.project = embedding(in_dim, embed_dim, dropout)
         self.scorer = Scorer(width, hidden, gated=gated, dropout=dropout)
         self.classifier = nn.Linear(width, num_classes)
 
@@ -35,8 +36,8 @@ class ABMIL(MILHead):
         self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> MILOutput:
         check_bag(features, self.in_dim)
-        h = features if self.project is None else self.project(features)
+        h = self.project(features)
         scores = self.scorer(h)[0].float()
         attention = torch.softmax(scores, dim=0)
-        embedding = attention.to(h.dtype) @ h
-        return MILOutput(self.classifier(embedding).float(), scores, attention, embedding, extra={"instances": h})
+        bag = attention.to(h.dtype) @ h
+        return MILOutput(self.classifier(bag).float(), scores, attention, bag, extra={"instances": h})

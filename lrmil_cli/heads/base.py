@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrmil_cli.errors import UsageError
+
+
+class Bag(NamedTuple):
+    """One slide for a head, called as ``head(*bag)``: features [N, D], and the level-0 corners [N, 2] of its tiles."""
+
+    features: Tensor
+    coords: Tensor | None = None
+
+    def to(self, device: torch.device) -> Bag:
+        """The bag on another device."""
+        return Bag(self.features.to(device), None if self.coords is None else self.coords.to(device))
 
 
 @dataclass
@@ -136,10 +147,24 @@ def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any]
         raise UsageError(f"--head {name}: there is no such head; choose one of {', '.join(head_names())}")
     cls = _REGISTRY[name]
     options = dict(options or {})
-    known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "in_dim", "num_classes")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UsageError(f"head {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
-    head = cls(in_dim, num_classes, **options)
+    known = head_defaults(name)
+    hints = get_type_hints(cls.__init__)
+    for key, value in options.items():
+        if key not in known:
+            raise UsageError(f"head {name} has no option {key!r}; it has {', '.join(known)}")
+        kinds = get_args(hints[key]) or (hints[key],)
+        if not (type(value) in kinds or (type(value) is int and float in kinds)):
+            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise UsageError(f"head {name}: option {key}={value!r} must be {wanted}")
+    try:
+        head = cls(in_dim, num_classes, **options)
+    except (RuntimeError, ValueError, ZeroDivisionError) as e:
+        raise UsageError(f"head {name} cannot be built with {options} ({' '.join(str(e).split())[:120]})") from e
     head.options = options
     return head
+
+
+def head_defaults(name: str) -> dict[str, Any]:
+    """Options of a head and their default values."""
+    parameters = inspect.signature(_REGISTRY[name].__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from lrmil_cli.encoders.embed import embed_table
 from lrmil_cli.encoders.vit import Encoder
@@ -17,6 +15,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import SUFFIXES, read_table_header
+from lrmil_cli.heads import Bag
 
 
 @dataclass(frozen=True)
@@ -24,16 +23,19 @@ class Bags:
     """Bags of all slides of a manifest, in its order.
 
     Attributes:
-        tensors: float32 [N_i, D] each; coords: int64 [N_i, 2] each; headers: of the feature files.
+        all: float32 features [N_i, D] and int64 coords [N_i, 2] each; headers: of the feature files.
     """
 
-    tensors: list[Tensor]
-    coords: list[np.ndarray]
+    all: list[Bag]
     headers: list[dict[str, Any]]
 
     @property
     def dim(self) -> int:
-        return self.tensors[0].shape[1]
+        return self.all[0].features.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.all[0].features.device
 
 
 def find_table(folder: str | Path, slide_id: str, kind: str) -> Path:
@@ -108,4 +110,9 @@ def embed_cohort(
         bags.append(features)
     if made < len(manifest):
         say(f"features of {len(manifest) - made} slides were up to date in {folder}")
-    return Bags([torch.from_numpy(f.features).to(device) for f in bags], [f.coords for f in bags], [f.header for f in bags])
+    return Bags([bag_of(f, device) for f in bags], [f.header for f in bags])
+
+
+def bag_of(features: Features, device: torch.device) -> Bag:
+    """The bag of a feature file on ``device``."""
+    return Bag(torch.from_numpy(features.features), torch.from_numpy(features.coords)).to(device)

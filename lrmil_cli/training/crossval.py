@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.heads import build_head
+from lrmil_cli.heads import MILHead, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
@@ -23,6 +23,21 @@ class HeadSpec:
 
     name: str
     options: dict[str, Any]
+
+
+def head_spec(name: str, options: dict[str, Any]) -> HeadSpec:
+    """A head that can be built.
+
+    Raises:
+        UsageError: unknown head or option, said before any tile is encoded.
+    """
+    build_head(name, 8, 2, options)
+    return HeadSpec(name, options)
+
+
+def has_projection(spec: HeadSpec) -> bool:
+    """Whether the head's instances are trained features, not the encoder's own."""
+    return bool(spec.options.get("embed_dim", head_defaults(spec.name).get("embed_dim")))
 
 
 @dataclass
@@ -66,14 +81,14 @@ def train_folds(
         fit = known(k, parts)
         if fit is None:
             # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
-            head = seeded_head(spec, bags.dim, len(manifest.classes), settings.seed + k).to(bags.tensors[0].device)
-            fit = fit_head(head, bags.tensors, labels, index["train"], index["val"], settings,
+            head = seeded_head(spec, bags.dim, len(manifest.classes), settings.seed + k).to(bags.device)
+            fit = fit_head(head, bags.all, labels, index["train"], index["val"], settings,
                            extra_terms=extra_terms(k, parts["train"]))
         else:
-            fit.head.to(bags.tensors[0].device)
+            fit.head.to(bags.device)
         best = fit.curves[fit.best_epoch - 1]
         say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}")
-        test = [bags.tensors[i] for i in index["test"]]
+        test = [bags.all[i] for i in index["test"]]
         probabilities = predict_bags(fit.head, test) if test else np.zeros((0, len(manifest.classes)))
         result = FoldResult(k, fit, parts, probabilities)
         done(result)
@@ -81,7 +96,7 @@ def train_folds(
     return results
 
 
-def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int):
+def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead:
     """A new head whose random weights depend on ``seed`` only."""
     import torch
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrmil_cli.device import seed_everything
 from lrmil_cli.errors import LrmilError
-from lrmil_cli.heads import MILHead, MILOutput
+from lrmil_cli.heads import Bag, MILHead, MILOutput
 from lrmil_cli.training.metrics import auc
 
 #: (index of the slide, what the head says of it) -> further loss terms {name: (weight, loss)}
@@ -47,7 +47,7 @@ class Fit:
 
 def fit_head(
     head: MILHead,
-    bags: Sequence[Tensor],
+    bags: Sequence[Bag],
     labels: Sequence[int],
     train: Sequence[int],
     val: Sequence[int],
@@ -59,7 +59,7 @@ def fit_head(
     """Train ``head`` in place.
 
     Args:
-        bags: features [N_i, D] of every slide, on the head's device; labels: class index of every slide.
+        bags: every slide, on the head's device; labels: class index of every slide.
         train, val: indices into ``bags``.
         extra_terms: distillation terms, called for training bags only.
 
@@ -81,7 +81,7 @@ def fit_head(
         sums: dict[str, float] = {}
         head.train()
         for i in draw_order(labels, train, settings.balanced_sampling, rng):
-            out = head(bags[i])
+            out = head(*bags[i])
             terms = head.loss_terms(out, targets[i], weights)
             if extra_terms is not None:
                 terms |= extra_terms(i, out)
@@ -108,7 +108,7 @@ def fit_head(
     return Fit(head, curves, best_epoch)
 
 
-def validate(head: MILHead, bags: Sequence[Tensor], labels: Sequence[int], index: Sequence[int]) -> dict[str, Any]:
+def validate(head: MILHead, bags: Sequence[Bag], labels: Sequence[int], index: Sequence[int]) -> dict[str, Any]:
     """``val_ce`` and ``val_auc`` (None if undefined) of a set of bags."""
     probabilities = predict_bags(head, [bags[i] for i in index])
     truth = np.array([labels[i] for i in index])
@@ -116,11 +116,11 @@ def validate(head: MILHead, bags: Sequence[Tensor], labels: Sequence[int], index
     return {"val_ce": float(-np.log(picked).mean()), "val_auc": auc(truth, probabilities)}
 
 
-def predict_bags(head: MILHead, bags: Sequence[Tensor]) -> np.ndarray:
+def predict_bags(head: MILHead, bags: Sequence[Bag]) -> np.ndarray:
     """Class probabilities float64 [n, C] of bags, in evaluation mode."""
     head.eval()
     with torch.inference_mode():
-        return np.stack([torch.softmax(head(b).logits.double(), 0).cpu().numpy() for b in bags])
+        return np.stack([torch.softmax(head(*b).logits.double(), 0).cpu().numpy() for b in bags])
 
 
 def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> Tensor:

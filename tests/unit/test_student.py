@@ -16,7 +16,7 @@ from lrmil_cli.distill.student import (
     terms_of_fold,
 )
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.heads import build_head
+from lrmil_cli.heads import Bag, MILHead, MILOutput, build_head
 
 
 def tile_table(cols, rows, mpp, width=4096, height=4096, fingerprint="f", slide_mpp=0.5):
@@ -71,20 +71,20 @@ def test_teacher_targets_have_one_score_a_tile_not_one_a_feature():
     torch.manual_seed(0)
     head, hr = build_head("abmil", 7, 2), torch.randn(23, 7)
     parent = torch.tensor([i % 5 for i in range(22)] + [-1])
-    t = make_target(head.eval(), hr, parent, 6, DistillSettings())
+    t = make_target(head.eval(), Bag(hr), parent, 6, DistillSettings())
     assert t.region.shape == (6,) and t.matched.tolist() == [True] * 5 + [False] and t.logits.shape == (2,)
     with torch.inference_mode():
         e = head(hr).scores
     want = [torch.logsumexp(e[parent == r], 0).item() - np.log((parent == r).sum().item()) for r in range(5)]
     np.testing.assert_allclose(t.region[:5].numpy(), want, rtol=1e-5)
-    zero = make_target(head, hr, parent, 6, DistillSettings(unmatched="zero"))
+    zero = make_target(head, Bag(hr), parent, 6, DistillSettings(unmatched="zero"))
     assert zero.matched.all() and zero.region[5] == 0
 
 
 def test_the_objective_is_the_weighted_sum_of_its_terms():
     torch.manual_seed(0)
     teacher, pupil = build_head("abmil", 7, 2).eval(), build_head("abmil", 7, 2)
-    t = make_target(teacher, torch.randn(40, 7), torch.arange(40) % 10, 10, DistillSettings())
+    t = make_target(teacher, Bag(torch.randn(40, 7)), torch.arange(40) % 10, 10, DistillSettings())
     out = pupil(torch.randn(10, 7))
     terms = distillation_terms(out, t, DistillSettings())
     assert {k: w for k, (w, _) in terms.items()} == {"bag_kd": 1.0, "soft": 1.0, "hard": 0.5}
@@ -95,7 +95,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms():
 def test_a_student_that_equals_its_teacher_has_no_bag_and_soft_loss():
     torch.manual_seed(0)
     head, x = build_head("abmil", 7, 2).eval(), torch.randn(9, 7)
-    t = make_target(head, x, torch.arange(9), 9, DistillSettings())  # one HR tile a region
+    t = make_target(head, Bag(x), torch.arange(9), 9, DistillSettings())  # one HR tile a region
     terms = distillation_terms(head(x), t, DistillSettings())
     assert terms["bag_kd"][1].item() == pytest.approx(0, abs=1e-6) and terms["soft"][1].item() == pytest.approx(0, abs=1e-6)
 
@@ -103,13 +103,13 @@ def test_a_student_that_equals_its_teacher_has_no_bag_and_soft_loss():
 def test_hard_feature_without_projection_gives_the_head_no_gradient():
     torch.manual_seed(0)
     pupil = build_head("abmil", 7, 2)
-    t = make_target(build_head("abmil", 7, 2).eval(), torch.randn(20, 7), torch.arange(20) % 10, 10, DistillSettings())
+    t = make_target(build_head("abmil", 7, 2).eval(), Bag(torch.randn(20, 7)), torch.arange(20) % 10, 10, DistillSettings())
     settings = DistillSettings(lambda_bag=0, lambda_soft=0, lambda_hard=1, hard="feature")
-    terms = terms_of_fold({0: t}, settings, 7, torch.device("cpu"), 0)(0, pupil(torch.randn(10, 7)))
+    terms = terms_of_fold({0: t}, settings, 0)(0, pupil(torch.randn(10, 7)))
     terms["hard"][1].backward()
     assert all(p.grad is None or not p.grad.abs().sum() for p in pupil.parameters())
     projected = build_head("abmil", 7, 2, {"embed_dim": 5})
-    terms_of_fold({0: t}, settings, 5, torch.device("cpu"), 0)(0, projected(torch.randn(10, 7)))["hard"][1].backward()
+    terms_of_fold({0: t}, settings, 0)(0, projected(torch.randn(10, 7)))["hard"][1].backward()
     assert projected.project[0].weight.grad.abs().sum() > 0
 
 
@@ -122,10 +122,10 @@ def test_a_teacher_that_saw_a_test_slide_is_refused():
 
 def test_slides_without_a_teacher_are_an_error_or_asked_for():
     head = build_head("abmil", 3, 2).eval()
-    high = HighResolution([torch.randn(4, 3), None, torch.randn(4, 3)], [torch.tensor([0, 0, 1, 1]), None, torch.full((4,), -1)])
+    high = HighResolution([Bag(torch.randn(4, 3)), None, Bag(torch.randn(4, 3))], [torch.tensor([0, 0, 1, 1]), None, torch.full((4,), -1)])
     with pytest.raises(InputError, match=r"slide b.*2 slide\(s\).*ce-only"):
-        student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"])
-    assert list(student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(missing_teacher="ce-only"), ["a", "b", "c"])) == [0]
+        student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"], [0, 1, 0])
+    assert list(student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(missing_teacher="ce-only"), ["a", "b", "c"], [0, 1, 0])) == [0]
 
 
 def test_presets_and_bad_values():
@@ -150,3 +150,20 @@ def test_encoder_leak_is_seen():
     assert student.encoder_leak({"slides": ["a", "b"]}, folds, ["fold_1"])
     assert not student.encoder_leak({"slides": ["a"]}, folds, ["fold_1"])
     assert not student.encoder_leak(None, folds, ["fold_1"])
+
+
+class TwoRows(MILHead):
+    """A teacher that predicts class 1 and whose rows look at opposite ends."""
+
+    def forward(self, features, coords=None, *, generator=None):
+        rows = torch.stack([torch.arange(len(features)).float(), -torch.arange(len(features)).float()])
+        return MILOutput(torch.tensor([0.0, 1.0]), rows[1], torch.softmax(rows[1], 0), class_scores=rows)
+
+
+def test_the_attention_row_of_the_label_teaches_where_the_predicted_class_is_wrong():
+    hr, parent = Bag(torch.zeros(6, 3)), torch.arange(6)
+    predicted = make_target(TwoRows(3, 2), hr, parent, 6, DistillSettings(), 0)
+    label = make_target(TwoRows(3, 2), hr, parent, 6, DistillSettings(attention_row="label"), 0)
+    assert predicted.region.argmax() == 0 and label.region.argmax() == 5
+    single = make_target(build_head("abmil", 3, 2).eval(), hr, parent, 6, DistillSettings(attention_row="label"), 0)
+    assert single.region.shape == (6,)

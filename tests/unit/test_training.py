@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Entry, Manifest
-from lrmil_cli.heads import build_head
+from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.loop import TrainSettings, class_weights, draw_order, fit_head
 from lrmil_cli.training.metrics import evaluate, mean_sd, metrics_table
@@ -101,7 +101,7 @@ def test_multiclass_auc_is_macro_one_vs_rest():
 def bags_with_signal(n=24):
     torch.manual_seed(1)
     labels = [i % 2 for i in range(n)]
-    return [torch.randn(8, 6) + 2.0 * y for y in labels], labels
+    return [Bag(torch.randn(8, 6) + 2.0 * y) for y in labels], labels
 
 
 def test_selection_takes_the_best_validation_epoch_and_stops():
@@ -117,7 +117,7 @@ def test_training_is_reproducible_and_test_bags_do_not_matter():
     bags, labels = bags_with_signal()
     run = lambda b: fit_head(build_fixed(), b, labels, range(12), range(12, 18), TrainSettings(lr=1e-3, epochs=3))  # noqa: E731
     first = run(bags)
-    changed = bags[:18] + [torch.full((3, 6), 99.0)] * 6  # slides 18.. are test
+    changed = bags[:18] + [Bag(torch.full((3, 6), 99.0))] * 6  # slides 18.. are test
     second = run(changed)
     for a, b in zip(first.head.state_dict().values(), second.head.state_dict().values()):
         assert torch.equal(a, b)

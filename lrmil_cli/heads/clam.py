@@ -1,0 +1,123 @@
+"""CLAM (Lu et al. 2021): attention pooling with clustering of the most and least attended instances."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrmil_cli.errors import UsageError
+from lrmil_cli.heads.base import MILHead, MILOutput, Scorer, bag_cross_entropy, check_bag, register
+from lrmil_cli.heads.parts import embedding, smooth_svm, xavier
+
+#: Width of the scorer.
+SIZES = {"small": 256, "big": 384}
+
+
+class _CLAM(MILHead):
+    """What both forms share: E, a gated scorer with ``rows`` rows, one instance classifier ``L -> 2`` a class.
+
+    Args:
+        embed_dim, dropout: of E; inside the scorer the dropout is 0.25 wherever ``dropout`` is not 0.
+        size: "small" or "big" scorer; hidden: its width, in place of ``size``; gated: tanh * sigmoid.
+        k: instances at either end of the attention; subtyping: classes exclude each other, so that the most attended
+            instances are also examples of what the other classes do not look like.
+        inst_loss: "ce" or "svm" (smooth top-1 SVM, what the published commands use).
+        bag_weight: of the bag loss; the instance loss has the rest. init: "default" or "xavier".
+    """
+
+    def __init__(
+        self, in_dim: int, num_classes: int, rows: int, embed_dim: int, dropout: float, size: str, hidden: int | None,
+        gated: bool, k: int, subtyping: bool, inst_loss: str, bag_weight: float, init: str,
+    ):
+        for name, value, choices in (("size", size, SIZES), ("inst_loss", inst_loss, ("ce", "svm")), ("init", init, ("default", "xavier"))):
+            if value not in choices:
+                raise UsageError(f"{self.name} option {name}={value}: choose one of {', '.join(choices)}")
+        super().__init__(in_dim, num_classes)
+        self.k, self.subtyping, self.inst_loss, self.bag_weight = k, subtyping, inst_loss, bag_weight
+        self.project = embedding(in_dim, embed_dim, dropout)
+        self.scorer = Scorer(embed_dim, hidden or SIZES[size], rows, gated=gated, dropout=0.25 if dropout else 0.0)
+        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
+        if init == "xavier":
+            xavier(self)
+
+    def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
+        return {
+            "bag": (self.bag_weight, bag_cross_entropy(out.logits, label, class_weights)),
+            "instance": (1 - self.bag_weight, self.instance_loss(out, int(label))),
+        }
+
+    def instance_loss(self, out: MILOutput, label: int) -> Tensor:
+        """``L_inst``: the ``k`` most attended instances of the slide's class are examples of it, the ``k`` least are not.
+
+        The choice carries no gradient, the instances do. ``k' = min(k, N // 2)``, so that no instance is in both sets;
+        a bag of one has loss 0.
+        """
+        h, rows = out.extra["instances"], out.extra["rows"].detach()
+        k = min(self.k, len(h) // 2)
+        if k == 0:
+            return h.sum() * 0
+        total = h.new_zeros(())
+        for c, classifier in enumerate(self.instance_classifiers):
+            order = rows[c if len(rows) > 1 else 0].argsort(descending=True, stable=True)
+            if c == label:
+                picked, target = torch.cat([order[:k], order[-k:]]), torch.arange(2, device=h.device).flip(0).repeat_interleave(k)
+            elif self.subtyping:
+                picked, target = order[:k], torch.zeros(k, dtype=torch.long, device=h.device)
+            else:
+                continue
+            logits = classifier(h[picked]).float()
+            total = total + (F.cross_entropy(logits, target) if self.inst_loss == "ce" else smooth_svm(logits, target))
+        return total / self.num_classes if self.subtyping else total
+
+
+@register("clam_sb")
+class CLAMSB(_CLAM):
+    """Single branch: one attention row, ``logits = W sum(alpha h) + b``. Options: see ``_CLAM``."""
+
+    attention_kind = "native"
+
+    def __init__(
+        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, dropout: float = 0.25, size: str = "small",
+        hidden: int | None = None, gated: bool = True, k: int = 8, subtyping: bool = False, inst_loss: str = "ce",
+        bag_weight: float = 0.7, init: str = "default",
+    ):
+        super().__init__(in_dim, num_classes, 1, embed_dim, dropout, size, hidden, gated, k, subtyping, inst_loss, bag_weight, init)
+
+    def forward(
+        self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> MILOutput:
+        check_bag(features, self.in_dim)
+        h = self.project(features)
+        rows = self.scorer(h).float()
+        attention = torch.softmax(rows[0], 0)
+        bag = attention.to(h.dtype) @ h
+        return MILOutput(self.classifier(bag).float(), rows[0], attention, bag, extra={"instances": h, "rows": rows})
+
+
+@register("clam_mb")
+class CLAMMB(_CLAM):
+    """Multi branch: an attention row a class, ``logits_c = w_c . sum(alpha_c h) + b_c``. Options: see ``_CLAM``."""
+
+    attention_kind = "native"
+
+    def __init__(
+        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, dropout: float = 0.25, size: str = "small",
+        hidden: int | None = None, gated: bool = True, k: int = 8, subtyping: bool = False, inst_loss: str = "ce",
+        bag_weight: float = 0.7, init: str = "default",
+    ):
+        super().__init__(in_dim, num_classes, num_classes, embed_dim, dropout, size, hidden, gated, k, subtyping, inst_loss, bag_weight, init)
+        if init == "xavier":  # the C classifiers are separate layers of one output each
+            nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
+
+    def forward(
+        self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> MILOutput:
+        check_bag(features, self.in_dim)
+        h = self.project(features)
+        rows = self.scorer(h).float()
+        bags = torch.softmax(rows, 1).to(h.dtype) @ h
+        logits = ((self.classifier.weight * bags).sum(1) + self.classifier.bias).float()
+        scores = rows[logits.argmax()]
+        return MILOutput(logits, scores, torch.softmax(scores, 0), bags, class_scores=rows, extra={"instances": h, "rows": rows})

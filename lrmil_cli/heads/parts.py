@@ -1,0 +1,61 @@
+"""What several heads are built from: embedding, log-odds, CLAM's SVM loss, initialisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+#: Gap between the two largest logits, in units of the temperature, above which the SVM loss takes its hard form.
+HARD_MARGIN = math.log(1000)
+
+
+def embedding(in_dim: int, width: int | None, dropout: float) -> nn.Module:
+    """``E(D -> L, p)``: Linear, ReLU, Dropout; the identity where ``width`` is None."""
+    return nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), nn.Dropout(dropout)) if width else nn.Identity()
+
+
+def log_odds(logits: Tensor, label: Tensor | int) -> Tensor:
+    """``o_i = z_i[k] - logsumexp over c != k of z_i[c]``: logits [N, C], class k -> [N].
+
+    Cross-entropy leaves a common shift of one instance's logits undetermined; log-odds remove it.
+    """
+    others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    others[label] = False
+    return logits[:, label] - torch.logsumexp(logits[:, others], dim=1)
+
+
+def smooth_svm(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """Smooth top-1 SVM loss of CLAM's instance classifiers, margin 1: logits [n, C], target int64 [n] -> mean, scalar.
+
+    ``tau log sum_c exp((z_c - z_y + [c != y]) / tau)``; where the two largest logits are ``tau ln 1000`` or more
+    apart, the hard form ``max_c (z_c + [c != y]) - z_y``.
+
+    Raises:
+        ValueError: a target that is not [n]; [n, 1] would broadcast to a loss many times too large.
+    """
+    if target.shape != logits.shape[:1]:
+        raise ValueError(f"targets must be [{len(logits)}], got {tuple(target.shape)}")
+    own = logits.gather(1, target[:, None])
+    margins = logits + 1 - torch.nn.functional.one_hot(target, logits.shape[1]) - own
+    smooth = temperature * torch.logsumexp(margins / temperature, dim=1)
+    top = logits.topk(2, dim=1).values
+    hard = (top[:, 0] - top[:, 1]).detach() >= temperature * HARD_MARGIN
+    return torch.where(hard, margins.max(1).values, smooth).mean()
+
+
+def xavier(module: nn.Module) -> None:
+    """Xavier-normal weights and zero biases for every linear layer."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def orthogonal(module: nn.Module) -> None:
+    """Orthogonal weights (convolutions flattened) and zero biases for every linear and convolution layer."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d)):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
