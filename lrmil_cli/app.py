@@ -18,6 +18,7 @@ from lrmil_cli.commands import (
     distill_encoder,
     distill_student,
     embed,
+    evaluate,
     export_geojson,
     info,
     match,
@@ -42,7 +43,7 @@ for name, function in (
     ("tile", tile.tile), ("match", match.match), ("distill-encoder", distill_encoder.distill_encoder),
     ("train-teacher", train_teacher.train_teacher), ("distill-student", distill_student.distill_student),
     ("predict", predict.predict), ("export-geojson", export_geojson.export_geojson),
-    ("embed", embed.embed), ("info", info.info), ("demo", demo.demo),
+    ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("info", info.info), ("demo", demo.demo),
 ):
     app.command(name)(with_common_options(function))
 

@@ -33,6 +33,8 @@ MADE_BY = {
     "metrics": "lrmil train-teacher or lrmil distill-student",
     "curves": "lrmil train-teacher or lrmil distill-student",
     "folds": "lrmil train-teacher",
+    "evaluation": "lrmil evaluate",
+    "differences": "lrmil evaluate",
 }
 
 #: The command line of the running command, for ``history``; set once by the app.

@@ -36,6 +36,8 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "metrics": {"fold": "s"},
     "curves": {"fold": "i", "epoch": "i"},
     "folds": {"slide_id": "s", "patient_id": "s", "label": "s"},
+    "evaluation": {"model": "s", "level": "s", "metric": "s"},
+    "differences": {"model": "s", "reference": "s", "level": "s", "metric": "s"},
 }
 
 

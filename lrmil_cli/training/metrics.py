@@ -1,13 +1,18 @@
-"""Metrics of slide predictions (method 8.4). What is undefined is None, never 0."""
+"""Metrics of slide predictions (method 8.4). What is undefined is None, never 0.
+
+Plain numpy, because the bootstrap calls each of them thousands of times; the tests hold them against scikit-learn.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-METRICS = ("accuracy", "auc", "balanced_accuracy", "f1_weighted", "brier", "log_loss")
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Share of slides whose most probable class is the label."""
+    return float((probabilities.argmax(1) == labels).mean()) if len(labels) else None
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
@@ -15,48 +20,87 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
 
     Args:
         labels: int [n]; probabilities: [n, C].
-    """
-    from sklearn.metrics import roc_auc_score
 
-    present = np.unique(labels)
+    Raises:
+        ValueError: a probability is not finite.
+    """
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities must be finite")
     classes = probabilities.shape[1]
-    if len(present) < classes:
+    own = [one_auc(labels == c, probabilities[:, c]) for c in ([1] if classes == 2 else range(classes))]
+    return None if any(v is None for v in own) else float(np.mean(own))
+
+
+def one_auc(hit: np.ndarray, scores: np.ndarray) -> float | None:
+    """Chance that a hit scores above a non-hit, a tie counting half (Mann-Whitney U / n1 n0); None without both kinds.
+
+    Args:
+        hit: bool [n]; scores: [n].
+    """
+    hits, others = scores[hit], np.sort(scores[~hit])
+    pairs = len(hits) * len(others)
+    if not pairs:
         return None
-    if classes == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1]))
-    return float(roc_auc_score(labels, probabilities, multi_class="ovr", average="macro", labels=range(classes)))
+    below = np.searchsorted(others, hits, "left").sum() + np.searchsorted(others, hits, "right").sum()
+    return float(below / 2 / pairs)
+
+
+def balanced_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Mean over the classes that are there of the share of their slides that are predicted right."""
+    counts = confusion(labels, probabilities)
+    own = counts.sum(1)
+    there = own > 0
+    return float((counts.diagonal()[there] / own[there]).mean()) if there.any() else None
+
+
+def f1_weighted(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """F1 of each class, weighted by its slides; a class never predicted right has F1 0."""
+    if not len(labels):
+        return None
+    counts = confusion(labels, probabilities)
+    own, said = counts.sum(1), counts.sum(0)
+    f1 = 2 * counts.diagonal() / np.maximum(own + said, 1)
+    return float((f1 * own).sum() / own.sum())
+
+
+def brier(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Mean squared distance to the one-hot label, summed over classes (for two classes twice the one-column form)."""
+    if not len(labels):
+        return None
+    picked = probabilities[np.arange(len(labels)), labels]
+    return float(((probabilities**2).sum(1) - 2 * picked + 1).mean())
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Mean of -ln of the label's probability, which counts as 1e-15 at least."""
+    if not len(labels):
+        return None
+    return float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1)).mean())
+
+
+#: name -> function of (labels int [n], probabilities [n, C]) -> value, or None where it is undefined.
+METRIC_FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
+    "accuracy": accuracy, "auc": auc, "balanced_accuracy": balanced_accuracy, "f1_weighted": f1_weighted, "brier": brier,
+    "log_loss": log_loss,
+}
+METRICS = tuple(METRIC_FUNCTIONS)
 
 
 def evaluate(labels: Sequence[int] | np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    """All metrics of one set of slides.
+    """All metrics of one set of slides: ``{name: value or None}`` in the order of :data:`METRICS`.
 
     Args:
         labels: int [n]; probabilities: [n, C], rows sum to 1.
-
-    Returns:
-        ``{name: value or None}`` in the order of :data:`METRICS`. Brier is the mean squared distance to the one-hot
-        label summed over classes (for two classes twice the one-column form).
     """
-    from sklearn.metrics import balanced_accuracy_score, f1_score
+    labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities, dtype=np.float64)
+    return {name: metric(labels, probabilities) for name, metric in METRIC_FUNCTIONS.items()}
 
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    if not len(labels):
-        return dict.fromkeys(METRICS)
-    predicted = probabilities.argmax(1)
-    one_hot = np.eye(probabilities.shape[1])[labels]
-    picked = probabilities[np.arange(len(labels)), labels]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class that is only predicted is no news here
-        balanced = float(balanced_accuracy_score(labels, predicted))
-        f1 = float(f1_score(labels, predicted, average="weighted", zero_division=0))
-    return {
-        "accuracy": float((predicted == labels).mean()),
-        "auc": auc(labels, probabilities),
-        "balanced_accuracy": balanced,
-        "f1_weighted": f1,
-        "brier": float(((probabilities - one_hot) ** 2).sum(1).mean()),
-        "log_loss": float(-np.log(np.clip(picked, 1e-15, 1)).mean()),
-    }
+
+def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Slides by label (row) and most probable class (column), int [C, C]."""
+    classes = probabilities.shape[1]
+    cells = np.bincount(labels * classes + probabilities.argmax(1), minlength=classes**2)
+    return cells.reshape(classes, classes)
 
 
 def mean_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
