@@ -17,7 +17,7 @@ def print_tables(record: dict[str, Any]) -> None:
     several, folds = len(record["models"]) > 1, any(m["of_folds"] > 1 for model in record["models"] for m in model["metrics"].values())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name, justify, wanted in (("model", "left", several), (f"{record['level']} level", "left", True), ("value", "right", True),
-                                  ("95 % interval", "left", True), ("mean over folds (sd)", "left", folds)):
+                                  ("95 % interval", "left", True), ("over folds (sd)", "left", folds)):
         if wanted:
             table.add_column(name, justify=justify, overflow="fold" if name == "model" else "ellipsis")
     for model in record["models"]:
@@ -32,6 +32,7 @@ def print_tables(record: dict[str, Any]) -> None:
         table.add_section()
     console.print(table)
     if record["differences"]:
+        console.print()
         n = record["differences"][0]["n"]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for name, justify in ((f"difference, {n} {record['level']}s", "left"), ("metric", "left"), ("value", "right"), ("95 % interval", "left")):

@@ -186,12 +186,12 @@ class Calibration:
 
 
 def reliability(hit: np.ndarray, probability: np.ndarray) -> Calibration:
-    """Observed share against predicted probability in bins of about equal size, about sqrt(n) of them, ten at most.
+    """Observed share against predicted probability in bins of about equal size: two to ten, of 15 cases at least where there are enough.
 
     Args:
         hit: bool [n], whether it came true; probability: [n].
     """
-    bins = int(np.clip(round(np.sqrt(len(hit))), 1, 10))
+    bins = int(np.clip(len(hit) // 15, 2, 10))
     edges = np.unique(np.quantile(probability, np.linspace(0, 1, bins + 1)))
     at = np.searchsorted(edges[1:-1], probability, side="left")
     n = np.bincount(at, minlength=max(1, len(edges) - 1))

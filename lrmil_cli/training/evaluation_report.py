@@ -187,12 +187,12 @@ def interval_text(v: Interval, sign: bool = False) -> str:
 
 
 def folds_text(s: Score) -> str:
-    """``0.801 (sd 0.052)``, with the number of folds where not all count."""
+    """``0.801 ± 0.052``, with the number of folds where not all count."""
     if not s.of_folds:
         return "-"
     if s.mean is None:
         return "undefined"
-    sd = f" (sd {s.sd:.3f})" if s.sd is not None else ""
+    sd = f" ± {s.sd:.3f}" if s.sd is not None else ""
     return f"{s.mean:.3f}{sd}" + (f", {s.folds} of {s.of_folds} folds" if s.folds < s.of_folds else "")
 
 
@@ -232,7 +232,8 @@ def _opening(e: Evaluation) -> list[str]:
     counts = ", ".join(f"{c.n} {c.name}" for c in first.classes)
     n, patients = len(first.cases.labels), first.predictions.rows["patient_id"].nunique()
     what = _count(n, "patient") if e.level == "patient" else f"{_count(n, 'slide')} of {_count(patients, 'patient')}"
-    out = [f"{what} ({counts}){'' if len(e.models) == 1 else f' for {first.name}'}. Always saying {first.majority[0]} would be right "
+    alike = all(m.classes[i].n == c.n for m in e.models for i, c in enumerate(first.classes))
+    out = [f"{what} ({counts}){'' if alike else f', of {first.name}'}. Always saying {first.majority[0]} would be right "
            f"in {first.majority[1]:.1%}."]
     if e.is_survival_status:
         out.append("The classes are survival status: alive or dead at last contact, whenever that was. Follow-up time and censoring are "
@@ -250,7 +251,7 @@ def _metric_tables(e: Evaluation) -> list[Block]:
     out: list[Block] = [Table(["metric", *names], rows, _pooled_note(e))]
     if any(s.of_folds > 1 for m in e.models for s in m.scores):
         rows = [[TITLES[s.metric], *(folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(e.models[0].scores)]
-        out.append(Table(["mean over folds", *names], rows, "Each fold is judged by itself; folds in which a metric is undefined do not count."))
+        out.append(Table(["over folds", *names], rows, "Mean and standard deviation; each fold is judged by itself, and does not count where a metric is undefined."))
     return out
 
 
@@ -287,13 +288,14 @@ def _verdict(d: Difference) -> str:
 
 
 def _class_tables(e: Evaluation) -> list[Block]:
+    headers = [f"{e.level}s", "sensitivity", "specificity", "AUC against the rest"]
+    cells = lambda c: [str(c.n), show(c.sensitivity), show(c.specificity), show(c.auc)]  # noqa: E731
+    if e.positive is not None:  # of two classes the other one mirrors it
+        return [Table(["model", "class", *headers], [[m.name, e.classes[e.positive], *cells(m.classes[e.positive])] for m in e.models])]
     out: list[Block] = []
     for m in e.models:
-        if len(e.models) > 1:
-            out.append(Heading(m.name, 3))
-        own = m.classes if e.positive is None else [m.classes[e.positive]]
-        rows = [[c.name, str(c.n), show(c.sensitivity), show(c.specificity), show(c.auc)] for c in own]
-        out.append(Table(["class", f"{e.level}s", "sensitivity", "specificity", "AUC against the rest"], rows))
+        out += [Heading(m.name, 3)] if len(e.models) > 1 else []
+        out.append(Table(["class", *headers], [[c.name, *cells(c)] for c in m.classes]))
     return out
 
 

@@ -80,7 +80,7 @@ img { display: block; max-width: 100%; height: auto; background: #ffffff; }
 """
 
 #: A cell that is set as a number: a figure with what may follow it (interval, sd, unit), or a word that stands for one.
-NUMBER = re.compile(r"[-+−]?[\d.][\d.,%eE+\-−–±()\[\] to]*|undefined|none|-|–|")
+NUMBER = re.compile(r"[-+−]?[\d.][\d.,%eE+\-−–±()\[\] to]*(, \d+ of \d+ folds)?|undefined|none|-|–|")
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:

@@ -108,7 +108,7 @@ def test_tables_fit_a_terminal_and_a_second_run_is_up_to_date(tmp_path, lrmil, u
     args = [write_predictions(tmp_path / f"{n}.predictions.csv", TRUTH, p, folds=[1, 2] * 3) for n, p in (("a-model-of-a-long-name", GOOD), ("b", POOR))]
     first = lrmil("evaluate", *args, "-o", tmp_path / "out", *FAST)
     assert first.code == 0 and max(map(len, first.out.splitlines())) <= 80
-    for text in ("AUC", "0.889", "majority rate", "always normal", "difference, 6 slides", "mean over folds"):
+    for text in ("AUC", "0.889", "majority rate", "always normal", "difference, 6 slides", "over folds (sd)"):
         assert text in first.out
     stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     second = lrmil("evaluate", *args, "-o", tmp_path / "out", *FAST)
@@ -124,11 +124,12 @@ def test_tables_fit_a_terminal_and_a_second_run_is_up_to_date(tmp_path, lrmil, u
     assert lrmil("evaluate", args[0], "-o", tmp_path / "out", *FAST).code == 2
 
 
-def test_three_classes(tmp_path, lrmil, unpainted):
+def test_three_classes(tmp_path, lrmil):
     p = [[0.7, 0.2, 0.1], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]
     path = write_predictions(tmp_path / "x.predictions.csv.gz", list("aabbcc"), p, classes=("a", "b", "c"))
-    said = lrmil("evaluate", path, "-o", tmp_path / "out", "--json", *FAST)
-    (model,) = said.records[0]["models"]
+    said = lrmil("evaluate", path, f"y={path}", "-o", tmp_path / "out", "--json", *FAST)
+    model, again = said.records[0]["models"]
+    assert {**again, "name": "x"} == model
     # Against the rest: a 7.5 of 8 pairs (0.3 meets 0.3), b and c all 8.
     assert [c["auc"] for c in model["per_class"]] == [7.5 / 8, 1.0, 1.0] and model["metrics"]["auc"]["value"] == pytest.approx((7.5 / 8 + 2) / 3)
     assert [c["sensitivity"] for c in model["per_class"]] == [0.5, 1.0, 1.0] and model["per_class"][1]["specificity"] == 0.75
@@ -173,7 +174,7 @@ def test_metric_and_positive(tmp_path, lrmil, unpainted):
     paths = [write_predictions(tmp_path / f"{n}.predictions.csv", TRUTH, p) for n, p in (("a", GOOD), ("b", POOR))]
     record = lrmil("evaluate", *paths, "-o", tmp_path / "out", "--metric", "brier", "--metric", "auc", "--positive", "normal", "--json", *FAST).records[0]
     assert list(record["models"][0]["metrics"]) == ["auc", "brier"] and [d["metric"] for d in record["differences"]] == ["auc", "brier"]
-    assert record["positive"] == "normal" and "| normal | 3 | 0.667 | 1.000 | 0.889 |" in (tmp_path / "out" / "evaluation.md").read_text()
+    assert record["positive"] == "normal" and "| a | normal | 3 | 0.667 | 1.000 | 0.889 |" in (tmp_path / "out" / "evaluation.md").read_text()
 
 
 def test_slides_tested_in_several_folds_are_compared_fold_by_fold(tmp_path, lrmil, unpainted):
