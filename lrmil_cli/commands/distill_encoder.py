@@ -86,7 +86,7 @@ def distill_encoder(
         lambda_final, freeze_blocks, steps_per_epoch, max_tiles_per_slide, init, augment, seed)
     if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
         raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}")
-    result = stage1.run(cohort, model, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
+    result = stage1.run(cohort, model, encoder, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
                         device=where, overwrite=overwrite, say=report.say)
     report.say(f"{target}: {result.text}")
     report.result({"command": "distill-encoder", "status": "skipped" if result.there else "ok", "output": str(target), **result.numbers})

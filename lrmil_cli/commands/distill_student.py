@@ -23,6 +23,8 @@ def distill_student(
     teacher: Annotated[Optional[str], typer.Option("--teacher", metavar="DIR", help="Folder made by train-teacher.", show_default=False)] = None,
     features: Annotated[Optional[str], typer.Option("--features", metavar="DIR", help="HR features.  [default: the folder that teacher.json names]", show_default=False)] = None,
     lr_features: Annotated[Optional[str], typer.Option("--lr-features", metavar="DIR", help="Where LR features are kept.  [default: <model>.features]", show_default=False)] = None,
+    baseline_encoder: Annotated[Optional[str], typer.Option("--baseline-encoder", metavar="SPEC", help="Encoder of the LR-only student that the receipt compares with.  [default: the one that --encoder was distilled from]", show_default=False)] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it.")] = False,
     preset: Annotated[str, typer.Option("--preset", help="lrmil, lr-only, patch, bag, bag-soft, bag-hard or official-code.")] = "lrmil",
     lambda_bag: Annotated[Weight, typer.Option("--lambda-bag", min=0.0, help="Weight of bag distillation (eq. 3).  [default: 1]", show_default=False)] = None,
     lambda_soft: Annotated[Weight, typer.Option("--lambda-soft", min=0.0, help="Weight of soft attention matching (eq. 4).  [default: 1]", show_default=False)] = None,
@@ -60,9 +62,11 @@ def distill_student(
     """Stage 2: distil the teacher into an LR student.
 
     The student head learns from the labels, the teacher's predictions and its attention. The model file holds the LR
-    encoder and one head a fold; predict needs nothing else.
+    encoder and one head a fold; predict needs nothing else. Beside it a receipt says what distillation bought: teacher,
+    LR-only student and distilled student on the same held-out patients.
     """
     from lrmil_cli.device import pick_device
+    from lrmil_cli.distill.receipt import headline
     from lrmil_cli.distill.stage2 import EncoderArgs, train_student
     from lrmil_cli.distill.student import preset_settings
     from lrmil_cli.files.manifest import read_manifest
@@ -75,6 +79,8 @@ def distill_student(
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
     if lr <= 0:
         raise UsageError("--lr must be above 0")
+    if no_baseline and baseline_encoder:
+        raise UsageError("--no-baseline and --baseline-encoder exclude each other")
     changes = {
         "lambda_bag": lambda_bag, "lambda_soft": lambda_soft, "lambda_hard": lambda_hard, "temperature_bag": temperature_bag,
         "temperature_attention": temperature_attention, "region_attention": region_attention, "soft_reduction": soft_reduction,
@@ -88,9 +94,9 @@ def distill_student(
         read_manifest(manifest, need_labels=True), tiles=tiles, pairs=pairs,
         encoder=EncoderArgs(encoder, input_size, embedding, random_init), teacher=teacher, features=features,
         lr_features=Path(lr_features) if lr_features else target.with_suffix(".features"),
-        head=spec, preset=preset, distill=distill,
+        baseline=None if no_baseline else baseline_encoder or "auto", head=spec, preset=preset, distill=distill,
         training=TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed), folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn)
-    report.say(f"{target}: {result.text}")
+    report.say(f"{target}: {result.text}\n{headline(result.receipt)}\nreceipt: {target.with_suffix('.receipt.html')}")
     report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": str(target),
-                   "preset": preset, "metrics": result.metrics})
+                   "preset": preset, "metrics": result.metrics, "receipt": result.receipt})

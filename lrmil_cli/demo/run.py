@@ -70,9 +70,8 @@ def run_chain(folder: Path, manifest_path: Path, seed: int, run: Callable[[list[
     step("distill_encoder", "distill-encoder", at("pairs"), "--slides", csv, "--fold", "1", "--encoder", "demo-vit", *STAGE1,
          "-o", at("lr-encoder.safetensors"), *extra)
     step("train_teacher", "train-teacher", csv, "--tiles", at("tiles-hr"), "--encoder", "demo-vit", *HEADS, "-o", at("teacher"), *extra)
-    common = ["distill-student", csv, "--tiles", at("tiles-lr"), "--pairs", at("pairs"), "--teacher", at("teacher"), *HEADS]
-    step("lr_only", *common, "--preset", "lr-only", "--encoder", "demo-vit", "-o", at("lr-only.safetensors"), *extra)
-    step("distill_student", *common, "--encoder", at("lr-encoder.safetensors"), "-o", at("model.safetensors"), *extra)
+    step("distill_student", "distill-student", csv, "--tiles", at("tiles-lr"), "--pairs", at("pairs"), "--teacher", at("teacher"), *HEADS,
+         "--encoder", at("lr-encoder.safetensors"), "-o", at("model.safetensors"), *extra)
     test = [e for e in manifest if e.split == "test"]
     held_out = folder / "held-out.csv"
     write_text(held_out, "slide,slide_id,label\n" + "".join(f"{e.path},{e.slide_id},{e.label}\n" for e in test))
@@ -88,7 +87,7 @@ def run_chain(folder: Path, manifest_path: Path, seed: int, run: Callable[[list[
     say(f"\nIn QuPath: open {next(e.path for e in test if e.slide_id == shown)}, then drop on it\n"
         f"  {at(f'{shown}.heatmap.geojson')}  (attention; Measure > Show measurement maps)\n"
         f"  {truth_path(folder, shown)}  (the planted lesion)\n"
-        f"Without QuPath: {picture}\nAll figures: {at('summary.json')}")
+        f"Without QuPath: {picture}\nWhat distillation bought: {at('model.receipt.html')}\nAll figures: {at('summary.json')}")
     return summary
 
 
@@ -149,7 +148,7 @@ def summarize(folder: Path, manifest: Manifest, seed: int, seconds: dict[str, fl
     """The content of ``summary.json``; teacher, LR-only and distilled student are judged on the same held-out slides."""
     test = {e.slide_id for e in manifest if e.split == "test"}
     out: dict[str, Any] = {}
-    for name, file in (("teacher", "teacher/predictions.csv"), ("lr_only", "lr-only.predictions.csv"), ("distilled", "model.predictions.csv")):
+    for name, file in (("teacher", "teacher/predictions.csv"), ("lr_only", "model.lr-only.predictions.csv"), ("distilled", "model.predictions.csv")):
         _, rows = read_table(folder / file, "predictions")
         if set(rows["slide_id"]) != test:
             raise LrmilError(f"{folder / file}: not the predictions of the held-out slides")

@@ -14,7 +14,7 @@ import torch
 from lrmil_cli.distill.encoder import Stage1Settings, distill
 from lrmil_cli.distill.student import align
 from lrmil_cli.distill.targets import PairedSlide, read_pairs
-from lrmil_cli.encoders.spec import save_encoder
+from lrmil_cli.encoders.spec import absolute_spec, save_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.features import read_features
@@ -92,10 +92,13 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
 
 
 def run(
-    cohort: Cohort, teacher: Encoder, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
+    cohort: Cohort, teacher: Encoder, spec: str, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
     overwrite: bool, say: Callable[[str], None],
 ) -> Result:
     """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
+
+    Args:
+        teacher: the HR encoder; spec: what it was loaded from, kept so that the undistilled encoder can be found again.
 
     Raises:
         UsageError: the output is there and was made otherwise; InputError, MachineError: as the parts.
@@ -118,7 +121,7 @@ def run(
     hr, lr = (cohort.slides[0].header[k]["settings"] for k in ("hr", "lr"))
     info = result.encoder.info
     about = {"mpp_hr": hr["mpp"], "mpp_lr": lr["mpp"], "tile_px": lr["tile_px"], "ratio": cohort.slides[0].ratio,
-             **settings.as_json(), **numbers, "fold": cohort.fold,
+             **settings.as_json(), **numbers, "fold": cohort.fold, "base_spec": absolute_spec(spec),
              # Every slide whose pixels decided the weights; evaluation checks its test slides against it.
              "slides": [s.slide_id for s in cohort.slides], "start": start, "best": best}
     result.encoder.info = replace(info, name=output.name, base=info.base or info.name, mpp=lr["mpp"], distilled=about)

@@ -11,21 +11,21 @@ import pandas as pd
 import torch
 
 from lrmil_cli.distill import student
+from lrmil_cli.distill.agreement import slide_agreement
+from lrmil_cli.distill.highres import load_high
 from lrmil_cli.distill.model import save_model
+from lrmil_cli.distill.receipt import FILES, cost_of, existing_receipt, write_receipt
 from lrmil_cli.distill.student import DistillSettings, HighResolution
-from lrmil_cli.distill.targets import read_pairs
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
-from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.features import read_features
+from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.files.tensors import read_tensor_header
-from lrmil_cli.heads import Bag
 from lrmil_cli.training import crossval
-from lrmil_cli.training.bags import bag_of, embed_cohort, find_table, tile_tables
-from lrmil_cli.training.crossval import HeadSpec
+from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
+from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
@@ -46,11 +46,12 @@ class EncoderArgs:
 
 @dataclass
 class Result:
-    """For the summary: was it there already, pooled metrics, the line to show."""
+    """For the summary: was it there already, pooled metrics, the line to show, the receipt."""
 
     there: bool
     metrics: dict[str, Any]
     text: str
+    receipt: dict[str, Any]
 
 
 def train_student(
@@ -62,6 +63,7 @@ def train_student(
     teacher: str | None,
     features: str | None,
     lr_features: Path,
+    baseline: str | None,
     head: HeadSpec,
     preset: str,
     distill: DistillSettings,
@@ -74,7 +76,11 @@ def train_student(
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> Result:
-    """Train the student heads and write the model file, with predictions, metrics and curves beside it.
+    """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
+
+    Args:
+        baseline: spec of the encoder of the LR-only student that is trained for comparison; "auto" for the one that the LR
+            encoder was distilled from; None for no such student.
 
     Raises:
         UsageError, InputError, MachineError: as the parts; see the method modules.
@@ -88,6 +94,7 @@ def train_student(
     names = fold_names(table)
     tables = tile_tables(manifest, tiles)
     encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"])
+    plain = _baseline_encoder(baseline, encoders[0], tables[0][1]["settings"]["tile_px"], warn)
     if guide is not None and distill.uses_teacher and encoders[0].info.embedding != guide.header["encoder"]["embedding"]:
         warn(f"the student's embedding is {encoders[0].info.embedding}, the teacher's {guide.header['encoder']['embedding']}; "
              "use the same --embedding on both sides")
@@ -96,76 +103,168 @@ def train_student(
         warn(note)
 
     ids = [e.slide_id for e in manifest]
-    high, inputs_high, ratio, counts = None, {}, 1, {}
-    if distill.uses_teacher:  # before the LR tiles are embedded: what is missing should be said at once
+    high = None
+    if guide is not None and pairs is not None:  # before the LR tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
-        high, inputs_high, ratio = load_high(ids, table, folder, pairs, tables, distill, device)
-    lr_bags = [embed_cohort(e, manifest, tables, _feature_folder(lr_features, n, len(encoders)), device=device,
-                            batch_size=batch_size, overwrite=overwrite, say=say) for n, e in enumerate(encoders)]
-    n_lr = [len(b.features) for b in lr_bags[0].all]
-    if high is not None:
-        counts = student.matched_counts(high.parents, n_lr, ratio)
-        regions = counts["matched"] + counts["unmatched"]
-        say(f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete")
-        if counts["unmatched"] > UNMATCHED_WARNING * regions:
-            warn(f"{counts['unmatched'] / regions:.0%} of the LR tiles have no HR tile; the tissue thresholds probably disagree")
-        if guide.header["attention_kind"] == "derived":
-            warn(f"the teacher's head ({guide.header['settings']['head']}) has no attention of its own; a derived one is distilled")
+        if distill.uses_teacher:
+            trained = set(table.loc[(table[names] == "train").any(axis=1), "slide_id"])
+            high = load_high(ids, trained, folder, pairs, tables, device, strict=distill.missing_teacher == "error")
+
+    def embedded(e: Encoder, where: Path) -> Bags:
+        return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, overwrite=overwrite, say=say)
+
+    lr_bags = [embedded(e, lr_features if len(encoders) == 1 else lr_features / f"fold{n}") for n, e in enumerate(encoders, 1)]
+    plain_bags = embedded(plain, lr_features / "lr-only") if plain is not None else None
+    counts = _regions(high, guide, [len(b.features) for b in lr_bags[0].all], say, warn) if high is not None else {}
 
     own = {"head": head.name, "options": head.options, "preset": preset, "distill": distill.as_json(), **training.as_json(),
-           "folds": table.to_dict("list")}
-    inputs = {"manifest": manifest_digest(manifest), **inputs_high,
-              **({"teacher": last_digest(guide.header)} if guide is not None and distill.uses_teacher else {}),
+           "folds": table.to_dict("list"), "baseline": plain.digest() if plain is not None else None}
+    inputs = {"manifest": manifest_digest(manifest), **(high.inputs if high is not None else {}),
+              **({"teacher": last_digest(guide.header)} if guide is not None else {}),
               **{f"lr{n}/{i}": last_digest(h) for n, b in enumerate(lr_bags) for i, h in zip(ids, b.headers)}}
-    wanted = digest(own, inputs)
-    if up_to_date(output, wanted, lambda p: read_tensor_header(p, "model"), overwrite):
-        metrics = read_tensor_header(output, "model")["metrics"]
-        return Result(True, metrics, "up to date")
+    if up_to_date(output, digest(own, inputs), lambda p: read_tensor_header(p, "model"), overwrite):
+        return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", existing_receipt(output))
 
-    at = {s: i for i, s in enumerate(ids)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
-    missing_teacher: set[str] = set()
+    def bags_of(fold: int) -> Bags:
+        return lr_bags[of_fold[fold - 1]]
 
-    def terms(fold: int, train_ids: list[str]) -> ExtraTerms | None:
-        if not distill.uses_teacher:
-            return None
-        header, teacher_head = guide.head(fold)
-        student.check_no_leak(header, members(table, names[fold - 1])["test"], fold)
-        teacher_head.to(device)
-        train = [at[s] for s in train_ids]
-        if distill.crossfit:
-            spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
-            targets = student.crossfit_targets(manifest, train, high, n_lr, distill, spec, training, fold, ids)
-        else:
-            targets = student.fold_targets(teacher_head, train, high, n_lr, distill, ids, labels)
-        missing_teacher.update(ids[i] for i in train if i not in targets)
-        return student.terms_of_fold(targets, distill, training.seed + fold)
-
-    results = crossval.train_folds(manifest, table, lambda k: lr_bags[of_fold[k - 1]], head, training, extra_terms=terms, say=say)
-    if missing_teacher:
-        warn(f"{len(missing_teacher)} slide(s) had no teacher target and were trained with the labels alone (--missing-teacher ce-only)")
+    untaught: set[str] = set()
+    terms = _terms(manifest, table, guide, high, bags_of, distill, training, device, untaught) if high is not None else (lambda fold, train: None)
+    results = crossval.train_folds(manifest, table, bags_of, head, training, extra_terms=terms, say=say)
+    if untaught:
+        warn(f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone (--missing-teacher ce-only)")
+    students: dict[str, tuple[list[FoldResult], Callable[[int], Bags]]] = {"distilled": (results, bags_of)}
+    if plain_bags is not None:
+        plain_results = crossval.train_folds(manifest, table, lambda k: plain_bags, head, training, say=lambda text: say(f"LR-only, {text}"))
+        students["lr_only"] = (plain_results, lambda k: plain_bags)
     metrics_rows, pooled = crossval.score(manifest, results)
-    leak = {n + 1: student.encoder_leak(encoders[of_fold[n]].info.distilled, table, [name]) for n, name in enumerate(names)}
-    if any(leak.values()):
+    leaks = [student.encoder_leak(encoders[of_fold[n]].info.distilled, table, [name]) for n, name in enumerate(names)]
+    if any(leaks):
         say("note: the LR encoder saw the pixels (not the labels) of test slides; for inductive numbers make one encoder a fold "
             "(distill-encoder --slides --fold)")
+
+    tested = {s for n in names for s in members(table, n)["test"]}
+    judged = load_high(ids, tested, folder, pairs, tables, device, strict=False) if guide is not None and pairs is not None else None
     history = [step("distill-student", own, inputs)]
     header = make_header(
         "model", settings={k: v for k, v in own.items() if k != "folds"}, history=history, classes=list(manifest.classes),
         tiles=tables[0][1]["settings"], preset=preset, metrics=pooled, regions=counts,
         fold_metrics=metrics_rows.astype(object).where(metrics_rows.notna(), None).to_dict("records"),
-        encoder_saw_test_pixels=any(leak.values()), attention_kind=results[0].fit.head.attention_kind,
-        license=encoders[0].info.license, slides=ids,
+        encoder_saw_test_pixels=any(leaks), attention_kind=results[0].fit.head.attention_kind,
+        license=encoders[0].info.license, slides=ids, cost=_costs(ids, tested, lr_bags[0], judged),
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None and distill.uses_teacher else None,
     )
     # What stands beside the model first, the model last: it marks the run as complete.
-    stem = output.with_suffix("")
     common = {"settings": {}, "history": history}
-    write_table(f"{stem}.predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results))
-    write_table(f"{stem}.metrics.csv", make_header("metrics", **common), metrics_rows)
+    beside: dict[str, tuple[str, pd.DataFrame | None]] = {
+        suffix: ("predictions", crossval.predictions_table(manifest, students[who][0]) if who in students else None)
+        for who, suffix in FILES.items() if who != "teacher"
+    }
+    beside[FILES["teacher"]] = ("predictions", guide.predictions() if guide is not None else None)
+    beside[".agreement.csv"] = ("agreement", _agreement(guide, students, judged, ids, distill, device) if judged is not None else None)
+    beside[".metrics.csv"] = ("metrics", metrics_rows)
+    stem = output.with_suffix("")
+    for suffix, (kind, rows) in beside.items():
+        if rows is None:  # of an earlier run, it would be untrue now
+            Path(f"{stem}{suffix}").unlink(missing_ok=True)
+        else:
+            write_table(f"{stem}{suffix}", make_header(kind, **common), rows)
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
     save_model(output, header, encoders, [r.fit.head for r in results], of_fold)
-    return Result(False, pooled, crossval.summary(preset, metrics_rows, len(results)))
+    return Result(False, pooled, crossval.summary(preset, metrics_rows, len(results)), write_receipt(output))
+
+
+def _terms(
+    manifest: Manifest, table: pd.DataFrame, guide: Teacher, high: HighResolution, bags_of: Callable[[int], Bags], distill: DistillSettings,
+    training: TrainSettings, device: torch.device, untaught: set[str],
+) -> Callable[[int, list[str]], ExtraTerms]:
+    """For a fold and its training slides: the distillation terms by the teacher's head of that fold (method 5.2).
+
+    Training slides without a target are added to ``untaught``.
+    """
+    ids = [e.slide_id for e in manifest]
+    at = {s: i for i, s in enumerate(ids)}
+    labels = [manifest.classes.index(e.label) for e in manifest]
+
+    def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
+        header, head = guide.head(fold)
+        student.check_no_leak(header, members(table, fold_names(table)[fold - 1])["test"], fold)
+        train = [at[s] for s in train_ids]
+        n_lr = [len(b.features) for b in bags_of(fold).all]
+        if distill.crossfit:
+            spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
+            targets = student.crossfit_targets(manifest, train, high, n_lr, distill, spec, training, fold, ids)
+        else:
+            targets = student.fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
+        untaught.update(ids[i] for i in train if i not in targets)
+        return student.terms_of_fold(targets, distill, training.seed + fold)
+
+    return terms
+
+
+def _regions(
+    high: HighResolution, guide: Teacher, n_lr: list[int], say: Callable[[str], None], warn: Callable[[str], None]
+) -> dict[str, int]:
+    """Counts of regions that the teacher speaks of, said aloud (method 6.6)."""
+    counts = student.matched_counts(high.parents, n_lr, high.ratio)
+    regions = counts["matched"] + counts["unmatched"]
+    say(f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete")
+    if counts["unmatched"] > UNMATCHED_WARNING * regions:
+        warn(f"{counts['unmatched'] / regions:.0%} of the LR tiles have no HR tile; the tissue thresholds probably disagree")
+    if guide.header["attention_kind"] == "derived":
+        warn(f"the teacher's head ({guide.header['settings']['head']}) has no attention of its own; a derived one is distilled")
+    return counts
+
+
+def _costs(ids: list[str], tested: set[str], lr: Bags, judged: HighResolution | None) -> dict[str, Any]:
+    """Tiles and seconds of the held-out slides, at both resolutions where HR features are there."""
+    index = [i for i, s in enumerate(ids) if s in tested]
+    if judged is None:
+        return cost_of({"lr": [lr.headers[i] for i in index]}, {"lr": [len(lr.all[i].features) for i in index]})
+    both = [i for i in index if judged.bags[i] is not None]
+    return cost_of({"hr": [judged.headers[i] for i in both], "lr": [lr.headers[i] for i in both]},
+                   {"hr": [len(judged.bags[i].features) for i in both], "lr": [len(lr.all[i].features) for i in both]})
+
+
+def _agreement(
+    guide: Teacher, students: dict[str, tuple[list[FoldResult], Callable[[int], Bags]]], judged: HighResolution, ids: list[str],
+    distill: DistillSettings, device: torch.device,
+) -> pd.DataFrame | None:
+    """Attention agreement of teacher and students on the held-out slides, one row a student and slide; None if none is known."""
+    at = {s: i for i, s in enumerate(ids)}
+    rows = []
+    for who, (results, bags_of) in students.items():
+        for r in results:
+            teacher = guide.head(r.fold)[1].to(device)
+            for slide_id in r.parts["test"]:
+                i = at[slide_id]
+                if judged.bags[i] is not None:
+                    rows.append({"student": who, "slide_id": slide_id, "fold": r.fold, **slide_agreement(
+                        teacher, r.fit.head, judged.bags[i], bags_of(r.fold).all[i], judged.parents[i], distill.k, distill.region_attention)})
+    return pd.DataFrame(rows).astype({"rank_correlation": float, "overlap": float, "chance": float}) if rows else None
+
+
+def _baseline_encoder(baseline: str | None, lr: Encoder, tile_px: int, warn: Callable[[str], None]) -> Encoder | None:
+    """The undistilled encoder, for the LR-only student.
+
+    None where it is not wanted, or where the student's own encoder is not distilled: then the student is the baseline.
+
+    Raises:
+        InputError, MachineError: it cannot be had; the message says how to name it or do without.
+    """
+    about = lr.info.distilled
+    if baseline is None or about is None:
+        return None
+    spec = about.get("base_spec") if baseline == "auto" else baseline
+    if lr.info.random_init or spec is None:
+        warn("no LR-only student is trained for comparison: the encoder file does not say what it was distilled from "
+             "(or that had random weights); name it with --baseline-encoder")
+        return None
+    try:
+        return load_encoder(spec, tile_px=tile_px, input_size=lr.info.image_size, embedding=lr.info.embedding)
+    except (InputError, MachineError) as e:
+        raise type(e)(f"the encoder for the LR-only student of the receipt cannot be loaded: {e}; name another with --baseline-encoder, "
+                      "or leave the comparison out with --no-baseline") from e
 
 
 def _folds(manifest: Manifest, guide: Teacher | None, folds: int, seed: int) -> pd.DataFrame:
@@ -194,51 +293,3 @@ def _encoders(args: EncoderArgs, folds: int, tile_px: int) -> tuple[list[Encoder
     encoders = [load_encoder(s, tile_px=tile_px, input_size=args.input_size, embedding=args.embedding, random_init=args.random_init)
                 for s in specs]
     return encoders, list(range(folds)) if len(specs) > 1 else [0] * folds
-
-
-def _feature_folder(base: Path, n: int, count: int) -> Path:
-    return base if count == 1 else base / f"fold{n + 1}"
-
-
-def load_high(
-    ids: list[str], table: pd.DataFrame, folder: Path, pairs: str, lr_tables: list[tuple[Path, dict[str, Any]]],
-    distill: DistillSettings, device: torch.device,
-) -> tuple[HighResolution, dict[str, str], int]:
-    """HR bags and parents of the slides that are training slides in some fold; test slides need none.
-
-    Returns:
-        the HR side, digests of its inputs, the ratio.
-
-    Raises:
-        InputError: features or pairs are missing (and ``missing_teacher`` is ``error``), or do not fit the tiles.
-    """
-    needed = set(table.loc[(table[fold_names(table)] == "train").any(axis=1), "slide_id"])
-    bags: list[Bag | None] = []
-    parents: list[torch.Tensor | None] = []
-    inputs: dict[str, str] = {}
-    ratios = set()
-    for slide_id, (_, lr_header) in zip(ids, lr_tables):
-        if slide_id not in needed:
-            bags.append(None)
-            parents.append(None)
-            continue
-        try:
-            path = folder / f"{slide_id}.h5"
-            features = read_features(path)
-            paired = read_pairs(find_table(pairs, slide_id, "pairs"))
-        except InputError:
-            if distill.missing_teacher == "error":
-                raise
-            bags.append(None)
-            parents.append(None)
-            continue
-        if last_digest(paired.header["lr"]) != last_digest(lr_header):
-            raise InputError(f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; run `lrmil match` again")
-        parent = student.align(paired, features, str(path))
-        bags.append(bag_of(features, device))
-        parents.append(torch.from_numpy(parent).to(device))
-        inputs |= {f"hr/{slide_id}": last_digest(features.header), f"pairs/{slide_id}": last_digest(paired.header)}
-        ratios.add(paired.ratio)
-    if len(ratios) > 1:
-        raise InputError(f"{pairs}: pairs of different ratios ({sorted(ratios)}); tile all slides alike")
-    return HighResolution(bags, parents), inputs, next(iter(ratios), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -161,10 +161,18 @@ def distillation_terms(
 
 @dataclass
 class HighResolution:
-    """The HR side of a cohort, in manifest order; None where a slide has no features or pairs."""
+    """The HR side of a cohort, in manifest order; None where a slide was not asked for, or has no features or pairs.
+
+    Attributes:
+        bags: N_h tiles each; parents: int64 [N_h] each, LR tile of each HR tile, -1 for none; headers: of the feature files.
+        inputs: digests of what was read; ratio: HR tiles along the side of an LR tile.
+    """
 
     bags: list[Bag | None]
     parents: list[Tensor | None]
+    headers: list[dict[str, Any] | None] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    ratio: int = 1
 
 
 def align(paired: PairedSlide, features: Features, where: str) -> np.ndarray:

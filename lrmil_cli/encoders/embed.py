@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lrmil_cli.device import autocast, synchronize, to_device
+from lrmil_cli.device import autocast, device_label, synchronize, to_device
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features, read_features, read_features_header, write_features
@@ -172,6 +172,7 @@ def embed_table(
     new = make_header(
         "features", slide=header["slide"], settings=settings, tiles=header["settings"],
         encoder={k: v for k, v in encoder.info.as_json().items() if k != "arch_args"},
+        seconds=seconds.rounded(), device=device_label(device),
         history=[*header["history"], step("embed", settings, {"tiles": last_digest(header)})],
     )
     coords = tiles[["x", "y"]].to_numpy(np.int64)

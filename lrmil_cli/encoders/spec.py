@@ -57,6 +57,14 @@ def load_encoder(
     return encoder.eval().requires_grad_(False)
 
 
+def absolute_spec(spec: str) -> str:
+    """The same encoder from any working directory: the path in ``FILE.safetensors`` or ``NAME@FILE`` made absolute."""
+    name, at, path = spec.rpartition("@")
+    if at or spec.endswith(".safetensors"):
+        return f"{name}{at}{Path(path).absolute()}"
+    return spec
+
+
 def load_encoder_file(path: str | Path, *, input_size: int | None = None, embedding: str | None = None) -> Encoder:
     """Load an encoder file of ours.
 

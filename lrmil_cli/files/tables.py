@@ -35,6 +35,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "predictions": {"slide_id": "s", "patient_id": "s", "label": "s", "fold": "i", "predicted": "s"},
     "metrics": {"fold": "s"},
     "curves": {"fold": "i", "epoch": "i"},
+    "agreement": {"student": "s", "slide_id": "s", "fold": "i", "regions": "i", "rank_correlation": "f", "k": "i", "overlap": "f", "chance": "f"},
     "folds": {"slide_id": "s", "patient_id": "s", "label": "s"},
     "evaluation": {"model": "s", "level": "s", "metric": "s"},
     "differences": {"model": "s", "reference": "s", "level": "s", "metric": "s"},

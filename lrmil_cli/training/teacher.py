@@ -47,6 +47,10 @@ class Teacher:
         recorded, beside = Path(self.header["features"]), self.path / "features"
         return beside if beside.is_dir() and not recorded.is_dir() else recorded
 
+    def predictions(self) -> pd.DataFrame:
+        """Its out-of-fold predictions."""
+        return read_table(self.path / "predictions.csv", "predictions")[1]
+
     def head(self, fold: int) -> tuple[dict[str, Any], MILHead]:
         """Header and head of a fold."""
         return load_head(self.path / f"fold{fold}" / "head.safetensors")

@@ -33,7 +33,7 @@ def test_the_three_are_judged_on_the_same_unseen_slides(demo):
     folder, s = demo
     manifest = pd.read_csv(folder / "cohort" / "slides.csv")
     test = sorted(manifest.loc[manifest["split"] == "test", "slide_id"])
-    for name, file in (("teacher", "teacher/predictions.csv"), ("lr_only", "lr-only.predictions.csv"), ("distilled", "model.predictions.csv")):
+    for name, file in (("teacher", "teacher/predictions.csv"), ("lr_only", "model.lr-only.predictions.csv"), ("distilled", "model.predictions.csv")):
         _, rows = read_table(folder / file, "predictions")
         assert sorted(rows["slide_id"]) == test
         assert s[name]["accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
