@@ -50,10 +50,7 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     if name.endswith(".safetensors"):
         return _tensors(path)
     if name.endswith((".h5", ".hdf5")):
-        from lrmil_cli.files.features import read_features
-
-        features = read_features(p)
-        return {**features.header, "shape": list(features.features.shape)}
+        return _hdf5(path)
     if name.endswith(".json"):
         try:
             about = json.loads(p.read_text(encoding="utf-8"))
@@ -65,6 +62,22 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     if p.suffix.lower() in SLIDE_SUFFIXES:
         return _slide(path, slide_mpp)
     raise InputError(f"{path}: not a slide ({' '.join(SLIDE_SUFFIXES)}) and not a file of the chain")
+
+
+def _hdf5(path: str) -> dict[str, Any]:
+    from lrmil_cli.files.features import read_features
+    from lrmil_cli.files.foreign import is_foreign, read_foreign
+
+    if not is_foreign(path):
+        features = read_features(path)
+        return {**features.header, "shape": list(features.features.shape)}
+    t = read_foreign(path)
+    unit = "level-0 px" if t.unit == "px" else "um"
+    side = f"{t.side:g} {unit}" if t.side else f"{t.tile_px} px of level {t.level}, the slide says how many level-0 px" if t.level else "not in this file"
+    return {"kind": "features" if t.width else "coordinates", "made_by": t.tool, "slide": t.name, "tiles": len(t.coords), "width": t.width,
+            "encoder": t.encoder, "tile_px": t.tile_px, "tile_side": side, "mpp": t.side / t.tile_px if t.unit == "um" and t.tile_px else None,
+            "magnification": t.magnification, "overlap_px": t.overlap, "slide_size_px": [round(v) for v in t.size] if t.size else None,
+            "coords": f"top-left corners in {unit}", "digest": t.digest}
 
 
 def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
@@ -127,7 +140,8 @@ def render(path: str, about: dict[str, Any]) -> str:
             continue
         lines.append(f"  {key}: {_short(value)}")
     for entry in about.get("history") or []:
-        lines.append(f"  made by: {entry.get('command')} (lrmil {entry.get('lrmil')}, {entry.get('date')}, {entry['digest'][:12]})")
+        ours = f"lrmil {entry['lrmil']}, {entry.get('date')}, " if "lrmil" in entry else ""
+        lines.append(f"  made by: {entry.get('command')} ({ours}{entry['digest'][:12]})")
     return "\n".join(lines)
 
 

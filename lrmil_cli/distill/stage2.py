@@ -17,7 +17,7 @@ from lrmil_cli.distill.targets import read_pairs
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.features import read_features
+from lrmil_cli.files.foreign import NAMES, read_bag
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
@@ -87,9 +87,8 @@ def train_student(
     names = fold_names(table)
     tables = tile_tables(manifest, tiles)
     encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"])
-    if guide is not None and distill.uses_teacher and encoders[0].info.embedding != guide.header["encoder"]["embedding"]:
-        warn(f"the student's embedding is {encoders[0].info.embedding}, the teacher's {guide.header['encoder']['embedding']}; "
-             "use the same --embedding on both sides")
+    if guide is not None and distill.uses_teacher:
+        _compare_embeddings(guide, encoders[0].info.embedding, say, warn)
     note = student.preset_warning(preset, encoders[0].info.distilled is not None)
     if note:
         warn(note)
@@ -99,6 +98,7 @@ def train_student(
     if distill.uses_teacher:  # before the LR tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
         high, inputs_high, ratio = load_high(ids, table, folder, pairs, tables, distill, device)
+        _check_features(guide, folder, ids, high, inputs_high, warn)
     lr_bags = [embed_cohort(e, manifest, tables, _feature_folder(lr_features, n, len(encoders)), device=device,
                             batch_size=batch_size, overwrite=overwrite, say=say) for n, e in enumerate(encoders)]
     n_lr = [len(t) for t in lr_bags[0].tensors]
@@ -198,6 +198,35 @@ def _feature_folder(base: Path, n: int, count: int) -> Path:
     return base if count == 1 else base / f"fold{n + 1}"
 
 
+def _compare_embeddings(guide: Teacher, own: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """LR and HR side should describe a tile by the same kind of embedding (method 3.3); features of other tools do not name theirs."""
+    theirs = guide.header["encoder"]["embedding"]
+    if theirs is None:
+        say(f"the teacher learned from features of {NAMES[guide.header['made_by']]}, which do not say what embedding they are; "
+            f"the student's is {own}, please compare")
+    elif theirs != own:
+        warn(f"the student's embedding is {own}, the teacher's {theirs}; use the same --embedding on both sides")
+
+
+def _check_features(
+    guide: Teacher, folder: Path, ids: list[str], high: HighResolution, inputs: dict[str, str], warn: Callable[[str], None]
+) -> None:
+    """The teacher's heads understand the features that they were trained on and no others.
+
+    Raises:
+        InputError: the features in ``folder`` have another width.
+    """
+    width = guide.header["in_dim"]
+    for slide_id, bag in zip(ids, high.bags):
+        if bag is not None and bag.shape[1] != width:
+            raise InputError(f"{folder}: the features of {slide_id} are {bag.shape[1]} wide, the teacher was trained on {width}; "
+                             "--features names the folder that train-teacher used")
+    known = guide.header.get("feature_digests", {})
+    other = [i for i in ids if f"hr/{i}" in inputs and known.get(i, inputs[f"hr/{i}"]) != inputs[f"hr/{i}"]]
+    if other:
+        warn(f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was trained on")
+
+
 def load_high(
     ids: list[str], table: pd.DataFrame, folder: Path, pairs: str, lr_tables: list[tuple[Path, dict[str, Any]]],
     distill: DistillSettings, device: torch.device,
@@ -222,8 +251,8 @@ def load_high(
             continue
         try:
             path = folder / f"{slide_id}.h5"
-            features = read_features(path)
             paired = read_pairs(find_table(pairs, slide_id, "pairs"))
+            features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
         except InputError:
             if distill.missing_teacher == "error":
                 raise
