@@ -66,9 +66,9 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
 
 def _hdf5(path: str) -> dict[str, Any]:
     from lrmil_cli.files.features import read_features
-    from lrmil_cli.files.foreign import is_foreign, read_foreign
+    from lrmil_cli.files.foreign import made_by_us, read_foreign
 
-    if not is_foreign(path):
+    if made_by_us(path):
         features = read_features(path)
         return {**features.header, "shape": list(features.features.shape)}
     t = read_foreign(path)
@@ -133,7 +133,7 @@ def render(path: str, about: dict[str, Any]) -> str:
     """The same for a terminal of 80 columns."""
     lines = [f"{path}: {about['kind']}"]
     for key, value in about.items():
-        if key in ("kind", "history", "version") or value is None:
+        if key in ("kind", "history", "version", "feature_digests") or value is None:
             continue
         if key == "levels":
             lines += [f"  level {l['level']}: {l['width']} x {l['height']} px, {l['mpp']:g} um/px (1/{l['downsample']:g})" for l in value]
@@ -147,7 +147,7 @@ def render(path: str, about: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if not isinstance(v, (dict, list)) or k in ("bounds",))
+        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None and (not isinstance(v, (dict, list)) or k in ("bounds",)))
     elif isinstance(value, list):
         text = f"{len(value)} entries" if value and isinstance(value[0], (dict, list)) or len(value) > 8 else ", ".join(map(str, value))
     elif isinstance(value, float):

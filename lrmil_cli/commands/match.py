@@ -13,9 +13,6 @@ from lrmil_cli.commands.batch import Outcome, output_path, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
-#: In HR sides: grids whose tiles lie off the LR cells by less are as good as one.
-ALIGNED = 0.05
-
 
 @dataclass(frozen=True)
 class Tables:
@@ -80,6 +77,8 @@ def _summary(about: dict[str, Any], tool: str | None) -> str:
 
 
 def _warnings(c: dict[str, Any]) -> list[str]:
+    from lrmil_cli.distill.pairs import ALIGNED
+
     texts = []
     if c["unmatched"] > 0.2 * c["lr"]:
         texts.append(f"{c['unmatched'] / c['lr']:.0%} of the LR tiles have no HR tile; do the tissue settings disagree?")

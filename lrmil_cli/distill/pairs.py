@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MIN_INSIDE = 0.5
 #: In HR sides: a tile further off its cell (its centre, along x or y) teaches stage 1 what its neighbours show.
 MAX_OFFSET = 0.25
+#: In HR sides: grids that lie off each other by less are as good as one.
+ALIGNED = 0.05
 
 
 def match_tables(
@@ -103,12 +105,12 @@ def match_foreign(
         "lr_index": of, "hr_index": keep, "lr_x": lr["x"].to_numpy()[of], "lr_y": lr["y"].to_numpy()[of],
         "hr_x": x[keep], "hr_y": y[keep], "cell_row": cell[keep] // ratio, "cell_col": cell[keep] % ratio,
     })
-    # Where the tile begins and ends inside its LR tile; a pixel is rounding.
+    # Where the tile begins and ends inside its LR tile.
     start = offset[keep] + (np.stack([rows["cell_col"], rows["cell_row"]], 1) + 0.5) * step / ratio - side / 2
-    off = np.abs(offset[keep]).max(axis=1) / side
+    off, spare = np.abs(offset[keep]).max(axis=1) / side, max(1.0, ALIGNED * side)
     counts = _counts(len(lr), parent, inside, cell, ratio)
     counts |= {
-        "straddling": int(((start < -1) | (start + side > step + 1)).any(axis=1).sum()),
+        "straddling": int(((start < -spare) | (start + side > step + spare)).any(axis=1).sum()),
         "shared": len(keep) - len(np.unique(of * ratio**2 + cell[keep])),
         "misaligned": int((off > MAX_OFFSET).sum()), "offset": round(float(np.median(off)), 3),
     }

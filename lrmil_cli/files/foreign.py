@@ -68,6 +68,16 @@ class ForeignTiles:
         return NAMES[self.made_by]
 
 
+def made_by_us(path: str | Path) -> bool:
+    """Whether an HDF5 file carries an lrmil header.
+
+    Raises:
+        InputError: no such file, or not HDF5.
+    """
+    with _open(path) as h5:
+        return "lrmil" in h5.attrs
+
+
 def is_foreign(path: str | Path) -> bool:
     """Whether there is a feature or coordinate file of another tool at ``path``: work that must never be overwritten."""
     try:
@@ -86,9 +96,7 @@ def read_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> Featur
     Raises:
         InputError: no such file, none of these, damaged, without features, not finite; a corner in um is no whole pixel.
     """
-    with _open(path) as h5:
-        own = "lrmil" in h5.attrs
-    if own:
+    if made_by_us(path):
         return read_features(path)
     tiles = read_foreign(path)
     if tiles.features is None:

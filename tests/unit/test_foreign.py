@@ -177,6 +177,11 @@ def test_an_hr_tile_belongs_to_the_lr_tile_and_the_cell_it_overlaps_most(ratio, 
         np.testing.assert_allclose(corner + (np.array([b, a]) + 0.5) * step_l / ratio + offset[n], centre, atol=1e-6 * step_l)
 
 
+def test_a_tile_left_of_the_slide_is_nobodys():
+    parent, _, _ = match_boxes([1], [0], 512.0, np.array([-100.0]), np.array([600.0]), 128.0, 4)  # not of the last tile one row up
+    assert parent.tolist() == [-1]
+
+
 def foreign(coords, side=128, tile_px=128, **changes):
     return ForeignTiles("hr.h5", "trident", "px", np.asarray(coords, np.int64), None, None, tile_px, side, "d" * 32, **changes)
 
@@ -230,7 +235,7 @@ def written(tmp_path, tiles, cols=2, rows=2):
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 32, 64]))
 def test_tiles_in_one_cell_the_nearest_teaches_stage_1_and_all_teach_stage_2(tmp_path_factory, seed, grain):
     rng = np.random.default_rng(seed)
-    xy = rng.integers(0, 1024 // grain, (60, 2)) * grain
+    xy = rng.integers(0, 1024 // grain, (200, 2)) * grain
     paired, table = written(tmp_path_factory.mktemp("p"), foreign(xy))
     # stage 2: every tile of the table has its parent
     parent = region_parents(paired, len(xy))
@@ -246,6 +251,10 @@ def test_tiles_in_one_cell_the_nearest_teaches_stage_1_and_all_teach_stage_2(tmp
             best[key] = (off, n)
     got = {(paired.lr_index[g], k): paired.children[g, k] for g, k in zip(*np.nonzero(paired.children >= 0))}
     assert got == {k: n for k, (_, n) in best.items()}
+    full = np.bincount([r for r, _ in best], minlength=4)
+    counts = paired.header["counts"]
+    assert counts["shared"] == len(table) - len(best) and counts["pairs"] == len(table)
+    assert (counts["matched"], counts["incomplete"], counts["unmatched"]) == ((full > 0).sum(), ((full > 0) & (full < 16)).sum(), (full == 0).sum())
     aligned = {k: int(table["hr_index"][n]) for k, (off, n) in best.items() if off <= 0.25}
     if not aligned:
         with pytest.raises(InputError, match="more than 0.25 of their side off"):
