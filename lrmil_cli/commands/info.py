@@ -66,18 +66,12 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
 
 def _hdf5(path: str) -> dict[str, Any]:
     from lrmil_cli.files.features import read_features
-    from lrmil_cli.files.foreign import made_by_us, read_foreign
+    from lrmil_cli.files.foreign import describe_foreign, made_by_us, read_foreign
 
     if made_by_us(path):
         features = read_features(path)
         return {**features.header, "shape": list(features.features.shape)}
-    t = read_foreign(path)
-    unit = "level-0 px" if t.unit == "px" else "um"
-    side = f"{t.side:g} {unit}" if t.side else f"{t.tile_px} px of level {t.level}, the slide says how many level-0 px" if t.level else "not in this file"
-    return {"kind": "features" if t.width else "coordinates", "made_by": t.tool, "slide": t.name, "tiles": len(t.coords), "width": t.width,
-            "encoder": t.encoder, "tile_px": t.tile_px, "tile_side": side, "mpp": t.side / t.tile_px if t.unit == "um" and t.tile_px else None,
-            "magnification": t.magnification, "overlap_px": t.overlap, "slide_size_px": [round(v) for v in t.size] if t.size else None,
-            "coords": f"top-left corners in {unit}", "digest": t.digest}
+    return describe_foreign(read_foreign(path))
 
 
 def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:

@@ -147,6 +147,19 @@ def read_foreign(path: str | Path, *, features: bool = True) -> ForeignTiles:
     return ForeignTiles(path=str(path), coords=coords, features=values, width=width, digest=key, **said)
 
 
+def describe_foreign(tiles: ForeignTiles) -> dict[str, Any]:
+    """What a file says, for people."""
+    t = tiles
+    unit = "level-0 px" if t.unit == "px" else "um"
+    side = f"{t.side:g} {unit}" if t.side else f"{t.tile_px} px of level {t.level}, the slide says how many level-0 px" if t.level else "not in this file"
+    return {
+        "kind": "features" if t.width else "coordinates", "made_by": t.tool, "slide": t.name, "tiles": len(t.coords), "width": t.width,
+        "encoder": t.encoder, "tile_px": t.tile_px, "tile_side": side, "mpp": t.side / t.tile_px if t.unit == "um" and t.tile_px else None,
+        "magnification": t.magnification, "overlap_px": t.overlap, "slide_size_px": [round(v) for v in t.size] if t.size else None,
+        "coords": f"top-left corners in {unit}", "digest": t.digest,
+    }
+
+
 def level0(tiles: ForeignTiles, mpp: float | None, downsamples: Callable[[], list[float]] | None = None) -> tuple[np.ndarray, float | None]:
     """Corners int64 [N, 2] and side of the tiles in level-0 px; the side is None where neither file nor slide tells.
 
