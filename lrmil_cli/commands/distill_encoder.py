@@ -75,6 +75,9 @@ def distill_encoder(
         raise UsageError(f"-o {target}: the encoder's name must end in .safetensors")
     where = pick_device(device)
     cohort = stage1.collect(pairs, slides, fold, folds, teacher, seed)
+    if cohort.left_out:
+        report.warn(f"{cohort.left_out} of {cohort.pairs} HR tiles are left out: they overlap others, or lie off the cells of their LR tile; "
+                    "tile the HR side with `lrmil tile` to learn from all")
     tile_px = cohort.slides[0].header["hr"]["settings"]["tile_px"]
     ratio = cohort.slides[0].ratio
     model = load_encoder(encoder, tile_px=tile_px, ratio=ratio, input_size=input_size, embedding=embedding, random_init=random_init)

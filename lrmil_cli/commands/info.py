@@ -50,10 +50,7 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     if name.endswith(".safetensors"):
         return _tensors(path)
     if name.endswith((".h5", ".hdf5")):
-        from lrmil_cli.files.features import read_features
-
-        features = read_features(p)
-        return {**features.header, "shape": list(features.features.shape)}
+        return _hdf5(path)
     if name.endswith(".json"):
         try:
             about = json.loads(p.read_text(encoding="utf-8"))
@@ -65,6 +62,16 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     if p.suffix.lower() in SLIDE_SUFFIXES:
         return _slide(path, slide_mpp)
     raise InputError(f"{path}: not a slide ({' '.join(SLIDE_SUFFIXES)}) and not a file of the chain")
+
+
+def _hdf5(path: str) -> dict[str, Any]:
+    from lrmil_cli.files.features import read_features
+    from lrmil_cli.files.foreign import describe_foreign, made_by_us, read_foreign
+
+    if made_by_us(path):
+        features = read_features(path)
+        return {**features.header, "shape": list(features.features.shape)}
+    return describe_foreign(read_foreign(path))
 
 
 def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
@@ -120,20 +127,21 @@ def render(path: str, about: dict[str, Any]) -> str:
     """The same for a terminal of 80 columns."""
     lines = [f"{path}: {about['kind']}"]
     for key, value in about.items():
-        if key in ("kind", "history", "version") or value is None:
+        if key in ("kind", "history", "version", "feature_digests") or value is None:
             continue
         if key == "levels":
             lines += [f"  level {l['level']}: {l['width']} x {l['height']} px, {l['mpp']:g} um/px (1/{l['downsample']:g})" for l in value]
             continue
         lines.append(f"  {key}: {_short(value)}")
     for entry in about.get("history") or []:
-        lines.append(f"  made by: {entry.get('command')} (lrmil {entry.get('lrmil')}, {entry.get('date')}, {entry['digest'][:12]})")
+        ours = f"lrmil {entry['lrmil']}, {entry.get('date')}, " if "lrmil" in entry else ""
+        lines.append(f"  made by: {entry.get('command')} ({ours}{entry['digest'][:12]})")
     return "\n".join(lines)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if not isinstance(v, (dict, list)) or k in ("bounds",))
+        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None and (not isinstance(v, (dict, list)) or k in ("bounds",)))
     elif isinstance(value, list):
         text = f"{len(value)} entries" if value and isinstance(value[0], (dict, list)) or len(value) > 8 else ", ".join(map(str, value))
     elif isinstance(value, float):

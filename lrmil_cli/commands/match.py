@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,14 +25,15 @@ class Tables:
 
 def match(
     lr: Annotated[str, typer.Argument(metavar="LR", help="Tile table at low resolution, or a folder of them.", show_default=False)],
-    hr: Annotated[str, typer.Argument(metavar="HR", help="Tile table at high resolution, or a folder of them.", show_default=False)],
+    hr: Annotated[str, typer.Argument(metavar="HR", help="Tile table at high resolution; or a .h5 file of TRIDENT, CLAM or STAMP (coordinates, features); or a folder of one of these.", show_default=False)],
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE|DIR|-", help="Pairs table, a folder, or - for stdout.", show_default=False)],
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
 ) -> None:
     """Find the HR tiles under each LR tile. Two tables of one slide, or two folders matched by slide id."""
-    from lrmil_cli.distill.pairs import match_tables
+    from lrmil_cli.distill.pairs import match_foreign, match_tables
+    from lrmil_cli.files.foreign import SUFFIXES, read_foreign
     from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
     from lrmil_cli.files.tables import read_table, read_table_header, write_table
 
@@ -44,26 +45,47 @@ def match(
 
     def one(item: Tables) -> Outcome:
         lr_header, lr_rows = read_table(item.path, "tiles")
-        hr_header, hr_rows = read_table(item.hr, "tiles")
         slide_id = lr_header["slide"]["id"]
         target = output if output == "-" else output_path(output, slide_id, "pairs", many)
-        inputs = {"lr": last_digest(lr_header), "hr": last_digest(hr_header)}
+        foreign = read_foreign(item.hr, features=False) if item.hr.lower().endswith(SUFFIXES) else None
+        hr_header, hr_rows = read_table(item.hr, "tiles") if foreign is None else (None, None)
+        inputs = {"lr": last_digest(lr_header), "hr": last_digest(hr_header) if foreign is None else foreign.digest}
         if output != "-" and up_to_date(target, digest({}, inputs), lambda p: read_table_header(p, "pairs"), overwrite):
             return Outcome(str(target), "skipped", f"up to date ({target})")
-        rows, about = match_tables(lr_header, lr_rows, hr_header, hr_rows)
+        if foreign is None:
+            rows, about = match_tables(lr_header, lr_rows, hr_header, hr_rows)
+        else:
+            rows, about, hr_header = match_foreign(lr_header, lr_rows, foreign)
         header = make_header("pairs", slide=lr_header["slide"], settings={}, **about, lr=lr_header, hr=hr_header,
                              history=[*lr_header["history"], *hr_header["history"], step("match", {}, inputs)])
         write_table(target, header, rows)
-        c = about["counts"]
-        per_lr = c["pairs"] / max(1, c["matched"])
-        text = (f"ratio {about['ratio']}, {c['lr']} LR and {c['hr']} HR tiles, {c['pairs']} pairs; {c['matched']} LR tiles "
-                f"covered ({per_lr:.1f} HR each, {c['incomplete']} incomplete), {c['unmatched']} without HR; {c['orphans']} HR "
-                f"orphans, {c['outside']} off the slide; grids agree to {c['scale_error_px']:g} px")
-        if c["unmatched"] > 0.2 * c["lr"]:
-            report.warn(f"{slide_id}: {c['unmatched'] / c['lr']:.0%} of the LR tiles have no HR tile; do the tissue settings disagree?")
-        return Outcome(str(target), message=text, extra={"ratio": about["ratio"], **c})
+        for text in _warnings(about["counts"]):
+            report.warn(f"{slide_id}: {text}")
+        return Outcome(str(target), message=_summary(about, foreign.tool if foreign else None), extra={"ratio": about["ratio"], **about["counts"]})
 
     run_batch("match", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many and output != "-" else None)
+
+
+def _summary(about: dict[str, Any], tool: str | None) -> str:
+    """One line on a slide; ``tool`` made its HR tiles, None for lrmil."""
+    c = about["counts"]
+    fit = f"grids agree to {c['scale_error_px']:g} px" if tool is None else \
+        f"{tool} grid, {c['offset']:.2f} of an HR side off the cells (median), {c['straddling']} HR tiles on a border, {c['shared']} share a cell"
+    return (f"ratio {about['ratio']}, {c['lr']} LR and {c['hr']} HR tiles, {c['pairs']} pairs; {c['matched']} LR tiles "
+            f"covered ({c['pairs'] / max(1, c['matched']):.1f} HR each, {c['incomplete']} incomplete), {c['unmatched']} without HR; {c['orphans']} HR "
+            f"orphans, {c['outside']} off the slide; {fit}")
+
+
+def _warnings(c: dict[str, Any]) -> list[str]:
+    from lrmil_cli.distill.pairs import ALIGNED
+
+    texts = []
+    if c["unmatched"] > 0.2 * c["lr"]:
+        texts.append(f"{c['unmatched'] / c['lr']:.0%} of the LR tiles have no HR tile; do the tissue settings disagree?")
+    if c.get("misaligned") or c.get("offset", 0) > ALIGNED:
+        texts.append(f"HR tiles lie {c['offset']:.2f} of their side off the LR cells in the median, {c['misaligned']} of {c['pairs']} by more than "
+                     "a quarter; good for distill-student, but distill-encoder leaves those out: tile HR with `lrmil tile` for it")
+    return texts
 
 
 def _pairs_of(lr: str, hr: str) -> list[Tables]:
@@ -75,11 +97,20 @@ def _pairs_of(lr: str, hr: str) -> list[Tables]:
         if lr == "-" and hr == "-":
             raise UsageError("only one of the two tables can come from standard input")
         return [Tables(Path(lr).name, lr, hr)]
-    low, high = list_tables(lr, "tiles"), list_tables(hr, "tiles")
+    ending = ".tiles.csv" if list_tables(hr, "tiles") else ".h5"
+    low, high = list_tables(lr, "tiles"), list_tables(hr, "tiles") or _foreign_files(hr)
     if not low:
         raise InputError(f"{lr}: no tile tables (*.tiles.csv) in this folder; make them with `lrmil tile`")
     missing = sorted(set(low) - set(high))
     if missing and len(missing) == len(low):
-        raise InputError(f"{hr}: no tile table of any slide in {lr} (looked for {missing[0]}.tiles.csv)")
-    # A slide without an HR table fails by name and does not stop the others.
-    return [Tables(s, str(p), str(high.get(s, Path(hr) / f"{s}.tiles.csv"))) for s, p in low.items()]
+        raise InputError(f"{hr}: no tiles of any slide in {lr} (looked for {missing[0]}.tiles.csv, {missing[0]}.h5, {missing[0]}_patches.h5)")
+    # A slide without HR tiles fails by name and does not stop the others.
+    return [Tables(s, str(p), str(high.get(s, Path(hr) / f"{s}{ending}"))) for s, p in low.items()]
+
+
+def _foreign_files(folder: str) -> dict[str, Path]:
+    """``<slide_id>.h5`` and TRIDENT's ``<slide_id>_patches.h5`` in a folder, by slide id."""
+    from lrmil_cli.files.foreign import SUFFIXES
+
+    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+    return {p.stem.removesuffix("_patches"): p for p in found} | {p.stem: p for p in found}

@@ -14,10 +14,10 @@ from lrmil_cli.errors import UsageError
 
 def train_teacher(
     manifest: options.Manifest,
-    tiles: Annotated[str, typer.Option("--tiles", metavar="DIR", help="Folder of HR tile tables.", show_default=False)],
-    encoder: options.Encoder,
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the teacher.", show_default=False)],
-    features: Annotated[Optional[str], typer.Option("--features", metavar="DIR", help="Where HR features are kept and found.  [default: <output>/features]", show_default=False)] = None,
+    tiles: Annotated[Optional[str], typer.Option("--tiles", metavar="DIR", help="Folder of HR tile tables; goes with --encoder.", show_default=False)] = None,
+    encoder: options.EncoderOrNone = None,
+    features: Annotated[Optional[str], typer.Option("--features", metavar="DIR", help="Where HR features are kept and found.  [default: <output>/features]  Without --tiles and --encoder: <slide_id>.h5 files of TRIDENT, CLAM, STAMP or lrmil, trained on as they are.", show_default=False)] = None,
     head: options.Head = "abmil",
     head_option: options.HeadOption = None,
     gated: options.Gated = False,
@@ -40,13 +40,14 @@ def train_teacher(
 ) -> None:
     """Train the HR teacher: one MIL head a fold.
 
-    Missing features are embedded first. Out-of-fold predictions, metrics and curves stand beside the heads.
+    Missing features are embedded first, from --tiles by --encoder; or give --features alone, with files that are there
+    already. Out-of-fold predictions, metrics and curves stand beside the heads.
     """
     from lrmil_cli.device import pick_device
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training import teacher
-    from lrmil_cli.training.bags import embed_cohort, tile_tables
+    from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
     from lrmil_cli.training.loop import TrainSettings
@@ -55,17 +56,34 @@ def train_teacher(
     report = Report(json)
     if lr <= 0:
         raise UsageError("--lr must be above 0")
+    _check_source(tiles, encoder, features, {"--embedding": embedding, "--input-size": input_size, "--random-init": random_init or None})
     spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
     where = pick_device(device)
     cohort = read_manifest(manifest, need_labels=True)
     parts = make_folds(cohort, folds, seed)
-    tables = tile_tables(cohort, tiles)
-    model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, random_init=random_init)
     kept = Path(features) if features else Path(output) / "features"
-    bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, overwrite=overwrite, say=report.say)
+    if encoder is None:
+        bags = read_cohort(cohort, kept, device=where, say=report.say)
+    else:
+        tables = tile_tables(cohort, tiles)
+        model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, random_init=random_init)
+        bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, overwrite=overwrite, say=report.say)
     settings = TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed)
     header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)
     m = header["metrics"]
     scores = f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"
     report.say(f"{output}: {'up to date; ' if there else ''}{scores}")
     report.result({"command": "train-teacher", "status": "skipped" if there else "ok", "output": output, "metrics": m, "folds": header["folds"]})
+
+
+def _check_source(tiles: str | None, encoder: str | None, features: str | None, of_encoder: dict[str, object]) -> None:
+    """Features are made (``tiles`` and ``encoder``) or read as they are (``features`` alone); options that would do nothing are refused."""
+    if (tiles is None) != (encoder is None):
+        raise UsageError("--tiles and --encoder go together; leave out both to train on the files in --features as they are")
+    if encoder is not None:
+        return
+    if features is None:
+        raise UsageError("give --tiles and --encoder to embed the slides, or --features with a folder of feature files")
+    useless = [name for name, value in of_encoder.items() if value is not None]
+    if useless:
+        raise UsageError(f"{useless[0]} belongs to --encoder; features that are there already stay as they are")

@@ -11,7 +11,7 @@ import torch
 from lrmil_cli.distill.student import HighResolution, align
 from lrmil_cli.distill.targets import read_pairs
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.features import read_features
+from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.training.bags import bag_of, find_table
 
@@ -36,8 +36,8 @@ def load_high(
         if slide_id in wanted:
             try:
                 path = folder / f"{slide_id}.h5"
-                features = read_features(path)
                 paired = read_pairs(find_table(pairs, slide_id, "pairs"))
+                features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
             except InputError:
                 if strict:
                     raise

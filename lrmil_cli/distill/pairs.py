@@ -1,4 +1,8 @@
-"""Pairs of LR and HR tiles: making the table, and checking that two tables belong together."""
+"""Pairs of LR and HR tiles: making the table, and checking that two tables belong together.
+
+HR tiles of our own lie on the LR grid, so that pairing is integer arithmetic. Those of other tools lie anywhere: an HR
+tile belongs to the LR tile that holds its centre, and how far it lies off its cell is kept in mind.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.slides.grid import inside_share, make_grid, match_tiles, split_ratio, tile_boxes
+from lrmil_cli.files.foreign import ForeignTiles, level0, origin
+from lrmil_cli.slides.grid import (
+    inside_share,
+    loose_ratio,
+    make_grid,
+    match_boxes,
+    match_tiles,
+    split_ratio,
+    tile_boxes,
+)
+from lrmil_cli.slides.slide import open_slide
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: An HR tile counts as a child only if at least this share of it lies inside the slide (method 2.4).
 MIN_INSIDE = 0.5
+#: In HR sides: a tile further off its cell (its centre, along x or y) teaches stage 1 what its neighbours show.
+MAX_OFFSET = 0.25
+#: In HR sides: grids that lie off each other by less are as good as one.
+ALIGNED = 0.05
 
 
 def match_tables(
@@ -47,15 +65,105 @@ def match_tables(
         "hr_x": hr["x"].to_numpy()[keep], "hr_y": hr["y"].to_numpy()[keep],
         "cell_row": cell[keep] // ratio, "cell_col": cell[keep] % ratio,
     })
-    children = np.bincount(of, minlength=len(lr))
-    counts = {
-        "lr": len(lr), "hr": len(hr), "pairs": len(rows),
-        "orphans": int((parent < 0).sum()), "outside": int(((parent >= 0) & ~inside).sum()),
-        "matched": int((children > 0).sum()), "unmatched": int((children == 0).sum()),
-        "incomplete": int(((children > 0) & (children < ratio**2)).sum()),
-        "scale_error_px": scale_error(rows, lr_header, hr_header, ratio),
-    }
+    counts = {**_counts(len(lr), parent, inside, cell, ratio), "scale_error_px": scale_error(rows, lr_header, hr_header, ratio)}
     return rows, {"ratio": ratio, "counts": counts}
+
+
+def match_foreign(
+    lr_header: dict[str, Any], lr: pd.DataFrame, tiles: ForeignTiles
+) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
+    """Pair the LR tiles of a slide with HR tiles that another tool cut.
+
+    Returns:
+        rows and counts as :func:`match_tables`, with ``straddling`` (tiles that stick out of their LR tile), ``shared`` (tiles
+        in a cell that has another), ``misaligned`` (off by more than :data:`MAX_OFFSET`) and ``offset`` (median, in HR sides)
+        in place of ``scale_error_px``; and a header for the HR tiles, with what later steps read of a tile table's.
+
+    Raises:
+        InputError: tiles of another slide, of no known or no fitting size, or without any pair.
+    """
+    import pandas as pd
+
+    slide, lr_set = lr_header["slide"], lr_header["settings"]
+    coords, side = level0(tiles, slide["mpp"], lambda: _downsamples(slide))
+    if side is None:
+        raise InputError(f"{tiles.path}: {tiles.tool} feature files do not say how large a tile is; match its coordinate file "
+                         "(the folder `patches`) instead, the features are found by the same row")
+    _check_place(tiles, coords, slide)
+    step = lr_set["tile_px"] * lr_set["mpp"] / slide["mpp"]
+    ratio = loose_ratio(step, side)
+    if ratio is None:
+        raise InputError(f"{tiles.path}: {_misfit(lr_set['mpp'], step, side)}")
+    x, y = coords.T
+    parent, cell, offset = match_boxes(lr["col"], lr["row"], step, x, y, side, ratio)
+    inside = _inside(x, slide["width"], side) * _inside(y, slide["height"], side) >= MIN_INSIDE
+    keep = np.flatnonzero((parent >= 0) & inside)
+    if not keep.size:
+        raise InputError(f"{tiles.path}: none of its tiles lies in an LR tile of slide {slide['id']}; is it of another slide?")
+    of = parent[keep]
+    rows = pd.DataFrame({
+        "lr_index": of, "hr_index": keep, "lr_x": lr["x"].to_numpy()[of], "lr_y": lr["y"].to_numpy()[of],
+        "hr_x": x[keep], "hr_y": y[keep], "cell_row": cell[keep] // ratio, "cell_col": cell[keep] % ratio,
+    })
+    # Where the tile begins and ends inside its LR tile.
+    start = offset[keep] + (np.stack([rows["cell_col"], rows["cell_row"]], 1) + 0.5) * step / ratio - side / 2
+    off, spare = np.abs(offset[keep]).max(axis=1) / side, max(1.0, ALIGNED * side)
+    counts = _counts(len(lr), parent, inside, cell, ratio)
+    counts |= {
+        "straddling": int(((start < -spare) | (start + side > step + spare)).any(axis=1).sum()),
+        "shared": len(keep) - len(np.unique(of * ratio**2 + cell[keep])),
+        "misaligned": int((off > MAX_OFFSET).sum()), "offset": round(float(np.median(off)), 3),
+    }
+    tile_px = tiles.tile_px or lr_set["tile_px"]  # where it is not said, stage 1 reads HR tiles as large as LR tiles
+    settings = {"mpp": side * slide["mpp"] / tile_px, "tile_px": tile_px, "side_level0_px": side, "made_by": tiles.made_by,
+                "overlap": tiles.overlap, "allow_upsample": True}
+    header = {"kind": "tiles", "version": lr_header["version"], "slide": slide, "settings": settings, "history": [origin(tiles)]}
+    return rows, {"ratio": ratio, "counts": counts}, header
+
+
+def _counts(n_lr: int, parent: np.ndarray, inside: np.ndarray, cell: np.ndarray, ratio: int) -> dict[str, int]:
+    """What became of all LR and HR tiles. A cell counts once, however many tiles lie in it."""
+    keep = (parent >= 0) & inside
+    filled = np.bincount(np.unique(parent[keep] * ratio**2 + cell[keep]) // ratio**2, minlength=n_lr)
+    return {
+        "lr": n_lr, "hr": len(parent), "pairs": int(keep.sum()),
+        "orphans": int((parent < 0).sum()), "outside": int(((parent >= 0) & ~inside).sum()),
+        "matched": int((filled > 0).sum()), "unmatched": int((filled == 0).sum()),
+        "incomplete": int(((filled > 0) & (filled < ratio**2)).sum()),
+    }
+
+
+def _inside(start: np.ndarray, length: int, side: float) -> np.ndarray:
+    """Share of each tile that lies inside the slide, along one axis."""
+    return np.clip(np.minimum(start + side, length) - np.maximum(start, 0), 0, None) / side
+
+
+def _downsamples(slide: dict[str, Any]) -> list[float]:
+    with open_slide(slide["path"], slide_id=slide["id"], slide_mpp=slide["mpp"]) as opened:
+        return [level.downsample for level in opened.levels]
+
+
+def _check_place(tiles: ForeignTiles, coords: np.ndarray, slide: dict[str, Any]) -> None:
+    """A file of another tool has no fingerprint; size and corners must at least be possible on this slide.
+
+    Raises:
+        InputError: they are not.
+    """
+    own = (slide["width"], slide["height"])
+    if tiles.size and any(abs(a - b) > 0.01 * b for a, b in zip(tiles.size, own)):
+        raise InputError(f"{tiles.path}: of a slide of {tiles.size[0]:.0f} x {tiles.size[1]:.0f} px, but {slide['id']} has {own[0]} x {own[1]}; "
+                         "match files of one slide")
+    if (coords >= own).any():
+        raise InputError(f"{tiles.path}: tiles lie beyond the {own[0]} x {own[1]} px of slide {slide['id']}; match files of one slide")
+
+
+def _misfit(mpp: float, step: float, side: float) -> str:
+    """Why two sides do not fit, and the ``--mpp`` of the LR side that would."""
+    if step < 1.5 * side:
+        return f"its tiles ({side:.0f} level-0 px) are not smaller than the LR tiles ({step:.0f} px); are the two swapped? (the order is LR HR)"
+    best = max(2, round(step / side))
+    return (f"an LR tile ({step:.0f} level-0 px) holds {step / side:.4g} of its tiles ({side:.0f} px) along a side; this must be a whole "
+            f"number to within 2 %: tile the LR side with --mpp {mpp * best * side / step:.4g}")
 
 
 def check_same_slide(lr_header: dict[str, Any], hr_header: dict[str, Any]) -> None:
@@ -88,8 +196,23 @@ def scale_error(rows: pd.DataFrame, lr_header: dict[str, Any], hr_header: dict[s
 
 
 def boxes_of(x: np.ndarray, y: np.ndarray, header: dict[str, Any]) -> np.ndarray:
-    """Level-0 rectangles int64 [N, 4] (x, y, width, height) of tiles with corners ``x, y`` on the grid of ``header``."""
+    """Level-0 rectangles int64 [N, 4] (x, y, width, height) of tiles with corners ``x, y``: on the grid of ``header``, or of
+    the side it gives where they lie on no grid of ours."""
     slide, settings = header["slide"], header["settings"]
+    if "side_level0_px" in settings:
+        side = np.full(len(x), round(settings["side_level0_px"]), np.int64)
+        return np.stack([np.asarray(x, np.int64), np.asarray(y, np.int64), side, side], axis=1)
     grid = make_grid(slide["width"], slide["height"], slide["mpp"], settings["mpp"], settings["tile_px"])
     boxes = tile_boxes(grid, np.rint(np.asarray(x) / grid.step).astype(np.int64), np.rint(np.asarray(y) / grid.step).astype(np.int64))
     return np.stack([boxes[k] for k in ("x", "y", "width", "height")], axis=1)
+
+
+def cell_offsets(hr_boxes: np.ndarray, lr_boxes: np.ndarray, cell: np.ndarray, ratio: int) -> np.ndarray:
+    """How far (in HR sides, along x or y) the centre of each HR tile lies off the centre of its cell, float64 [N].
+
+    Args:
+        hr_boxes: int64 [N, 4]; lr_boxes: int64 [N, 4], of each tile's LR tile; cell: int64 [N].
+    """
+    place = np.stack([cell % ratio, cell // ratio], axis=1) + 0.5
+    off = hr_boxes[:, :2] + hr_boxes[:, 2:] / 2 - lr_boxes[:, :2] - place * lr_boxes[:, 2:] / ratio
+    return np.abs(off / hr_boxes[:, 2:]).max(axis=1)

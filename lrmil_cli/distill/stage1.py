@@ -13,11 +13,11 @@ import torch
 
 from lrmil_cli.distill.encoder import Stage1Settings, distill
 from lrmil_cli.distill.student import align
-from lrmil_cli.distill.targets import PairedSlide, read_pairs
+from lrmil_cli.distill.targets import PairedSlide, one_tile_a_cell, read_pairs
 from lrmil_cli.encoders.spec import absolute_spec, save_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.features import read_features
+from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.tables import write_table
@@ -33,13 +33,15 @@ VAL_SHARE = 10
 
 @dataclass
 class Cohort:
-    """Paired slides of a run, split; ``teacher`` where attention is wanted."""
+    """Paired slides of a run, split; ``teacher`` where attention is wanted; ``left_out`` of ``pairs`` HR tiles teach nothing."""
 
     slides: list[PairedSlide]
     train: list[PairedSlide]
     val: list[PairedSlide]
     fold: int | None
     teacher: Teacher | None
+    pairs: int
+    left_out: int
 
 
 @dataclass
@@ -55,7 +57,8 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
     """Read the pairs tables and split the slides.
 
     Raises:
-        InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs.
+        InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs, or with
+            HR tiles that lie off the LR grid everywhere.
     """
     paths: dict[str, Path] = {}
     for arg in pairs:
@@ -63,22 +66,24 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
         if not found:
             raise InputError(f"{arg}: no pairs tables (*.pairs.csv) in this folder; make them with `lrmil match`")
         paths |= found
-    slides = [read_pairs(p) for p in paths.values()]
+    whole = [read_pairs(p) for p in paths.values()]
+    slides = [one_tile_a_cell(p) for p in whole]
+    number = sum(len(p.hr_index) for p in whole)
+    counts = number, number - sum(len(p.hr_index) for p in slides)
     by_id = {s.slide_id: s for s in slides}
     if len(by_id) < len(slides):
         raise InputError("two pairs tables are of the same slide; give each slide once")
     first = slides[0]
     for s in slides:
         for side in ("lr", "hr"):
-            a, b = (v.header[side]["settings"] for v in (s, first))
-            if s.ratio != first.ratio or (a["mpp"], a["tile_px"]) != (b["mpp"], b["tile_px"]):
+            if s.ratio != first.ratio or _scale(s, side) != _scale(first, side):
                 raise InputError(f"pairs of {s.slide_id} and {first.slide_id} differ in mpp, tile size or ratio; tile all slides alike")
     guide = read_teacher(teacher) if teacher else None
     if manifest is None:
         order = np.random.default_rng(seed).permutation(len(slides))
         held = set(order[: max(1, len(slides) // VAL_SHARE)].tolist()) if len(slides) > 1 else set()
         train = [s for i, s in enumerate(slides) if i not in held]
-        return Cohort(slides, train, [s for i, s in enumerate(slides) if i in held], None, guide)
+        return Cohort(slides, train, [s for i, s in enumerate(slides) if i in held], None, guide, *counts)
     table = guide.folds if guide else make_folds(read_manifest(manifest, need_labels=True), folds, seed)
     names = fold_names(table)
     if fold is None or fold > len(names):
@@ -88,7 +93,13 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
     if missing:
         raise InputError(f"slide {missing[0]} of fold {fold} has no pairs table ({len(missing)} missing); make it with `lrmil match`")
     train, val = ([by_id[s] for s in parts[p]] for p in ("train", "val"))
-    return Cohort(train + val, train, val, fold, guide)
+    return Cohort(train + val, train, val, fold, guide, *counts)
+
+
+def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
+    """What must be alike in all slides. The mpp of another tool's tiles follows the scanner; there the ratio holds it in bounds."""
+    s = paired.header[side]["settings"]
+    return s["tile_px"], s.get("made_by"), None if "side_level0_px" in s else s["mpp"]
 
 
 def run(
@@ -151,7 +162,7 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
         if paired.slide_id not in allowed:
             raise InputError(f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used")
         path = cohort.teacher.features / f"{paired.slide_id}.h5"
-        features = read_features(path)
+        features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
         align(paired, features, str(path))
         with torch.inference_mode():
             attention = head(*bag_of(features, torch.device("cpu"))).attention.numpy()

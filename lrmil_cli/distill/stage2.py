@@ -19,6 +19,7 @@ from lrmil_cli.distill.student import DistillSettings, HighResolution
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, MachineError, UsageError
+from lrmil_cli.files.foreign import NAMES
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
@@ -95,9 +96,8 @@ def train_student(
     tables = tile_tables(manifest, tiles)
     encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"])
     plain = _baseline_encoder(baseline, encoders[0], tables[0][1]["settings"]["tile_px"], warn)
-    if guide is not None and distill.uses_teacher and encoders[0].info.embedding != guide.header["encoder"]["embedding"]:
-        warn(f"the student's embedding is {encoders[0].info.embedding}, the teacher's {guide.header['encoder']['embedding']}; "
-             "use the same --embedding on both sides")
+    if guide is not None and distill.uses_teacher:
+        _compare_embeddings(guide, encoders[0].info.embedding, say, warn)
     note = student.preset_warning(preset, encoders[0].info.distilled is not None)
     if note:
         warn(note)
@@ -109,6 +109,7 @@ def train_student(
         if distill.uses_teacher:
             trained = set(table.loc[(table[names] == "train").any(axis=1), "slide_id"])
             high = load_high(ids, trained, folder, pairs, tables, device, strict=distill.missing_teacher == "error")
+            _check_features(guide, folder, ids, high, warn)
 
     def embedded(e: Encoder, where: Path) -> Bags:
         return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, overwrite=overwrite, say=say)
@@ -293,3 +294,32 @@ def _encoders(args: EncoderArgs, folds: int, tile_px: int) -> tuple[list[Encoder
     encoders = [load_encoder(s, tile_px=tile_px, input_size=args.input_size, embedding=args.embedding, random_init=args.random_init)
                 for s in specs]
     return encoders, list(range(folds)) if len(specs) > 1 else [0] * folds
+
+
+def _compare_embeddings(guide: Teacher, own: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """LR and HR side should describe a tile by the same kind of embedding (method 3.3); features of other tools do not name theirs."""
+    theirs = guide.header["encoder"]["embedding"]
+    if theirs is None:
+        say(f"the teacher learned from features of {NAMES[guide.header['made_by']]}, which do not say what embedding they are; "
+            f"the student's is {own}, please compare")
+    elif theirs != own:
+        warn(f"the student's embedding is {own}, the teacher's {theirs}; use the same --embedding on both sides")
+
+
+def _check_features(
+    guide: Teacher, folder: Path, ids: list[str], high: HighResolution, warn: Callable[[str], None]
+) -> None:
+    """The teacher's heads understand the features that they were trained on and no others.
+
+    Raises:
+        InputError: the features in ``folder`` have another width.
+    """
+    width = guide.header["in_dim"]
+    for slide_id, bag in zip(ids, high.bags):
+        if bag is not None and bag.features.shape[1] != width:
+            raise InputError(f"{folder}: the features of {slide_id} are {bag.features.shape[1]} wide, the teacher was trained on {width}; "
+                             "--features names the folder that train-teacher used")
+    known = guide.header.get("feature_digests", {})
+    other = [i for i in ids if f"hr/{i}" in high.inputs and known.get(i, high.inputs[f"hr/{i}"]) != high.inputs[f"hr/{i}"]]
+    if other:
+        warn(f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was trained on")

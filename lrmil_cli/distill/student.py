@@ -107,16 +107,8 @@ class Target:
 def region_parents(paired: PairedSlide, n_hr: int) -> np.ndarray:
     """LR tile (row of the LR table) of each HR tile, int64 [N_h], -1 for none."""
     parent = np.full(n_hr, -1, np.int64)
-    parent[paired.hr_index] = paired.lr_index[_region_of(paired)]
+    parent[paired.hr_index] = paired.lr_index[paired.region]
     return parent
-
-
-def _region_of(paired: PairedSlide) -> np.ndarray:
-    """Region of each target row, int64 [N]."""
-    region, cell = np.nonzero(paired.children >= 0)
-    out = np.empty(len(paired.hr_index), np.int64)
-    out[paired.children[region, cell]] = region
-    return out
 
 
 def make_target(
@@ -184,7 +176,7 @@ def align(paired: PairedSlide, features: Features, where: str) -> np.ndarray:
     n = len(features.coords)
     if paired.hr_index.max() >= n or not (features.coords[paired.hr_index] == paired.hr_boxes[:, :2]).all():
         raise InputError(f"{where}: its HR tiles are not those of the pairs table of {paired.slide_id}; "
-                         "run `lrmil match` and `lrmil train-teacher` on the same tile tables")
+                         "run `lrmil match` and `lrmil train-teacher` on the same tiles")
     return region_parents(paired, n)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lrmil_cli.device import autocast, to_device
-from lrmil_cli.distill.pairs import boxes_of
+from lrmil_cli.distill.pairs import MAX_OFFSET, boxes_of, cell_offsets
 from lrmil_cli.encoders.embed import open_tiled_slide, prefetch
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
@@ -32,9 +32,11 @@ class PairedSlide:
 
     Attributes:
         header: of the pairs table; hr_boxes, lr_boxes: int64 [., 4] level-0 rectangles.
-        children: int64 [R, K], row of the targets for each cell of each region, -1 where there is no HR tile.
+        children: int64 [R, K], row of the targets for each cell of each region, -1 where there is no HR tile; of several
+            tiles in one cell (overlapping tiles of other tools) the one nearest to its centre.
         lr_index: int64 [R], row of each region in the LR tile table.
         hr_index: int64 [N], row of each target in the HR tile table.
+        region: int64 [N], region of each target; offset: float64 [N], in HR sides, how far it lies off its cell.
     """
 
     slide_id: str
@@ -44,6 +46,8 @@ class PairedSlide:
     children: np.ndarray
     lr_index: np.ndarray
     hr_index: np.ndarray
+    region: np.ndarray
+    offset: np.ndarray
 
     @property
     def ratio(self) -> int:
@@ -67,14 +71,40 @@ def read_pairs(path: str | Path) -> PairedSlide:
     if not len(rows) or cell.min() < 0 or cell.max() >= ratio**2:
         raise InputError(f"{path}: no pairs in it, or cells outside the ratio {ratio}; run `lrmil match` again")
     lr_index, first, region = np.unique(rows["lr_index"].to_numpy(), return_index=True, return_inverse=True)
+    hr_boxes = boxes_of(rows["hr_x"].to_numpy(), rows["hr_y"].to_numpy(), hr)
+    lr_boxes = boxes_of(rows["lr_x"].to_numpy()[first], rows["lr_y"].to_numpy()[first], lr)
+    offset = cell_offsets(hr_boxes, lr_boxes[region], cell, ratio)
+    order = np.lexsort((offset, region * ratio**2 + cell))
+    _, nearest = np.unique((region * ratio**2 + cell)[order], return_index=True)
+    chosen = order[nearest]
     children = np.full((len(lr_index), ratio**2), -1, np.int64)
-    children[region, cell] = np.arange(len(rows))
-    return PairedSlide(
-        slide_id, header,
-        boxes_of(rows["hr_x"].to_numpy(), rows["hr_y"].to_numpy(), hr),
-        boxes_of(rows["lr_x"].to_numpy()[first], rows["lr_y"].to_numpy()[first], lr),
-        children, lr_index, rows["hr_index"].to_numpy(),
-    )
+    children[region[chosen], cell[chosen]] = chosen
+    return PairedSlide(slide_id, header, hr_boxes, lr_boxes, children, lr_index, rows["hr_index"].to_numpy(), region, offset)
+
+
+def one_tile_a_cell(paired: PairedSlide) -> PairedSlide:
+    """What stage 1 learns from: one HR tile a cell, and none further off its cell than :data:`MAX_OFFSET`, since the tokens of
+    the cell would be taught what lies beside it (method 2.3). Tiles on the LR grid all stay.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    used = np.sort(paired.children[paired.children >= 0])
+    rows = used[paired.offset[used] <= MAX_OFFSET]
+    if len(rows) == len(paired.hr_index):
+        return paired
+    if not len(rows):
+        lr, hr = (paired.header[k]["settings"] for k in ("lr", "hr"))
+        fit = lr["tile_px"] * lr["mpp"] / (paired.ratio * hr["tile_px"])
+        raise InputError(f"slide {paired.slide_id}: all HR tiles lie more than {MAX_OFFSET:g} of their side off the cells of the LR tiles, which would "
+                         f"teach wrong content; stage 1 encodes HR tiles anew, so make some for it: `lrmil tile --mpp {fit:.4g} --tile-px {hr['tile_px']}`, `lrmil match`")
+    new = np.full(len(paired.hr_index) + 1, -1, np.int64)  # the last one stands for "no tile"
+    new[rows] = np.arange(len(rows))
+    children = new[paired.children]
+    stay = (children >= 0).any(axis=1)
+    region = np.cumsum(stay) - 1
+    return PairedSlide(paired.slide_id, paired.header, paired.hr_boxes[rows], paired.lr_boxes[stay], children[stay], paired.lr_index[stay],
+                       paired.hr_index[rows], region[paired.region[rows]], paired.offset[rows])
 
 
 def tile_level(slide: Slide, header: dict[str, Any]) -> int:

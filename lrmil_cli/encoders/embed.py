@@ -13,8 +13,9 @@ import torch
 
 from lrmil_cli.device import autocast, device_label, synchronize, to_device
 from lrmil_cli.encoders.vit import Encoder
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.features import Features, read_features, read_features_header, write_features
+from lrmil_cli.files.foreign import is_foreign
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.slides.reader import iter_batches
@@ -157,8 +158,11 @@ def embed_table(
 
     Raises:
         InputError: the slide cannot be read, or is not the one that was tiled.
-        UsageError: the feature file was made by other settings and ``overwrite`` is off.
+        UsageError: the feature file was made by other settings and ``overwrite`` is off, or by another tool.
     """
+    if is_foreign(output):
+        raise UsageError(f"{output} was made by another tool and is not overwritten; choose another folder (train-teacher trains on such "
+                         "features as they are with --features alone, without --tiles and --encoder)")
     header, tiles = read_table(tiles_path, "tiles")
     seconds = Seconds()
     if up_to_date(output, features_digest(encoder, header), read_features_header, overwrite):

@@ -18,6 +18,8 @@ from lrmil_cli.errors import InputError
 LEVEL_TOLERANCE = 0.01
 #: Level 0 may be this much coarser before reading it counts as enlarging (method: mpp_0 > 1.05 t is an error).
 UPSAMPLE_TOLERANCE = 0.05
+#: Sides of tiles of other tools follow nominal magnifications: "20x" is 0.46 to 0.55 um/px.
+RATIO_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -135,3 +137,34 @@ def match_tiles(
     key = (hr_row // ratio) * stride + hr_col // ratio
     at = np.minimum(np.searchsorted(ordered, key), ordered.size - 1)
     return np.where(ordered[at] == key, order[at], -1), cell
+
+
+def loose_ratio(lr_side: float, hr_side: float) -> int | None:
+    """HR tiles along one side of an LR tile for grids that were not made for each other; None where they do not fit.
+
+    Args:
+        lr_side, hr_side: in one unit. r must be 2 or more, and a whole number to within :data:`RATIO_TOLERANCE`.
+    """
+    r = lr_side / hr_side
+    return round(r) if r > 1.5 and abs(r - round(r)) <= RATIO_TOLERANCE * round(r) else None
+
+
+def match_boxes(
+    lr_col: np.ndarray, lr_row: np.ndarray, step: float, x: np.ndarray, y: np.ndarray, side: float, ratio: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pair HR tiles of any grid with the LR tile that holds their centre: the one they overlap most.
+
+    Args:
+        lr_col, lr_row: int [N_l], grid indices; step: side of an LR tile in level-0 px.
+        x, y: [N_h], corners in level-0 px; side: of an HR tile, in level-0 px; ratio: r.
+
+    Returns:
+        parent, cell: int64 [N_h], as :func:`match_tiles`; the cell is the one of r x r that holds the centre.
+        offset: float64 [N_h, 2], from the centre of that cell to the centre of the tile along x, y, in level-0 px.
+    """
+    centre = np.stack([np.asarray(x), np.asarray(y)], axis=1) + side / 2
+    small = step / ratio
+    index = np.floor(centre / small).astype(np.int64)
+    parent, cell = match_tiles(lr_col, lr_row, index[:, 0], index[:, 1], ratio)
+    # An index below zero would be taken for another row's last column.
+    return np.where((index < 0).any(axis=1), -1, parent), cell, centre - (index + 0.5) * small

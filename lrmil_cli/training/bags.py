@@ -1,9 +1,10 @@
-"""From a manifest to bags: the feature file of every slide, made where it is missing."""
+"""From a manifest to bags: the feature file of every slide, made where it is missing, or read as another tool left it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from lrmil_cli.encoders.embed import embed_table
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features
-from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.foreign import NAMES, read_bag
+from lrmil_cli.files.manifest import Entry, Manifest
 from lrmil_cli.files.tables import SUFFIXES, read_table_header
 from lrmil_cli.heads import Bag
+from lrmil_cli.slides.slide import open_slide
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def embed_cohort(
 
     Raises:
         InputError: a slide cannot be read, or features of another encoder are in the folder.
+        UsageError: features of another tool are in the folder.
     """
     encoder.to(device)
     bags: list[Features] = []
@@ -110,9 +114,58 @@ def embed_cohort(
         bags.append(features)
     if made < len(manifest):
         say(f"features of {len(manifest) - made} slides were up to date in {folder}")
+    return _bags(bags, device)
+
+
+def read_cohort(manifest: Manifest, folder: str | Path, *, device: torch.device, say: Callable[[str], None] = lambda text: None) -> Bags:
+    """Features of all slides as they are in ``folder``, ``<slide_id>.h5`` each: of lrmil, TRIDENT, CLAM or STAMP.
+
+    Raises:
+        InputError: a file is missing or unusable; files of different tools, encoders, widths or tile sizes are mixed.
+    """
+    paths = [Path(folder) / f"{e.slide_id}.h5" for e in manifest]
+    missing = [p for p in paths if not p.is_file()]
+    if missing:
+        torch_files = "; the .pt files there hold no coordinates, CLAM keeps both in the folder `h5_files`" if missing[0].with_suffix(".pt").exists() else ""
+        raise InputError(f"{folder}: no features of slide {missing[0].stem} ({missing[0].name}; {len(missing)} of {len(paths)} missing){torch_files}")
+    bags = [read_bag(p, partial(_slide_mpp, e)) for p, e in zip(paths, manifest)]
+    first = _kind(bags[0])
+    for path, bag in zip(paths, bags):
+        other = next(((k, v) for k, v in _kind(bag).items() if v != first[k]), None)
+        if other:
+            raise InputError(f"{path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}; the features of a training come "
+                             "from one tool, one encoder and one tile size")
+    say(f"features of {len(bags)} slides as they are in {folder}: {first['made by']}, {first['width']} wide")
+    return _bags(bags, device)
+
+
+def _bags(bags: list[Features], device: torch.device) -> Bags:
     return Bags([bag_of(f, device) for f in bags], [f.header for f in bags])
 
 
 def bag_of(features: Features, device: torch.device) -> Bag:
     """The bag of a feature file on ``device``."""
     return Bag(torch.from_numpy(features.features), torch.from_numpy(features.coords)).to(device)
+
+
+def _kind(bag: Features) -> dict[str, Any]:
+    """What must be alike in all slides, by the name that a message gives it."""
+    tiles, settings = bag.header["tiles"], bag.header["settings"]
+    own = "made_by" not in bag.header
+    return {"made by": NAMES[bag.header.get("made_by", "lrmil")], "width": bag.features.shape[1], "encoder": bag.header["encoder"]["name"],
+            "embedding": bag.header["encoder"]["embedding"], "weights": settings.get("encoder"), "tile size in px": tiles["tile_px"],
+            "mpp": tiles["mpp"], "magnification": None if own else tiles["magnification"]}
+
+
+def _slide_mpp(entry: Entry) -> float:
+    """Level-0 um/px of a slide: the manifest's, else the slide's own."""
+    if entry.mpp is not None:
+        return entry.mpp
+    with open_slide(entry.path, slide_id=entry.slide_id) as slide:
+        return slide.mpp
+
+
+def shared_tiles(bags: Bags) -> dict[str, Any]:
+    """The tile geometry that all bags have in common."""
+    first, *others = (h["tiles"] for h in bags.headers)
+    return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}

@@ -23,7 +23,7 @@ from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.heads import MILHead
 from lrmil_cli.heads.checkpoint import load_head, save_head
 from lrmil_cli.training import crossval
-from lrmil_cli.training.bags import Bags
+from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.loop import Fit, TrainSettings
@@ -159,7 +159,9 @@ def train_teacher(
     write_curves(output / "curves.csv", make_header("curves", **common), results)
     header = make_header(
         "teacher", settings={k: v for k, v in own.items() if k != "folds"}, history=history, classes=list(manifest.classes),
-        features=str(Path(features).absolute()), encoder=bags.headers[0]["encoder"], tiles=bags.headers[0]["tiles"],
+        features=str(Path(features).absolute()), encoder=bags.headers[0]["encoder"], tiles=shared_tiles(bags),
+        made_by=bags.headers[0].get("made_by", "lrmil"),
+        feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
         in_dim=bags.dim, metrics=pooled, attention_kind=results[0].fit.head.attention_kind, folds=len(results),
     )
     write_text(output / "teacher.json", json.dumps(header, indent=1, allow_nan=False) + "\n")
