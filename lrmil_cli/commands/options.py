@@ -52,7 +52,8 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Tiles encoded at a time.")]
 Encoder = Annotated[str, typer.Option("--encoder", metavar="SPEC", show_default=False,
-    help="demo-vit, a timm name, hf-hub:ORG/NAME, NAME@weights.safetensors, or a file made by distill-encoder.")]
+    help="An alias (conch, uni, virchow2, ...: `lrmil info --encoders`), hf-hub:ORG/NAME, a timm name, NAME@weights.bin (alias or timm "
+         "name with local weights), local-dir:FOLDER, a file made by distill-encoder, or demo-vit.")]
 Embedding = Annotated[Optional[str], typer.Option("--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False)]
 InputSize = Annotated[Optional[int], typer.Option("--input-size", min=8, help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]", show_default=False)]
 RandomInit = Annotated[bool, typer.Option("--random-init", help="Random encoder weights, for dry runs; the files say so.")]

@@ -58,7 +58,9 @@ def train_teacher(
     cohort = read_manifest(manifest, need_labels=True)
     parts = make_folds(cohort, folds, seed)
     tables = tile_tables(cohort, tiles)
-    model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, random_init=random_init)
+    model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding,
+                         random_init=random_init, warn=report.warn)
+    report.encoder(model.info)
     kept = Path(features) if features else Path(output) / "features"
     bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, overwrite=overwrite, say=report.say)
     spec = HeadSpec(head, options.head_options(gated, proj_dim))
