@@ -121,7 +121,8 @@ def save_encoder(path: str | Path, encoder: Encoder, history: list[dict[str, Any
         MachineError: the file cannot be written.
     """
     header = make_header("encoder", settings=settings, history=history, **encoder.info.as_json())
-    save_tensors(path, encoder.weights(), header)
+    # Weights of a checkpoint may be parts of one block of memory, which safetensors refuses.
+    save_tensors(path, {k: v.clone() for k, v in encoder.weights().items()}, header)
 
 
 def build_encoder(
@@ -134,8 +135,7 @@ def build_encoder(
     """
     changes = {k: v for k, v in (("image_size", input_size), ("embedding", embedding)) if v is not None}
     info = EncoderInfo(**{**info.__dict__, **changes})
-    model = create_vit(info.architecture, info.image_size, info.arch_args)
-    load_weights(model, {k: v.float() for k, v in tensors.items()}, where)
+    model = _with_weights(info.architecture, info.image_size, info.arch_args, {k: v.float() for k, v in tensors.items()}, where)
     return Encoder(model.eval(), info)
 
 
@@ -266,12 +266,10 @@ def _from_source(
 ) -> Encoder:
     patch = source.patch or _patch_side(source)
     size = input_size or default_input_size(patch, source.native, tile_px, ratio)
-    if source.tensors is None and not random_init:
-        model = _pretrained(source.name, size)
+    if source.tensors is not None:
+        model = _with_weights(source.architecture, size, source.arch_args, source.tensors, source.name, convert=source.convert)
     else:
-        model = create_vit(source.architecture, size, source.arch_args)
-        if source.tensors is not None:
-            load_weights(model, timm_format(source.tensors, model) if source.convert else source.tensors, source.name)
+        model = create_vit(source.architecture, size, source.arch_args) if random_init else _pretrained(source.name, size)
     if source.rgb is None:
         warn(f"encoder {source.name}: its config names no mean and std; ImageNet's are taken")
     mean, std = source.rgb or IMAGENET
@@ -283,6 +281,23 @@ def _from_source(
         name=source.name, architecture=source.architecture, arch_args=source.arch_args, image_size=size, mean=tuple(mean), std=tuple(std),
         embedding=chosen, base=source.base, license=source.license, random_init=random_init, note="; ".join(notes))
     return Encoder(model.eval(), info)
+
+
+def _with_weights(
+    architecture: str, size: int, args: dict[str, Any], tensors: State, where: str, *, convert: bool = False
+) -> torch.nn.Module:
+    """The model with ``tensors`` for parameters. None are drawn first: that would take a giant half a minute.
+
+    Raises:
+        UsageError, InputError: as :func:`create_vit` and :func:`load_weights`.
+    """
+    with torch.device("meta"):
+        model = create_vit(architecture, size, args)
+    load_weights(model, timm_format(tensors, model) if convert else tensors, where)
+    if any(b.is_meta for b in model.buffers()):  # tables of rotary positions are computed, not stored
+        model = create_vit(architecture, size, args)
+        load_weights(model, timm_format(tensors, model) if convert else tensors, where)
+    return model
 
 
 def _pretrained(name: str, size: int) -> torch.nn.Module:

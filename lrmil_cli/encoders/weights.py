@@ -87,7 +87,7 @@ def strip_prefixes(state: State) -> State:
 
 
 def load_weights(model: torch.nn.Module, tensors: State, where: str) -> None:
-    """Load ``tensors`` strictly; position embeddings of another grid are interpolated (bicubic, antialiased).
+    """Make ``tensors`` the model's own, strictly; position embeddings of another grid are interpolated (bicubic, antialiased).
 
     Raises:
         InputError: missing, unexpected or misshapen tensors; the message lists the first of them.
@@ -108,7 +108,7 @@ def load_weights(model: torch.nn.Module, tensors: State, where: str) -> None:
             grid = list(model.patch_embed.grid_size)
             tensors = {**tensors, "pos_embed": resample_abs_pos_embed(position.float(), grid, num_prefix_tokens=prefix)}
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=True)
     except RuntimeError as e:
         raise InputError(f"{where}: the weights do not fit the architecture ({' '.join(str(e).split())[:200]})") from e
 
