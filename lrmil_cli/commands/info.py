@@ -122,7 +122,7 @@ def _tensors(path: str) -> dict[str, Any]:
 
     meta = read_tensor_metadata(path)
     if "lrmil" not in meta:
-        return {"kind": "safetensors", "note": "weights of another tool; use them as NAME@FILE with a timm name", "metadata": meta}
+        return {"kind": "safetensors", "note": "weights of another tool; use them as NAME@FILE with an alias or a timm name", "metadata": meta}
     try:
         about = json.loads(meta["lrmil"])
         return check_header(about, about["kind"], path)

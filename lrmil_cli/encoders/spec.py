@@ -23,6 +23,7 @@ from lrmil_cli.encoders.weights import (
     conch_state,
     folder_config,
     hub_config,
+    hub_file,
     hub_state,
     load_weights,
     read_state,
@@ -208,7 +209,10 @@ def find_source(spec: str, random_init: bool = False) -> Source:
         return _alias(alias, name, Path(file) if file else None, random_init)
     if spec.startswith("local-dir:"):
         return _folder(Path(spec.removeprefix("local-dir:")))
-    if spec.startswith("hf-hub:"):  # what follows an @ is a revision here
+    if spec.startswith("hf-hub:"):
+        if "/" in file:  # what follows the @ of a page is a revision of it
+            raise UsageError(f"encoder {spec}: local weights go with an alias or a timm name, as NAME@FILE, or into a folder with "
+                             "config.json, as local-dir:PATH")
         return _timm_config(spec, *hub_config(spec), hub_state(spec))
     if timm.is_model(name):
         cfg = timm.get_pretrained_cfg(name)
@@ -225,12 +229,13 @@ def _alias(alias: Alias, name: str, file: Path | None, random_init: bool) -> Sou
     architecture, args, tensors = alias.architecture, alias.arch_args, None
     if file is not None:
         tensors = read_state(file)
+    elif architecture == CONCH and not random_init:
+        tensors = read_state(hub_file(alias, "pytorch_model.bin"))
     elif not random_init:
+        # The page's own config wins where it speaks; the table has what a config cannot carry.
+        _, architecture, own = hub_config(f"hf-hub:{alias.hub}", alias)
+        args = {**args, **_without_own(own)}
         tensors = hub_state(f"hf-hub:{alias.hub}", alias)
-        if architecture != CONCH:
-            # The page's own config wins where it speaks; the table has what a config cannot carry.
-            _, architecture, own = hub_config(f"hf-hub:{alias.hub}")
-            args = {**args, **_without_own(own)}
     if tensors is not None:
         tensors = conch_state(tensors) if architecture == CONCH else strip_prefixes(tensors)
     return Source(f"{name}@{file.name}" if file else name, architecture, alias.rgb, alias.native, alias.patch, tensors,

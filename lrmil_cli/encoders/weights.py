@@ -140,7 +140,7 @@ def folder_config(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
     return about, architecture, args
 
 
-def hub_config(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+def hub_config(name: str, alias: Alias | None = None) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """The same of ``hf-hub:ORG/NAME``.
 
     Raises:
@@ -152,7 +152,7 @@ def hub_config(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
         about, architecture, args = load_model_config_from_hf(name[len("hf-hub:"):])
         return dict(about), architecture, dict(args or {})
     except Exception as e:  # the hub client has dozens of errors; all mean that the model cannot be had
-        raise unreachable(name, e) from e
+        raise unreachable(name, e, alias) from e
 
 
 def hub_state(name: str, alias: Alias | None = None) -> State:
@@ -173,6 +173,20 @@ def hub_state(name: str, alias: Alias | None = None) -> State:
     return plain_state(state, name)
 
 
+def hub_file(alias: Alias, filename: str) -> Path:
+    """Path of one file of an alias's page, downloaded unless it is there.
+
+    Raises:
+        MachineError: the hub does not give it.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(alias.hub, filename))
+    except Exception as e:  # as above
+        raise unreachable(alias.name, e, alias) from e
+
+
 def conch_state(state: State) -> State:
     """The part of CONCH's checkpoint that the encoder needs, under our names (method 11.2).
 
@@ -190,7 +204,7 @@ def conch_state(state: State) -> State:
 
 def unreachable(name: str, e: Exception, alias: Alias | None = None) -> LrmilError:
     """The error for weights that the hub does not give: why, and all ways to get them."""
-    why = f"encoder {name}: pretrained weights cannot be had ({type(e).__name__})"
+    why = f"encoder {alias.name if alias else name}: pretrained weights cannot be had ({type(e).__name__})"
     if alias is not None:
         first = f"ask for access at {alias.page}, then `hf auth login`; " if alias.access == "gated" else ""
         file = "pytorch_model.bin" if alias.architecture == CONCH else "FILE"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -254,13 +255,14 @@ def hub(monkeypatch, config=None, state=None, error=None):
     asked = []
 
     def answer(value):
-        def get(name, **kwargs):
+        def get(name, *args, **kwargs):
             asked.append(name)
             if error is not None:
                 raise error
             return value
         return get
 
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer(None))
     monkeypatch.setattr(timm.models, "load_model_config_from_hf", answer(config))
     monkeypatch.setattr(timm.models, "load_state_dict_from_hf", answer(state))
     return asked
@@ -286,6 +288,8 @@ def test_an_unknown_page_goes_by_its_config_strictly(monkeypatch):
     del state["norm.weight"]
     with pytest.raises(InputError, match="missing: norm.weight"):
         load_encoder("hf-hub:some/page@abc")
+    with pytest.raises(UsageError, match="local weights go with an alias"):
+        load_encoder("hf-hub:some/page@/tmp/weights.bin")
 
 
 class GatedRepoError(Exception):
@@ -317,7 +321,9 @@ def test_local_weights_go_with_an_alias_even_by_its_hub_name(monkeypatch, tmp_pa
     save_file(published_model(shrink(monkeypatch, "uni")).state_dict(), tmp_path / "w.safetensors")
     asked = hub(monkeypatch, error=AssertionError("no network"))
     by_hub, by_name = (load_encoder(f"{n}@{tmp_path / 'w.safetensors'}") for n in ("hf-hub:MahmoodLab/UNI", "uni"))
-    assert by_hub.digest() == by_name.digest() and not asked
+    (tmp_path / "w.safetensors").rename(tmp_path / "model.safetensors")
+    by_folder = load_encoder(f"uni@{tmp_path}")
+    assert by_hub.digest() == by_name.digest() == by_folder.digest() and not asked
 
 
 # ---- licences ----------------------------------------------------------------------

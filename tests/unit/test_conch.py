@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -121,9 +122,9 @@ def test_the_class_token_is_the_default_and_the_pooler_is_advised(conch):
 def test_safetensors_and_the_hub_give_the_same(conch, tmp_path, monkeypatch):
     save_file(checkpoint(), tmp_path / "model.safetensors")
     asked = []
-    monkeypatch.setattr(timm.models, "load_state_dict_from_hf", lambda name, **kwargs: asked.append(name) or checkpoint())
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args: asked.append(args) or str(conch))
     loaded = [load_encoder(spec) for spec in (f"conch@{conch}", f"conch@{tmp_path / 'model.safetensors'}", "conch", "hf-hub:MahmoodLab/CONCH")]
-    assert len({e.digest() for e in loaded}) == 1 and asked == ["MahmoodLab/conch"] * 2
+    assert len({e.digest() for e in loaded}) == 1 and asked == [("MahmoodLab/conch", "pytorch_model.bin")] * 2
 
 
 @pytest.mark.parametrize(("change", "says"), [
