@@ -291,7 +291,7 @@ def _from_source(
 def _with_weights(
     architecture: str, size: int, args: dict[str, Any], tensors: State, where: str, *, convert: bool = False
 ) -> torch.nn.Module:
-    """The model with ``tensors`` for parameters. None are drawn first: that would take a giant half a minute.
+    """The model with ``tensors`` for parameters. None are drawn at random first, which takes 3 s for a ViT-L.
 
     Raises:
         UsageError, InputError: as :func:`create_vit` and :func:`load_weights`.
