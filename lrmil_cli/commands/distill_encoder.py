@@ -54,6 +54,7 @@ def distill_encoder(
     from lrmil_cli.device import pick_device
     from lrmil_cli.distill import stage1
     from lrmil_cli.distill.encoder import Stage1Settings
+    from lrmil_cli.encoders.aliases import licence_warning
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.encoders.vit import check_grid, parse_layers
 
@@ -80,7 +81,12 @@ def distill_encoder(
                     "tile the HR side with `lrmil tile` to learn from all")
     tile_px = cohort.slides[0].header["hr"]["settings"]["tile_px"]
     ratio = cohort.slides[0].ratio
-    model = load_encoder(encoder, tile_px=tile_px, ratio=ratio, input_size=input_size, embedding=embedding, random_init=random_init)
+    model = load_encoder(encoder, tile_px=tile_px, ratio=ratio, input_size=input_size, embedding=embedding, random_init=random_init,
+                         warn=report.warn)
+    report.encoder(model.info)
+    forbidden = licence_warning(model.info)
+    if forbidden:
+        report.warn(forbidden)
     check_grid(model, ratio, allow_fractional=allow_fractional_regions)
     if model.grid % ratio:
         report.warn(f"{model.grid} tokens a side do not divide by {ratio}: tokens on a border mix two HR tiles")

@@ -61,7 +61,8 @@ def embed(
         raise UsageError(f"-o {output} is one file, but there are several tables; give a folder")
     where = pick_device(device)
     tile_px = read_table_header(items[0].path, "tiles")["settings"]["tile_px"]
-    model = load_encoder(encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init).to(where)
+    model = load_encoder(encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init, warn=report.warn).to(where)
+    report.encoder(model.info)
 
     def one(item: TableInput) -> Outcome:
         target = Path(output) if single_file else Path(output) / f"{item.slide_id}.h5"

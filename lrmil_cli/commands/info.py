@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -12,12 +12,26 @@ from lrmil_cli.commands.report import Report
 
 
 def info(
-    path: Annotated[str, typer.Argument(metavar="FILE|DIR", help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction.", show_default=False)],
+    path: Annotated[Optional[str], typer.Argument(metavar="FILE|DIR", help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction.", show_default=False)] = None,
+    encoders: Annotated[bool, typer.Option("--encoders", help="List the encoders that --encoder knows by a short name.")] = False,
     slide_mpp: options.SlideMpp = None,
     json: options.Json = False,
 ) -> None:
     """Say what a slide or a file of the chain is."""
+    from lrmil_cli.errors import UsageError
+
+    if encoders == (path is not None):
+        raise UsageError("give either a slide or file to describe, or --encoders; see `lrmil info --help`")
     report = Report(json)
+    if encoders:
+        from lrmil_cli.encoders.aliases import alias_table
+
+        rows = alias_table()
+        for row in rows:
+            report.result(row)
+        if not json:
+            print(render_encoders(rows))
+        return
     about = describe(path, slide_mpp)
     if report.as_json:
         report.result(about)
@@ -115,7 +129,7 @@ def _tensors(path: str) -> dict[str, Any]:
 
     meta = read_tensor_metadata(path)
     if "lrmil" not in meta:
-        return {"kind": "safetensors", "note": "weights of another tool; use them as NAME@FILE with a timm name", "metadata": meta}
+        return {"kind": "safetensors", "note": "weights of another tool; use them as NAME@FILE with an alias or a timm name", "metadata": meta}
     try:
         about = json.loads(meta["lrmil"])
         return check_header(about, about["kind"], path)
@@ -137,6 +151,16 @@ def render(path: str, about: dict[str, Any]) -> str:
         ours = f"lrmil {entry['lrmil']}, {entry.get('date')}, " if "lrmil" in entry else ""
         lines.append(f"  made by: {entry.get('command')} ({ours}{entry['digest'][:12]})")
     return "\n".join(lines)
+
+
+def render_encoders(rows: list[dict[str, Any]]) -> str:
+    """The table of encoders, two lines each, for a terminal of 80 columns."""
+    lines = ["name           width blocks patch input  licence, access"]
+    for r in rows:
+        lines.append(f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  {r['license']}, {r['access']}")
+        lines.append(f"  {r['hub']}" + (f" (for MIL its authors use --embedding {r['embedding']})" if r["embedding"] != "cls" else ""))
+    return "\n".join([*lines, "", "input: side in px for ratio 4 and tiles of 256 px. Gated: ask for access on the",
+                      "page at huggingface.co and run `hf auth login`, or give a file as NAME@FILE."])
 
 
 def _short(value: Any) -> str:

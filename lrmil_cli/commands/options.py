@@ -55,7 +55,8 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Tiles encoded at a time.")]
 _ENCODER = typer.Option("--encoder", metavar="SPEC", show_default=False,
-    help="demo-vit, a timm name, hf-hub:ORG/NAME, NAME@weights.safetensors, or a file made by distill-encoder.")
+    help="An alias (conch, uni, virchow2, ...: `lrmil info --encoders`), hf-hub:ORG/NAME, a timm name, NAME@weights.bin (alias or timm "
+         "name with local weights), local-dir:FOLDER, a file made by distill-encoder, or demo-vit.")
 Encoder = Annotated[str, _ENCODER]
 EncoderOrNone = Annotated[Optional[str], _ENCODER]
 Embedding = Annotated[Optional[str], typer.Option("--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False)]

@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.commands import options
+
+if TYPE_CHECKING:
+    from lrmil_cli.encoders.vit import EncoderInfo
 
 
 class Report:
@@ -32,6 +35,11 @@ class Report:
     def warn(self, text: str) -> None:
         """Something the user should know; shown even when quiet."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def encoder(self, info: EncoderInfo) -> None:
+        """What encoder it is that the command loaded, with ``--verbose``."""
+        self.detail(f"encoder {info.name}: {info.image_size} px, embedding {info.embedding}, licence {info.license}"
+                    + (f"; {info.note}" if info.note else ""))
 
     def result(self, record: dict[str, Any]) -> None:
         """One JSON object on one line of stdout, with ``--json`` only."""

@@ -66,7 +66,9 @@ def train_teacher(
         bags = read_cohort(cohort, kept, device=where, say=report.say)
     else:
         tables = tile_tables(cohort, tiles)
-        model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, random_init=random_init)
+        model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding,
+                             random_init=random_init, warn=report.warn)
+        report.encoder(model.info)
         bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, overwrite=overwrite, say=report.say)
     settings = TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed)
     header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)

@@ -185,12 +185,13 @@ class _Progress:
 def _student(teacher: Encoder, settings: Stage1Settings) -> Encoder:
     """A trainable copy; poolers and heads, and the first ``freeze_blocks`` blocks, stay as they are."""
     student = copy.deepcopy(teacher)
-    if settings.init == "random":
-        for module in student.model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
     model = student.model.requires_grad_(True)
     frozen = [getattr(model, name, None) for name in ("head", "attn_pool", "fc_norm", "head_drop")]
+    if settings.init == "random":
+        kept = {id(m) for head in frozen if head is not None for m in head.modules()}
+        for module in model.modules():
+            if hasattr(module, "reset_parameters") and id(module) not in kept:
+                module.reset_parameters()
     if settings.freeze_blocks:
         frozen += [model.patch_embed, *model.blocks[: settings.freeze_blocks]]
         for name in ("cls_token", "pos_embed", "reg_token"):

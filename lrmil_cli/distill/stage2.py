@@ -16,6 +16,7 @@ from lrmil_cli.distill.highres import load_high
 from lrmil_cli.distill.model import save_model
 from lrmil_cli.distill.receipt import FILES, cost_of, existing_receipt, write_receipt
 from lrmil_cli.distill.student import DistillSettings, HighResolution
+from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, MachineError, UsageError
@@ -94,13 +95,13 @@ def train_student(
     table = _folds(manifest, guide, folds, training.seed)
     names = fold_names(table)
     tables = tile_tables(manifest, tiles)
-    encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"])
+    encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"], warn)
     plain = _baseline_encoder(baseline, encoders[0], tables[0][1]["settings"]["tile_px"], warn)
     if guide is not None and distill.uses_teacher:
         _compare_embeddings(guide, encoders[0].info.embedding, say, warn)
-    note = student.preset_warning(preset, encoders[0].info.distilled is not None)
-    if note:
-        warn(note)
+    for note in (student.preset_warning(preset, encoders[0].info.distilled is not None), licence_warning(encoders[0].info)):
+        if note:
+            warn(note)
 
     ids = [e.slide_id for e in manifest]
     high = None
@@ -288,11 +289,11 @@ def _folds(manifest: Manifest, guide: Teacher | None, folds: int, seed: int) -> 
     return table
 
 
-def _encoders(args: EncoderArgs, folds: int, tile_px: int) -> tuple[list[Encoder], list[int]]:
+def _encoders(args: EncoderArgs, folds: int, tile_px: int, warn: Callable[[str], None]) -> tuple[list[Encoder], list[int]]:
     """One shared encoder, or one a fold where the spec holds ``{fold}``; and which encoder each fold uses."""
     specs = [args.spec.replace("{fold}", str(k)) for k in range(1, folds + 1)] if "{fold}" in args.spec else [args.spec]
-    encoders = [load_encoder(s, tile_px=tile_px, input_size=args.input_size, embedding=args.embedding, random_init=args.random_init)
-                for s in specs]
+    encoders = [load_encoder(s, tile_px=tile_px, input_size=args.input_size, embedding=args.embedding, random_init=args.random_init,
+                             warn=warn) for s in specs]
     return encoders, list(range(folds)) if len(specs) > 1 else [0] * folds
 
 

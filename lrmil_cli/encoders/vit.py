@@ -1,4 +1,4 @@
-"""The encoder: a timm ViT, its preprocessing, and the three things the method needs from it (method 3.1).
+"""The encoder: a ViT, its preprocessing, and the three things the method needs from it (method 3.1).
 
 * spatial tokens after any block, without class and register tokens;
 * the summary of a tile after any block (class token, or the mean token where there is none);
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrmil_cli.encoders.sizes import valid_sizes
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.tensors import tensors_digest
 
@@ -25,7 +26,7 @@ class EncoderInfo:
     """What must be known to rebuild an encoder and to use it as it was trained.
 
     Attributes:
-        name: what the user called it; architecture, arch_args: for ``timm.create_model``.
+        name: what the user called it; architecture, arch_args: for ``timm.create_model``, classes by name (JSON types only).
         image_size: input side S in px; mean, std: of RGB in 0..1.
         embedding: one of :data:`EMBEDDINGS`, what MIL gets.
         base, license: encoder it was distilled from (or itself) and its licence as far as known.
@@ -88,19 +89,27 @@ class Encoder(nn.Module):
         self.width = int(model.embed_dim)
         self.register_buffer("mean", torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
+        self.grid = int(model.patch_embed.grid_size[0])
+        patch = int(model.feature_info[-1]["reduction"])
+        if self.grid * patch != info.image_size:  # timm would leave out the pixels of the last, incomplete row and column
+            raise UsageError(f"encoder {info.name}: --input-size {info.image_size} is not a multiple of its patch side, {patch} px")
+        # Tokens of zeros through the head alone tell the width of any embedding; the blocks would take seconds.
+        parameter = next(model.parameters())
         with torch.no_grad():
-            probe = self(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=self.mean.device), (0,))
-        self.grid = probe["tokens"][0].shape[1]
-        self.embed_dim = probe["final"].shape[1]
+            final = self.embed(torch.zeros(1, self.num_prefix + self.grid**2, self.width, dtype=parameter.dtype, device=parameter.device))
+        if final.ndim != 2:
+            raise UsageError(f"encoder {info.name} has no pooling of its own; use --embedding cls, mean or cls+mean")
+        self.embed_dim = final.shape[1]
 
     def weights(self) -> dict[str, Tensor]:
         """State dict of the timm model."""
         return self.model.state_dict()
 
     def digest(self) -> str:
-        """Which weights, input size and embedding: decides whether features can be reused."""
+        """Which weights, preprocessing and embedding: decides whether features can be reused."""
         i = self.info
-        return tensors_digest(self.weights()) + f"-{i.image_size}-{i.embedding}"
+        rgb = "-".join(f"{v:.4g}" for v in (*i.mean, *i.std))
+        return tensors_digest(self.weights()) + f"-{i.image_size}-{i.embedding}-{rgb}"
 
     def preprocess(self, tiles: Tensor) -> Tensor:
         """uint8 [B, P, P, 3] -> float [B, 3, S, S]; resized whole (never cropped, a crop would break the geometry)."""
@@ -134,8 +143,7 @@ class Encoder(nn.Module):
             for l, item in zip(wanted, items):
                 # timm gives a bare tensor where the model has no prefix token
                 spatial, prefix = item if isinstance(item, (tuple, list)) else (item, None)
-                side = round(spatial.shape[1] ** 0.5)
-                out["tokens"][l] = spatial.reshape(spatial.shape[0], side, side, -1)
+                out["tokens"][l] = spatial.reshape(spatial.shape[0], self.grid, self.grid, -1)
                 out["summary"][l] = prefix[:, 0] if self.has_class_token else spatial.mean(1)
         else:
             last = self.model.forward_features(x)
@@ -174,11 +182,6 @@ def parse_layers(text: str, depth: int) -> tuple[int, ...]:
     if bad or not resolved:
         raise UsageError(f"--layers {text}: the encoder has blocks 0 to {depth - 1}")
     return tuple(sorted(set(resolved)))
-
-
-def valid_sizes(patch: int, ratio: int, upto: int = 512) -> list[int]:
-    """Input sides whose token grid splits into ``ratio`` x ``ratio`` cells (method 2.5)."""
-    return [patch * g for g in range(ratio, upto // patch + 1, ratio)]
 
 
 def check_grid(encoder: Encoder, ratio: int, *, allow_fractional: bool = False) -> None:

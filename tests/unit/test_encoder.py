@@ -1,13 +1,18 @@
 """The encoder contract, and what stage 1 does to the weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import timm
 import torch
 
 from lrmil_cli.distill.encoder import Stage1Settings, _student, batch_loss
 from lrmil_cli.distill.regions import pooling_matrix
-from lrmil_cli.encoders.spec import default_input_size, load_encoder, read_weights, save_encoder
-from lrmil_cli.encoders.vit import check_grid, parse_layers
+from lrmil_cli.encoders.sizes import default_input_size
+from lrmil_cli.encoders.spec import build_encoder, create_vit, load_encoder, save_encoder
+from lrmil_cli.encoders.vit import Encoder, EncoderInfo, check_grid, parse_layers
+from lrmil_cli.encoders.weights import read_weights
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import step
 
@@ -38,6 +43,59 @@ def test_tokens_summary_and_embedding_by_kind_of_encoder(name, prefix, grid, emb
     spatial = h[:, prefix:]
     torch.testing.assert_close(out["tokens"][0].flatten(1, 2), spatial, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(out["summary"][0], h[:, 0] if prefix else spatial.mean(1), atol=1e-4, rtol=1e-4)
+
+
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+
+#: architecture, arguments, prefix tokens, class token, default embedding's width, width of ``pool`` (None: it has none)
+KINDS = {
+    "class token": ("vit_tiny_patch16_224", {}, 1, True, 32),
+    "registers": ("vit_small_patch14_reg4_dinov2", {}, 5, True, 32),
+    "registers only": ("vit_tiny_patch16_224", {"class_token": False, "reg_tokens": 3, "global_pool": "avg"}, 3, False, 32),
+    "mean pooling": ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, 0, False, 32),
+    "attention pooling": ("vit_base_patch16_siglip_224", {}, 0, False, 32),
+    "no pooling": ("vit_tiny_patch16_224", {"global_pool": ""}, 1, True, None),
+    "absolute and rotary": ("eva02_tiny_patch14_224", {}, 1, True, 32),
+    "rotary": ("vit_small_patch16_dinov3", {}, 5, True, 32),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}, 2, True, 32),
+    "hybrid": ("vit_tiny_r_s16_p8_224", {}, 1, True, 32),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_encoder_keeps_the_contract(kind):
+    architecture, args, prefix, has_class, pool = KINDS[kind]
+    if not timm.is_model(architecture):
+        pytest.skip(f"this timm has no {architecture}")
+    patch = 14 if "patch14" in architecture else 32 if kind == "hybrid" else 16
+    model = create_vit(architecture, 4 * patch, {**SMALL, **args}).eval()
+    info = EncoderInfo(kind, architecture, 4 * patch, (0.5,) * 3, (0.5,) * 3, embedding="cls" if has_class else "mean")
+    e = Encoder(model, info)
+    assert (e.num_prefix, e.has_class_token, e.grid, e.width, e.depth, e.embed_dim) == (prefix, has_class, 4, 32, 3, 32)
+    seen = []
+    hooks = [b.register_forward_hook(lambda m, i, o: seen.append(o)) for b in model.blocks]
+    with torch.inference_mode():
+        out = e(tiles(px=4 * patch), (0, 2))
+        for h in hooks:
+            h.remove()
+        last = model.forward_features(e.preprocess(tiles(px=4 * patch)))
+    for l in (0, 2):
+        assert seen[l].shape == (2, prefix + 16, 32)
+        assert torch.equal(out["tokens"][l].flatten(1, 2), seen[l][:, prefix:])
+        assert torch.equal(out["summary"][l], seen[l][:, 0] if has_class else seen[l][:, prefix:].mean(1))
+    torch.testing.assert_close(out["final"], last[:, 0] if has_class else last[:, prefix:].mean(1))
+    for embedding, width in {"mean": 32, "cls": 32 if has_class else None, "cls+mean": 64 if has_class else None, "pool": pool}.items():
+        if width is None:
+            with pytest.raises(UsageError, match="--embedding"):
+                Encoder(model, replace(info, embedding=embedding))
+        else:
+            e = Encoder(model, replace(info, embedding=embedding))
+            assert e.embed_dim == width and e(tiles())["final"].shape == (2, width)
+
+
+def test_a_side_that_is_not_a_multiple_of_the_patch_would_lose_pixels():
+    with pytest.raises(UsageError, match="--input-size 250 is not a multiple of its patch side, 16 px"):
+        load_encoder("vit_tiny_patch16_224", random_init=True, input_size=250)
 
 
 def test_embeddings(tiny):
@@ -80,6 +138,20 @@ def test_position_grid_is_interpolated_not_cut():
     own, other = small.model.pos_embed[0, 1:].reshape(8, 8, -1), large.model.pos_embed[0, 1:].reshape(16, 16, -1)
     corner = torch.nn.functional.interpolate(own.permute(2, 0, 1)[None], (16, 16), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
     torch.testing.assert_close(other, corner, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "native", "size"), [("eva02_tiny_patch14_224", 224, 112), ("vit_small_patch16_dinov3", 256, 128)])
+def test_rotary_positions_of_another_size(name, native, size, tmp_path):
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    source = timm.create_model(name, num_classes=0, img_size=native, dynamic_img_size=True, **SMALL).eval()
+    with torch.no_grad():
+        for p in source.parameters():
+            p.uniform_(-0.3, 0.3)
+    info = EncoderInfo("rotary", name, size, (0.5,) * 3, (0.5,) * 3, arch_args=SMALL)
+    e = build_encoder(info, source.state_dict(), "here")
+    with torch.inference_mode():
+        torch.testing.assert_close(e(tiles())["final"], source.forward_features(e.preprocess(tiles()))[:, 0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("patch", "native", "tile", "ratio", "size"), [
@@ -150,6 +222,15 @@ def test_a_saved_encoder_is_the_same_encoder(tiny, tmp_path):
     assert torch.equal(back(tiles())["final"], tiny(tiles())["final"])
 
 
+def test_weights_that_share_one_block_of_memory_are_saved(tmp_path):
+    state = create_vit("vit_tiny_patch16_224", 64, SMALL).state_dict()
+    block = torch.cat([v.flatten() for v in state.values()])
+    views = {k: part.view(v.shape) for (k, v), part in zip(state.items(), block.split([v.numel() for v in state.values()]))}
+    e = build_encoder(EncoderInfo("x", "vit_tiny_patch16_224", 64, (0.5,) * 3, (0.5,) * 3, arch_args=SMALL), views, "x")
+    save_encoder(tmp_path / "e.safetensors", e, [step("x", {}, {})], {})
+    assert load_encoder(str(tmp_path / "e.safetensors")).digest() == e.digest()
+
+
 def test_demo_vit_says_what_it_is(tiny):
     from lrmil_cli.encoders.spec import DEMO_VIT
 
@@ -188,6 +269,7 @@ def test_a_pickle_with_more_than_tensors_is_not_loaded(tmp_path):
 
 @pytest.mark.parametrize(("spec", "error", "says"), [
     ("vit_nothing", UsageError, "no such timm architecture"), ("resnet18", UsageError, "not a plain ViT"), ("swin_tiny_patch4_window7_224", UsageError, "not a plain ViT"),
+    ("cait_xxs24_224", UsageError, "not a plain ViT"), ("mixer_s16_224", UsageError, "not a plain ViT"),
     ("vit_tiny_patch16_224@/no/file.safetensors", InputError, "no such weights file"), ("/no/file.safetensors", InputError, "no such file")])
 def test_specs_that_cannot_work(spec, error, says):
     with pytest.raises(error, match=says):
@@ -230,3 +312,17 @@ def test_augmentation_turns_tiles_and_their_cells_together(view):
     mask = torch.rand(2, 16) > 0.5
     assert turn_cells(mask, view).sum() == mask.sum() and turn_cells(None, view) is None
     assert (view == 0) == torch.equal(turn(tiles, view), tiles)
+
+
+def test_absolute_spec_names_the_same_encoder_from_anywhere(tmp_path, monkeypatch):
+    from lrmil_cli.encoders.spec import absolute_spec
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.bin").touch()
+    (tmp_path / "e.safetensors").touch()
+    (tmp_path / "folder").mkdir()
+    assert absolute_spec("uni@w.bin") == f"uni@{tmp_path}/w.bin"
+    assert absolute_spec("e.safetensors") == f"{tmp_path}/e.safetensors"
+    assert absolute_spec("local-dir:folder") == f"local-dir:{tmp_path}/folder"
+    for spec in ("demo-vit", "uni", "hf-hub:ORG/NAME@REV", "vit_small_patch16_224"):
+        assert absolute_spec(spec) == spec
