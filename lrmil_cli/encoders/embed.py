@@ -114,7 +114,7 @@ def embed_tiles(
     """
     seconds = seconds or Seconds()
     out = np.empty((len(tiles), encoder.embed_dim), np.float32)
-    batches = prefetch(iter_batches(slide, tiles, level, tile_px, batch_size), 0 if device.type == "cpu" else 4)
+    batches = prefetch(iter_batches(slide, tiles[["x", "y", "width", "height"]].to_numpy(np.int64), level, tile_px, batch_size), 0 if device.type == "cpu" else 4)
     clock = time.perf_counter()
     for rows, pixels in batches:
         now = time.perf_counter()
