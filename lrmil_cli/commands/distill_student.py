@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Optional
 
 import typer
@@ -97,6 +98,6 @@ def distill_student(
         baseline=None if no_baseline else baseline_encoder or "auto", head=spec, preset=preset, distill=distill,
         training=TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed), folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn)
-    report.say(f"{target}: {result.text}\n{headline(result.receipt)}\nreceipt: {target.with_suffix('.receipt.html')}")
+    report.say(f"{target}: {result.text}\n{fill(headline(result.receipt), 80)}\nreceipt: {target.with_suffix('.receipt.html')}")
     report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": str(target),
                    "preset": preset, "metrics": result.metrics, "receipt": result.receipt})
