@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrmil_cli.device import seed_everything
+from lrmil_cli.device import adam, seed_everything
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.heads import Bag, MILHead, MILOutput
 from lrmil_cli.training.metrics import auc
@@ -74,7 +74,7 @@ def fit_head(
     device = next(head.parameters()).device
     targets = torch.as_tensor(list(labels), device=device)
     weights = class_weights(labels, train, head.num_classes).to(device) if settings.class_weights else None
-    optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = adam(head.parameters(), settings.lr, settings.weight_decay, device)
     rng = np.random.default_rng(settings.seed)
     best, best_state, best_epoch, curves = (-np.inf, -np.inf), None, 0, []
     for epoch in range(1, settings.epochs + 1):
