@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Optional
 
 import typer
@@ -44,10 +45,11 @@ def distill_student(
     gated: options.Gated = False,
     proj_dim: options.ProjDim = 0,
     folds: options.Folds = 5,
-    lr: options.LearningRate = 1e-4,
-    epochs: options.Epochs = 200,
-    patience: options.Patience = 20,
-    weight_decay: options.WeightDecay = 0.0,
+    recipe: options.Recipe = "common",
+    lr: options.HeadLearningRate = None,
+    epochs: options.HeadEpochs = None,
+    patience: options.HeadPatience = None,
+    weight_decay: options.WeightDecay = None,
     class_weights: options.ClassWeights = False,
     balanced_sampling: options.BalancedSampling = False,
     embedding: options.Embedding = None,
@@ -71,14 +73,12 @@ def distill_student(
     from lrmil_cli.distill.student import preset_settings
     from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training.crossval import has_projection, head_spec
-    from lrmil_cli.training.loop import TrainSettings
+    from lrmil_cli.training.recipes import train_settings
 
     report = Report(json)
     target = Path(output)
     if target.suffix != ".safetensors":
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
-    if lr <= 0:
-        raise UsageError("--lr must be above 0")
     if no_baseline and baseline_encoder:
         raise UsageError("--no-baseline and --baseline-encoder exclude each other")
     changes = {
@@ -88,6 +88,9 @@ def distill_student(
     }
     distill = preset_settings(preset, {n: v for n, v in changes.items() if v is not None})
     spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
+    settings = train_settings(recipe, head, {
+        "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
+        "balanced_sampling": balanced_sampling, "seed": seed})
     if distill.hard == "feature" and distill.lambda_hard and not has_projection(spec):
         report.warn("--hard feature without --proj-dim changes neither attention nor prediction: the features are frozen")
     result = train_student(
@@ -95,8 +98,8 @@ def distill_student(
         encoder=EncoderArgs(encoder, input_size, embedding, random_init), teacher=teacher, features=features,
         lr_features=Path(lr_features) if lr_features else target.with_suffix(".features"),
         baseline=None if no_baseline else baseline_encoder or "auto", head=spec, preset=preset, distill=distill,
-        training=TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed), folds=folds,
+        training=settings, folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn)
-    report.say(f"{target}: {result.text}\n{headline(result.receipt)}\nreceipt: {target.with_suffix('.receipt.html')}")
+    report.say(f"{target}: {result.text}\n{fill(headline(result.receipt), 80)}\nreceipt: {target.with_suffix('.receipt.html')}")
     report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": str(target),
                    "preset": preset, "metrics": result.metrics, "receipt": result.receipt})

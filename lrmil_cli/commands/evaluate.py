@@ -26,6 +26,7 @@ def evaluate(
     metric: Annotated[Optional[list[str]], typer.Option("--metric", help="Only this metric; repeat for more: accuracy, auc, balanced_accuracy, f1_weighted, brier, log_loss.", show_default=False)] = None,
     positive: Annotated[Optional[str], typer.Option("--positive", metavar="CLASS", help="Of two classes, the one that ROC, calibration and sensitivity are about.  [default: the second]", show_default=False)] = None,
     bootstrap: Annotated[int, typer.Option("--bootstrap", min=0, help="Draws of patients for the 95 % intervals; 0 for none.")] = 2000,
+    receipt: Annotated[bool, typer.Option("--receipt", help="Also write the receipt of each model file given (NAME.receipt.html, .md, .json): teacher, LR-only and distilled student, as distill-student does, at this --level.")] = False,
     seed: options.Seed = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     overwrite: options.Overwrite = False,
@@ -51,7 +52,11 @@ def evaluate(
         for value in values:
             if value not in known:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(known)}")
-    models = join([read_predictions(p) for p in predictions], read_manifest(slides) if slides else None)
+    found = [read_predictions(p) for p in predictions]
+    models = join(found, read_manifest(slides) if slides else None)
+    distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]
+    if receipt and not distilled:
+        raise UsageError("--receipt: none of the arguments is a model file of distill-student")
     classes = models[0].classes
     if positive is not None and (positive not in classes or len(classes) != 2):
         raise UsageError(f"--positive {positive}: the classes are {', '.join(classes)}" + ("" if len(classes) == 2 else "; it is for two classes"))
@@ -67,6 +72,11 @@ def evaluate(
     wanted = digest(settings, inputs)
     files = [f for f in FILES if f != "differences.csv" or len(models) > 1]
     _check_folder(folder)
+    for p in distilled:
+        from lrmil_cli.distill.receipt import write_receipt
+
+        write_receipt(p.source, output=folder / f"{p.name}.receipt", level=level, draws=bootstrap, seed=seed)
+        report.say(f"receipt: {folder / p.name}.receipt.html")
     if up_to_date(folder / FILES[-1], wanted, _read_header, overwrite) and all((folder / f).exists() for f in files):
         report.say(f"{folder}: up to date")
         _tell(report, folder, "skipped", _read_header(folder / FILES[-1]))

@@ -23,10 +23,11 @@ def train_teacher(
     gated: options.Gated = False,
     proj_dim: options.ProjDim = 0,
     folds: options.Folds = 5,
-    lr: options.LearningRate = 1e-4,
-    epochs: options.Epochs = 200,
-    patience: options.Patience = 20,
-    weight_decay: options.WeightDecay = 0.0,
+    recipe: options.Recipe = "common",
+    lr: options.HeadLearningRate = None,
+    epochs: options.HeadEpochs = None,
+    patience: options.HeadPatience = None,
+    weight_decay: options.WeightDecay = None,
     class_weights: options.ClassWeights = False,
     balanced_sampling: options.BalancedSampling = False,
     embedding: options.Embedding = None,
@@ -50,14 +51,15 @@ def train_teacher(
     from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
-    from lrmil_cli.training.loop import TrainSettings
     from lrmil_cli.training.metrics import show
+    from lrmil_cli.training.recipes import train_settings
 
     report = Report(json)
-    if lr <= 0:
-        raise UsageError("--lr must be above 0")
     _check_source(tiles, encoder, features, {"--embedding": embedding, "--input-size": input_size, "--random-init": random_init or None})
     spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
+    settings = train_settings(recipe, head, {
+        "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
+        "balanced_sampling": balanced_sampling, "seed": seed})
     where = pick_device(device)
     cohort = read_manifest(manifest, need_labels=True)
     parts = make_folds(cohort, folds, seed)
@@ -70,7 +72,6 @@ def train_teacher(
                              random_init=random_init, warn=report.warn)
         report.encoder(model.info)
         bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, overwrite=overwrite, say=report.say)
-    settings = TrainSettings(lr, epochs, patience, weight_decay, class_weights, balanced_sampling, seed)
     header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)
     m = header["metrics"]
     scores = f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"

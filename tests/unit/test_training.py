@@ -143,3 +143,44 @@ def test_class_weights_and_balanced_sampling():
     draws = [labels[i] for _ in range(200) for i in draw_order(labels, range(12), True, rng)]
     assert np.mean(draws) == pytest.approx(0.5, abs=0.05)
     assert sorted(draw_order(labels, range(12), False, rng)) == list(range(12))
+
+
+def test_recipes_and_what_the_user_says_on_top():
+    from lrmil_cli.errors import UsageError
+    from lrmil_cli.heads import head_names
+    from lrmil_cli.training.recipes import PUBLISHED, train_settings
+
+    assert set(PUBLISHED) == set(head_names())
+    assert train_settings("common", "clam_sb", {"lr": None, "class_weights": False, "seed": 3}) == TrainSettings(seed=3)
+    clam = train_settings("published", "clam_sb", {"lr": 2e-4, "patience": None})
+    assert (clam.lr, clam.weight_decay, clam.min_epochs, clam.balanced_sampling, clam.monitor, clam.patience) == (2e-4, 1e-5, 50, True, "loss", 20)
+    short = train_settings("published", "dtfd", {"epochs": 50})
+    assert (short.epochs, short.select_from, short.min_epochs) == (50, 40, 50)
+    for recipe, asked in (("paper", {}), ("common", {"lr": 0.0})):
+        with pytest.raises(UsageError):
+            train_settings(recipe, "abmil", asked)
+
+
+def test_schedules_stopping_and_selection():
+    from lrmil_cli.training.loop import rate
+
+    assert [rate(TrainSettings(epochs=10, schedule="step"), e) for e in (1, 5, 6, 10)] == [1, 1, 0.2, 0.2]
+    cosine = [rate(TrainSettings(epochs=10, schedule="cosine"), e) for e in range(1, 12)]
+    assert cosine[0] == 1 and cosine[-1] == pytest.approx(0.05) and cosine == sorted(cosine, reverse=True)
+    bags, labels = bags_with_signal()
+    fit = lambda **s: fit_head(build_fixed(), bags, labels, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=30, **s))  # noqa: E731
+    assert len(fit(patience=1, min_epochs=12).curves) >= 12
+    late = fit(patience=30, select_from=25)
+    assert late.best_epoch > 25
+    by_loss = fit(patience=30, monitor="loss")
+    assert by_loss.best_epoch == 1 + int(np.argmin([r["val_ce"] for r in by_loss.curves]))
+    assert len(fit(patience=30, optimizer="radam", betas=(0.5, 0.9), clip=1e-3).curves) == 30
+
+
+def test_clipping_limits_the_step(monkeypatch):
+    bags, labels = bags_with_signal()
+    seen = []
+    inner = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, limit: seen.append(limit) or inner(p, limit))
+    fit_head(build_fixed(), bags, labels, range(4), range(16, 24), TrainSettings(epochs=1, clip=5.0))
+    assert seen == [5.0] * 4
