@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, run_batch
+from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, run_batch
 from lrmil_cli.commands.export_geojson import ImageSize, Origin
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
@@ -29,7 +29,8 @@ def predict(
     image_size: ImageSize = None,
     slide_mpp: options.SlideMpp = None,
     allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants.")] = False,
-    batch_size: options.BatchSize = 16,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -43,8 +44,9 @@ def predict(
 
     from lrmil_cli.device import device_label, pick_device
     from lrmil_cli.distill.model import load_model, predict_slide
+    from lrmil_cli.encoders.pipeline import BatchSize
     from lrmil_cli.files.header import digest, last_digest, step, up_to_date
-    from lrmil_cli.files.tables import read_table_header, write_table
+    from lrmil_cli.files.tables import as_frame, read_table_header, write_table
     from lrmil_cli.qupath.geojson import check_name, heatmap, parse_image_size, write_geojson
     from lrmil_cli.slides.slide import open_slide
 
@@ -69,13 +71,14 @@ def predict(
     if allow_upsample:
         loaded.tiles = replace(loaded.tiles, allow_upsample=True)
     report.detail(f"model with {len(loaded.heads)} fold heads, {', '.join(loaded.classes)}; loaded in {time.perf_counter() - started:.1f} s")
+    batch = BatchSize(batch_size, where, report.warn)
     settings = {"model": last_digest(loaded.header), "tiles": loaded.tiles.as_json()}
 
-    def one(item: SlideInput) -> Outcome:
+    def one(item: SlideInput) -> Turn:
         began = time.perf_counter()
         folder = Path(output)
         table = "-" if output == "-" else folder / f"{item.slide_id}.attention.csv"
-        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp) as slide:
+        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers) as slide:
             origin_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)}
             wanted = digest(settings, origin_of)
             targets = _targets(item.slide_id, folder, geojson, overlay, many)
@@ -84,11 +87,12 @@ def predict(
                 known = read_table_header(table, "attention")["prediction"]
                 return Outcome(str(folder), "skipped", f"{known['predicted']}, up to date ({table})", {"prediction": known})
             opened = time.perf_counter() - began
-            with report.progress(item.slide_id, None) as bar:
-                p = predict_slide(loaded, slide, device=where, batch_size=batch_size, progress=bar)
+            p = yield from predict_slide(loaded, slide, device=where, batch=batch, progress=lambda: report.progress(item.slide_id, None))
             p.seconds = {"open": round(opened, 3), **p.seconds}
             record = prediction_record(loaded, p, slide, device_label(where), model, [step("predict", settings, origin_of)])
             header, rows = attention_table(loaded, p, record)
+            if geojson is not None or overlay is not None:
+                rows = as_frame(rows)
             text = heatmap(header, rows, origin=origin, image_size=size) if geojson is not None else None
             if overlay is not None:
                 _draw(targets["overlay"], slide, rows, record)
@@ -99,10 +103,10 @@ def predict(
             write_table(table, header, rows)  # last: it marks the slide as done
         spent = ", ".join(f"{k} {v:.2f}" for k, v in p.seconds.items())
         probability = record["probabilities"][record["predicted"]]
-        message = f"{record['predicted']} (p {probability:.3f}), {len(rows)} tiles; seconds: {spent}; {device_label(where)}"
+        message = f"{record['predicted']} (p {probability:.3f}), {len(p.attention)} tiles; seconds: {spent}; {device_label(where)}"
         return Outcome(str(output), message=message, extra={"prediction": record})
 
-    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
+    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=where.type != "cpu")
 
 
 def _is_folder(path: str) -> bool:
@@ -131,7 +135,7 @@ def prediction_record(model: Model, p: Prediction, slide: Slide, device: str, mo
         probabilities={c: round(float(v), 9) for c, v in zip(model.classes, p.probabilities)},
         folds={c: [round(float(v), 6) for v in p.per_fold[:, n]] for n, c in enumerate(model.classes)},
         spread={c: round(float(p.per_fold[:, n].std()), 6) for n, c in enumerate(model.classes)},
-        tiles=len(p.tiles), seconds=p.seconds, device=device,
+        tiles=len(p.attention), seconds=p.seconds, device=device,
     )
 
 
@@ -140,7 +144,7 @@ def attention_table(model: Model, p: Prediction, record: dict[str, Any]) -> tupl
     from lrmil_cli.distill.model import percentiles
     from lrmil_cli.files.header import make_header
 
-    rows = p.tiles[["x", "y", "width", "height"]].copy()
+    rows: dict[str, Any] = {k: p.tiles[k] for k in ("x", "y", "width", "height")}
     rows["attention"] = p.attention
     rows["percentile"] = percentiles(p.attention).round(4)
     if p.class_scores is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,24 +95,35 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
     return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
 
 
-def tile_slide(slide: Slide, settings: TileSettings):
+def find_tiles(slide: Slide, settings: TileSettings) -> tuple[dict[str, np.ndarray], int, TissueMap]:
     """Tile one slide.
 
     Returns:
-        rows (DataFrame with the columns of the tile table), level read from, the :class:`TissueMap`.
+        the columns of the tile table, level read from, the tissue.
 
     Raises:
         NoTissueError: no tile has enough tissue.
         InputError: the slide is damaged, or coarser than ``settings.mpp``.
     """
-    import pandas as pd
-
     level = slide_level(slide, settings)
     tissue = find_tissue(slide, settings.tissue)
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
-    rows = pd.DataFrame(select_tiles(tissue, grid, settings.min_tissue))
-    if rows.empty:
+    tiles = select_tiles(tissue, grid, settings.min_tissue)
+    if not len(tiles["x"]):
         found = f"{tissue.mask.mean():.1%} of the slide is tissue"
         raise NoTissueError(f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
                             "look at `lrmil tile --thumbnail`, or lower --min-tissue")
-    return rows, level, tissue
+    return tiles, level, tissue
+
+
+def boxes_of(tiles: Mapping[str, Any]) -> np.ndarray:
+    """``x, y, width, height`` of tiles, int64 [N, 4] in level-0 px, from columns or a DataFrame."""
+    return np.stack([np.asarray(tiles[k], np.int64) for k in ("x", "y", "width", "height")], axis=1)
+
+
+def tile_slide(slide: Slide, settings: TileSettings):
+    """As :func:`find_tiles`, with the tiles as a DataFrame."""
+    import pandas as pd
+
+    tiles, level, tissue = find_tiles(slide, settings)
+    return pd.DataFrame(tiles), level, tissue
