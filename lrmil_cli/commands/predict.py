@@ -44,7 +44,7 @@ def predict(
 
     from lrmil_cli.device import device_label, pick_device
     from lrmil_cli.distill.model import load_model, predict_slide
-    from lrmil_cli.encoders.pipeline import BatchSize
+    from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
     from lrmil_cli.files.header import digest, last_digest, step, up_to_date
     from lrmil_cli.files.tables import as_frame, read_table_header, write_table
     from lrmil_cli.qupath.geojson import check_name, heatmap, parse_image_size, write_geojson
@@ -106,7 +106,7 @@ def predict(
         message = f"{record['predicted']} (p {probability:.3f}), {len(p.attention)} tiles; seconds: {spent}; {device_label(where)}"
         return Outcome(str(output), message=message, extra={"prediction": record})
 
-    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=where.type != "cpu")
+    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=slides_ahead(where))
 
 
 def _is_folder(path: str) -> bool:

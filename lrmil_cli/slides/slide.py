@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -366,8 +367,7 @@ def _check_complete(handle: Any, path: Path) -> None:
     for series in handle.ts_tifffile.series[:1]:
         for level in series.levels:
             for page in level.pages:
-                ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts))
-                if max(ends, default=0) > size:
+                if max(map(add, page.dataoffsets, page.databytecounts), default=0) > size:
                     raise InputError(f"{path}: truncated, it ends before its image data does; copy the slide again")
 
 
