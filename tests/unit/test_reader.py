@@ -134,7 +134,7 @@ def test_batches_are_of_the_size_asked_for_and_name_their_rows(opened):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_every_block_is_decoded_once_and_memory_does_not_grow_with_the_slide(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(reader, "TASK_TILES", 4)
+    monkeypatch.setattr(reader, "TASK_TILES", 2)
     made, decoded = [], []
     decode, make = blocks_module.Blocks.decode, reader.new_block
     monkeypatch.setattr(blocks_module.Blocks, "decode", lambda self, index, out=None: (decoded.append(index), decode(self, index, out))[1])
