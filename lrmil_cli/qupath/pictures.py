@@ -100,7 +100,7 @@ def read_picture_provenance(path: str | Path) -> dict[str, Any]:
 
 def verdict(prediction: dict[str, Any]) -> str:
     """``tumor, probability 0.93`` of the ``prediction`` entry of a header."""
-    return f"{prediction['predicted']}, probability {prediction['probabilities'][prediction['predicted']]:.2f}"
+    return f"predicted: {prediction['predicted']}, probability {prediction['probabilities'][prediction['predicted']]:.2f}"
 
 
 def slide_picture(

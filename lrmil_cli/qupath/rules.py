@@ -233,7 +233,7 @@ def _check_polygons(v: Verdict, kind: str, parts: list[Any], number: int) -> Non
         _add(v.fatal, "rings that make no polygon", number)
         return
     shape = polygons[0] if kind == "Polygon" and polygons else shapely.MultiPolygon(polygons)
-    if shape.area == 0:
+    if shape.convex_hull.area == 0:  # the area of a bow tie is zero as well
         _add(v.silent, "an outline without area", number)
     elif not shape.is_valid:
         _add(v.fatal, f"an invalid outline, {shapely.is_valid_reason(shape).split('[')[0].lower()} (0.6 and later refuse it)", number)
