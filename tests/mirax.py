@@ -12,7 +12,7 @@ def write_mirax(path: Path, image: np.ndarray, grid: tuple[int, int], corner: tu
     at camera image ``corner``, the rest was not scanned."""
     folder = path.with_suffix("")
     folder.mkdir(parents=True)
-    path.write_bytes(b"")
+    path.write_bytes(cv2.imencode(".jpg", cv2.resize(image, (64, 48)))[1].tobytes())  # a preview that nobody reads
     name = "0123456789ABCDEF0123456789ABCDEF"
     data, records = b"", []
     for row in range(image.shape[0] // side):
