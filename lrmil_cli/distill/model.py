@@ -19,6 +19,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.tensors import load_tensors, save_tensors
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import rebuild_head
+from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, settings_from_json, tile_slide
 
@@ -117,17 +118,18 @@ def predict_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray,
 
 
 def predict_slide(
-    model: Model, slide: Slide, *, device: torch.device, batch_size: int = 16, progress: Callable[[int], None] = lambda n: None
+    model: Model, slide: Slide, *, device: torch.device, batch_size: int = 16, progress: Callable[[int], None] = lambda n: None,
+    region: Region | None = None,
 ) -> Prediction:
-    """Classify one slide from its LR tiles alone.
+    """Classify one slide, or a region of it, from its LR tiles alone.
 
     Raises:
-        NoTissueError: no tile has enough tissue.
+        NoTissueError: no tile has enough tissue, or none lies in the region.
         InputError: the slide is damaged, or coarser than the model's mpp.
     """
     seconds = Seconds()
     clock = time.perf_counter()
-    tiles, level, _ = tile_slide(slide, model.tiles)
+    tiles, level, _ = tile_slide(slide, model.tiles, region)
     seconds.add("tissue", time.perf_counter() - clock)
     corners = torch.from_numpy(tiles[["x", "y"]].to_numpy(np.int64, copy=True))
     bags = [

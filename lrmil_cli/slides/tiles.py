@@ -10,6 +10,7 @@ import numpy as np
 from lrmil_cli.errors import InputError, NoTissueError
 from lrmil_cli.slides.grid import Grid, choose_level, make_grid, tile_boxes
 from lrmil_cli.slides.reader import overview
+from lrmil_cli.slides.region import Region, inside_shares
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tissue import TissueSettings, tissue_fractions, tissue_mask
 
@@ -94,14 +95,14 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
     return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
 
 
-def tile_slide(slide: Slide, settings: TileSettings):
-    """Tile one slide.
+def tile_slide(slide: Slide, settings: TileSettings, region: Region | None = None):
+    """Tile one slide, or the part of it that lies in ``region``.
 
     Returns:
         rows (DataFrame with the columns of the tile table), level read from, the :class:`TissueMap`.
 
     Raises:
-        NoTissueError: no tile has enough tissue.
+        NoTissueError: no tile has enough tissue, or none of those lies inside the region.
         InputError: the slide is damaged, or coarser than ``settings.mpp``.
     """
     import pandas as pd
@@ -114,4 +115,20 @@ def tile_slide(slide: Slide, settings: TileSettings):
         found = f"{tissue.mask.mean():.1%} of the slide is tissue"
         raise NoTissueError(f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
                             "look at `lrmil tile --thumbnail`, or lower --min-tissue")
-    return rows, level, tissue
+    return rows if region is None else _inside(rows, slide, region), level, tissue
+
+
+def _inside(rows, slide: Slide, region: Region):
+    """The tiles that lie inside a region; at the slide's edge the part of a tile that is on the slide counts.
+
+    Raises:
+        NoTissueError: none does.
+    """
+    x, y = rows["x"].to_numpy(), rows["y"].to_numpy()
+    width, height = np.minimum(rows["width"], slide.width - x), np.minimum(rows["height"], slide.height - y)
+    share = inside_shares(region.area, x, y, width, height)
+    keep = (share >= region.min_inside) & (share > 0)
+    if not keep.any():
+        raise NoTissueError(f"{slide.path}: none of {len(rows)} tiles with tissue lies at least {region.min_inside:.0%} inside the regions of "
+                            f"{region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger regions over tissue")
+    return rows[keep].reset_index(drop=True)
