@@ -14,6 +14,7 @@ from lrmil_cli.commands.report import Report
 def info(
     path: Annotated[Optional[str], typer.Argument(metavar="FILE|DIR", help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction, or any GeoJSON.", show_default=False)] = None,
     encoders: Annotated[bool, typer.Option("--encoders", help="List the encoders that --encoder knows by a short name.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="List the MIL heads and their options for --head-option.")] = False,
     qupath_scripts: Annotated[Optional[str], typer.Option("--qupath-scripts", metavar="DIR", help="Copy the scripts for QuPath there.", show_default=False)] = None,
     slide_mpp: options.SlideMpp = None,
     json: options.Json = False,
@@ -23,11 +24,11 @@ def info(
 
     Of GeoJSON from anywhere it says what QuPath will make of it, and ends with exit code 3 where that is nothing.
     """
-    from lrmil_cli.commands.info_text import render, render_encoders
+    from lrmil_cli.commands.info_text import render, render_encoders, render_heads
     from lrmil_cli.errors import InputError, UsageError
 
-    if encoders + (path is not None) + (qupath_scripts is not None) != 1:
-        raise UsageError("give one of: a slide or file to describe, --encoders, --qupath-scripts DIR; see `lrmil info --help`")
+    if encoders + heads + (path is not None) + (qupath_scripts is not None) != 1:
+        raise UsageError("give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; see `lrmil info --help`")
     report = Report(json)
     if qupath_scripts is not None:
         from lrmil_cli.qupath.scripts import copy_scripts
@@ -44,6 +45,15 @@ def info(
             report.result(row)
         if not json:
             print(render_encoders(rows))
+        return
+    if heads:
+        from lrmil_cli.heads import head_table
+
+        rows = head_table()
+        for row in rows:
+            report.result(row)
+        if not json:
+            print(render_heads(rows))
         return
     about = describe(path, slide_mpp)
     report.result(about)

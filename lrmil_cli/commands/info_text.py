@@ -54,6 +54,20 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
                       "page at huggingface.co and run `hf auth login`, or give a file as NAME@FILE."])
 
 
+def render_heads(rows: list[dict[str, Any]]) -> str:
+    """Heads with their options and defaults, for a terminal of 80 columns."""
+    import json
+    from textwrap import fill
+
+    lines = []
+    for r in rows:
+        lines.append(fill(f"{r['name']}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
+        lines.append(fill(", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in r["options"].items()), 80,
+                          initial_indent="  ", subsequent_indent="  ", break_long_words=False))
+    return "\n".join([*lines, "", "Set with --head-option KEY=VALUE; these are the defaults. Derived attention is",
+                      "not what the head pools with, but computed from it."])
+
+
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         text = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None and (not isinstance(v, (dict, list)) or k in ("bounds",)))

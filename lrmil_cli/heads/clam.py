@@ -74,7 +74,9 @@ class _CLAM(MILHead):
 
 @register("clam_sb")
 class CLAMSB(_CLAM):
-    """Single branch: one attention row, ``logits = W sum(alpha h) + b``. Options: see ``_CLAM``."""
+    """Attention pooling, and clustering of the most and the least attended instances.
+
+    Single branch: one attention row, ``logits = W sum(alpha h) + b``. Options: see ``_CLAM``."""
 
     attention_kind = "native"
 
@@ -98,7 +100,9 @@ class CLAMSB(_CLAM):
 
 @register("clam_mb")
 class CLAMMB(_CLAM):
-    """Multi branch: an attention row a class, ``logits_c = w_c . sum(alpha_c h) + b_c``. Options: see ``_CLAM``."""
+    """As clam_sb, with an attention row a class.
+
+    Multi branch: ``logits_c = w_c . sum(alpha_c h) + b_c``. Options: see ``_CLAM``."""
 
     attention_kind = "native"
 
