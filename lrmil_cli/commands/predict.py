@@ -106,9 +106,11 @@ def predict(
                 files["overlay"] = {"path": path, "written": overlays.write_picture(path, slide, header, rows, chosen.colormap, outlines, overwrite)}
             if output == "-":
                 write_table("-", header, rows)
+        made = [f["path"] for f in files.values() if f["written"]]
+        if there and made:
+            message += f"; made {', '.join(made)}"
         extra = {"prediction": record, "files": {kind: f["path"] for kind, f in files.items()}}
-        status = "skipped" if there and not any(f["written"] for f in files.values()) else "ok"
-        return Outcome(str(output), status, message, extra)
+        return Outcome(str(output), "skipped" if there and not made else "ok", message, extra)
 
     run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
 
