@@ -27,9 +27,15 @@ def info(
     from lrmil_cli.commands.info_text import render, render_encoders, render_heads
     from lrmil_cli.errors import InputError, UsageError
 
+<<<<<<< HEAD
     if encoders + heads + (path is not None) + (qupath_scripts is not None) != 1:
         raise UsageError("give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; see `lrmil info --help`")
     report = Report(json)
+=======
+    report = Report(json)
+    if encoders + (path is not None) + (qupath_scripts is not None) != 1:
+        raise UsageError("give one of: a slide or file to describe, --encoders, --qupath-scripts DIR; see `lrmil info --help`")
+>>>>>>> wip-qupath
     if qupath_scripts is not None:
         from lrmil_cli.qupath.scripts import copy_scripts
 
@@ -40,8 +46,7 @@ def info(
     if encoders:
         from lrmil_cli.encoders.aliases import alias_table
 
-        rows = alias_table()
-        for row in rows:
+        for row in (rows := alias_table()):
             report.result(row)
         if not json:
             print(render_encoders(rows))
@@ -73,10 +78,9 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     from lrmil_cli.files.tables import table_suffix
     from lrmil_cli.slides.slide import SLIDE_SUFFIXES
 
-    p = Path(path)
+    p, name = Path(path), Path(path).name.lower()
     if not p.exists():
         raise InputError(f"{path}: no such file")
-    name = p.name.lower()
     if p.is_dir():
         from lrmil_cli.training.teacher import read_teacher_header
 
@@ -109,9 +113,8 @@ def _json(path: str) -> dict[str, Any]:
     from lrmil_cli.qupath.rules import describe_geojson
 
     documents = [document for _, document in read_documents(path)]
-    if isinstance(documents[0], dict) and isinstance(documents[0].get("kind"), str):
-        return documents[0]
-    return describe_geojson(documents, path)
+    ours = isinstance(documents[0], dict) and isinstance(documents[0].get("kind"), str)
+    return documents[0] if ours else describe_geojson(documents, path)
 
 
 def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:

@@ -8,20 +8,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import options, overlays, regions
 from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, run_batch
-from lrmil_cli.commands.overlays import (
-    Colormap,
-    StyleName,
-    Threshold,
-    Top,
-    is_folder,
-    make_style,
-    place,
-    write_geojson,
-    write_picture,
-)
-from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -32,15 +20,15 @@ def predict(
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR|-", help="Folder for <slide>.prediction.json and <slide>.attention.csv, or - for the attention table of one slide on stdout.", show_default=False)],
     overlay: Annotated[Optional[str], typer.Option("--overlay", metavar="FILE.png|DIR", help="Also write a picture: the slide beside its attention.", show_default=False)] = None,
     geojson: Annotated[Optional[str], typer.Option("--geojson", metavar="FILE.geojson[.gz]|DIR|-", help="Also write the attention for QuPath.", show_default=False)] = None,
-    style: StyleName = "tiles",
-    top: Top = None,
-    threshold: Threshold = None,
-    colormap: Colormap = None,
-    roi: Roi = None,
-    roi_class: RoiClass = None,
-    min_inside: MinInside = None,
-    origin: Origin = "auto",
-    image_size: ImageSize = None,
+    style: overlays.StyleName = "tiles",
+    top: overlays.Top = None,
+    threshold: overlays.Threshold = None,
+    colormap: overlays.Colormap = None,
+    roi: regions.Roi = None,
+    roi_class: regions.RoiClass = None,
+    min_inside: regions.MinInside = None,
+    origin: regions.Origin = "auto",
+    image_size: regions.ImageSize = None,
     slide_mpp: options.SlideMpp = None,
     allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants.")] = False,
     batch_size: options.BatchSize = 16,
@@ -67,10 +55,10 @@ def predict(
     report = Report(json)
     inputs = expand_slides(slides)
     many = len(inputs) > 1
-    chosen = make_style(style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None)
+    chosen = overlays.make_style(style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None)
     _check_outputs(output, overlay, geojson, many, json)
     size = parse_image_size(image_size)
-    read_region = region_reader(roi, roi_class, min_inside, origin, image_size, many, report)
+    read_region = regions.region_reader(roi, roi_class, min_inside, origin, image_size, many, report)
     if (origin != "auto" or size) and geojson is None and roi is None:
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     where = pick_device(device)
@@ -110,17 +98,19 @@ def predict(
                     write_table(table, header, rows)  # last: it marks the slide as done
             files: dict[str, dict[str, Any]] = {}
             if geojson is not None:
-                path = place(geojson, f"{item.slide_id}.{'regions' if style == 'regions' else 'heatmap'}.geojson.gz")
-                files = write_geojson(report, header, rows, path, chosen, origin, size, overwrite)
+                path = overlays.place(geojson, f"{item.slide_id}.{'regions' if style == 'regions' else 'heatmap'}.geojson.gz")
+                files = overlays.write_geojson(report, header, rows, path, chosen, origin, size, overwrite)
             if overlay is not None:
-                path = place(overlay, f"{item.slide_id}.overlay.png")
+                path = overlays.place(overlay, f"{item.slide_id}.overlay.png")
                 outlines = rings(region.area) if region else ()
-                files["overlay"] = {"path": path, "written": write_picture(path, slide, header, rows, chosen.colormap, outlines, overwrite)}
+                files["overlay"] = {"path": path, "written": overlays.write_picture(path, slide, header, rows, chosen.colormap, outlines, overwrite)}
             if output == "-":
                 write_table("-", header, rows)
+        made = [f["path"] for f in files.values() if f["written"]]
+        if there and made:
+            message += f"; made {', '.join(made)}"
         extra = {"prediction": record, "files": {kind: f["path"] for kind, f in files.items()}}
-        status = "skipped" if there and not any(f["written"] for f in files.values()) else "ok"
-        return Outcome(str(output), status, message, extra)
+        return Outcome(str(output), "skipped" if there and not made else "ok", message, extra)
 
     run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
 
@@ -139,7 +129,7 @@ def _check_outputs(output: str, overlay: str | None, geojson: str | None, many: 
     if output != "-" and Path(output).exists() and not Path(output).is_dir():
         raise UsageError(f"-o {output} is a file; give a folder, or - for the attention table on stdout")
     for option, value in (("--geojson", geojson), ("--overlay", overlay)):
-        if value is None or is_folder(value):
+        if value is None or overlays.is_folder(value):
             continue
         if many:
             raise UsageError(f"{option} {value} is one file, but there are several slides; give a folder")

@@ -49,9 +49,10 @@ def region_reader(
 
         about = slide.describe()
         share = MIN_INSIDE if min_inside is None else min_inside
-        region, warnings = read_roi(find_roi(roi, slide.slide_id), about, qupath_frame(about, origin, size), classes or None, share)
+        path = find_roi(roi, slide.slide_id)
+        region, warnings = read_roi(path, about, qupath_frame(about, origin, size), classes or None, share)
         for text in warnings:
-            report.warn(text if roi in text else f"{roi}: {text}")
+            report.warn(f"{path}: {text}")
         return region
 
     return read

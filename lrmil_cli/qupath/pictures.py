@@ -119,7 +119,14 @@ def slide_picture(
 
     if slide.fingerprint != header["slide"]["fingerprint"]:
         raise InputError(f"{slide.path} is not the slide of the attention table (or it has changed); run `lrmil predict` again")
-    image, scale_x, scale_y = overview(slide, max(slide.mpp, slide.mpp * max(slide.width, slide.height) / MAP_SIDE))
+    # Around the scanned part of a slide with bounds there may be several times as much of nothing.
+    left, top, width, height = slide.bounds or (0, 0, slide.width, slide.height)
+    image, scale_x, scale_y = overview(slide, max(slide.mpp, slide.mpp * max(width, height) / MAP_SIDE))
+    col, row = int(left / scale_x), int(top / scale_y)
+    image = image[row : int(np.ceil((top + height) / scale_y)), col : int(np.ceil((left + width) / scale_x))]
+    corner = np.array([col * scale_x, row * scale_y])
+    rows = rows.assign(x=rows["x"] - corner[0], y=rows["y"] - corner[1])
+    outlines = [ring - corner for ring in outlines]
     prediction = header.get("prediction") or {}
     others = ", ".join(f"{c} {p:.2f}" for c, p in prediction.get("probabilities", {}).items() if c != prediction.get("predicted"))
     attention_picture(path, image, scale_x, scale_y, rows, header["slide"], header["slide"]["id"], outlines, colormap=colormap,

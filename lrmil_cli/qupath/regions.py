@@ -104,11 +104,10 @@ def region_features(
     centres = shapely.points((box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2)
     tile_area = float(np.median((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])))
     found = []
-    for band in bands:
+    for band, colour in zip(bands, band_colours(len(bands), colormap)):
         own = np.flatnonzero(band.mask(scaled, percentile))
         parts = merge_tiles(box[own], tile_area)
         tree = shapely.STRtree(centres[own])
-        colour = band_colour(band, colormap)
         for part in parts:
             inside = own[tree.query(part, predicate="contains")]
             rings = [[[int(x) - frame.x, int(y) - frame.y] for x, y in ring.coords] for ring in (part.exterior, *part.interiors)]
@@ -136,8 +135,9 @@ def check_colormap(name: str) -> None:
         raise UsageError(f"--colormap {name}: choose one that the colour-blind can read: {', '.join(COLORMAPS)}")
 
 
-def band_colour(band: Band, colormap: str) -> list[int]:
-    """Three numbers 0..255: where the middle of the band lies in a colour map, its palest and darkest ends left out."""
+def band_colours(count: int, colormap: str) -> list[list[int]]:
+    """Colours of bands from the lowest to the highest, each three numbers 0..255, spread over a colour map without its ends."""
     from matplotlib import colormaps
 
-    return [round(255 * c) for c in colormaps[colormap](0.1 + 0.8 * (band.low + band.high) / 2)[:3]]
+    places = np.linspace(0.85, 0.2, count)[::-1]  # a single band gets the high end
+    return [[round(255 * c) for c in colormaps[colormap](float(p))[:3]] for p in places]

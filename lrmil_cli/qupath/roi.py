@@ -68,11 +68,11 @@ def read_roi(
                 if classes is None or label in classes:
                     shapes.append(shape)
     if skipped:
-        warnings.insert(0, f"{where}: skipped {', '.join(f'{n} of type {t}' for t, n in sorted(skipped.items()))}; only annotations are regions")
+        warnings.insert(0, f"skipped {', '.join(f'{n} of type {t}' for t, n in sorted(skipped.items()))}; only annotations are regions")
     if not shapes:
         if names:
             raise InputError(f"{where}: no annotation of class {' or '.join(classes or [])}; there are {', '.join(f'{n} {c}' for c, n in sorted(names.items()))}")
-        reason = warnings[0].removeprefix(f"{where}: ") if warnings else "it holds no objects"
+        reason = warnings[0] if warnings else "it holds no objects"
         raise InputError(f"{where}: no polygon to use ({reason}); draw areas in QuPath and export them again")
     drawn = translate(shapely.union_all(shapes), frame.x, frame.y)
     area = polygonal(drawn.intersection(shapely.box(0, 0, slide["width"], slide["height"])))

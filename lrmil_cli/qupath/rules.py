@@ -74,9 +74,9 @@ def features_of(document: Any) -> list[Any] | None:
 
 def object_type(feature: dict[str, Any]) -> str:
     """The type QuPath gives a feature, or the text it does not know; ``annotation`` where nothing says."""
-    properties = feature.get("properties") or {}
+    properties = feature.get("properties")
     for key in ("objectType", "object_type", "type"):
-        if key in properties:
+        if isinstance(properties, dict) and key in properties:
             return str(properties[key]).replace("tma_core", "tmaCore")
     return LEGACY_IDS.get(str(feature.get("id")), "annotation")
 

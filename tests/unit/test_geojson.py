@@ -18,7 +18,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.qupath.files import check_name, read_provenance, write_chunks
 from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
 from lrmil_cli.qupath.geojson import NAMESPACE, RAW, SCALED, Style, check_style, make_document, output_paths
-from lrmil_cli.qupath.regions import COLORMAPS, band_colour, choose_band
+from lrmil_cli.qupath.regions import COLORMAPS, band_colours, choose_band
 from lrmil_cli.slides.grid import make_grid, tile_boxes
 
 
@@ -237,6 +237,7 @@ def test_bands_are_valid_apart_and_cover_their_tiles_exactly(values, cols, slide
     doc = json.loads(text(header, rows, "regions", style=Style("regions")) if (rows["percentile"] > 50).any() else '{"features": []}')
     shapes = [shape(f["geometry"]) for f in doc["features"]]
     assert all(s.is_valid and s.geom_type == "Polygon" for s in shapes)
+    assert all(geojson_library.loads(json.dumps(f)).is_valid for f in doc["features"])
     assert len({f["id"] for f in doc["features"]}) == len(shapes)
     by_class = {}
     for f, s in zip(doc["features"], shapes):
@@ -264,7 +265,8 @@ def test_regions_are_cropped_with_the_slide():
 
 def test_colours_and_classes():
     for name in COLORMAPS:
-        colours = [band_colour(choose_band(None, t), name) for t in (0.1, 0.5, 0.9)]
+        colours = band_colours(3, name)
+        assert band_colours(1, name) == [colours[2]]
         assert all(isinstance(v, int) and 0 <= v <= 255 for c in colours for v in c)
         lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colours]
         assert lightness == sorted(lightness) and lightness[2] - lightness[0] > 30  # told apart without any hue

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from shapely.geometry import box
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.qupath.frame import qupath_frame
+from lrmil_cli.qupath.roi import read_roi
 from lrmil_cli.qupath.rules import inspect, overlapping, require_good, say
 from tests.unit.test_geojson import Style, table, text
 
@@ -108,6 +110,38 @@ def test_what_qupath_shows_otherwise_is_silent_but_told(name):
     assert v.opens and any(says in s for s in say(v.silent)), v
     with pytest.raises(InputError):
         require_good(document, None, "x")
+
+
+ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers(-5, 300) | st.floats() | st.sampled_from(["", "tile", "Polygon", "objectType", UUID]),
+                        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["type", "name", "color", "objectType", "z"]), inner, max_size=3), max_leaves=8)
+
+
+def places(value, path=()):
+    """The paths of all nodes of a JSON document."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*path, key))
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.data())
+def test_a_document_with_anything_anywhere_is_judged_and_never_crashes(tmp_path_factory, data):
+    document = {"top": json.loads(json.dumps(data.draw(st.sampled_from(list(GOOD.values())))))}
+    *way, last = data.draw(st.sampled_from([p for p in places(document) if p]))
+    node = document
+    for key in way:
+        node = node[key]
+    node[last] = data.draw(ANY_JSON)
+    v = inspect(document["top"], (1000, 1000))
+    assert isinstance(v.opens, bool) and all(say(found) or not found for found in (v.fatal, v.silent, v.notes))
+    path = tmp_path_factory.getbasetemp() / "anything.geojson"
+    path.write_text(json.dumps(document["top"]))
+    slide = {"id": "s", "width": 1000, "height": 1000}
+    try:
+        region, _ = read_roi(path, slide, qupath_frame(slide))
+        assert 0 < region.area.area <= 1e6
+    except InputError as e:
+        assert "\n" not in str(e)
 
 
 def test_findings_are_counted_and_name_the_first_feature():
