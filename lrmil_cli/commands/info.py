@@ -27,15 +27,9 @@ def info(
     from lrmil_cli.commands.info_text import render, render_encoders, render_heads
     from lrmil_cli.errors import InputError, UsageError
 
-<<<<<<< HEAD
+    report = Report(json)
     if encoders + heads + (path is not None) + (qupath_scripts is not None) != 1:
         raise UsageError("give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; see `lrmil info --help`")
-    report = Report(json)
-=======
-    report = Report(json)
-    if encoders + (path is not None) + (qupath_scripts is not None) != 1:
-        raise UsageError("give one of: a slide or file to describe, --encoders, --qupath-scripts DIR; see `lrmil info --help`")
->>>>>>> wip-qupath
     if qupath_scripts is not None:
         from lrmil_cli.qupath.scripts import copy_scripts
 
@@ -54,8 +48,7 @@ def info(
     if heads:
         from lrmil_cli.heads import head_table
 
-        rows = head_table()
-        for row in rows:
+        for row in (rows := head_table()):
             report.result(row)
         if not json:
             print(render_heads(rows))
