@@ -85,6 +85,24 @@ def synchronize(device: Any) -> None:
         torch.mps.synchronize()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory did not suffice; each device words it in its own way."""
+    import torch
+
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(t in str(error).lower() for t in texts)
+
+
+def free_memory(device: Any) -> None:
+    """Give back what torch keeps for later, after it ran out of memory."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch (all devices), numpy and random."""
     import random

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lrmil_cli.ahead import in_turn
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import write_text
@@ -107,25 +110,32 @@ def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
     return path
 
 
+#: What a ``work`` of :func:`run_batch` that has a part to be done ahead of its turn is annotated with.
+Turn = Generator[None, None, Outcome]
+
+
 def run_batch(
-    command: str, items: list[Any], work: Callable[[Any], Outcome], report: Report, *, fail_fast: bool = False,
-    failures_in: Path | None = None,
+    command: str, items: list[Any], work: Callable[[Any], Outcome | Turn], report: Report, *, fail_fast: bool = False,
+    failures_in: Path | None = None, ahead: bool = False,
 ) -> None:
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
     Args:
         items: things with ``path`` and ``slide_id``.
+        work: a function, or a generator function whose part before its ``yield`` may be done while the item before it is
+            finished, if ``ahead`` (:func:`lrmil_cli.ahead.in_turn`).
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
 
     Raises:
         LrmilError: of the only item; PartialError if some of several failed; InputError if all did.
     """
     failures: list[tuple[Any, str, LrmilError]] = []
-    for item in items:
+    turns = in_turn(work, items, ahead) if inspect.isgeneratorfunction(work) else (partial(work, item) for item in items)
+    for item, finish in zip(items, turns):
         started = time.perf_counter()
         record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
         try:
-            outcome = work(item)
+            outcome = finish()
         except LrmilError as e:
             status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
             failures.append((item, status, e))

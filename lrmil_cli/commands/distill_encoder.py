@@ -41,6 +41,7 @@ def distill_encoder(
     init: Annotated[str, typer.Option("--init", help="teacher: start from the HR weights; random: for tests.")] = "teacher",
     allow_fractional_regions: Annotated[bool, typer.Option("--allow-fractional-regions", help="Share border tokens where the grid does not divide.")] = False,
     augment: Annotated[bool, typer.Option("--augment", help="Turn and flip LR tiles and their HR targets together: eight views, for small cohorts.")] = False,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -96,6 +97,6 @@ def distill_encoder(
     if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
         raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}")
     result = stage1.run(cohort, model, encoder, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
-                        device=where, overwrite=overwrite, say=report.say)
+                        device=where, overwrite=overwrite, say=report.say, workers=workers)
     report.say(f"{target}: {result.text}")
     report.result({"command": "distill-encoder", "status": "skipped" if result.there else "ok", "output": str(target), **result.numbers})

@@ -55,7 +55,8 @@ def distill_student(
     embedding: options.Embedding = None,
     input_size: options.InputSize = None,
     random_init: options.RandomInit = False,
-    batch_size: options.BatchSize = 16,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -99,7 +100,8 @@ def distill_student(
         lr_features=Path(lr_features) if lr_features else target.with_suffix(".features"),
         baseline=None if no_baseline else baseline_encoder or "auto", head=spec, preset=preset, distill=distill,
         training=settings, folds=folds,
-        output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn)
+        output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn,
+        workers=workers)
     report.say(f"{target}: {result.text}\n{fill(headline(result.receipt), 80)}\nreceipt: {target.with_suffix('.receipt.html')}")
     report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": str(target),
                    "preset": preset, "metrics": result.metrics, "receipt": result.receipt})

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, run_batch
+from lrmil_cli.commands.batch import Outcome, Turn, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
@@ -29,7 +29,8 @@ def embed(
     embedding: options.Embedding = None,
     input_size: options.InputSize = None,
     random_init: options.RandomInit = False,
-    batch_size: options.BatchSize = 16,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -40,7 +41,8 @@ def embed(
     HDF5 in the layout of TRIDENT and CLAM; the training commands read it, and make it where it is missing.
     """
     from lrmil_cli.device import device_label, pick_device
-    from lrmil_cli.encoders.embed import embed_table
+    from lrmil_cli.encoders.embed import embed_table, features_settings
+    from lrmil_cli.encoders.pipeline import BatchSize
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.files.tables import read_table_header
     from lrmil_cli.training.bags import list_tables
@@ -63,12 +65,13 @@ def embed(
     tile_px = read_table_header(items[0].path, "tiles")["settings"]["tile_px"]
     model = load_encoder(encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init, warn=report.warn).to(where)
     report.encoder(model.info)
+    batch, settings = BatchSize(batch_size, where, report.warn), features_settings(model)
 
-    def one(item: TableInput) -> Outcome:
+    def one(item: TableInput) -> Turn:
         target = Path(output) if single_file else Path(output) / f"{item.slide_id}.h5"
-        with report.progress(item.slide_id, None) as step:
-            features, there, seconds = embed_table(model, item.path, target, device=where, batch_size=batch_size,
-                                                   overwrite=overwrite, progress=step)
+        features, there, seconds = yield from embed_table(
+            model, item.path, target, settings=settings, device=where, batch=batch, workers=workers, overwrite=overwrite,
+            progress=lambda: report.progress(item.slide_id, None))
         if there:
             return Outcome(str(target), "skipped", f"up to date ({target})")
         n, d = features.features.shape
@@ -77,4 +80,4 @@ def embed(
         return Outcome(str(target), message=f"{n} tiles x {d} features ({spent}; {device_label(where)}) -> {target}",
                        extra={"tiles": n, "width": d, "phases": phases})
 
-    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
+    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=where.type != "cpu")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options, overlays, regions
-from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, run_batch
+from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -31,7 +31,8 @@ def predict(
     image_size: regions.ImageSize = None,
     slide_mpp: options.SlideMpp = None,
     allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants.")] = False,
-    batch_size: options.BatchSize = 16,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -46,8 +47,9 @@ def predict(
     from lrmil_cli.device import device_label, pick_device
     from lrmil_cli.distill.model import load_model, predict_slide
     from lrmil_cli.distill.prediction import attention_table, prediction_record
+    from lrmil_cli.encoders.pipeline import BatchSize
     from lrmil_cli.files.header import digest, last_digest, step, up_to_date
-    from lrmil_cli.files.tables import read_table, read_table_header, write_table
+    from lrmil_cli.files.tables import as_frame, read_table, read_table_header, write_table
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
     from lrmil_cli.qupath.pictures import rings
     from lrmil_cli.slides.slide import open_slide
@@ -67,13 +69,14 @@ def predict(
     if allow_upsample:
         loaded.tiles = replace(loaded.tiles, allow_upsample=True)
     report.detail(f"model with {len(loaded.heads)} fold heads, {', '.join(loaded.classes)}; loaded in {time.perf_counter() - started:.1f} s")
+    batch = BatchSize(batch_size, where, report.warn)
     settings = {"model": last_digest(loaded.header), "tiles": loaded.tiles.as_json()}
 
-    def one(item: SlideInput) -> Outcome:
+    def one(item: SlideInput) -> Turn:
         began = time.perf_counter()
         table = "-" if output == "-" else Path(output) / f"{item.slide_id}.attention.csv"
         record_path = None if output == "-" else Path(output) / f"{item.slide_id}.prediction.json"
-        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp) as slide:
+        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers) as slide:
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
@@ -85,18 +88,20 @@ def predict(
                 message = f"{record['predicted']}, up to date ({table})"
             else:
                 opened = time.perf_counter() - began
-                with report.progress(item.slide_id, None) as bar:
-                    p = predict_slide(loaded, slide, device=where, batch_size=batch_size, progress=bar, region=region)
+                p = yield from predict_slide(loaded, slide, device=where, batch=batch, region=region,
+                                             progress=lambda: report.progress(item.slide_id, None))
                 p.seconds = {"open": round(opened, 3), **p.seconds}
                 record = prediction_record(loaded, p, slide, device_label(where), model, [step("predict", settings, made_of)], region)
                 header, rows = attention_table(loaded, p, record)
                 spent = ", ".join(f"{k} {v:.2f}" for k, v in p.seconds.items())
-                message = (f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {len(rows)} tiles; "
+                message = (f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {len(p.attention)} tiles; "
                            f"seconds: {spent}; {device_label(where)}")
                 if record_path is not None:
                     _write_json(record_path, record)
                     write_table(table, header, rows)  # last: it marks the slide as done
             files: dict[str, dict[str, Any]] = {}
+            if geojson is not None or overlay is not None:
+                rows = as_frame(rows)
             if geojson is not None:
                 path = overlays.place(geojson, f"{item.slide_id}.{'regions' if style == 'regions' else 'heatmap'}.geojson.gz")
                 files = overlays.write_geojson(report, header, rows, path, chosen, origin, size, overwrite)
@@ -112,7 +117,7 @@ def predict(
         extra = {"prediction": record, "files": {kind: f["path"] for kind, f in files.items()}}
         return Outcome(str(output), "skipped" if there and not made else "ok", message, extra)
 
-    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
+    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=where.type != "cpu")
 
 
 def _check_outputs(output: str, overlay: str | None, geojson: str | None, many: bool, json: bool) -> None:

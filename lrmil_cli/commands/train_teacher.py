@@ -33,7 +33,8 @@ def train_teacher(
     embedding: options.Embedding = None,
     input_size: options.InputSize = None,
     random_init: options.RandomInit = False,
-    batch_size: options.BatchSize = 16,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -71,7 +72,7 @@ def train_teacher(
         model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding,
                              random_init=random_init, warn=report.warn)
         report.encoder(model.info)
-        bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, overwrite=overwrite, say=report.say)
+        bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, workers=workers, overwrite=overwrite, say=report.say)
     header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)
     m = header["metrics"]
     scores = f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrmil_cli.ahead import Prefetch
 from lrmil_cli.device import autocast, grad_scaler, seed_everything, to_device
 from lrmil_cli.distill.losses import final_loss, masked_region_mean, patch_errors
 from lrmil_cli.distill.regions import pooling_matrix, region_means
 from lrmil_cli.distill.targets import PairedSlide, load_targets, tile_level
-from lrmil_cli.encoders.embed import open_tiled_slide, prefetch
+from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, LrmilError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.slides.reader import read_tile
-from lrmil_cli.slides.slide import Slide
+from lrmil_cli.slides.slide import Slide, default_workers
 
 #: Slides kept open at a time while LR tiles are read in random order.
 OPEN_SLIDES = 64
@@ -73,26 +75,39 @@ class Stage1Result:
 
 
 class TileReader:
-    """Reads LR tiles of many slides in any order, with a bounded number of slides open."""
+    """Reads LR tiles of many slides in any order, with threads and a bounded number of slides open."""
 
-    def __init__(self, slides: list[PairedSlide]):
+    def __init__(self, slides: list[PairedSlide], workers: int | None = None):
         self._slides = slides
         self._open: dict[int, tuple[Slide, int]] = {}
+        self._pool = ThreadPoolExecutor(workers or default_workers())
 
-    def read(self, slide: int, region: int) -> np.ndarray:
-        """uint8 [P, P, 3] of one region."""
-        if slide not in self._open:
-            if len(self._open) >= OPEN_SLIDES:
-                oldest = next(iter(self._open))
-                self._open.pop(oldest)[0].close()
-            header = self._slides[slide].header["lr"]
-            handle = open_tiled_slide(header)
-            self._open[slide] = (handle, tile_level(handle, header))
-        handle, level = self._open[slide]
-        x, y, w, h = map(int, self._slides[slide].lr_boxes[region])
-        return read_tile(handle, level, x, y, w, h, self._slides[slide].header["lr"]["settings"]["tile_px"])
+    def _slide(self, number: int) -> tuple[Slide, int]:
+        """A slide, open, and its level; those used last stay open."""
+        if number in self._open:
+            self._open[number] = self._open.pop(number)
+        else:
+            header = self._slides[number].header["lr"]
+            handle = open_tiled_slide(header, workers=1)
+            self._open[number] = handle, tile_level(handle, header)
+            if len(self._open) > OPEN_SLIDES:
+                self._open.pop(next(iter(self._open)))[0].close()
+        return self._open[number]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 [B, P, P, 3] of regions ``rows`` [B, 2]: slide, region."""
+        def one(row: np.ndarray, slide: Slide, level: int) -> np.ndarray:
+            own = self._slides[row[0]]
+            return read_tile(slide, level, *map(int, own.lr_boxes[row[1]]), own.header["lr"]["settings"]["tile_px"])
+
+        tiles: list[np.ndarray] = []
+        for start in range(0, len(rows), OPEN_SLIDES):
+            some = rows[start : start + OPEN_SLIDES]
+            tiles += self._pool.map(one, some, *zip(*(self._slide(int(s)) for s, _ in some)))
+        return np.stack(tiles)
 
     def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
         for handle, _ in self._open.values():
             handle.close()
         self._open.clear()
@@ -108,7 +123,7 @@ def distill(
     key: str,
     device: torch.device,
     attention: dict[str, np.ndarray] | None = None,
-    target_batch: int = 32,
+    workers: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Stage1Result:
     """Train the LR encoder.
@@ -118,6 +133,7 @@ def distill(
         train, val: paired slides; an empty ``val`` holds out a tenth of the regions of ``train``.
         cache: folder of HR targets and of the checkpoint; key: digest of the run, a checkpoint of another run is not used.
         attention: slide id -> [N] teacher attention of each target row, for ``final_loss="attention"``.
+        workers: threads that read tiles; a core each if None.
 
     Raises:
         InputError: a slide cannot be read, or there are no pairs.
@@ -128,7 +144,7 @@ def distill(
     final = settings.final_loss != "none"
 
     def regions(slides: list[PairedSlide]) -> Regions:
-        targets = load_targets(teacher, slides, settings.layers, final, cache, device, target_batch, say)
+        targets = load_targets(teacher, slides, settings.layers, final, cache, device, say, workers=workers)
         index = [(s, r) for s, p in enumerate(slides) for r in _capped(len(p.children), settings, p.slide_id)]
         weights = [attention[p.slide_id] for p in slides] if attention is not None else None
         return Regions(slides, targets, weights, np.array(index, np.int64).reshape(-1, 2))
@@ -148,15 +164,15 @@ def distill(
     if checkpoint.exists() and _resume(checkpoint, key, student, optimizer, scaler, state, device):
         say(f"resumed after epoch {state.epoch}")
     else:
-        state.curves.append({"epoch": 0, **_validate(student, val_set, settings, pooling, device)})
+        state.curves.append({"epoch": 0, **_validate(student, val_set, settings, pooling, device, workers)})
         state.best = state.curves[0]["val_loss"]  # the copy it starts from is the first candidate
         say(_line(state.curves[0], settings))
-    reader = TileReader(train)
+    reader = TileReader(train, workers)
     try:
         while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
             state.epoch += 1
             mean = _train_epoch(student, train_set, reader, settings, pooling, device, optimizer, scaler, state)
-            row = {"epoch": state.epoch, "train_loss": mean, **_validate(student, val_set, settings, pooling, device)}
+            row = {"epoch": state.epoch, "train_loss": mean, **_validate(student, val_set, settings, pooling, device, workers)}
             state.curves.append(row)
             if row["val_loss"] < state.best:
                 state.best, state.best_epoch = row["val_loss"], state.epoch
@@ -239,7 +255,7 @@ def _batches(data: Regions, order: np.ndarray, size: int, reader: TileReader, se
     """Batches of regions ``order`` as numpy: tiles, targets, mask, final targets, attention."""
     for start in range(0, len(order), size):
         rows = data.index[order[start : start + size]]
-        tiles = np.stack([reader.read(int(s), int(r)) for s, r in rows])
+        tiles = reader.read(rows)
         children = np.stack([data.slides[s].children[r] for s, r in rows])
         mask = children >= 0
         # Missing children point at row 0 and are masked; any finite value will do there.
@@ -281,7 +297,7 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
         order = np.resize(order, settings.steps_per_epoch * settings.batch_size)
     student.train()
     total, seen = 0.0, 0
-    for batch in prefetch(_batches(data, order, settings.batch_size, reader, settings), 0 if device.type == "cpu" else 4):
+    for batch in Prefetch(_batches(data, order, settings.batch_size, reader, settings), 0 if device.type == "cpu" else 4):
         tiles, targets, mask, final_targets, attention = _on(device, batch)
         if settings.augment:
             view = int(rng.integers(8))
@@ -305,12 +321,12 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
 
 
 @torch.inference_mode()
-def _validate(student: Encoder, data: Regions, settings: Stage1Settings, pooling: Tensor, device: torch.device) -> dict[str, float]:
+def _validate(student: Encoder, data: Regions, settings: Stage1Settings, pooling: Tensor, device: torch.device, workers: int | None) -> dict[str, float]:
     student.eval()
     sums: dict[str, float] = {}
-    reader = TileReader(data.slides)
+    reader = TileReader(data.slides, workers)
     try:
-        for batch in _batches(data, np.arange(len(data.index)), settings.batch_size, reader, settings):
+        for batch in Prefetch(_batches(data, np.arange(len(data.index)), settings.batch_size, reader, settings), 0 if device.type == "cpu" else 4):
             tiles, targets, mask, final_targets, attention = _on(device, batch)
             loss, parts = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
             for k, v in {"loss": loss, **parts}.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrmil_cli.encoders.embed import Seconds, embed_tiles
+from lrmil_cli.encoders.embed import embed_tiles
+from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.spec import build_encoder
 from lrmil_cli.encoders.vit import Encoder, info_from_json
 from lrmil_cli.errors import InputError
@@ -21,7 +23,7 @@ from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import rebuild_head
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
-from lrmil_cli.slides.tiles import TileSettings, settings_from_json, tile_slide
+from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
 
 
 @dataclass
@@ -49,13 +51,13 @@ class Model:
 @dataclass
 class Prediction:
     """Of one slide: ``probabilities`` [C] (mean over folds), ``per_fold`` [F, C], ``attention`` [N] (sums to 1), and
-    ``class_scores`` [C, N] where the head has them; ``tiles`` is the DataFrame they belong to."""
+    ``class_scores`` [C, N] where the head has them; ``tiles`` are the columns of the tile table they belong to."""
 
     probabilities: np.ndarray
     per_fold: np.ndarray
     attention: np.ndarray
     class_scores: np.ndarray | None
-    tiles: Any
+    tiles: dict[str, np.ndarray]
     seconds: dict[str, float]
 
 
@@ -118,10 +120,15 @@ def predict_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray,
 
 
 def predict_slide(
-    model: Model, slide: Slide, *, device: torch.device, batch_size: int = 16, progress: Callable[[int], None] = lambda n: None,
-    region: Region | None = None,
-) -> Prediction:
+    model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None,
+    progress: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda n: None),
+) -> Generator[None, None, Prediction]:
     """Classify one slide, or a region of it, from its LR tiles alone.
+
+    A generator for :func:`lrmil_cli.ahead.in_turn`: what stands before its ``yield`` can be done ahead of its turn.
+
+    Args:
+        progress: opened when it is the slide's turn, gives a function that is called with the number of tiles done.
 
     Raises:
         NoTissueError: no tile has enough tissue, or none lies in the region.
@@ -129,23 +136,25 @@ def predict_slide(
     """
     seconds = Seconds()
     clock = time.perf_counter()
-    tiles, level, _ = tile_slide(slide, model.tiles, region)
+    tiles, level, _ = find_tiles(slide, model.tiles, region)
     seconds.add("tissue", time.perf_counter() - clock)
-    corners = torch.from_numpy(tiles[["x", "y"]].to_numpy(np.int64, copy=True))
-    bags = [
-        Bag(torch.from_numpy(embed_tiles(e, slide, tiles, level, model.tiles.tile_px, device=device, batch_size=batch_size,
-                                         seconds=seconds, progress=progress)), corners).to(device)
-        for e in model.encoders
-    ]
+    boxes = boxes_of(tiles)
+    with read_ahead(slide, boxes, level, model.tiles.tile_px, device=device, batch=batch) as pixels:
+        yield
+        with progress() as step:
+            features = embed_tiles(model.encoders, pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step)
     clock = time.perf_counter()
-    per_fold, attention, class_scores = predict_bags(model, bags)
+    corners = torch.from_numpy(boxes[:, :2].copy())
+    per_fold, attention, class_scores = predict_bags(model, [Bag(torch.from_numpy(f), corners).to(device) for f in features])
     seconds.add("head", time.perf_counter() - clock)
     return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded())
 
 
 def percentiles(attention: np.ndarray) -> np.ndarray:
     """Rank of each tile within its slide as 0..100 (ties share their mean rank); 100 for a single tile."""
-    from scipy.stats import rankdata
-
     n = len(attention)
-    return np.full(1, 100.0) if n == 1 else (rankdata(attention) - 1) / (n - 1) * 100
+    if n == 1:
+        return np.full(1, 100.0)
+    _, inverse, counts = np.unique(attention, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts + 1) / 2  # mean of the ranks, from 0, of each distinct value
+    return rank[inverse] / (n - 1) * 100

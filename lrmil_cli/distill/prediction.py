@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from lrmil_cli.distill.model import Model, Prediction, percentiles
 from lrmil_cli.files.header import last_digest, make_header
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def prediction_record(
@@ -27,13 +26,13 @@ def prediction_record(
         probabilities={c: round(float(v), 9) for c, v in zip(model.classes, p.probabilities)},
         folds={c: [round(float(v), 6) for v in p.per_fold[:, n]] for n, c in enumerate(model.classes)},
         spread={c: round(float(p.per_fold[:, n].std()), 6) for n, c in enumerate(model.classes)},
-        tiles=len(p.tiles), seconds=p.seconds, device=device,
+        tiles=len(p.attention), seconds=p.seconds, device=device,
     )
 
 
-def attention_table(model: Model, p: Prediction, record: dict[str, Any]) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Header and rows of the attention table."""
-    rows = p.tiles[["x", "y", "width", "height"]].copy()
+def attention_table(model: Model, p: Prediction, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and columns of the attention table."""
+    rows = {k: p.tiles[k] for k in ("x", "y", "width", "height")}
     rows["attention"] = p.attention
     rows["percentile"] = percentiles(p.attention).round(4)
     if p.class_scores is not None:

@@ -104,7 +104,7 @@ def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
 
 def run(
     cohort: Cohort, teacher: Encoder, spec: str, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
-    overwrite: bool, say: Callable[[str], None],
+    overwrite: bool, say: Callable[[str], None], workers: int | None = None,
 ) -> Result:
     """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
 
@@ -125,7 +125,7 @@ def run(
         return Result(True, "up to date", {})
     say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
         f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
-    result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, say=say)
+    result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, workers=workers, say=say)
     start, best = result.curves[0], result.curves[result.best_epoch]
     numbers = {"epochs": len(result.curves) - 1, "best_epoch": result.best_epoch, "val_loss": best["val_loss"],
                "val_loss_start": start["val_loss"], "ratio_to_start": best["val_loss"] / max(start["val_loss"], 1e-30)}

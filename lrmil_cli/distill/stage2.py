@@ -73,10 +73,11 @@ def train_student(
     folds: int,
     output: Path,
     device: torch.device,
-    batch_size: int,
+    batch_size: int | None,
     overwrite: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
+    workers: int | None = None,
 ) -> Result:
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
@@ -113,7 +114,7 @@ def train_student(
             _check_features(guide, folder, ids, high, warn)
 
     def embedded(e: Encoder, where: Path) -> Bags:
-        return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, overwrite=overwrite, say=say)
+        return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, workers=workers, overwrite=overwrite, say=say)
 
     lr_bags = [embedded(e, lr_features if len(encoders) == 1 else lr_features / f"fold{n}") for n, e in enumerate(encoders, 1)]
     plain_bags = embedded(plain, lr_features / "lr-only") if plain is not None else None

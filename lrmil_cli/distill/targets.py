@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrmil_cli.device import autocast, to_device
+from lrmil_cli.ahead import in_turn
 from lrmil_cli.distill.pairs import MAX_OFFSET, boxes_of, cell_offsets
-from lrmil_cli.encoders.embed import open_tiled_slide, prefetch
+from lrmil_cli.encoders.embed import open_tiled_slide
+from lrmil_cli.encoders.pipeline import BatchSize, encode_tiles, read_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.slides.grid import choose_level
-from lrmil_cli.slides.reader import read_rows
 from lrmil_cli.slides.slide import Slide
 
 #: float16 ends at 65504; residual streams of large encoders can be beyond.
@@ -121,26 +121,27 @@ def target_path(cache: Path, paired: PairedSlide, encoder_digest: str, layers: t
 
 
 def compute_targets(
-    encoder: Encoder, paired: PairedSlide, layers: tuple[int, ...], final: bool, device: torch.device, batch_size: int
-) -> dict[str, np.ndarray]:
+    encoder: Encoder, paired: PairedSlide, layers: tuple[int, ...], final: bool, device: torch.device, batch: BatchSize,
+    workers: int | None = None,
+) -> Generator[None, None, dict[str, np.ndarray]]:
     """``layers`` [N, |layers|, D] and, with ``final``, ``final`` [N, D_e] of the paired HR tiles.
+
+    A generator for :func:`lrmil_cli.ahead.in_turn`: what stands before its ``yield`` can be done ahead of its turn.
 
     Raises:
         InputError: the slide cannot be read.
     """
-    parts: dict[str, list[np.ndarray]] = {"layers": [], "final": []}
-    with open_tiled_slide(paired.header["hr"]) as slide:
+    def encode(tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = encoder(tiles, layers, need_final=final)
+        tokens = torch.stack([out["summary"][l].float() for l in layers], 1)
+        return (tokens, out["final"]) if final else (tokens,)
+
+    with open_tiled_slide(paired.header["hr"], workers=workers) as slide:
         level, tile_px = tile_level(slide, paired.header["hr"]), paired.header["hr"]["settings"]["tile_px"]
-        starts = range(0, len(paired.hr_boxes), batch_size)
-        batches = (read_rows(slide, paired.hr_boxes[s : s + batch_size], level, tile_px) for s in starts)
-        with torch.inference_mode():
-            for pixels in prefetch(batches, 0 if device.type == "cpu" else 4):
-                with autocast(device):
-                    out = encoder(to_device(pixels, device), layers, need_final=final)
-                parts["layers"].append(torch.stack([out["summary"][l].float() for l in layers], 1).cpu().numpy())
-                if final:
-                    parts["final"].append(out["final"].float().cpu().numpy())
-    return {k: half(np.concatenate(v)) for k, v in parts.items() if v}
+        with read_ahead(slide, paired.hr_boxes, level, tile_px, device=device, batch=batch) as tiles:
+            yield
+            arrays = encode_tiles(encode, tiles, len(paired.hr_boxes), device=device, batch=batch)
+    return dict(zip(("layers", "final"), map(half, arrays)))
 
 
 def half(values: np.ndarray) -> np.ndarray:
@@ -155,29 +156,35 @@ def load_targets(
     final: bool,
     cache: Path,
     device: torch.device,
-    batch_size: int,
     say: Callable[[str], None],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Targets of all slides, memory-mapped from ``cache``; what is missing is computed and written first.
+
+    Args:
+        batch_size: HR tiles encoded at a time, by the device if None; workers: threads that read, a core each if None.
 
     Raises:
         InputError: a slide cannot be read.
         MachineError: the cache cannot be written.
     """
-    weights = encoder.digest()
-    out = []
-    for n, paired in enumerate(slides, 1):
+    weights, batch = encoder.digest(), BatchSize(batch_size, device, say)
+    names = ["layers", "final"] if final else ["layers"]
+    paths = []
+    for paired in slides:
         base = target_path(cache, paired, weights, layers, final)
-        names = ["layers", "final"] if final else ["layers"]
-        paths = {k: base.with_name(f"{base.name}.{k}.npy") for k in names}
-        if not all(map(_readable, paths.values())):
-            arrays = compute_targets(encoder, paired, layers, final, device, batch_size)
-            for k, path in paths.items():
-                with atomic_path(path) as tmp, open(tmp, "wb") as fh:
-                    np.save(fh, arrays[k], allow_pickle=False)
-            say(f"HR targets {n}/{len(slides)}: {paired.slide_id}, {len(paired.hr_boxes)} tiles")
-        out.append({k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in paths.items()})
-    return out
+        paths.append({k: base.with_name(f"{base.name}.{k}.npy") for k in names})
+    missing = [n for n, own in enumerate(paths) if not all(map(_readable, own.values()))]
+    turns = in_turn(lambda n: compute_targets(encoder, slides[n], layers, final, device, batch, workers), missing, ahead=device.type != "cpu")
+    for n, computed in zip(missing, turns):
+        arrays = computed()
+        for k, path in paths[n].items():
+            with atomic_path(path) as tmp, open(tmp, "wb") as fh:
+                np.save(fh, arrays[k], allow_pickle=False)
+        say(f"HR targets {n + 1}/{len(slides)}: {slides[n].slide_id}, {len(slides[n].hr_boxes)} tiles")
+    return [{k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in own.items()} for own in paths]
 
 
 def _readable(path: Path) -> bool:

@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import MADE_BY, check_header, parse_header
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 PREFIX = "# lrmil "
@@ -48,15 +50,33 @@ def table_suffix(path: str | Path) -> str | None:
     return next((s for s in SUFFIXES if name.endswith(s)), None)
 
 
-def dumps_csv(header: dict[str, Any], rows: pd.DataFrame) -> str:
+def dumps_csv(header: dict[str, Any], rows: pd.DataFrame | Mapping[str, np.ndarray]) -> str:
     """The whole table as CSV text, header line first."""
-    line = PREFIX + json.dumps({**header, "rows": len(rows)}, allow_nan=False, ensure_ascii=True)
-    body = rows.to_csv(index=False, lineterminator="\n", float_format="%.9g")
+    plain = isinstance(rows, Mapping)
+    number = len(next(iter(rows.values()))) if plain else len(rows)
+    line = PREFIX + json.dumps({**header, "rows": number}, allow_nan=False, ensure_ascii=True)
+    body = _numbers_csv(rows) if plain else rows.to_csv(index=False, lineterminator="\n", float_format="%.9g")
     return line + "\n" + body
 
 
-def write_table(path: str | Path, header: dict[str, Any], rows: pd.DataFrame) -> None:
+def _numbers_csv(columns: Mapping[str, np.ndarray]) -> str:
+    """Columns of numbers as pandas would write them, without importing it: it takes as long as a small slide."""
+    texts = ([str(v) for v in c.tolist()] if c.dtype.kind in "iu" else ["" if v != v else f"{v:.9g}" for v in c.tolist()] for c in columns.values())
+    return "\n".join([",".join(columns), *map(",".join, zip(*texts)), ""])
+
+
+def as_frame(rows: pd.DataFrame | Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The rows as a DataFrame."""
+    import pandas as pd
+
+    return pd.DataFrame(dict(rows)) if isinstance(rows, Mapping) else rows
+
+
+def write_table(path: str | Path, header: dict[str, Any], rows: pd.DataFrame | Mapping[str, np.ndarray]) -> None:
     """Write a table, atomically; ``-`` writes CSV to standard output.
+
+    Args:
+        rows: a DataFrame, or columns of numbers [N].
 
     Raises:
         UsageError: the name has none of the suffixes .csv, .csv.gz, .parquet.
@@ -70,7 +90,7 @@ def write_table(path: str | Path, header: dict[str, Any], rows: pd.DataFrame) ->
     if suffix is None:
         raise UsageError(f"{path}: a table's name ends in {', '.join(SUFFIXES)}")
     if suffix == ".parquet":
-        data = _to_parquet(header, rows)
+        data = _to_parquet(header, as_frame(rows))
     else:
         data = dumps_csv(header, rows).encode("utf-8")
         if suffix == ".csv.gz":

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import math
+import threading
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
+from lrmil_cli.slides.blocks import Blocks, new_block, paste_block
 from lrmil_cli.slides.slide import WHITE, Slide
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Pixels that one band of an overview may hold before it is shrunk; bounds the memory on slides without a pyramid.
 BAND_PIXELS = 4_000_000
+#: Tiles that a reader thread is given at a time: enough to make its start cheap, few enough to keep all threads at work.
+TASK_TILES = 16
+#: What the blocks kept for tiles to come may take; beyond it the slide is read in stripes.
+KEPT_BYTES = 64_000_000
 
 
 def read_tile(slide: Slide, level: int, x: int, y: int, width: int, height: int, tile_px: int) -> np.ndarray:
@@ -31,43 +34,213 @@ def read_tile(slide: Slide, level: int, x: int, y: int, width: int, height: int,
     Raises:
         InputError: the slide is damaged there.
     """
+    (x0, y0, x1, y1), = level_rects(slide, level, np.array([[x, y, width, height]])).tolist()
+    return resample(slide.read(level, x0, y0, x1 - x0, y1 - y0), tile_px)
+
+
+def level_rects(slide: Slide, level: int, boxes: np.ndarray) -> np.ndarray:
+    """Left, top, right, bottom in px of a level, int64 [N, 4], of rectangles ``x, y, width, height`` in level-0 px."""
     of = slide.levels[level]
-    x0, x1 = round(x / of.downsample_x), round((x + width) / of.downsample_x)
-    y0, y1 = round(y / of.downsample_y), round((y + height) / of.downsample_y)
-    return resample(slide.read(level, x0, y0, max(1, x1 - x0), max(1, y1 - y0)), tile_px)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    rects = np.rint(corners / [of.downsample_x, of.downsample_y, of.downsample_x, of.downsample_y]).astype(np.int64)
+    rects[:, 2:] = np.maximum(rects[:, 2:], rects[:, :2] + 1)
+    return rects
 
 
-def resample(pixels: np.ndarray, tile_px: int) -> np.ndarray:
+def resample(pixels: np.ndarray, tile_px: int, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 [H, W, 3] -> [tile_px, tile_px, 3]: area filter when shrinking, cubic for the permitted small enlargement."""
     height, width = pixels.shape[:2]
     if (height, width) == (tile_px, tile_px):
-        return pixels
+        if out is None:
+            return pixels
+        out[:] = pixels
+        return out
     shrink = height >= tile_px and width >= tile_px
-    return cv2.resize(pixels, (tile_px, tile_px), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+    return cv2.resize(pixels, (tile_px, tile_px), dst=out, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
 
 
-def iter_batches(
-    slide: Slide, tiles: pd.DataFrame, level: int, tile_px: int, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read tiles in table order.
+def iter_batches(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read tiles in raster order, with the slide's reader threads; each block of the file is decoded once.
+
+    Args:
+        boxes: int64 [N, 4], ``x, y, width, height`` in level-0 px, in any order.
 
     Yields:
-        rows int64 [B] of ``tiles``, pixels uint8 [B, tile_px, tile_px, 3], with B <= batch_size.
+        rows int64 [B] of ``boxes``, pixels uint8 [B, tile_px, tile_px, 3], with B <= batch_size.
 
     Raises:
         InputError: the slide is damaged at a tile.
     """
-    boxes = tiles[["x", "y", "width", "height"]].to_numpy(np.int64)
-    for start in range(0, len(boxes), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(boxes)))
-        yield rows, read_rows(slide, boxes[rows], level, tile_px)
+    rects = level_rects(slide, level, np.asarray(boxes, np.int64).reshape(-1, 4))
+    chunk = batch_size * max(1, round(2 * TASK_TILES * slide.workers / batch_size))
+    blocks = slide.blocks(level)
+    for order in _raster(rects, blocks):
+        band = None if blocks is None else _Band(slide, level, blocks, rects[order])
+        for start in range(0, len(order), chunk):
+            rows = order[start : start + chunk]
+            out = new_block(len(rows) * tile_px, tile_px).reshape(-1, tile_px, tile_px, 3)
+            if band is None:
+                _read_regions(slide, level, rects[rows], out)
+            else:
+                band.read(start, out)
+            for k in range(0, len(rows), batch_size):
+                yield rows[k : k + batch_size], out[k : k + batch_size]
 
 
-def read_rows(slide: Slide, boxes: Sequence[Sequence[int]], level: int, tile_px: int) -> np.ndarray:
-    """uint8 [B, tile_px, tile_px, 3] of rectangles ``x, y, width, height`` in level-0 px."""
+def _raster(rects: np.ndarray, blocks: Blocks | None) -> Iterator[np.ndarray]:
+    """Rows of ``rects`` in raster order, within stripes so narrow that two rows of their blocks stay below :data:`KEPT_BYTES`."""
+    stripe = np.zeros(len(rects), np.int64)
+    if blocks is not None and blocks.cols > 1:
+        stripe = np.maximum(rects[:, 0], 0) // max(4 * blocks.width, KEPT_BYTES // (6 * blocks.height))
+    order = np.lexsort((rects[:, 0], rects[:, 1], stripe))
+    yield from np.split(order, np.flatnonzero(np.diff(stripe[order])) + 1)
+
+
+def _read_regions(slide: Slide, level: int, rects: np.ndarray, out: np.ndarray) -> None:
+    """Tile by tile, by the library that opened the slide. Only OpenSlide gains by threads; zarr works in one of its own."""
+
+    def read(k: int) -> None:
+        x0, y0, x1, y1 = rects[k].tolist()
+        resample(slide.read(level, x0, y0, x1 - x0, y1 - y0), out.shape[1], out[k])
+
+    slide.each(read, range(len(rects)), threads=slide.reader == "openslide")
+
+
+class _Band:
+    """Tiles of one level in raster order, cut from blocks that are decoded once and kept as long as tiles to come need them."""
+
+    def __init__(self, slide: Slide, level: int, blocks: Blocks, rects: np.ndarray):
+        size = slide.levels[level]
+        self.slide, self.level, self.blocks = slide, level, blocks
+        self.rects = rects.tolist()
+        spans = _spans(blocks, size.width, size.height, rects)
+        self.needs = [[r * blocks.cols + c for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)] for c0, c1, r0, r1 in spans.tolist()]
+        self.uses = _uses(blocks, spans).tolist()
+        self.inside = ((rects[:, :2] >= 0).all(axis=1) & (rects[:, 2] <= size.width) & (rects[:, 3] <= size.height)).tolist()
+        self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # pixels of a block, and the memory to use again
+        self.free: list[np.ndarray] = []
+        self.scratch: list[np.ndarray] = []
+        self.lock = threading.Lock()
+        self.largest = int(((rects[:, 2] - rects[:, 0]) * (rects[:, 3] - rects[:, 1])).max(initial=0)) * 3
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """The tiles from number ``start`` on into ``out``, uint8 [B, P, P, 3]. Call in order, without gaps."""
+        tasks = [range(k, min(k + TASK_TILES, len(out))) for k in range(0, len(out), TASK_TILES)]
+        # A block belongs to the first task with a tile on it; a tile whose blocks belong to several is cut when all are there.
+        owner: dict[int, range] = {}
+        for task in tasks:
+            for k in task:
+                for index in self.needs[start + k]:
+                    owner.setdefault(index, task)
+        late: list[int] = []
+
+        def decode_and_cut(task: range) -> None:
+            for k in task:
+                tile, needs = start + k, self.needs[start + k]
+                if self._is_block(tile, out[k]):
+                    self._cut(tile, out[k], [(needs[0], self.slide.block(self.level, needs[0], out[k]))])
+                    continue
+                for index in needs:
+                    if owner[index] is task and index not in self.kept:
+                        memory = self.free.pop() if self.free else new_block(self.blocks.height, self.blocks.width)
+                        self.kept[index] = self.slide.block(self.level, index, memory), memory
+                if all(index in self.kept for index in needs):
+                    self._cut_kept(tile, out[k])
+                else:
+                    late.append(k)
+
+        self.slide.each(decode_and_cut, tasks)
+        self.slide.each(lambda k: self._cut_kept(start + k, out[k]), late)
+
+    def _cut_kept(self, tile: int, out: np.ndarray) -> None:
+        """One tile from kept blocks. What no tile needs any more is free at once, while it is in the processor's cache."""
+        needs = self.needs[tile]
+        self._cut(tile, out, [(i, self.kept[i][0]) for i in needs])
+        with self.lock:
+            for index in needs:
+                self.uses[index] -= 1
+                if not self.uses[index]:
+                    self.free.append(self.kept.pop(index)[1])
+
+    def _is_block(self, tile: int, out: np.ndarray) -> bool:
+        """Whether a tile is one block and nothing else, so that it can be decoded in place."""
+        x0, y0, x1, y1 = self.rects[tile]
+        needs = self.needs[tile]
+        return (len(needs) == 1 and self.uses[needs[0]] == 1 and needs[0] not in self.kept and self.inside[tile]
+                and (y1 - y0, x1 - x0, 3) == (self.blocks.height, self.blocks.width, 3) == out.shape)
+
+    def _cut(self, tile: int, out: np.ndarray, parts: list[tuple[int, np.ndarray]]) -> None:
+        """One tile from its blocks, ``parts`` (index, pixels), into ``out`` [P, P, 3]."""
+        if len(parts) == 1 and parts[0][1] is out:
+            return
+        x0, y0, x1, y1 = self.rects[tile]
+        if len(parts) == 1 and self.inside[tile]:
+            x, y, _, _ = self.blocks.rect(parts[0][0])
+            resample(parts[0][1][y0 - y : y1 - y, x0 - x : x1 - x], len(out), out)
+            return
+        factor = self._factor(tile, len(out))
+        if factor > 1:
+            for index, pixels in parts:
+                _shrink_part(out, factor, x0, y0, pixels, *self.blocks.rect(index)[:2])
+            return
+        fits = out.shape == (y1 - y0, x1 - x0, 3)
+        memory = None if fits else self.scratch.pop() if self.scratch else np.empty(self.largest, np.uint8)
+        whole = out if fits else memory[: (y1 - y0) * (x1 - x0) * 3].reshape(y1 - y0, x1 - x0, 3)
+        if not self.inside[tile]:
+            whole[:] = WHITE
+        for index, pixels in parts:
+            paste_block(whole, x0, y0, pixels, *self.blocks.rect(index)[:2])
+        if not fits:
+            resample(whole, len(out), out)
+            self.scratch.append(memory)
+
+
+    def _factor(self, tile: int, tile_px: int) -> int:
+        """How many times a tile is shrunk where its blocks can be shrunk one by one, in the processor's cache; else 0.
+
+        They can where no pixel of the tile holds pixels of two blocks, nor of the margin.
+        """
+        x0, y0, x1, y1 = self.rects[tile]
+        factor = (x1 - x0) // tile_px
+        edges = (x0, y0, self.blocks.width if self.blocks.cols > 1 else 0, self.blocks.height if self.blocks.rows > 1 else 0)
+        fits = (x1 - x0, y1 - y0) == (factor * tile_px,) * 2 and not any(e % max(1, factor) for e in edges)
+        return factor if fits and self.inside[tile] else 0
+
+
+def _shrink_part(out: np.ndarray, factor: int, x: int, y: int, block: np.ndarray, block_x: int, block_y: int) -> None:
+    """As :func:`paste_block`, shrunk by ``factor`` on the way; ``out`` lies at (x, y) and all edges are multiples of it."""
+    side = len(out) * factor
+    top, bottom = max(y, block_y), min(y + side, block_y + block.shape[0])
+    left, right = max(x, block_x), min(x + side, block_x + block.shape[1])
+    place = out[(top - y) // factor : (bottom - y) // factor, (left - x) // factor : (right - x) // factor]
+    cv2.resize(block[top - block_y : bottom - block_y, left - block_x : right - block_x], place.shape[1::-1], dst=place,
+               interpolation=cv2.INTER_AREA)
+
+
+def _spans(blocks: Blocks, width: int, height: int, rects: np.ndarray) -> np.ndarray:
+    """First and last column, first and last row of the blocks under each rectangle of a level, int64 [N, 4]; -1 for the last
+    ones where a rectangle lies outside."""
+    left, top = np.maximum(rects[:, 0], 0), np.maximum(rects[:, 1], 0)
+    right, bottom = np.minimum(rects[:, 2], width), np.minimum(rects[:, 3], height)
+    spans = np.stack([left // blocks.width, (right - 1) // blocks.width, top // blocks.height, (bottom - 1) // blocks.height], 1)
+    spans[(right <= left) | (bottom <= top)] = [0, -1, 0, -1]
+    return spans
+
+
+def _uses(blocks: Blocks, spans: np.ndarray) -> np.ndarray:
+    """How many of the spans hold each block, int64 [blocks]: signs at the corners of the spans, summed up."""
+    signs = np.zeros((blocks.rows + 1, blocks.cols + 1), np.int64)
+    left, right, top, bottom = spans.T
+    for row, col, sign in ((top, left, 1), (top, right + 1, -1), (bottom + 1, left, -1), (bottom + 1, right + 1, 1)):
+        np.add.at(signs, (row, col), sign)
+    return signs.cumsum(0).cumsum(1)[:-1, :-1].ravel()
+
+
+def read_rows(slide: Slide, boxes: np.ndarray, level: int, tile_px: int) -> np.ndarray:
+    """uint8 [B, tile_px, tile_px, 3] of rectangles ``x, y, width, height`` in level-0 px, in their order."""
     out = np.empty((len(boxes), tile_px, tile_px, 3), np.uint8)
-    for i, (x, y, w, h) in enumerate(boxes):
-        out[i] = read_tile(slide, level, int(x), int(y), int(w), int(h), tile_px)
+    for rows, pixels in iter_batches(slide, boxes, level, tile_px, max(1, len(boxes))):
+        out[rows] = pixels
     return out
 
 
@@ -89,9 +262,13 @@ def overview(slide: Slide, mpp: float) -> tuple[np.ndarray, float, float]:
     out_w, out_h = -(-of.width // factor), -(-of.height // factor)
     out = np.empty((out_h, out_w, 3), np.uint8)
     rows = max(1, BAND_PIXELS // (of.width * factor))
+    blocks = slide.blocks(level)
+    if blocks is not None:  # bands end where blocks do, so that none is decoded twice
+        whole = blocks.height // math.gcd(blocks.height, factor)
+        rows = max(whole, rows // whole * whole)
     for top in range(0, out_h, rows):
         n = min(rows, out_h - top)
-        band = slide.read(level, 0, top * factor, out_w * factor, n * factor)
+        band = slide.read(level, 0, top * factor, out_w * factor, n * factor, threads=True)
         out[top : top + n] = cv2.resize(band, (out_w, n), interpolation=cv2.INTER_AREA) if factor > 1 else band
     if factor > 1:
         _replace_border(out, of.width % factor, of.height % factor, factor)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
 from lrmil_cli.slides.mpp import Mpp, ome_mpp, resolve_mpp
 
 TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
@@ -51,12 +55,17 @@ def snap_downsample(full: int, reduced: int) -> float:
 
 
 class Slide:
-    """An open slide. Use :func:`open_slide` to make one; it is a context manager."""
+    """An open slide. Use :func:`open_slide` to make one; it is a context manager.
 
-    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp):
+    Attributes:
+        reader: ``tiffslide`` or ``openslide``, what opened it; workers: threads that read its pixels.
+    """
+
+    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp, workers: int = 1):
         self.path = path
         self.slide_id = slide_id
         self.reader = reader
+        self.workers = workers
         self.mpp = mpp.value
         self.mpp_source = mpp.source
         self._handle = handle
@@ -65,6 +74,8 @@ class Slide:
             Level(int(w), int(h), snap_downsample(self.width, w), snap_downsample(self.height, h))
             for w, h in handle.level_dimensions
         )
+        self._blocks: dict[int, Blocks | None] = {}
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Slide:
         return self
@@ -74,7 +85,22 @@ class Slide:
 
     def close(self) -> None:
         """Close the file."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
         self._handle.close()
+
+    def each(self, work: Callable[[Any], Any], items: Sequence[Any], *, threads: bool = True) -> None:
+        """Call ``work`` on every item, in the reader threads where there are several. An error of one is raised when all ended."""
+        if not threads or self.workers == 1 or len(items) < 2:
+            for item in items:
+                work(item)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, "reader")
+        errors = [f.exception() for f in [self._pool.submit(work, item) for item in items]]
+        for error in errors:
+            if error is not None:
+                raise error
 
     @property
     def vendor(self) -> str:
@@ -100,12 +126,13 @@ class Slide:
         }
         return {**about, "bounds": self.bounds} if self.bounds else about
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    def read(self, level: int, x: int, y: int, width: int, height: int, *, threads: bool = False) -> np.ndarray:
         """Pixels of a rectangle of one level.
 
         Args:
             level: index into ``levels``.
             x, y, width, height: rectangle in the pixels of that level; may stick out of the slide.
+            threads: use the reader threads, for a large rectangle.
 
         Returns:
             uint8 [height, width, 3], white outside the slide.
@@ -118,14 +145,83 @@ class Slide:
         x1, y1 = min(max(x + width, 0), size.width), min(max(y + height, 0), size.height)
         whole = (x0, y0, x1, y1) == (x, y, x + width, y + height)
         if whole and width and height:
-            return self._read_inside(level, x, y, width, height)
+            return self._read_inside(level, x, y, width, height, threads)
         out = np.full((height, width, 3), WHITE, np.uint8)
         if x1 > x0 and y1 > y0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0, threads)
         return out
 
-    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        # Both readers take level-0 coordinates and divide by their own downsample; rounding up lands in the pixel meant.
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int, threads: bool) -> np.ndarray:
+        blocks = self.blocks(level)
+        if blocks is None:
+            return self._read_region(level, x, y, width, height)
+        out = new_block(height, width)
+
+        def paste(row: int) -> None:
+            memory = new_block(blocks.height, blocks.width)
+            for col in range(x // blocks.width, -(-(x + width) // blocks.width)):
+                index = row * blocks.cols + col
+                paste_block(out, x, y, self.block(level, index, memory), *blocks.rect(index)[:2])
+
+        self.each(paste, range(y // blocks.height, -(-(y + height) // blocks.height)), threads=threads)
+        return out
+
+    def blocks(self, level: int) -> Blocks | None:
+        """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the slide."""
+        if level not in self._blocks:
+            above = self.blocks(level - 1) if level and self.vendor == "aperio" else None
+            own = self.reader == "tiffslide"
+            self._blocks[level] = open_blocks(self._handle, level, above, lambda *rect: self._read_region(level, *rect), to_rgb8) if own else None
+        return self._blocks[level]
+
+    def block(self, level: int, index: int, out: np.ndarray) -> np.ndarray:
+        """Pixels of one block, where :meth:`blocks` has some.
+
+        A block that the file leaves out is white, as viewers show it; on levels below the first of an Aperio slide OpenSlide
+        fills it from the level above, and so does this.
+
+        Args:
+            out: uint8 [height, width, 3] to use where that is possible.
+
+        Returns:
+            uint8 [h, w, 3], ``out`` or another array; cut at the edge of the slide.
+
+        Raises:
+            InputError: the block is damaged.
+        """
+        blocks = self.blocks(level)
+        if index in blocks.missing:
+            return self._missing_block(level, *blocks.rect(index), out)
+        x, y, _, _ = blocks.rect(index)
+        try:
+            pixels = to_rgb8(blocks.decode(index, out))
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as e:  # every codec has errors of its own
+            raise self._damaged(level, x, y, e) from e
+        width, height = self.levels[level].width - x, self.levels[level].height - y
+        return pixels if pixels.shape[0] <= height and pixels.shape[1] <= width else pixels[:height, :width]
+
+    def _missing_block(self, level: int, x: int, y: int, width: int, height: int, out: np.ndarray) -> np.ndarray:
+        if level == 0 or self.vendor != "aperio":
+            out[:] = WHITE
+            return out
+        of, finer = self.levels[level], self.levels[level - 1]
+        left, right = (round(v * of.downsample_x / finer.downsample_x) for v in (x, x + width))
+        top, bottom = (round(v * of.downsample_y / finer.downsample_y) for v in (y, y + height))
+        return cv2.resize(self.read(level - 1, left, top, right - left, bottom - top), (width, height), dst=out, interpolation=cv2.INTER_AREA)
+
+    def _damaged(self, level: int, x: int, y: int, error: BaseException) -> InputError:
+        """What happens where pixels of a level cannot be decoded; x, y in px of the level."""
+        of = self.levels[level]
+        return InputError(
+            f"{self.path}: damaged at level {level}, x={int(np.ceil(x * of.downsample_x))}, y={int(np.ceil(y * of.downsample_y))} "
+            f"({type(error).__name__}); copy or export the slide again"
+        )
+
+    def _read_region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Pixels of a rectangle inside a level, by the library that opened the slide."""
+        # Both take level-0 coordinates and divide by their own downsample; rounding up lands in the pixel meant.
         own = self._handle.level_downsamples[level]
         where = (int(np.ceil(x * own)), int(np.ceil(y * own)))
         try:
@@ -136,10 +232,7 @@ class Slide:
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as e:  # every codec has errors of its own
-            raise InputError(
-                f"{self.path}: damaged at level {level}, x={where[0]}, y={where[1]} ({type(e).__name__}); "
-                "copy or export the slide again"
-            ) from e
+            raise self._damaged(level, x, y, e) from e
         return to_rgb8(pixels)
 
 
@@ -162,6 +255,12 @@ def to_rgb8(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def default_workers() -> int:
+    """Reader threads where the user says nothing: one a core, at most eight; more than that waits for the disk."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
 def fingerprint(path: str | Path) -> str:
     """Digest of a file's size and of 18 samples of 16 kB spread over it, first and last included.
 
@@ -181,7 +280,8 @@ def fingerprint(path: str | Path) -> str:
 
 
 def open_slide(
-    path: str | Path, *, slide_id: str | None = None, slide_mpp: float | None = None, manifest_mpp: float | None = None
+    path: str | Path, *, slide_id: str | None = None, slide_mpp: float | None = None, manifest_mpp: float | None = None,
+    workers: int | None = None,
 ) -> Slide:
     """Open a slide and check that it can be used.
 
@@ -189,6 +289,7 @@ def open_slide(
         slide_id: defaults to the file's stem.
         slide_mpp: level-0 um/px that wins over the metadata (``--slide-mpp``).
         manifest_mpp: the same from the manifest.
+        workers: threads that read pixels; default by :func:`default_workers`.
 
     Raises:
         InputError: no such file, not a slide, truncated, damaged, or without a usable mpp.
@@ -214,7 +315,7 @@ def open_slide(
                 mpp_x, mpp_y = ome_x or mpp_x, ome_y or mpp_y
         mpp = resolve_mpp(mpp_x, mpp_y, where=str(path), option=slide_mpp, manifest=manifest_mpp,
                           objective=_property(handle, "objective-power"))
-        slide = Slide(path, slide_id or path.stem, handle, reader, mpp)
+        slide = Slide(path, slide_id or path.stem, handle, reader, mpp, workers or default_workers())
         _check_pyramid(slide)
     except BaseException:
         handle.close()

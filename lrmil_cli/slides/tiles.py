@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -95,40 +96,51 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
     return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
 
 
-def tile_slide(slide: Slide, settings: TileSettings, region: Region | None = None):
+def find_tiles(slide: Slide, settings: TileSettings, region: Region | None = None) -> tuple[dict[str, np.ndarray], int, TissueMap]:
     """Tile one slide, or the part of it that lies in ``region``.
 
     Returns:
-        rows (DataFrame with the columns of the tile table), level read from, the :class:`TissueMap`.
+        the columns of the tile table, level read from, the tissue.
 
     Raises:
         NoTissueError: no tile has enough tissue, or none of those lies inside the region.
         InputError: the slide is damaged, or coarser than ``settings.mpp``.
     """
-    import pandas as pd
-
     level = slide_level(slide, settings)
     tissue = find_tissue(slide, settings.tissue)
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
-    rows = pd.DataFrame(select_tiles(tissue, grid, settings.min_tissue))
-    if rows.empty:
+    tiles = select_tiles(tissue, grid, settings.min_tissue)
+    if not len(tiles["x"]):
         found = f"{tissue.mask.mean():.1%} of the slide is tissue"
         raise NoTissueError(f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
                             "look at `lrmil tile --thumbnail`, or lower --min-tissue")
-    return rows if region is None else _inside(rows, slide, region), level, tissue
+    return tiles if region is None else _inside(tiles, slide, region), level, tissue
 
 
-def _inside(rows, slide: Slide, region: Region):
+def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region) -> dict[str, np.ndarray]:
     """The tiles that lie inside a region; at the slide's edge the part of a tile that is on the slide counts.
 
     Raises:
         NoTissueError: none does.
     """
-    x, y = rows["x"].to_numpy(), rows["y"].to_numpy()
-    width, height = np.minimum(rows["width"], slide.width - x), np.minimum(rows["height"], slide.height - y)
+    x, y = tiles["x"], tiles["y"]
+    width, height = np.minimum(tiles["width"], slide.width - x), np.minimum(tiles["height"], slide.height - y)
     share = inside_shares(region.area, x, y, width, height)
     keep = (share >= region.min_inside) & (share > 0)
     if not keep.any():
-        raise NoTissueError(f"{slide.path}: none of {len(rows)} tiles with tissue lies at least {region.min_inside:.0%} inside the regions of "
+        raise NoTissueError(f"{slide.path}: none of {len(x)} tiles with tissue lies at least {region.min_inside:.0%} inside the regions of "
                             f"{region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger regions over tissue")
-    return rows[keep].reset_index(drop=True)
+    return {k: v[keep] for k, v in tiles.items()}
+
+
+def boxes_of(tiles: Mapping[str, Any]) -> np.ndarray:
+    """``x, y, width, height`` of tiles, int64 [N, 4] in level-0 px, from columns or a DataFrame."""
+    return np.stack([np.asarray(tiles[k], np.int64) for k in ("x", "y", "width", "height")], axis=1)
+
+
+def tile_slide(slide: Slide, settings: TileSettings, region: Region | None = None):
+    """As :func:`find_tiles`, with the tiles as a DataFrame."""
+    import pandas as pd
+
+    tiles, level, tissue = find_tiles(slide, settings, region)
+    return pd.DataFrame(tiles), level, tissue

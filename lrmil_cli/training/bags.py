@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from lrmil_cli.encoders.embed import embed_table
+from lrmil_cli.ahead import in_turn
+from lrmil_cli.encoders.embed import embed_table, features_settings
+from lrmil_cli.encoders.pipeline import BatchSize
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features
@@ -89,11 +91,15 @@ def embed_cohort(
     folder: str | Path,
     *,
     device: torch.device,
-    batch_size: int,
+    batch_size: int | None = None,
+    workers: int | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bags:
     """Feature files of all slides in ``folder``: those up to date are read, the others made.
+
+    Args:
+        batch_size: tiles encoded at a time, by the device if None; workers: threads that read, a core each if None.
 
     Raises:
         InputError: a slide cannot be read, or features of another encoder are in the folder.
@@ -102,11 +108,18 @@ def embed_cohort(
     encoder.to(device)
     bags: list[Features] = []
     made = 0
-    for k, (entry, (path, _)) in enumerate(zip(manifest, tables), 1):
-        features, there, seconds = embed_table(
-            encoder, path, Path(folder) / f"{entry.slide_id}.h5", device=device, batch_size=batch_size,
+    batch, settings = BatchSize(batch_size, device, say), features_settings(encoder)
+
+    def one(item: tuple[Entry, tuple[Path, dict[str, Any]]]):
+        entry, (path, _) = item
+        return embed_table(
+            encoder, path, Path(folder) / f"{entry.slide_id}.h5", settings=settings, device=device, batch=batch, workers=workers,
             overwrite=overwrite, slide_path=entry.path if entry.path.exists() else None,
         )
+
+    turns = in_turn(one, list(zip(manifest, tables)), ahead=device.type != "cpu")
+    for k, (entry, embedded) in enumerate(zip(manifest, turns), 1):
+        features, there, seconds = embedded()
         made += not there
         if not there:
             say(f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles, "
