@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
@@ -73,33 +73,33 @@ class Prefetch(Generic[T]):
             self.close()
 
 
-def in_turn(work: Callable[[T], Generator[None, None, R]], items: Sequence[T], ahead: bool) -> Iterator[Callable[[], R]]:
-    """Work on items one after the other, each begun while the one before it is finished.
+def in_turn(work: Callable[[T], Generator[None, None, R]], items: Iterable[T], ahead: int) -> Iterator[Callable[[], R]]:
+    """Work on items one after the other, each begun while those before it are finished.
 
     Args:
         work: a generator function: what stands before its one ``yield`` can be done ahead of the item's turn, in a thread; what
             stands after it cannot. It may return without a yield.
-        ahead: False does everything in turn.
+        ahead: how many items may be begun before their turn, each in a thread of its own; 0 does everything in turn.
 
     Yields:
         for each item a function that returns what ``work`` returns for it, or raises what it raises. Call it before asking for
         the next one.
     """
-    if not ahead:
+    if ahead <= 0:
         for item in items:
             yield partial(_finish, work(item), None)
         return
-    pool = ThreadPoolExecutor(1, "next slide")
+    pool = ThreadPoolExecutor(ahead, "next slide")
     begun: list[tuple[Generator[None, None, R], Future]] = []
     try:
         for item in items:
             generator = work(item)
             begun.append((generator, pool.submit(copy_context().run, _advance, generator)))
-            if len(begun) == 2:
+            if len(begun) > ahead:
                 yield partial(_finish, *begun[0])
                 del begun[0]
-        for generator, future in begun:
-            yield partial(_finish, generator, future)
+        for turn in begun:
+            yield partial(_finish, *turn)
     finally:
         pool.shutdown(cancel_futures=True)
         for generator, _ in begun:

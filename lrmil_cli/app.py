@@ -14,6 +14,7 @@ import typer
 
 from lrmil_cli import __version__
 from lrmil_cli.commands import (
+    benchmark,
     demo,
     distill_encoder,
     distill_student,
@@ -43,7 +44,7 @@ for name, function in (
     ("tile", tile.tile), ("match", match.match), ("distill-encoder", distill_encoder.distill_encoder),
     ("train-teacher", train_teacher.train_teacher), ("distill-student", distill_student.distill_student),
     ("predict", predict.predict), ("export-geojson", export_geojson.export_geojson),
-    ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("info", info.info), ("demo", demo.demo),
+    ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("benchmark", benchmark.benchmark), ("info", info.info), ("demo", demo.demo),
 ):
     app.command(name)(with_common_options(function))
 

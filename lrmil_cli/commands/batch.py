@@ -116,14 +116,14 @@ Turn = Generator[None, None, Outcome]
 
 def run_batch(
     command: str, items: list[Any], work: Callable[[Any], Outcome | Turn], report: Report, *, fail_fast: bool = False,
-    failures_in: Path | None = None, ahead: bool = False,
+    failures_in: Path | None = None, ahead: int = 0,
 ) -> None:
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
     Args:
         items: things with ``path`` and ``slide_id``.
-        work: a function, or a generator function whose part before its ``yield`` may be done while the item before it is
-            finished, if ``ahead`` (:func:`lrmil_cli.ahead.in_turn`).
+        work: a function, or a generator function whose part before its ``yield`` may be done while ``ahead`` items before it
+            are finished (:func:`lrmil_cli.ahead.in_turn`).
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
 
     Raises:

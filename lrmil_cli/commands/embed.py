@@ -42,7 +42,7 @@ def embed(
     """
     from lrmil_cli.device import device_label, pick_device
     from lrmil_cli.encoders.embed import embed_table, features_settings
-    from lrmil_cli.encoders.pipeline import BatchSize
+    from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.files.tables import read_table_header
     from lrmil_cli.training.bags import list_tables
@@ -80,4 +80,4 @@ def embed(
         return Outcome(str(target), message=f"{n} tiles x {d} features ({spent}; {device_label(where)}) -> {target}",
                        extra={"tiles": n, "width": d, "phases": phases})
 
-    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=where.type != "cpu")
+    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=slides_ahead(where))

@@ -47,7 +47,7 @@ def predict(
     from lrmil_cli.device import device_label, pick_device
     from lrmil_cli.distill.model import load_model, predict_slide
     from lrmil_cli.distill.prediction import attention_table, prediction_record
-    from lrmil_cli.encoders.pipeline import BatchSize
+    from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
     from lrmil_cli.files.header import digest, last_digest, step, up_to_date
     from lrmil_cli.files.tables import as_frame, read_table, read_table_header, write_table
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
@@ -117,7 +117,7 @@ def predict(
         extra = {"prediction": record, "files": {kind: f["path"] for kind, f in files.items()}}
         return Outcome(str(output), "skipped" if there and not made else "ok", message, extra)
 
-    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=where.type != "cpu")
+    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=slides_ahead(where))
 
 
 def _check_outputs(output: str, overlay: str | None, geojson: str | None, many: bool, json: bool) -> None:

@@ -13,7 +13,7 @@ import torch
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.distill.pairs import MAX_OFFSET, boxes_of, cell_offsets
 from lrmil_cli.encoders.embed import open_tiled_slide
-from lrmil_cli.encoders.pipeline import BatchSize, encode_tiles, read_ahead
+from lrmil_cli.encoders.pipeline import BatchSize, encode_tiles, read_ahead, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import atomic_path
@@ -177,7 +177,7 @@ def load_targets(
         base = target_path(cache, paired, weights, layers, final)
         paths.append({k: base.with_name(f"{base.name}.{k}.npy") for k in names})
     missing = [n for n, own in enumerate(paths) if not all(map(_readable, own.values()))]
-    turns = in_turn(lambda n: compute_targets(encoder, slides[n], layers, final, device, batch, workers), missing, ahead=device.type != "cpu")
+    turns = in_turn(lambda n: compute_targets(encoder, slides[n], layers, final, device, batch, workers), missing, slides_ahead(device))
     for n, computed in zip(missing, turns):
         arrays = computed()
         for k, path in paths[n].items():

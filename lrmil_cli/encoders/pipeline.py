@@ -94,6 +94,11 @@ class BatchSize:
         self._say(f"out of memory with {tiles} tiles at a time; going on with {self.now}")
 
 
+def slides_ahead(device: torch.device) -> int:
+    """How many slides are opened, searched for tissue and read while another one is encoded (:func:`lrmil_cli.ahead.in_turn`)."""
+    return 0 if device.type == "cpu" else 2
+
+
 def read_ahead(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, *, device: torch.device, batch: BatchSize) -> Tiles:
     """Begin to read the tiles of a slide; on a CPU they are read when they are asked for.
 

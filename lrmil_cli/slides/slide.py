@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,15 @@ class Slide:
 
     Attributes:
         reader: ``tiffslide`` or ``openslide``, what opened it; workers: threads that read its pixels.
+        by_blocks: whether blocks are decoded directly where that is possible.
     """
 
-    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp, workers: int = 1):
+    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp, workers: int = 1, by_blocks: bool = True):
         self.path = path
         self.slide_id = slide_id
         self.reader = reader
         self.workers = workers
+        self.by_blocks = by_blocks and reader == "tiffslide"
         self.mpp = mpp.value
         self.mpp_source = mpp.source
         self._handle = handle
@@ -170,8 +173,8 @@ class Slide:
         """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the slide."""
         if level not in self._blocks:
             above = self.blocks(level - 1) if level and self.vendor == "aperio" else None
-            own = self.reader == "tiffslide"
-            self._blocks[level] = open_blocks(self._handle, level, above, lambda *rect: self._read_region(level, *rect), to_rgb8) if own else None
+            by_region = partial(self._read_region, level)
+            self._blocks[level] = open_blocks(self._handle, level, above, by_region, to_rgb8) if self.by_blocks else None
         return self._blocks[level]
 
     def block(self, level: int, index: int, out: np.ndarray) -> np.ndarray:
@@ -281,7 +284,7 @@ def fingerprint(path: str | Path) -> str:
 
 def open_slide(
     path: str | Path, *, slide_id: str | None = None, slide_mpp: float | None = None, manifest_mpp: float | None = None,
-    workers: int | None = None,
+    workers: int | None = None, reader: str | None = None,
 ) -> Slide:
     """Open a slide and check that it can be used.
 
@@ -290,6 +293,7 @@ def open_slide(
         slide_mpp: level-0 um/px that wins over the metadata (``--slide-mpp``).
         manifest_mpp: the same from the manifest.
         workers: threads that read pixels; default by :func:`default_workers`.
+        reader: ``tiffslide`` or ``openslide``, to read every region through it; default: what is fastest for the format.
 
     Raises:
         InputError: no such file, not a slide, truncated, damaged, or without a usable mpp.
@@ -302,10 +306,10 @@ def open_slide(
         raise InputError(f"{path}: this is a folder, not a slide")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy the slide again")
-    if path.suffix.lower() in OPENSLIDE_SUFFIXES:
-        handle, reader = _open_openslide(path), "openslide"
-    else:
-        handle, reader = _open_tiffslide(path), "tiffslide"
+    by_blocks = reader is None
+    if reader is None:
+        reader = "openslide" if path.suffix.lower() in OPENSLIDE_SUFFIXES else "tiffslide"
+    handle = _open_openslide(path) if reader == "openslide" else _open_tiffslide(path)
     try:
         mpp_x, mpp_y = _property(handle, "mpp-x"), _property(handle, "mpp-y")
         if reader == "tiffslide":
@@ -315,7 +319,7 @@ def open_slide(
                 mpp_x, mpp_y = ome_x or mpp_x, ome_y or mpp_y
         mpp = resolve_mpp(mpp_x, mpp_y, where=str(path), option=slide_mpp, manifest=manifest_mpp,
                           objective=_property(handle, "objective-power"))
-        slide = Slide(path, slide_id or path.stem, handle, reader, mpp, workers or default_workers())
+        slide = Slide(path, slide_id or path.stem, handle, reader, mpp, workers or default_workers(), by_blocks)
         _check_pyramid(slide)
     except BaseException:
         handle.close()
@@ -363,8 +367,7 @@ def _check_complete(handle: Any, path: Path) -> None:
     for series in handle.ts_tifffile.series[:1]:
         for level in series.levels:
             for page in level.pages:
-                ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts))
-                if max(ends, default=0) > size:
+                if max(map(add, page.dataoffsets, page.databytecounts), default=0) > size:
                     raise InputError(f"{path}: truncated, it ends before its image data does; copy the slide again")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.encoders.embed import embed_table, features_settings
-from lrmil_cli.encoders.pipeline import BatchSize
+from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features
@@ -117,7 +117,7 @@ def embed_cohort(
             overwrite=overwrite, slide_path=entry.path if entry.path.exists() else None,
         )
 
-    turns = in_turn(one, list(zip(manifest, tables)), ahead=device.type != "cpu")
+    turns = in_turn(one, list(zip(manifest, tables)), slides_ahead(device))
     for k, (entry, embedded) in enumerate(zip(manifest, turns), 1):
         features, there, seconds = embedded()
         made += not there

@@ -148,8 +148,14 @@ def test_prefetch_starts_at_once_stays_bounded_and_stops():
         assert made == []
 
 
+def iter_once(n):
+    yield
+    return n
+
+
 def test_items_are_begun_one_ahead_of_their_turn():
     events, begun = [], [threading.Event() for _ in range(4)]
+    assert [finish() for finish in in_turn(iter_once, range(5), ahead=3)] == list(range(5))
 
     def work(n):
         events.append(f"begin {n}")
@@ -165,7 +171,7 @@ def test_items_are_begun_one_ahead_of_their_turn():
         return n
 
     out = []
-    for finish in in_turn(work, [0, 1, 2, 3], ahead=True):
+    for finish in in_turn(work, [0, 1, 2, 3], ahead=1):
         try:
             out.append(finish())
         except InputError as e:
@@ -179,7 +185,7 @@ def test_items_are_begun_one_ahead_of_their_turn():
         events.append(f"finish {n}")
         return n
 
-    assert [finish() for finish in in_turn(plain, [0, 1], ahead=False)] == [0, 1]
+    assert [finish() for finish in in_turn(plain, [0, 1], ahead=0)] == [0, 1]
     assert events == ["begin 0", "finish 0", "begin 1", "finish 1"]
 
 
@@ -194,7 +200,7 @@ def test_what_was_begun_ahead_is_closed_when_the_run_stops():
         finally:
             closed.append(n)
 
-    turns = in_turn(work, [0, 1, 2], ahead=True)
+    turns = in_turn(work, [0, 1, 2], ahead=1)
     next(turns)
     assert begun.wait(5)
     turns.close()

@@ -1,0 +1,107 @@
+"""``lrmil benchmark``: HR against LR on this machine, and reader against reader."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from lrmil_cli.commands import options
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import UsageError
+
+#: What is timed where the user names no encoder: the size that most pathology encoders are larger than.
+DEFAULT_ENCODER = "vit_small_patch16_224"
+
+
+def benchmark(
+    slide: Annotated[str, typer.Argument(metavar="SLIDE", help="A slide of yours.", show_default=False)],
+    model: Annotated[Optional[str], typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Time this model.", show_default=False)] = None,
+    encoder: options.EncoderOrNone = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Compare readers only; nothing is encoded.")] = False,
+    mpp: Annotated[Optional[float], typer.Option("--mpp", min=0.05, help="Um per pixel of LR.  [default: 2.0, or as the model says]", show_default=False)] = None,
+    hr_mpp: Annotated[float, typer.Option("--hr-mpp", min=0.05, help="Um per pixel of HR.")] = 0.5,
+    tile_px: Annotated[Optional[int], typer.Option("--tile-px", min=16, max=4096, help="Side of a tile in pixels.  [default: 256, or as the model says]", show_default=False)] = None,
+    max_tiles: Annotated[Optional[int], typer.Option("--max-tiles", min=1, help="Tiles measured at most on each side; the rest is extrapolated.  [default: 128 on a CPU, 2048 on a GPU]", show_default=False)] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="LR and HR take turns so many times; the median counts.")] = 3,
+    plot: Annotated[Optional[str], typer.Option("--plot", metavar="FILE.png", help="Also draw it.", show_default=False)] = None,
+    embedding: options.Embedding = None,
+    input_size: options.InputSize = None,
+    random_init: options.RandomInit = False,
+    slide_mpp: options.SlideMpp = None,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Time LR against HR on your machine.
+
+    The same slide, code and encoder (yours, or a ViT-S with random weights) at both resolutions: tissue, reading, encoding, head,
+    beside what the encoder alone would take. Then the same LR tiles by every reader there is. All is read once before, so it comes
+    from the system's file cache; a network drive is slower.
+    """
+    from lrmil_cli.benchmark import report as reports
+    from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
+    from lrmil_cli.slides.slide import open_slide
+    from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles
+
+    report = Report(json)
+    if plot is not None and not plot.lower().endswith(".png"):
+        raise UsageError(f"--plot {plot}: give a name that ends in .png")
+    if model is not None and encoder is not None:
+        raise UsageError("give --model or --encoder, not both")
+    if read_only and (model is not None or encoder is not None or random_init):
+        raise UsageError("--read-only encodes nothing; leave out --model, --encoder and --random-init")
+    base = TileSettings(mpp or 2.0, tile_px or 256)
+    began = time.perf_counter()
+    record: dict[str, Any] = {"slide": slide, "slide_id": Path(slide).stem, "command": "benchmark", "status": "ok", "output": plot, "error": None,
+                              "hr": None, "lr": None, "device": None, "encoder": None, "rounds": rounds, "file_cache": "warm"}
+    texts = []
+    if not read_only:
+        from lrmil_cli.benchmark.speed import as_record, bare_model, measure, side_settings
+        from lrmil_cli.device import device_label, pick_device
+        from lrmil_cli.distill.model import load_model
+        from lrmil_cli.encoders.spec import load_encoder
+
+        where = pick_device(device)
+        if model is not None:
+            timed = load_model(model)
+            base = replace(timed.tiles, mpp=mpp or timed.tiles.mpp, tile_px=tile_px or timed.tiles.tile_px)
+        else:
+            timed = bare_model(load_encoder(encoder or DEFAULT_ENCODER, tile_px=base.tile_px, input_size=input_size, embedding=embedding,
+                                            random_init=random_init or encoder is None, warn=report.warn), base)
+        if hr_mpp >= base.mpp:
+            raise UsageError(f"--hr-mpp {hr_mpp:g} must be finer than --mpp {base.mpp:g}")
+        sides = side_settings(base, hr_mpp)
+        info = timed.encoders[0].info
+        record |= {"device": device_label(where), "encoder": info.name + (", random weights" if info.random_init else "")}
+        record |= as_record(measure(slide, timed.to(where), sides, device=where, batch_size=batch_size, workers=workers, slide_mpp=slide_mpp,
+                                    most=max_tiles, rounds=rounds, say=report.say))
+        texts += [f"{record['encoder']}; {record['device']}", reports.sides_table(record, {k: s.mpp for k, s in sides.items()})]
+    with open_slide(slide, slide_mpp=slide_mpp, workers=workers) as opened:
+        record["workers"] = opened.workers
+        head = f"{Path(slide).name}: {opened.width} x {opened.height} px, {opened.mpp:.4g} um/px, {len(opened.levels)} levels"
+        parts = {"readers": (base, False)}
+        if read_only:
+            parts |= {"readers_shifted": (base, True), "readers_hr": (replace(base, mpp=hr_mpp), False)}
+        tables = {}
+        for key, (settings, off) in parts.items():
+            if settings.mpp < opened.mpp / 1.05:
+                report.warn(f"{slide}: coarser than {settings.mpp:g} um/px, so that side is left out")
+                continue
+            tiles, level, _ = find_tiles(opened, settings)
+            boxes = middle_part(boxes_of(tiles), max_tiles or 512)
+            boxes = shifted(boxes, opened.levels[level].downsample) if off else boxes
+            record[key], notes = compare_readers(slide, opened.mpp, boxes, level, settings.tile_px, workers=opened.workers, rounds=max(rounds, 9))
+            title = f"{settings.mpp:g} um/px" + (", shifted" if off else "")
+            tables[title] = record[key]
+            report.say(f"readers, {title}: {len(boxes)} tiles of level {level}, all from the file cache" + "".join(f"; {n}" for n in notes))
+    texts.append(reports.readers_table(tables))
+    if plot is not None:
+        reports.plot(plot, record, tables, head + (f"\n{texts[0]}" if not read_only else ""))
+    report.result({**record, "seconds": round(time.perf_counter() - began, 3)})
+    if not json:
+        print("\n\n".join([head, *texts]), flush=True)
