@@ -44,7 +44,7 @@ def predict(
     from lrmil_cli.device import device_label, pick_device
     from lrmil_cli.distill.model import load_model, predict_slide
     from lrmil_cli.files.header import digest, last_digest, step, up_to_date
-    from lrmil_cli.files.tables import read_table_header, write_table
+    from lrmil_cli.files.tables import read_table, read_table_header, write_table
     from lrmil_cli.qupath.geojson import check_name, heatmap, parse_image_size, write_geojson
     from lrmil_cli.slides.slide import open_slide
 
@@ -79,7 +79,7 @@ def predict(
             origin_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)}
             wanted = digest(settings, origin_of)
             targets = _targets(item.slide_id, folder, geojson, overlay, many)
-            if output != "-" and up_to_date(table, wanted, lambda p: read_table_header(p, "attention"), overwrite) \
+            if output != "-" and up_to_date(table, wanted, lambda p: read_table(p, "attention")[0], overwrite) \
                     and all(p.exists() for p in targets.values()):
                 known = read_table_header(table, "attention")["prediction"]
                 return Outcome(str(folder), "skipped", f"{known['predicted']}, up to date ({table})", {"prediction": known})
@@ -90,6 +90,8 @@ def predict(
             record = prediction_record(loaded, p, slide, device_label(where), model, [step("predict", settings, origin_of)])
             header, rows = attention_table(loaded, p, record)
             text = heatmap(header, rows, origin=origin, image_size=size) if geojson is not None else None
+            if output != "-":
+                table.unlink(missing_ok=True)  # it marks the slide as done, and what stands beside it is about to change
             if overlay is not None:
                 _draw(targets["overlay"], slide, rows, record)
             if text is not None:
@@ -156,8 +158,9 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
     import json
 
     from lrmil_cli.files.atomic import write_text
+    from lrmil_cli.files.header import sealed
 
-    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(sealed(record), indent=1, allow_nan=False) + "\n")
 
 
 def _draw(path: Path, slide: Slide, rows: Any, record: dict[str, Any]) -> None:

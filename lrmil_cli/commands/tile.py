@@ -30,7 +30,7 @@ def tile(
 ) -> None:
     """Find the tissue of slides; write the tiles with it."""
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
-    from lrmil_cli.files.tables import read_table_header, table_suffix, write_table
+    from lrmil_cli.files.tables import read_table, table_suffix, write_table
     from lrmil_cli.qupath.pictures import tile_picture
     from lrmil_cli.slides.slide import open_slide
     from lrmil_cli.slides.tiles import TileSettings, tile_slide
@@ -54,13 +54,15 @@ def tile(
             own = settings.as_json()
             origin = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)}
             picture = None if not thumbnail else Path(str(target)[: -len(table_suffix(target))] + ".png")
-            if output != "-" and up_to_date(target, digest(own, origin), lambda p: read_table_header(p, "tiles"), overwrite):
+            if output != "-" and up_to_date(target, digest(own, origin), lambda p: read_table(p, "tiles")[0], overwrite):
                 if picture is None or picture.exists():
                     return Outcome(str(target), "skipped", f"up to date ({target})")
             rows, level, tissue = tile_slide(slide, settings)
             header = make_header("tiles", slide=slide.describe(), settings=own, level=level,
                                  level_mpp=slide.mpp * slide.levels[level].downsample, roi=None,
                                  history=[step("tile", own, origin)])
+            if picture is not None:
+                picture.unlink(missing_ok=True)  # of another table; killed before the new one, this run must not look complete
             write_table(target, header, rows)
             if picture is not None:
                 tile_picture(picture, tissue, rows)

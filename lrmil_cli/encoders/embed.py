@@ -166,7 +166,11 @@ def embed_table(
     header, tiles = read_table(tiles_path, "tiles")
     seconds = Seconds()
     if up_to_date(output, features_digest(encoder, header), read_features_header, overwrite):
-        return read_features(output), True, seconds
+        try:
+            return read_features(output), True, seconds
+        except InputError:
+            if not overwrite:
+                raise
     started = time.perf_counter()
     with open_tiled_slide(header, slide_path) as slide:
         seconds.add("open", time.perf_counter() - started)
