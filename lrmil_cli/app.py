@@ -17,6 +17,7 @@ from lrmil_cli.commands import (
     demo,
     distill_encoder,
     distill_student,
+    doctor,
     embed,
     evaluate,
     export_geojson,
@@ -44,6 +45,7 @@ for name, function in (
     ("train-teacher", train_teacher.train_teacher), ("distill-student", distill_student.distill_student),
     ("predict", predict.predict), ("export-geojson", export_geojson.export_geojson),
     ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("info", info.info), ("demo", demo.demo),
+    ("doctor", doctor.doctor),
 ):
     app.command(name)(with_common_options(function))
 
