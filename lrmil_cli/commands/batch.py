@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.tables import table_suffix
+
+if TYPE_CHECKING:
+    from lrmil_cli.slides.slide import Slide
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class SlideInput:
 
 @dataclass
 class Outcome:
-    """What became of one slide: status ``ok`` or ``skipped`` (up to date), where the output is, what else to report."""
+    """What became of one slide: status ``ok``, ``skipped`` (up to date) or ``planned`` (dry run), where the output is or would be,
+    what else to report."""
 
     output: str | None
     status: str = "ok"
@@ -89,6 +93,13 @@ def _from_stdin() -> list[SlideInput]:
     return slides
 
 
+def planned(tiles: int, seconds: float, slide: Slide, output: str | Path) -> Outcome:
+    """What a dry run says of a slide whose output would be made, by about ``seconds`` of work."""
+    text = f"would be made: {tiles} tiles, slide {slide.mpp:.4g} um/px ({slide.mpp_source}), about {max(1, round(seconds))} s -> {output}"
+    return Outcome(str(output), "planned", text, {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source,
+                                                  "expected_seconds": round(seconds, 2)})
+
+
 def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
     """Where the table of one slide goes: ``output`` itself, or ``<output>/<id>.<kind>.csv`` if it is a folder.
 
@@ -109,18 +120,21 @@ def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
 
 def run_batch(
     command: str, items: list[Any], work: Callable[[Any], Outcome], report: Report, *, fail_fast: bool = False,
-    failures_in: Path | None = None,
+    failures_in: Path | None = None, dry_run: bool = False,
 ) -> None:
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
     Args:
         items: things with ``path`` and ``slide_id``.
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
+        dry_run: ``work`` only plans; nothing is written, and what was found is summed up.
 
     Raises:
         LrmilError: of the only item; PartialError if some of several failed; InputError if all did.
     """
     failures: list[tuple[Any, str, LrmilError]] = []
+    outcomes: list[Outcome] = []
+    failures_in = None if dry_run else failures_in
     for item in items:
         started = time.perf_counter()
         record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
@@ -138,7 +152,10 @@ def run_batch(
             continue
         report.result({**record, "status": outcome.status, "output": outcome.output, "error": None,
                        "seconds": _since(started), **outcome.extra})
+        outcomes.append(outcome)
         report.say(f"{item.slide_id}: {outcome.message}")
+    if dry_run:
+        report.say(_summary(outcomes, len(failures)))
     if failures_in is not None and len(items) > 1:
         _write_failures(failures_in / "failures.csv", failures)
     if failures:
@@ -149,6 +166,14 @@ def run_batch(
             error = failures[0][2]
             raise type(error)(f"{text}; the first: {error}")
         raise PartialError(text + (" (stopped at the first, --fail-fast)" if fail_fast else ""))
+
+
+def _summary(outcomes: list[Outcome], failures: int) -> str:
+    """What a dry run found in all."""
+    made = [o.extra for o in outcomes if o.status == "planned"]
+    tiles, seconds = sum(e["tiles"] for e in made), sum(e["expected_seconds"] for e in made)
+    return (f"dry run, nothing was written: {len(made)} would be made ({tiles} tiles, about {max(1, round(seconds))} s), "
+            f"{len(outcomes) - len(made)} up to date, {failures} would fail")
 
 
 def _write_failures(path: Path, failures: list[tuple[Any, str, LrmilError]]) -> None:

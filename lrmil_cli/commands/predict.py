@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, run_batch
+from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, planned, run_batch
 from lrmil_cli.commands.export_geojson import ImageSize, Origin
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
@@ -34,6 +34,7 @@ def predict(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Classify slides from their LR tiles alone.
 
@@ -42,7 +43,7 @@ def predict(
     from dataclasses import replace
 
     from lrmil_cli.device import device_label, pick_device
-    from lrmil_cli.distill.model import load_model, predict_slide
+    from lrmil_cli.distill.model import load_model, plan_slide, predict_slide
     from lrmil_cli.files.header import digest, last_digest, step, up_to_date
     from lrmil_cli.files.tables import read_table, read_table_header, write_table
     from lrmil_cli.qupath.geojson import check_name, heatmap, parse_image_size, write_geojson
@@ -83,6 +84,8 @@ def predict(
                     and all(p.exists() for p in targets.values()):
                 known = read_table_header(table, "attention")["prediction"]
                 return Outcome(str(folder), "skipped", f"{known['predicted']}, up to date ({table})", {"prediction": known})
+            if dry_run:
+                return planned(*plan_slide(loaded, slide, device=where, batch_size=batch_size), slide, table)
             opened = time.perf_counter() - began
             with report.progress(item.slide_id, None) as bar:
                 p = predict_slide(loaded, slide, device=where, batch_size=batch_size, progress=bar)
@@ -104,7 +107,7 @@ def predict(
         message = f"{record['predicted']} (p {probability:.3f}), {len(rows)} tiles; seconds: {spent}; {device_label(where)}"
         return Outcome(str(output), message=message, extra={"prediction": record})
 
-    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
+    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, dry_run=dry_run)
 
 
 def _is_folder(path: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, run_batch
+from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, planned, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -27,6 +28,7 @@ def tile(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Find the tissue of slides; write the tiles with it."""
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
@@ -57,7 +59,10 @@ def tile(
             if output != "-" and up_to_date(target, digest(own, origin), lambda p: read_table(p, "tiles")[0], overwrite):
                 if picture is None or picture.exists():
                     return Outcome(str(target), "skipped", f"up to date ({target})")
+            began = time.perf_counter()
             rows, level, tissue = tile_slide(slide, settings)
+            if dry_run:
+                return planned(len(rows), time.perf_counter() - began, slide, target)
             header = make_header("tiles", slide=slide.describe(), settings=own, level=level,
                                  level_mpp=slide.mpp * slide.levels[level].downsample, roi=None,
                                  history=[step("tile", own, origin)])
@@ -71,4 +76,4 @@ def tile(
             return Outcome(str(target), message=text if output == "-" else f"{text} -> {target}",
                            extra={"tiles": len(rows), "mpp": slide.mpp, "mpp_source": slide.mpp_source})
 
-    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
+    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, dry_run=dry_run)

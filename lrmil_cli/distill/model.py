@@ -141,6 +141,30 @@ def predict_slide(
     return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded())
 
 
+def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch_size: int = 16) -> tuple[int, float]:
+    """Tiles of a slide, and the seconds that :func:`predict_slide` would take: the tissue in full, and two batches of tiles from all
+    over the slide stand for the rest.
+
+    Raises:
+        NoTissueError, InputError: as :func:`predict_slide`, as far as those tiles show it.
+    """
+    clock = time.perf_counter()
+    tiles, level, _ = tile_slide(slide, model.tiles)
+    tissue = time.perf_counter() - clock
+    some = tiles.iloc[np.unique(np.linspace(0, len(tiles) - 1, 2 * batch_size).astype(int))]
+    first, rest = some.iloc[:batch_size], some.iloc[batch_size:]
+    clock = time.perf_counter()
+    for e in model.encoders:
+        embed_tiles(e, slide, first, level, model.tiles.tile_px, device=device, batch_size=batch_size)
+    seconds, done = time.perf_counter() - clock, len(first)
+    if len(rest):  # the first batch of a run sets things up; the second is the better measure
+        clock = time.perf_counter()
+        for e in model.encoders:
+            embed_tiles(e, slide, rest, level, model.tiles.tile_px, device=device, batch_size=batch_size)
+        seconds, done = time.perf_counter() - clock, len(rest)
+    return len(tiles), tissue + seconds / done * len(tiles)
+
+
 def percentiles(attention: np.ndarray) -> np.ndarray:
     """Rank of each tile within its slide as 0..100 (ties share their mean rank); 100 for a single tile."""
     from scipy.stats import rankdata
