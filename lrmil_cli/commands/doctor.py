@@ -17,7 +17,7 @@ WIDTH = 80
 
 
 def doctor(
-    paths: Annotated[Optional[list[str]], typer.Argument(metavar="[SLIDE|MODEL...]", help="Slides (also folders, a manifest or -) and model files to look at besides the machine.", show_default=False)] = None,
+    paths: Annotated[Optional[list[str]], typer.Argument(metavar="SLIDE|MODEL...", help="Slides (also folders, a manifest or -) and model files to look at besides the machine.", show_default=False)] = None,
     model: Annotated[Optional[str], typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Model that the slides should fit.", show_default=False)] = None,
     mpp: Annotated[Optional[float], typer.Option("--mpp", min=0.01, help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0]", show_default=False)] = None,
     slide_mpp: options.SlideMpp = None,
