@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options, overlays, regions
-from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, run_batch
+from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, planned, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -37,6 +37,7 @@ def predict(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Classify slides from their LR tiles alone.
 
@@ -45,11 +46,11 @@ def predict(
     from dataclasses import replace
 
     from lrmil_cli.device import device_label, pick_device
-    from lrmil_cli.distill.model import load_model, predict_slide
+    from lrmil_cli.distill.model import load_model, plan_slide, predict_slide
     from lrmil_cli.distill.prediction import attention_table, prediction_record
     from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
     from lrmil_cli.files.header import digest, last_digest, step, up_to_date
-    from lrmil_cli.files.tables import as_frame, read_table, read_table_header, write_table
+    from lrmil_cli.files.tables import as_frame, read_table, write_table
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
     from lrmil_cli.qupath.pictures import rings
     from lrmil_cli.slides.slide import open_slide
@@ -80,12 +81,14 @@ def predict(
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
-            there = output != "-" and up_to_date(table, digest(settings, made_of), lambda p: read_table_header(p, "attention"), overwrite) \
+            there = output != "-" and up_to_date(table, digest(settings, made_of), lambda p: read_table(p, "attention")[0], overwrite) \
                 and record_path.exists()
             if there:
                 header, rows = read_table(table, "attention")
                 record = header["prediction"]
                 message = f"{record['predicted']}, up to date ({table})"
+            elif dry_run:
+                return planned(*plan_slide(loaded, slide, device=where, batch=batch, region=region), slide, table)
             else:
                 opened = time.perf_counter() - began
                 p = yield from predict_slide(loaded, slide, device=where, batch=batch, region=region,
@@ -97,8 +100,11 @@ def predict(
                 message = (f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {len(p.attention)} tiles; "
                            f"seconds: {spent}; {device_label(where)}")
                 if record_path is not None:
+                    Path(table).unlink(missing_ok=True)  # it marks the slide as done, and what stands beside it is about to change
                     _write_json(record_path, record)
                     write_table(table, header, rows)  # last: it marks the slide as done
+            if dry_run:
+                return Outcome(str(output), "skipped", message, {"prediction": record})
             files: dict[str, dict[str, Any]] = {}
             if geojson is not None or overlay is not None:
                 rows = as_frame(rows)
@@ -117,7 +123,8 @@ def predict(
         extra = {"prediction": record, "files": {kind: f["path"] for kind, f in files.items()}}
         return Outcome(str(output), "skipped" if there and not made else "ok", message, extra)
 
-    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=slides_ahead(where))
+    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=slides_ahead(where),
+              dry_run=dry_run)
 
 
 def _check_outputs(output: str, overlay: str | None, geojson: str | None, many: bool, json: bool) -> None:
@@ -150,5 +157,6 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
     import json
 
     from lrmil_cli.files.atomic import write_text
+    from lrmil_cli.files.header import sealed
 
-    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(sealed(record), indent=1, allow_nan=False) + "\n")

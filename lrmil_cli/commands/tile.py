@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, run_batch
+from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, planned, run_batch
 from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
@@ -34,10 +35,11 @@ def tile(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Find the tissue of slides; write the tiles with it."""
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
-    from lrmil_cli.files.tables import read_table_header, table_suffix, write_table
+    from lrmil_cli.files.tables import read_table, table_suffix, write_table
     from lrmil_cli.qupath.pictures import rings, tile_picture
     from lrmil_cli.slides.slide import open_slide
     from lrmil_cli.slides.tiles import TileSettings, tile_slide
@@ -65,13 +67,18 @@ def tile(
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
             picture = None if not thumbnail else Path(str(target)[: -len(table_suffix(target))] + ".png")
-            if output != "-" and up_to_date(target, digest(own, made_of), lambda p: read_table_header(p, "tiles"), overwrite):
+            if output != "-" and up_to_date(target, digest(own, made_of), lambda p: read_table(p, "tiles")[0], overwrite):
                 if picture is None or picture.exists():
                     return Outcome(str(target), "skipped", f"up to date ({target})")
+            began = time.perf_counter()
             rows, level, tissue = tile_slide(slide, settings, region)
+            if dry_run:
+                return planned(len(rows), time.perf_counter() - began, slide, target)
             header = make_header("tiles", slide=slide.describe(), settings=own, level=level,
                                  level_mpp=slide.mpp * slide.levels[level].downsample, roi=region.about if region else None,
                                  history=[step("tile", own, made_of)])
+            if picture is not None:
+                picture.unlink(missing_ok=True)  # of another table; killed before the new one, this run must not look complete
             write_table(target, header, rows)
             if picture is not None:
                 tile_picture(picture, tissue, rows, rings(region.area) if region else ())
@@ -80,4 +87,4 @@ def tile(
             return Outcome(str(target), message=text if output == "-" else f"{text} -> {target}",
                            extra={"tiles": len(rows), "mpp": slide.mpp, "mpp_source": slide.mpp_source})
 
-    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
+    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, dry_run=dry_run)

@@ -67,11 +67,13 @@ class Regions:
 
 @dataclass
 class Stage1Result:
-    """The LR encoder, one row of numbers an epoch (epoch 0: before training), the best epoch."""
+    """The LR encoder, one row of numbers an epoch (epoch 0: before training), the best epoch, and the checkpoint of the run,
+    which the caller removes once the encoder is kept."""
 
     encoder: Encoder
     curves: list[dict[str, float]]
     best_epoch: int
+    checkpoint: Path
 
 
 class TileReader:
@@ -184,8 +186,7 @@ def distill(
     student.model.load_state_dict(state.best_weights or teacher.weights())
     if state.best_weights is None:
         say("no epoch was better than the start; the encoder is returned as it was (try another --lr)")
-    checkpoint.unlink(missing_ok=True)
-    return Stage1Result(student.eval().requires_grad_(False), state.curves, state.best_epoch)
+    return Stage1Result(student.eval().requires_grad_(False), state.curves, state.best_epoch, checkpoint)
 
 
 @dataclass

@@ -150,6 +150,32 @@ def predict_slide(
     return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded())
 
 
+def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None) -> tuple[int, float]:
+    """Tiles of a slide, and the seconds that :func:`predict_slide` would take: the tissue in full, and two batches of tiles from all
+    over the slide stand for the rest.
+
+    Raises:
+        NoTissueError, InputError: as :func:`predict_slide`, as far as those tiles show it.
+    """
+    clock = time.perf_counter()
+    tiles, level, _ = find_tiles(slide, model.tiles, region)
+    tissue = time.perf_counter() - clock
+    boxes, size = boxes_of(tiles), batch.now
+
+    def timed(some: np.ndarray) -> float:
+        clock = time.perf_counter()
+        with read_ahead(slide, some, level, model.tiles.tile_px, device=device, batch=batch) as pixels:
+            embed_tiles(model.encoders, pixels, len(some), device=device, batch=batch)
+        return time.perf_counter() - clock
+
+    some = boxes[np.unique(np.linspace(0, len(boxes) - 1, 2 * size).astype(int))]
+    first, rest = some[:size], some[size:]
+    rate = timed(first) / len(first)
+    if len(rest):  # the first batch of a run sets things up; the second is the better measure
+        rate = timed(rest) / len(rest)
+    return len(boxes), tissue + rate * len(boxes)
+
+
 def percentiles(attention: np.ndarray) -> np.ndarray:
     """Rank of each tile within its slide as 0..100 (ties share their mean rank); 100 for a single tile."""
     n = len(attention)

@@ -24,7 +24,7 @@ def check_failed(said, code, says, folder: Path, allowed=()):
 
 
 # ---- start-up ----------------------------------------------------------------------
-@pytest.mark.parametrize("args", [["--help"], ["tile", "--help"], ["predict", "--help"], ["evaluate", "--help"], ["export-geojson", "--help"]])
+@pytest.mark.parametrize("args", [["--help"], ["tile", "--help"], ["predict", "--help"], ["evaluate", "--help"], ["export-geojson", "--help"], ["doctor", "--help"]])
 def test_help_imports_nothing_heavy(args):
     code = ("import sys; from lrmil_cli.app import run; code = run(sys.argv[1:]);"
             "heavy = {'torch', 'timm', 'pandas', 'tiffslide', 'sklearn', 'matplotlib', 'h5py', 'shapely', 'cv2'} & set(sys.modules);"
