@@ -140,7 +140,6 @@ def check_load() -> Check:
 def encoder_speed(encoder, device, seconds: float = PROBE_SECONDS, tile_px: int = 256, batch: int = 8) -> float:
     """Tiles a second that ``encoder`` (on ``device``) encodes; takes about ``seconds``, or one batch if that is longer."""
     import numpy as np
-
     import torch
 
     from lrmil_cli.device import autocast, synchronize, to_device

@@ -43,13 +43,13 @@ def test_the_rate_is_tiles_a_second(monkeypatch):
     """Against a clock that the encoder itself turns: 0.25 s a tile."""
     now = [0.0]
     monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr("lrmil_cli.encoders.embed.encode_batch", lambda e, tiles, d: now.__setitem__(0, now[0] + 0.25 * len(tiles)))
+    encoder = lambda tiles: now.__setitem__(0, now[0] + 0.25 * len(tiles))
     import torch
 
-    assert machine.encoder_speed(None, torch.device("cpu"), seconds=10) == pytest.approx(4)
+    assert machine.encoder_speed(encoder, torch.device("cpu"), seconds=10) == pytest.approx(4)
     assert now[0] <= 12
     now[0] = 0.0
-    assert machine.encoder_speed(None, torch.device("cpu"), seconds=0.3) == pytest.approx(4) and now[0] == 0.25
+    assert machine.encoder_speed(encoder, torch.device("cpu"), seconds=0.3) == pytest.approx(4) and now[0] == 0.25
 
 
 def test_a_slide_and_a_model_that_fit(lrmil, chain, tmp_path, monkeypatch):
