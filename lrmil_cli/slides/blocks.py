@@ -69,8 +69,8 @@ class Blocks:
 def new_block(height: int, width: int) -> np.ndarray:
     """Memory to decode into, uint8 [height, width, 3].
 
-    libjpeg-turbo writes rows that start at a multiple of 32 bytes past the cache, which takes a third to twice as long; rows of
-    blocks are multiples of 16 bytes, so memory that starts 8 bytes off has none.
+    libjpeg-turbo writes rows that start at a multiple of 32 bytes past the processor's cache, and decoding then takes up to twice
+    as long; rows of blocks are multiples of 16 bytes, so memory that starts 8 bytes off has none.
     """
     size = height * width * 3
     raw = np.empty(size + 64, np.uint8)

@@ -16,6 +16,8 @@ from lrmil_cli.slides.slide import WHITE, Slide
 BAND_PIXELS = 4_000_000
 #: Tiles that a reader thread is given at a time: enough to make its start cheap, few enough to keep all threads at work.
 TASK_TILES = 16
+#: What the tiles read at a time may take, where a batch does not take more.
+CHUNK_BYTES = 64_000_000
 #: What the blocks kept for tiles to come may take; beyond it the slide is read in stripes.
 KEPT_BYTES = 64_000_000
 
@@ -72,7 +74,8 @@ def iter_batches(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, batc
         InputError: the slide is damaged at a tile.
     """
     rects = level_rects(slide, level, np.asarray(boxes, np.int64).reshape(-1, 4))
-    chunk = batch_size * max(1, round(2 * TASK_TILES * slide.workers / batch_size))
+    # Two tasks for each thread at a time, as far as memory goes.
+    chunk = batch_size * max(1, min(round(2 * TASK_TILES * slide.workers / batch_size), CHUNK_BYTES // (batch_size * tile_px**2 * 3)))
     blocks = slide.blocks(level)
     for order in _raster(rects, blocks):
         band = None if blocks is None else _Band(slide, level, blocks, rects[order])

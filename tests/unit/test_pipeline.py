@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lrmil_cli.ahead import Prefetch, in_turn
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, encode_tiles, read_ahead
 from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import dumps_csv
 from lrmil_cli.slides.slide import open_slide
 from tests.unit.test_reader import boxes_of, write
@@ -210,6 +211,17 @@ def test_what_was_begun_ahead_is_closed_when_the_run_stops():
 def test_columns_are_written_as_pandas_writes_them():
     columns = {"x": np.array([0, 7, -3]), "attention": np.array([1 / 3, np.nan, 1e-12]), "score_a": np.array([0.1, 1e20, -0.0], np.float32)}
     assert dumps_csv({"kind": "attention"}, columns) == dumps_csv({"kind": "attention"}, pd.DataFrame(columns))
+
+
+def test_reader_threads_and_batches_change_no_feature(lrmil, chain, tmp_path):
+    out = []
+    for n, options in enumerate((["--workers", "1"], ["--workers", "3", "--batch-size", "7"])):
+        said = lrmil("embed", chain.tiles_hr / "s00.tiles.csv", "--encoder", "demo-vit", *options, "-o", tmp_path / f"{n}.h5")
+        assert said.code == 0, said.err
+        out.append(read_features(tmp_path / f"{n}.h5"))
+    assert np.array_equal(out[0].coords, out[1].coords) and np.allclose(out[0].features, out[1].features, atol=2e-5)
+    assert len(np.unique(out[0].features[:, 0])) > len(out[0].features) / 2
+    assert lrmil("embed", chain.tiles_hr / "s00.tiles.csv", "--encoder", "demo-vit", "--workers", "0", "-o", tmp_path / "x.h5").code == 2
 
 
 def test_predict_imports_no_more_than_it_uses(chain, tmp_path):

@@ -91,7 +91,7 @@ def boxes_of(step, width, x, y):
 @pytest.mark.parametrize("name", FORMATS)
 def test_tiles_are_those_of_read_region(tmp_path, name, workers):
     cases = [  # level, side in level-0 px, side of the tile, offset of the grid
-        (0, 64, 64, (0, 0)), (0, 64, 64, (13, 7)), (0, 128, 64, (0, 0)), (0, 128, 32, (6, 2)), (0, 150, 64, (0, 0)),
+        (0, 64, 64, (0, 0)), (0, 64, 64, (13, 7)), (0, 128, 64, (0, 0)), (0, 128, 32, (6, 2)), (0, 256, 64, (0, 0)), (0, 150, 64, (0, 0)),
         (1, 128, 64, (0, 0)), (1, 130, 64, (11, 0)), (1, 63 * 2, 64, (0, 0)), (2, 256, 32, (0, 0))]
     with open_slide(write(tmp_path, name), workers=workers) as slide:
         for level, side, tile_px, (x, y) in cases:
@@ -151,6 +151,17 @@ def test_every_block_is_decoded_once_and_memory_does_not_grow_with_the_slide(tmp
         assert sorted(decoded) == list(range(10 * height // 64))
         counts.append(made.count((64, 64)))
     assert counts[1] <= counts[0] + 4 * workers < 10 * 2560 // 64 / 4
+
+
+def test_few_large_tiles_are_read_at_a_time(opened, monkeypatch):
+    slide, made = opened[0], []
+    make = reader.new_block
+    monkeypatch.setattr(reader, "new_block", lambda h, w: (made.append(h * w * 3), make(h, w))[1])
+    monkeypatch.setattr(reader, "CHUNK_BYTES", 10 * 64 * 64 * 3)
+    for batch in (4, 20):
+        made.clear()
+        sizes = [len(r) for r, _ in iter_batches(slide, boxes_of(64, 64, 0, 0), 0, 64, batch)]
+        assert max(made) == max(8, batch) * 64 * 64 * 3 and max(sizes) == batch
 
 
 def test_a_wide_slide_is_read_in_stripes(opened, monkeypatch):
