@@ -45,16 +45,17 @@ def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
     import torch
 
     from lrmil_cli.distill import model as m
+    from lrmil_cli.encoders.pipeline import BatchSize
     from lrmil_cli.slides.slide import open_slide
 
     loaded, now, calls = m.load_model(chain.model), [0.0], []
 
-    def encode(encoder, slide, tiles, *args, **kwargs):
-        calls.append(len(tiles))
-        now[0] += len(tiles) * (100 if len(calls) == 1 else 2)
+    def encode(encoders, tiles, count, **kwargs):
+        calls.append(count)
+        now[0] += count * (100 if len(calls) == 1 else 2)
 
     monkeypatch.setattr(m.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(m, "embed_tiles", encode)
     with open_slide(chain.manifest.parent / "slides" / "s13.svs") as slide:
-        tiles, seconds = m.plan_slide(loaded, slide, device=torch.device("cpu"), batch_size=2)
+        tiles, seconds = m.plan_slide(loaded, slide, device=torch.device("cpu"), batch=BatchSize(2, torch.device("cpu")))
     assert calls == [2, 2] and tiles > 4 and seconds == pytest.approx(2 * tiles)
