@@ -18,6 +18,7 @@ from lrmil_cli.commands import (
     demo,
     distill_encoder,
     distill_student,
+    doctor,
     embed,
     evaluate,
     export_geojson,
@@ -44,7 +45,8 @@ for name, function in (
     ("tile", tile.tile), ("match", match.match), ("distill-encoder", distill_encoder.distill_encoder),
     ("train-teacher", train_teacher.train_teacher), ("distill-student", distill_student.distill_student),
     ("predict", predict.predict), ("export-geojson", export_geojson.export_geojson),
-    ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("benchmark", benchmark.benchmark), ("info", info.info), ("demo", demo.demo),
+    ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("benchmark", benchmark.benchmark), ("info", info.info),
+    ("doctor", doctor.doctor), ("demo", demo.demo),
 ):
     app.command(name)(with_common_options(function))
 

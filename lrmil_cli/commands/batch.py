@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.commands.report import Report
@@ -21,6 +21,9 @@ from lrmil_cli.errors import InputError, LrmilError, NoTissueError, PartialError
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.tables import table_suffix
+
+if TYPE_CHECKING:
+    from lrmil_cli.slides.slide import Slide
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class SlideInput:
 
 @dataclass
 class Outcome:
-    """What became of one slide: status ``ok`` or ``skipped`` (up to date), where the output is, what else to report."""
+    """What became of one slide: status ``ok``, ``skipped`` (up to date) or ``planned`` (dry run), where the output is or would be,
+    what else to report."""
 
     output: str | None
     status: str = "ok"
@@ -92,6 +96,13 @@ def _from_stdin() -> list[SlideInput]:
     return slides
 
 
+def planned(tiles: int, seconds: float, slide: Slide, output: str | Path) -> Outcome:
+    """What a dry run says of a slide whose output would be made, by about ``seconds`` of work."""
+    text = f"would be made: {tiles} tiles, slide {slide.mpp:.4g} um/px ({slide.mpp_source}), about {max(1, round(seconds))} s -> {output}"
+    return Outcome(str(output), "planned", text, {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source,
+                                                  "expected_seconds": round(seconds, 2)})
+
+
 def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
     """Where the table of one slide goes: ``output`` itself, or ``<output>/<id>.<kind>.csv`` if it is a folder.
 
@@ -116,7 +127,7 @@ Turn = Generator[None, None, Outcome]
 
 def run_batch(
     command: str, items: list[Any], work: Callable[[Any], Outcome | Turn], report: Report, *, fail_fast: bool = False,
-    failures_in: Path | None = None, ahead: int = 0,
+    failures_in: Path | None = None, ahead: int = 0, dry_run: bool = False,
 ) -> None:
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
@@ -125,11 +136,14 @@ def run_batch(
         work: a function, or a generator function whose part before its ``yield`` may be done while ``ahead`` items before it
             are finished (:func:`lrmil_cli.ahead.in_turn`).
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
+        dry_run: ``work`` only plans; nothing is written, and what was found is summed up.
 
     Raises:
         LrmilError: of the only item; PartialError if some of several failed; InputError if all did.
     """
     failures: list[tuple[Any, str, LrmilError]] = []
+    outcomes: list[Outcome] = []
+    failures_in = None if dry_run else failures_in
     turns = in_turn(work, items, ahead) if inspect.isgeneratorfunction(work) else (partial(work, item) for item in items)
     for item, finish in zip(items, turns):
         started = time.perf_counter()
@@ -148,7 +162,10 @@ def run_batch(
             continue
         report.result({**record, "status": outcome.status, "output": outcome.output, "error": None,
                        "seconds": _since(started), **outcome.extra})
+        outcomes.append(outcome)
         report.say(f"{item.slide_id}: {outcome.message}")
+    if dry_run:
+        report.say(_summary(outcomes, len(failures)))
     if failures_in is not None and len(items) > 1:
         _write_failures(failures_in / "failures.csv", failures)
     if failures:
@@ -159,6 +176,14 @@ def run_batch(
             error = failures[0][2]
             raise type(error)(f"{text}; the first: {error}")
         raise PartialError(text + (" (stopped at the first, --fail-fast)" if fail_fast else ""))
+
+
+def _summary(outcomes: list[Outcome], failures: int) -> str:
+    """What a dry run found in all."""
+    made = [o.extra for o in outcomes if o.status == "planned"]
+    tiles, seconds = sum(e["tiles"] for e in made), sum(e["expected_seconds"] for e in made)
+    return (f"dry run, nothing was written: {len(made)} would be made ({tiles} tiles, about {max(1, round(seconds))} s), "
+            f"{len(outcomes) - len(made)} up to date, {failures} would fail")
 
 
 def _write_failures(path: Path, failures: list[tuple[Any, str, LrmilError]]) -> None:

@@ -127,6 +127,7 @@ def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None
     png = evaluation_picture([(m.name, m.cases) for m in evaluation.models], evaluation.classes, evaluation.positive)
     page = blocks(evaluation, png, record["history"][-1])
     common = {"settings": record["settings"], "history": record["history"]}
+    (folder / FILES[-1]).unlink(missing_ok=True)  # it marks the folder as complete
     write_bytes(folder / "evaluation.png", png)
     write_text(folder / "evaluation.html", to_html(title(evaluation), page))
     write_text(folder / "evaluation.md", to_markdown(title(evaluation), page))

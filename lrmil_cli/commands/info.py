@@ -12,31 +12,53 @@ from lrmil_cli.commands.report import Report
 
 
 def info(
-    path: Annotated[Optional[str], typer.Argument(metavar="FILE|DIR", help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction.", show_default=False)] = None,
+    path: Annotated[Optional[str], typer.Argument(metavar="FILE|DIR", help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction, or any GeoJSON.", show_default=False)] = None,
     encoders: Annotated[bool, typer.Option("--encoders", help="List the encoders that --encoder knows by a short name.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="List the MIL heads and their options for --head-option.")] = False,
+    qupath_scripts: Annotated[Optional[str], typer.Option("--qupath-scripts", metavar="DIR", help="Copy the scripts for QuPath there.", show_default=False)] = None,
     slide_mpp: options.SlideMpp = None,
     json: options.Json = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
-    """Say what a slide or a file of the chain is."""
-    from lrmil_cli.errors import UsageError
+    """Say what a slide or a file of the chain is.
 
-    if encoders == (path is not None):
-        raise UsageError("give either a slide or file to describe, or --encoders; see `lrmil info --help`")
+    Of GeoJSON from anywhere it says what QuPath will make of it, and ends with exit code 3 where that is nothing.
+    """
+    from lrmil_cli.commands.info_text import render, render_encoders, render_heads
+    from lrmil_cli.errors import InputError, UsageError
+
     report = Report(json)
+    if encoders + heads + (path is not None) + (qupath_scripts is not None) != 1:
+        raise UsageError("give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; see `lrmil info --help`")
+    if qupath_scripts is not None:
+        from lrmil_cli.qupath.scripts import copy_scripts
+
+        for file in copy_scripts(qupath_scripts, overwrite):
+            report.say(f"{file}: drop it on QuPath, or open it in Automate > Script editor")
+            report.result({"command": "info", "status": "ok", "output": str(file)})
+        return
     if encoders:
         from lrmil_cli.encoders.aliases import alias_table
 
-        rows = alias_table()
-        for row in rows:
+        for row in (rows := alias_table()):
             report.result(row)
         if not json:
             print(render_encoders(rows))
         return
-    about = describe(path, slide_mpp)
-    if report.as_json:
-        report.result(about)
+    if heads:
+        from lrmil_cli.heads import head_table
+
+        for row in (rows := head_table()):
+            report.result(row)
+        if not json:
+            print(render_heads(rows))
         return
-    print(render(path, about))
+    about = describe(path, slide_mpp)
+    report.result(about)
+    if not json:
+        print(render(path, about))
+    if about["kind"] == "geojson" and not about["opens"]:
+        raise InputError(f"{path}: QuPath imports nothing of it: {about['fatal'][0]}")
 
 
 def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
@@ -45,16 +67,13 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     Raises:
         InputError: it is nothing we know.
     """
-    import json
-
     from lrmil_cli.errors import InputError
     from lrmil_cli.files.tables import table_suffix
     from lrmil_cli.slides.slide import SLIDE_SUFFIXES
 
-    p = Path(path)
+    p, name = Path(path), Path(path).name.lower()
     if not p.exists():
         raise InputError(f"{path}: no such file")
-    name = p.name.lower()
     if p.is_dir():
         from lrmil_cli.training.teacher import read_teacher_header
 
@@ -65,14 +84,8 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
         return _tensors(path)
     if name.endswith((".h5", ".hdf5")):
         return _hdf5(path)
-    if name.endswith(".json"):
-        try:
-            about = json.loads(p.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as e:
-            raise InputError(f"{path}: not JSON ({e})") from e
-        if isinstance(about, dict) and isinstance(about.get("kind"), str):
-            return about
-        raise InputError(f"{path}: JSON, but not a file of the chain")
+    if name.endswith((".json", ".geojson", ".json.gz", ".geojson.gz", ".zip")):
+        return _json(path)
     if p.suffix.lower() in SLIDE_SUFFIXES:
         return _slide(path, slide_mpp)
     raise InputError(f"{path}: not a slide ({' '.join(SLIDE_SUFFIXES)}) and not a file of the chain")
@@ -86,6 +99,15 @@ def _hdf5(path: str) -> dict[str, Any]:
         features = read_features(path)
         return {**features.header, "shape": list(features.features.shape)}
     return describe_foreign(read_foreign(path))
+
+
+def _json(path: str) -> dict[str, Any]:
+    from lrmil_cli.qupath.files import read_documents
+    from lrmil_cli.qupath.rules import describe_geojson
+
+    documents = [document for _, document in read_documents(path)]
+    ours = isinstance(documents[0], dict) and isinstance(documents[0].get("kind"), str)
+    return documents[0] if ours else describe_geojson(documents, path)
 
 
 def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
@@ -135,41 +157,3 @@ def _tensors(path: str) -> dict[str, Any]:
         return check_header(about, about["kind"], path)
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path}: its lrmil header is damaged") from e
-
-
-def render(path: str, about: dict[str, Any]) -> str:
-    """The same for a terminal of 80 columns."""
-    lines = [f"{path}: {about['kind']}"]
-    for key, value in about.items():
-        if key in ("kind", "history", "version", "feature_digests") or value is None:
-            continue
-        if key == "levels":
-            lines += [f"  level {l['level']}: {l['width']} x {l['height']} px, {l['mpp']:g} um/px (1/{l['downsample']:g})" for l in value]
-            continue
-        lines.append(f"  {key}: {_short(value)}")
-    for entry in about.get("history") or []:
-        ours = f"lrmil {entry['lrmil']}, {entry.get('date')}, " if "lrmil" in entry else ""
-        lines.append(f"  made by: {entry.get('command')} ({ours}{entry['digest'][:12]})")
-    return "\n".join(lines)
-
-
-def render_encoders(rows: list[dict[str, Any]]) -> str:
-    """The table of encoders, two lines each, for a terminal of 80 columns."""
-    lines = ["name           width blocks patch input  licence, access"]
-    for r in rows:
-        lines.append(f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  {r['license']}, {r['access']}")
-        lines.append(f"  {r['hub']}" + (f" (for MIL its authors use --embedding {r['embedding']})" if r["embedding"] != "cls" else ""))
-    return "\n".join([*lines, "", "input: side in px for ratio 4 and tiles of 256 px. Gated: ask for access on the",
-                      "page at huggingface.co and run `hf auth login`, or give a file as NAME@FILE."])
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None and (not isinstance(v, (dict, list)) or k in ("bounds",)))
-    elif isinstance(value, list):
-        text = f"{len(value)} entries" if value and isinstance(value[0], (dict, list)) or len(value) > 8 else ", ".join(map(str, value))
-    elif isinstance(value, float):
-        text = f"{value:.6g}"
-    else:
-        text = str(value)
-    return text if len(text) <= 200 else text[:197] + "..."

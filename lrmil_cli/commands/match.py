@@ -35,7 +35,7 @@ def match(
     from lrmil_cli.distill.pairs import match_foreign, match_tables
     from lrmil_cli.files.foreign import SUFFIXES, read_foreign
     from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
-    from lrmil_cli.files.tables import read_table, read_table_header, write_table
+    from lrmil_cli.files.tables import read_table, write_table
 
     report = Report(json)
     items = _pairs_of(lr, hr)
@@ -50,7 +50,7 @@ def match(
         foreign = read_foreign(item.hr, features=False) if item.hr.lower().endswith(SUFFIXES) else None
         hr_header, hr_rows = read_table(item.hr, "tiles") if foreign is None else (None, None)
         inputs = {"lr": last_digest(lr_header), "hr": last_digest(hr_header) if foreign is None else foreign.digest}
-        if output != "-" and up_to_date(target, digest({}, inputs), lambda p: read_table_header(p, "pairs"), overwrite):
+        if output != "-" and up_to_date(target, digest({}, inputs), lambda p: read_table(p, "pairs")[0], overwrite):
             return Outcome(str(target), "skipped", f"up to date ({target})")
         if foreign is None:
             rows, about = match_tables(lr_header, lr_rows, hr_header, hr_rows)

@@ -50,6 +50,7 @@ Manifest = Annotated[str, typer.Argument(metavar="slides.csv", help="Table with 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a slide on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs made from other inputs or settings.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop a batch at the first slide that fails.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be made, is up to date or would fail, how many tiles, and about how long.")]
 SlideMpp = Annotated[Optional[float], typer.Option("--slide-mpp", help="Level-0 um per pixel; wins over the metadata.", show_default=False)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, run_batch
+from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, planned, run_batch
+from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -20,6 +22,11 @@ def tile(
     mag: Annotated[Optional[float], typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5.", show_default=False)] = None,
     tile_px: Annotated[int, typer.Option("--tile-px", min=16, max=4096, help="Side of a tile in pixels.")] = 256,
     min_tissue: Annotated[float, typer.Option("--min-tissue", min=0.0, max=1.0, help="Share of a tile that must be tissue.")] = 0.1,
+    roi: Roi = None,
+    roi_class: RoiClass = None,
+    min_inside: MinInside = None,
+    origin: Origin = "auto",
+    image_size: ImageSize = None,
     slide_mpp: options.SlideMpp = None,
     allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than --mpp.")] = False,
     keep_pen: Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks out of the tissue mask.")] = False,
@@ -28,11 +35,12 @@ def tile(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Find the tissue of slides; write the tiles with it."""
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
-    from lrmil_cli.files.tables import read_table_header, table_suffix, write_table
-    from lrmil_cli.qupath.pictures import tile_picture
+    from lrmil_cli.files.tables import read_table, table_suffix, write_table
+    from lrmil_cli.qupath.pictures import rings, tile_picture
     from lrmil_cli.slides.slide import open_slide
     from lrmil_cli.slides.tiles import TileSettings, tile_slide
     from lrmil_cli.slides.tissue import TissueSettings
@@ -48,26 +56,35 @@ def tile(
     many = len(inputs) > 1
     if output == "-" and (many or json or thumbnail):
         raise UsageError("-o - takes the table of one slide, without --json and --thumbnail")
+    read_region = region_reader(roi, roi_class, min_inside, origin, image_size, many, report)
+    if roi is None and (origin != "auto" or image_size):
+        raise UsageError("--origin and --image-size say where the regions of --roi lie; give that too")
 
     def one(item: SlideInput) -> Outcome:
         target = output if output == "-" else output_path(output, item.slide_id, "tiles", many)
         with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers) as slide:
             own = settings.as_json()
-            origin = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)}
+            region = read_region(slide)
+            made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
             picture = None if not thumbnail else Path(str(target)[: -len(table_suffix(target))] + ".png")
-            if output != "-" and up_to_date(target, digest(own, origin), lambda p: read_table_header(p, "tiles"), overwrite):
+            if output != "-" and up_to_date(target, digest(own, made_of), lambda p: read_table(p, "tiles")[0], overwrite):
                 if picture is None or picture.exists():
                     return Outcome(str(target), "skipped", f"up to date ({target})")
-            rows, level, tissue = tile_slide(slide, settings)
+            began = time.perf_counter()
+            rows, level, tissue = tile_slide(slide, settings, region)
+            if dry_run:
+                return planned(len(rows), time.perf_counter() - began, slide, target)
             header = make_header("tiles", slide=slide.describe(), settings=own, level=level,
-                                 level_mpp=slide.mpp * slide.levels[level].downsample, roi=None,
-                                 history=[step("tile", own, origin)])
+                                 level_mpp=slide.mpp * slide.levels[level].downsample, roi=region.about if region else None,
+                                 history=[step("tile", own, made_of)])
+            if picture is not None:
+                picture.unlink(missing_ok=True)  # of another table; killed before the new one, this run must not look complete
             write_table(target, header, rows)
             if picture is not None:
-                tile_picture(picture, tissue, rows)
+                tile_picture(picture, tissue, rows, rings(region.area) if region else ())
             text = (f"{len(rows)} tiles of {tile_px} px at {settings.mpp:g} um/px, tissue {tissue.mask.mean():.0%}, "
                     f"slide {slide.mpp:.4g} um/px ({slide.mpp_source})")
             return Outcome(str(target), message=text if output == "-" else f"{text} -> {target}",
                            extra={"tiles": len(rows), "mpp": slide.mpp, "mpp_source": slide.mpp_source})
 
-    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None)
+    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, dry_run=dry_run)

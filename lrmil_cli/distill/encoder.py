@@ -31,7 +31,14 @@ OPEN_SLIDES = 64
 
 @dataclass(frozen=True)
 class Stage1Settings:
-    """All that decides the result of stage 1. Defaults and their sources: method 4.2, 4.4, 4.6."""
+    """All that decides the result of stage 1. Defaults and their sources: method 4.2, 4.4, 4.6.
+
+    Why the layers stay (0, 1, L-2) although they leave the last block untrained: on 76 composed slides of real tissue with
+    DINOv2 ViT-S/14 (40 train, 24 test, no source block in two splits; one stage 1 of 4-6 epochs each at lr 1e-4, ABMIL,
+    mean and sd of the test AUC over five seeds of the heads) the teacher had 0.876 +- 0.074 and the LR-only student
+    0.485 +- 0.062; students of ``cls``: patch 0.918 +- 0.023 and lrmil 0.919 +- 0.022 with (0, 1, L-2), 0.856 +- 0.021 and
+    0.864 +- 0.029 with the last block and the uniform final loss. ``mean`` was no better than ``cls`` on either side.
+    """
 
     layers: tuple[int, ...] = (0, 1, 10)
     lr: float = 1e-5
@@ -67,11 +74,13 @@ class Regions:
 
 @dataclass
 class Stage1Result:
-    """The LR encoder, one row of numbers an epoch (epoch 0: before training), the best epoch."""
+    """The LR encoder, one row of numbers an epoch (epoch 0: before training), the best epoch, and the checkpoint of the run,
+    which the caller removes once the encoder is kept."""
 
     encoder: Encoder
     curves: list[dict[str, float]]
     best_epoch: int
+    checkpoint: Path
 
 
 class TileReader:
@@ -184,8 +193,7 @@ def distill(
     student.model.load_state_dict(state.best_weights or teacher.weights())
     if state.best_weights is None:
         say("no epoch was better than the start; the encoder is returned as it was (try another --lr)")
-    checkpoint.unlink(missing_ok=True)
-    return Stage1Result(student.eval().requires_grad_(False), state.curves, state.best_epoch)
+    return Stage1Result(student.eval().requires_grad_(False), state.curves, state.best_epoch, checkpoint)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.tensors import load_tensors, save_tensors
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import rebuild_head
+from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
 
@@ -119,10 +120,10 @@ def predict_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray,
 
 
 def predict_slide(
-    model: Model, slide: Slide, *, device: torch.device, batch: BatchSize,
+    model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None,
     progress: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda n: None),
 ) -> Generator[None, None, Prediction]:
-    """Classify one slide from its LR tiles alone.
+    """Classify one slide, or a region of it, from its LR tiles alone.
 
     A generator for :func:`lrmil_cli.ahead.in_turn`: what stands before its ``yield`` can be done ahead of its turn.
 
@@ -130,12 +131,12 @@ def predict_slide(
         progress: opened when it is the slide's turn, gives a function that is called with the number of tiles done.
 
     Raises:
-        NoTissueError: no tile has enough tissue.
+        NoTissueError: no tile has enough tissue, or none lies in the region.
         InputError: the slide is damaged, or coarser than the model's mpp.
     """
     seconds = Seconds()
     clock = time.perf_counter()
-    tiles, level, _ = find_tiles(slide, model.tiles)
+    tiles, level, _ = find_tiles(slide, model.tiles, region)
     seconds.add("tissue", time.perf_counter() - clock)
     boxes = boxes_of(tiles)
     with read_ahead(slide, boxes, level, model.tiles.tile_px, device=device, batch=batch) as pixels:
@@ -147,6 +148,32 @@ def predict_slide(
     per_fold, attention, class_scores = predict_bags(model, [Bag(torch.from_numpy(f), corners).to(device) for f in features])
     seconds.add("head", time.perf_counter() - clock)
     return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded())
+
+
+def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None) -> tuple[int, float]:
+    """Tiles of a slide, and the seconds that :func:`predict_slide` would take: the tissue in full, and two batches of tiles from all
+    over the slide stand for the rest.
+
+    Raises:
+        NoTissueError, InputError: as :func:`predict_slide`, as far as those tiles show it.
+    """
+    clock = time.perf_counter()
+    tiles, level, _ = find_tiles(slide, model.tiles, region)
+    tissue = time.perf_counter() - clock
+    boxes, size = boxes_of(tiles), batch.now
+
+    def timed(some: np.ndarray) -> float:
+        clock = time.perf_counter()
+        with read_ahead(slide, some, level, model.tiles.tile_px, device=device, batch=batch) as pixels:
+            embed_tiles(model.encoders, pixels, len(some), device=device, batch=batch)
+        return time.perf_counter() - clock
+
+    some = boxes[np.unique(np.linspace(0, len(boxes) - 1, 2 * size).astype(int))]
+    first, rest = some[:size], some[size:]
+    rate = timed(first) / len(first)
+    if len(rest):  # the first batch of a run sets things up; the second is the better measure
+        rate = timed(rest) / len(rest)
+    return len(boxes), tissue + rate * len(boxes)
 
 
 def percentiles(attention: np.ndarray) -> np.ndarray:

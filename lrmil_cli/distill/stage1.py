@@ -21,7 +21,7 @@ from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.tables import write_table
-from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.training.bags import bag_of, list_tables
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.folds import fold_names, make_folds, members
@@ -121,7 +121,7 @@ def run(
         inputs["teacher"] = last_digest(cohort.teacher.header)
         attention = teacher_attention(cohort)
     wanted = digest(own, inputs)
-    if up_to_date(output, wanted, lambda p: read_tensor_header(p, "encoder"), overwrite):
+    if up_to_date(output, wanted, lambda p: load_tensors(p, "encoder")[0], overwrite):
         return Result(True, "up to date", {})
     say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
         f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
@@ -137,13 +137,14 @@ def run(
              "slides": [s.slide_id for s in cohort.slides], "start": start, "best": best}
     result.encoder.info = replace(info, name=output.name, base=info.base or info.name, mpp=lr["mpp"], distilled=about)
     history = [step("distill-encoder", own, inputs)]
-    save_encoder(output, result.encoder, history, own)
     curves = pd.DataFrame([{"fold": cohort.fold or 0, **row} for row in result.curves])
     path = output.with_name(output.stem + ".curves.csv")
     write_table(path, make_header("curves", settings={}, history=history), curves)
     cosines = [f"val_cosine_{l}" for l in settings.layers]
     plot_curves(path.with_suffix(".png"), curves, [("validation loss", ["val_loss", "train_loss"]), ("cosine to the HR class token", cosines)],
                 {cohort.fold or 0: result.best_epoch})
+    save_encoder(output, result.encoder, history, own)  # last: it marks the run as complete
+    result.checkpoint.unlink(missing_ok=True)
     text = (f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
             f"at epoch {result.best_epoch} of {numbers['epochs']}")
     return Result(False, text, numbers)

@@ -24,7 +24,7 @@ from lrmil_cli.files.foreign import NAMES
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
-from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
@@ -125,7 +125,7 @@ def train_student(
     inputs = {"manifest": manifest_digest(manifest), **(high.inputs if high is not None else {}),
               **({"teacher": last_digest(guide.header)} if guide is not None else {}),
               **{f"lr{n}/{i}": last_digest(h) for n, b in enumerate(lr_bags) for i, h in zip(ids, b.headers)}}
-    if up_to_date(output, digest(own, inputs), lambda p: read_tensor_header(p, "model"), overwrite):
+    if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", existing_receipt(output))
 
     def bags_of(fold: int) -> Bags:
@@ -157,7 +157,8 @@ def train_student(
         license=encoders[0].info.license, slides=ids, cost=_costs(ids, tested, lr_bags[0], judged),
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None and distill.uses_teacher else None,
     )
-    # What stands beside the model first, the model last: it marks the run as complete.
+    # What stands beside the model first, the model last: it marks the run as complete. The receipt comes after it, and one of
+    # an earlier model must not be taken for its own.
     common = {"settings": {}, "history": history}
     beside: dict[str, tuple[str, pd.DataFrame | None]] = {
         suffix: ("predictions", crossval.predictions_table(manifest, students[who][0]) if who in students else None)
@@ -167,6 +168,7 @@ def train_student(
     beside[".agreement.csv"] = ("agreement", _agreement(guide, students, judged, ids, distill, device) if judged is not None else None)
     beside[".metrics.csv"] = ("metrics", metrics_rows)
     stem = output.with_suffix("")
+    Path(f"{stem}.receipt.json").unlink(missing_ok=True)
     for suffix, (kind, rows) in beside.items():
         if rows is None:  # of an earlier run, it would be untrue now
             Path(f"{stem}{suffix}").unlink(missing_ok=True)

@@ -89,7 +89,11 @@ def embed_table(
     header, tiles = read_table(tiles_path, "tiles")
     seconds = Seconds()
     if up_to_date(output, digest(settings, {"tiles": last_digest(header)}), read_features_header, overwrite):
-        return read_features(output), True, seconds
+        try:
+            return read_features(output), True, seconds
+        except InputError:
+            if not overwrite:
+                raise
     started = time.perf_counter()
     boxes = boxes_of(tiles)
     with open_tiled_slide(header, slide_path, workers) as slide:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import write_bytes
-from lrmil_cli.files.header import check_header, parse_header
+from lrmil_cli.files.header import check_header, check_seal, parse_header, sealed
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ def write_features(path: str | Path, header: dict[str, Any], features: np.ndarra
     # In memory first: HDF5 reports a full disk late and in words of its own.
     sink = io.BytesIO()
     with h5py.File(sink, "w") as h5:
-        data = h5.create_dataset("features", data=np.ascontiguousarray(features, dtype=np.float32))
+        features, coords = np.ascontiguousarray(features, dtype=np.float32), np.ascontiguousarray(coords, dtype=np.int64)
+        data = h5.create_dataset("features", data=features)
         data.attrs["encoder"] = header["encoder"]["name"]
         data.attrs["name"] = slide["id"]
-        at = h5.create_dataset("coords", data=np.ascontiguousarray(coords, dtype=np.int64))
+        at = h5.create_dataset("coords", data=coords)
         # The attribute names of TRIDENT, so that its readers know what a coordinate means.
         for key, value in {
             "patch_size": tiles["tile_px"],
@@ -56,7 +57,7 @@ def write_features(path: str | Path, header: dict[str, Any], features: np.ndarra
             "name": slide["id"],
         }.items():
             at.attrs[key] = value
-        h5.attrs["lrmil"] = json.dumps(header, allow_nan=False)
+        h5.attrs["lrmil"] = json.dumps(sealed(header, features, coords), allow_nan=False)
     write_bytes(path, sink.getvalue())
 
 
@@ -83,7 +84,7 @@ def read_features(path: str | Path) -> Features:
         raise InputError(f"{path}: features {features.shape} and coords {coords.shape} do not fit; make it again")
     if not np.isfinite(features).all():
         raise InputError(f"{path}: the features hold values that are not finite; make it again")
-    return Features(header, features, coords)
+    return Features(check_seal(header, str(path), features, coords), features, coords)
 
 
 def read_features_header(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 ``history`` has one entry for each command that led to the file, like the ``@PG`` lines of SAM. The digest of the last
 entry covers the settings and the inputs of the command that wrote the file; equal digest means "up to date".
+``content`` is a checksum of the whole file: a flipped bit or a changed number is an error and not another result.
 """
 
 from __future__ import annotations
@@ -113,6 +114,32 @@ def parse_header(text: str | bytes, kind: str, where: str) -> dict[str, Any]:
     return check_header(header, kind, where)
 
 
+def sealed(header: dict[str, Any], *body: Any) -> dict[str, Any]:
+    """``header`` with ``content``, the checksum of itself and of what the file holds besides (bytes or arrays)."""
+    return {**header, "content": _checksum(header, body)}
+
+
+def check_seal(header: dict[str, Any], where: str, *body: Any) -> dict[str, Any]:
+    """``header`` without ``content``, if that is the checksum of ``header`` and ``body``; files without one pass.
+
+    Raises:
+        InputError: the file is not as it was written.
+    """
+    plain = {k: v for k, v in header.items() if k != "content"}
+    if "content" in header and header["content"] != _checksum(plain, body):
+        raise InputError(f"{where}: changed after it was written (a damaged copy, or edited); remove it and run "
+                         f"`{MADE_BY.get(header['kind'], 'lrmil')}` again, or copy it again")
+    return plain
+
+
+def _checksum(header: dict[str, Any], body: tuple[Any, ...]) -> str:
+    # Through JSON once, because that is what a reader gets (keys become text).
+    h = hashlib.blake2b(json.dumps(json.loads(json.dumps(header)), sort_keys=True).encode(), digest_size=16)
+    for part in body:
+        h.update(part)
+    return h.hexdigest()
+
+
 def last_digest(header: dict[str, Any]) -> str:
     """Digest of the command that wrote the file; ``""`` where it has no history (files of other tools)."""
     return header["history"][-1]["digest"] if header.get("history") else ""
@@ -136,7 +163,7 @@ def up_to_date(path: str | Path, wanted: str, read_header, overwrite: bool) -> b
             return True
         reason = "was made from other inputs or settings"
     except InputError:
-        reason = "is not a file this command made"
+        reason = "is damaged, or not a file this command made"
     if not overwrite:
         raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it, or choose another --output")
     return False

@@ -1,7 +1,8 @@
 """Tables that pass between commands: CSV with one ``# lrmil {...}`` comment line, ``.csv.gz``, or ``.parquet``.
 
-``pandas.read_csv(f, comment="#")``, R and awk read the rows. The header carries the number of rows, so that a
-truncated table is refused instead of read as a shorter one.
+``pandas.read_csv(f, comment="#")``, R and awk read the rows. The header carries the number of rows and a checksum, so that
+a truncated or changed table is refused instead of read as another one. Who edits a table on purpose takes ``rows`` and
+``content`` out of its first line.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.atomic import write_bytes
-from lrmil_cli.files.header import MADE_BY, check_header, parse_header
+from lrmil_cli.files.header import MADE_BY, check_header, check_seal, parse_header, sealed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +55,8 @@ def dumps_csv(header: dict[str, Any], rows: pd.DataFrame | Mapping[str, np.ndarr
     """The whole table as CSV text, header line first."""
     plain = isinstance(rows, Mapping)
     number = len(next(iter(rows.values()))) if plain else len(rows)
-    line = PREFIX + json.dumps({**header, "rows": number}, allow_nan=False, ensure_ascii=True)
     body = _numbers_csv(rows) if plain else rows.to_csv(index=False, lineterminator="\n", float_format="%.9g")
+    line = PREFIX + json.dumps(sealed({**header, "rows": number}, body.encode()), allow_nan=False, ensure_ascii=True)
     return line + "\n" + body
 
 
@@ -112,6 +113,7 @@ def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFram
     where = "standard input" if str(path) == "-" else str(path)
     if table_suffix(path) == ".parquet":
         header, rows = _from_parquet(path, kind, where)
+        body = ""
     else:
         text = _read_text(path, where)
         first, _, body = text.partition("\n")
@@ -121,7 +123,12 @@ def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFram
                                keep_default_na=False, na_values=[""])
         except (ValueError, pd.errors.ParserError) as e:
             raise InputError(f"{where}: the rows are damaged ({_one_line(e)}); run `{MADE_BY[kind]}` again") from e
-    return header, _check_rows(rows, header, kind, where)
+    rows = _check_rows(rows, header, kind, where)
+    try:
+        # Windows and git may have changed the ends of lines, which is no other table.
+        return check_seal(header, where, body.replace("\r\n", "\n").encode()), rows
+    except InputError as e:
+        raise InputError(f'{e}; if you edited the rows on purpose, take "content" out of its first line') from e
 
 
 def read_table_header(path: str | Path, kind: str) -> dict[str, Any]:
@@ -197,24 +204,28 @@ def _pyarrow():
 def _to_parquet(header: dict[str, Any], rows: pd.DataFrame) -> bytes:
     pa = _pyarrow()
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    meta = json.dumps({**header, "rows": len(rows)}, allow_nan=False).encode()
+    meta = json.dumps(sealed({**header, "rows": len(rows)}), allow_nan=False).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"lrmil": meta})
     sink = io.BytesIO()
-    pa.parquet.write_table(table, sink)
+    pa.parquet.write_table(table, sink, write_page_checksum=True)  # of the rows; `content` covers the header
     return sink.getvalue()
 
 
 def _from_parquet(path: str | Path, kind: str, where: str) -> tuple[dict[str, Any], pd.DataFrame]:
     pa = _pyarrow()
     try:
-        table = pa.parquet.read_table(path)
+        table = pa.parquet.read_table(path, page_checksum_verification=True)
     except FileNotFoundError as e:
         raise InputError(f"{where}: no such file") from e
     except (OSError, pa.ArrowException) as e:
         raise InputError(f"{where}: cannot be read as Parquet ({_one_line(e)})") from e
     meta = (table.schema.metadata or {}).get(b"lrmil")
     header = check_header(None, kind, where) if meta is None else parse_header(meta, kind, where)
-    return header, table.to_pandas()
+    try:
+        # Without the metadata for pandas, which no checksum covers and the rows do not need.
+        return header, table.replace_schema_metadata(None).to_pandas()
+    except (ValueError, TypeError, KeyError, pa.ArrowException) as e:
+        raise InputError(f"{where}: the rows are damaged ({_one_line(e)}); run `{MADE_BY[kind]}` again") from e
 
 
 def _one_line(e: BaseException) -> str:

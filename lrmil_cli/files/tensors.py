@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import write_bytes
-from lrmil_cli.files.header import check_header, parse_header
+from lrmil_cli.files.header import check_header, check_seal, parse_header, sealed
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,8 @@ def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dic
     from safetensors.torch import save
 
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_bytes(path, save(plain, metadata={"lrmil": json.dumps(header, allow_nan=False)}))
+    about = json.dumps(sealed(header, tensors_digest(plain).encode()), allow_nan=False)
+    write_bytes(path, save(plain, metadata={"lrmil": about}))
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -42,9 +43,11 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
 
     header = read_tensor_header(path, kind)
     try:
-        return header, load_file(str(path))
+        tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as e:
         raise InputError(f"{path}: damaged ({' '.join(str(e).split())[:120]}); copy or make the file again") from e
+    # Files made before there was a checksum pass, without the time it takes.
+    return (check_seal(header, str(path), tensors_digest(tensors).encode()) if "content" in header else header), tensors
 
 
 def read_tensor_metadata(path: str | Path) -> dict[str, str]:

@@ -11,7 +11,9 @@ from lrmil_cli.heads.parts import embedding
 
 @register("abmil")
 class ABMIL(MILHead):
-    """``h = x`` (or ``ReLU(W x)``), ``s = A(h)``, ``alpha = softmax(s)``, ``logits = W sum(alpha h) + b``.
+    """Attention-weighted mean of the instances, plain or gated.
+
+    ``h = x`` (or ``ReLU(W x)``), ``s = A(h)``, ``alpha = softmax(s)``, ``logits = W sum(alpha h) + b``.
 
     LRMIL's teacher and student use it plain, hidden width 128, without projection or dropout (method 5.1).
 

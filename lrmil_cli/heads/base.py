@@ -164,6 +164,12 @@ def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any]
     return head
 
 
+def head_table() -> list[dict[str, Any]]:
+    """Every head: ``name``, ``what`` it is, ``attention_kind``, ``options`` with their defaults."""
+    return [{"name": n, "what": (_REGISTRY[n].__doc__ or "").strip().split("\n")[0].split(". ")[0].rstrip(".:"),
+             "attention_kind": _REGISTRY[n].attention_kind, "options": head_defaults(n)} for n in head_names()]
+
+
 def head_defaults(name: str) -> dict[str, Any]:
     """Options of a head and their default values."""
     parameters = inspect.signature(_REGISTRY[name].__init__).parameters.values()

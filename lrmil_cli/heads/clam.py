@@ -15,7 +15,7 @@ SIZES = {"small": 256, "big": 384}
 
 
 class _CLAM(MILHead):
-    """What both forms share: E, a gated scorer with ``rows`` rows, one instance classifier ``L -> 2`` a class.
+    """What both forms share: E, a gated scorer with one row (or one a class), one instance classifier ``L -> 2`` a class.
 
     Args:
         embed_dim, dropout: of E; inside the scorer the dropout is 0.25 wherever ``dropout`` is not 0.
@@ -26,9 +26,13 @@ class _CLAM(MILHead):
         bag_weight: of the bag loss; the instance loss has the rest. init: "default" or "xavier".
     """
 
+    attention_kind = "native"
+    multi_branch = False
+
     def __init__(
-        self, in_dim: int, num_classes: int, rows: int, embed_dim: int, dropout: float, size: str, hidden: int | None,
-        gated: bool, k: int, subtyping: bool, inst_loss: str, bag_weight: float, init: str,
+        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, dropout: float = 0.25, size: str = "small",
+        hidden: int | None = None, gated: bool = True, k: int = 8, subtyping: bool = False, inst_loss: str = "ce",
+        bag_weight: float = 0.7, init: str = "default",
     ):
         for name, value, choices in (("size", size, SIZES), ("inst_loss", inst_loss, ("ce", "svm")), ("init", init, ("default", "xavier"))):
             if value not in choices:
@@ -36,11 +40,13 @@ class _CLAM(MILHead):
         super().__init__(in_dim, num_classes)
         self.k, self.subtyping, self.inst_loss, self.bag_weight = k, subtyping, inst_loss, bag_weight
         self.project = embedding(in_dim, embed_dim, dropout)
-        self.scorer = Scorer(embed_dim, hidden or SIZES[size], rows, gated=gated, dropout=0.25 if dropout else 0.0)
+        self.scorer = Scorer(embed_dim, hidden or SIZES[size], num_classes if self.multi_branch else 1, gated=gated, dropout=0.25 if dropout else 0.0)
         self.classifier = nn.Linear(embed_dim, num_classes)
         self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
         if init == "xavier":
             xavier(self)
+            if self.multi_branch:  # its C classifiers are separate layers of one output each
+                nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
 
     def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
         return {
@@ -74,16 +80,10 @@ class _CLAM(MILHead):
 
 @register("clam_sb")
 class CLAMSB(_CLAM):
-    """Single branch: one attention row, ``logits = W sum(alpha h) + b``. Options: see ``_CLAM``."""
+    """Attention pooling, and clustering of the most and the least attended instances.
 
-    attention_kind = "native"
-
-    def __init__(
-        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, dropout: float = 0.25, size: str = "small",
-        hidden: int | None = None, gated: bool = True, k: int = 8, subtyping: bool = False, inst_loss: str = "ce",
-        bag_weight: float = 0.7, init: str = "default",
-    ):
-        super().__init__(in_dim, num_classes, 1, embed_dim, dropout, size, hidden, gated, k, subtyping, inst_loss, bag_weight, init)
+    Single branch: one attention row, ``logits = W sum(alpha h) + b``. Options: see ``_CLAM``.
+    """
 
     def forward(
         self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -98,18 +98,12 @@ class CLAMSB(_CLAM):
 
 @register("clam_mb")
 class CLAMMB(_CLAM):
-    """Multi branch: an attention row a class, ``logits_c = w_c . sum(alpha_c h) + b_c``. Options: see ``_CLAM``."""
+    """As clam_sb, with an attention row a class.
 
-    attention_kind = "native"
+    Multi branch: ``logits_c = w_c . sum(alpha_c h) + b_c``. Options: see ``_CLAM``.
+    """
 
-    def __init__(
-        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, dropout: float = 0.25, size: str = "small",
-        hidden: int | None = None, gated: bool = True, k: int = 8, subtyping: bool = False, inst_loss: str = "ce",
-        bag_weight: float = 0.7, init: str = "default",
-    ):
-        super().__init__(in_dim, num_classes, num_classes, embed_dim, dropout, size, hidden, gated, k, subtyping, inst_loss, bag_weight, init)
-        if init == "xavier":  # the C classifiers are separate layers of one output each
-            nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
+    multi_branch = True
 
     def forward(
         self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None

@@ -24,7 +24,9 @@ class _Residual(nn.Module):
 
 @register("dtfd")
 class DTFD(MILHead):
-    """``h = ReLU(W x)``; the instances are dealt at random into ``G' = min(G, N)`` pseudo-bags, each classified from its
+    """Two tiers: attention pooling of random pseudo-bags, then of what is distilled from them.
+
+    ``h = ReLU(W x)``; the instances are dealt at random into ``G' = min(G, N)`` pseudo-bags, each classified from its
     attention-pooled ``b_g``; rows distilled from the pseudo-bags go, detached, to an ABMIL on top.
 
     Tier 1 learns from ``mean_g CE(t_g, y)`` alone and tier 2 from ``CE(logits, y)`` alone, as with two optimisers.

@@ -37,7 +37,9 @@ class _Pooling(MILHead):
 
 @register("meanpool")
 class MeanPool(_Pooling):
-    """``logits = W mean_i(h_i) + b``, which is the mean of the instance logits.
+    """Mean of the instances.
+
+    ``logits = W mean_i(h_i) + b``, which is the mean of the instance logits.
 
     Args:
         embed_dim: width of E; None for a linear probe on the mean feature. dropout: of E.
@@ -53,7 +55,9 @@ class MeanPool(_Pooling):
 
 @register("maxpool")
 class MaxPool(_Pooling):
-    """The logits of the one instance that is surest of a class (the "MIL" baseline of the CLAM paper).
+    """The one instance that is surest of a class, or the channelwise maximum.
+
+    The "MIL" baseline of the CLAM paper: the logits of that instance are the bag's.
 
     ``p_i = softmax(z_i)``; two classes: ``i* = argmax_i p_i[1]``, so class 1 is the positive one; more:
     ``(i*, c*) = argmax p_i[c]``. With ``mode="feature"`` instead the channelwise maximum of ``h`` is classified.

@@ -100,7 +100,9 @@ class _PPEG(nn.Module):
 
 @register("transmil")
 class TransMIL(MILHead):
-    """Class token and instances, laid out as a square in reading order (by ``coords`` where they are given).
+    """Transformer over all instances: Nystroem attention, and convolutions over their square.
+
+    Class token and instances, laid out as a square in reading order (by ``coords`` where they are given).
 
     Args:
         embed_dim: E; heads: of both layers; landmarks: m, E / 2 if None; iterations: of the pseudo-inverse.

@@ -1,16 +1,16 @@
-"""Heatmaps as GeoJSON that QuPath 0.5 to 0.7 opens: one square a tile, objectType ``tile``, plain numbers.
+"""Attention as GeoJSON that QuPath 0.5 to 0.7 opens: one square a tile, objectType ``tile``, plain numbers.
 
 QuPath imports a file whole or not at all, so everything is checked before the first byte is written.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import json
 import math
-import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,11 @@ import numpy as np
 
 from lrmil_cli import __version__
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.atomic import write_bytes
+from lrmil_cli.files.header import last_digest, step
+from lrmil_cli.qupath.files import suffix_of
+from lrmil_cli.qupath.frame import Frame, qupath_frame
+from lrmil_cli.qupath.regions import BANDS, Band, check_colormap, choose_band, region_features
+from lrmil_cli.qupath.rules import MANY_TILES, overlapping, require_good
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,37 +30,120 @@ if TYPE_CHECKING:
 #: Measurement names are public API: QuPath projects and scripts refer to them.
 SCALED, RAW, PERCENTILE = "LRMIL attention (0-1)", "LRMIL attention", "LRMIL attention percentile"
 NAMESPACE = uuid.UUID("6f1c1a0e-7f0a-5d3c-9a51-3d2b7c1e8f40")
-SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz")
-MANY_TILES = 200_000
+STYLES = ("tiles", "regions", "both")
+#: Features made, checked and written at a time.
+CHUNK = 4096
 
 
-def origin_offset(slide: dict[str, Any], origin: str, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """What to subtract from level-0 coordinates to get QuPath's (QuPath crops to OpenSlide's bounds).
+@dataclass(frozen=True)
+class Style:
+    """What to write: ``style`` tiles, regions or both; of regions the ``top`` share of tiles, or those whose scaled
+    attention is at least ``threshold``, or else bands of percentiles, coloured by ``colormap``."""
 
-    Args:
-        slide: the ``slide`` entry of a header; origin: ``auto``, ``bounds`` or ``full``.
-        image_size: width and height as QuPath shows them; decides in place of ``auto``.
+    style: str = "tiles"
+    top: float | None = None
+    threshold: float | None = None
+    colormap: str = "viridis"
+
+    def bands(self) -> tuple[Band, ...]:
+        return BANDS if self.top is None and self.threshold is None else (choose_band(self.top, self.threshold),)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A GeoJSON document to write: ``pieces`` of text are made when asked for; ``about`` is its provenance."""
+
+    about: dict[str, Any]
+    pieces: Iterator[str]
+    objects: int
+    warnings: list[str]
+
+
+def check_style(style: Style) -> None:
+    """Options that fit each other.
 
     Raises:
-        UsageError: unknown origin; InputError: bounds asked for that the slide does not have, or a size that fits neither.
+        UsageError: unknown style, or options that would do nothing.
     """
-    if origin not in ("auto", "bounds", "full"):
-        raise UsageError(f"--origin {origin}: choose auto, bounds or full")
-    bounds = slide.get("bounds")
-    if image_size is not None and origin == "auto":
-        if bounds and image_size == (bounds[2], bounds[3]):
-            return bounds[0], bounds[1]
-        if image_size == (slide["width"], slide["height"]):
-            return 0, 0
-        raise InputError(f"--image-size {image_size[0]}x{image_size[1]} is neither the slide ({slide['width']}x{slide['height']}) "
-                         "nor its bounds; is the image rotated, or another one?")
-    if origin == "bounds" and not bounds:
-        raise InputError(f"slide {slide['id']} has no OpenSlide bounds; use --origin full")
-    return (bounds[0], bounds[1]) if bounds and origin != "full" else (0, 0)
+    if style.style not in STYLES:
+        raise UsageError(f"--style {style.style}: choose {', '.join(STYLES)}")
+    check_colormap(style.colormap)
+    if style.top is not None and style.threshold is not None:
+        raise UsageError("give --top or --threshold, not both")
+    for name, value in (("--top", style.top), ("--threshold", style.threshold)):
+        if value is None:
+            continue
+        if not 0 < value <= 1:
+            raise UsageError(f"{name} {value:g}: give a number over 0, and 1 at most")
+        if style.style == "tiles":
+            raise UsageError(f"{name} chooses regions; add --style regions or --style both (QuPath's own sliders choose tiles)")
+
+
+def output_paths(output: str, style: str) -> dict[str, str]:
+    """Style -> file; with ``both`` the regions go beside the tiles, into ``NAME.regions.geojson``."""
+    if style != "both":
+        return {style: output}
+    if output == "-":
+        raise UsageError("--style both makes two files; give a file name, or one style for stdout")
+    suffix = suffix_of(output) or ""
+    stem = output[: len(output) - len(suffix)]
+    return {"tiles": output, "regions": f"{stem.removesuffix('.heatmap')}.regions{suffix}"}
+
+
+def make_document(
+    header: dict[str, Any], rows: pd.DataFrame, kind: str, style: Style = Style(), *, origin: str = "auto",
+    image_size: tuple[int, int] | None = None,
+) -> Document:
+    """The FeatureCollection of an attention table.
+
+    Args:
+        kind: ``tiles`` or ``regions``; origin, image_size: see :func:`lrmil_cli.qupath.frame.qupath_frame`.
+
+    Raises:
+        InputError: values or tiles that QuPath would refuse or paint wrongly; UsageError: unknown origin.
+    """
+    if rows.empty:
+        raise InputError("the attention table has no tiles")
+    slide = header["slide"]
+    frame = qupath_frame(slide, origin, image_size)
+    values = measurements(rows)
+    box, shown = clip_tiles(rows, slide, frame)
+    settings: dict[str, Any] = {"style": kind, "offset": frame.offset, "image": [frame.width, frame.height]}
+    if kind == "regions":
+        settings |= {"bands": [b.name for b in style.bands()], "colormap": style.colormap}
+    inputs = {"attention": last_digest(header), "rows": rows_digest(rows[["x", "y", "width", "height"]].to_numpy(np.int64), values)}
+    about = {
+        "version": __version__, "slide": Path(slide["path"]).name, "slide_id": slide["id"], "fingerprint": slide["fingerprint"],
+        "origin": "qupath", "offset": frame.offset, "image": [frame.width, frame.height], "style": kind, "settings": settings,
+        "prediction": header.get("prediction"), "roi": header.get("roi"), "history": [*header["history"], step("export-geojson", settings, inputs)],
+    }
+    about = {k: v for k, v in about.items() if v is not None}
+    warnings = _warnings(values[SCALED], int((~shown).sum()), frame)
+    box, values = box[shown], {name: v[shown] for name, v in values.items()}
+    key = f"{slide['fingerprint']}|{last_digest(header)}"
+    if kind == "tiles":
+        return Document(about, _pieces(about, _checked(tile_features(box, values, frame, key), about)), len(box), warnings)
+    found = region_features(box, values[SCALED], values[RAW], values[PERCENTILE], style.bands(), style.colormap, frame, NAMESPACE, key)
+    if not found:
+        raise InputError("no tile reaches the attention asked for; lower --threshold")
+    require_good(found, (frame.width, frame.height), f"regions of {slide['id']}")
+    return Document(about, _pieces(about, (json.dumps(f, allow_nan=False) for f in found)), len(found), warnings)
+
+
+def _warnings(scaled: np.ndarray, left_out: int, frame: Frame) -> list[str]:
+    out = []
+    if len(scaled) > 1 and math.isclose(scaled.min(), scaled.max(), rel_tol=1e-9):
+        out.append("all tiles have the same attention; QuPath will show one flat colour")
+    if len(scaled) > MANY_TILES:
+        out.append(f"{len(scaled)} tiles make QuPath slow; a coarser grid (larger --mpp or --tile-px) shows the same")
+    if left_out:
+        out.append(f"{left_out} tiles lie outside the part of the slide that QuPath shows (its bounds, from x={frame.x}, y={frame.y}) and are left out; "
+                   "--origin full keeps them, for slides imported with --no-crop")
+    return out
 
 
 def measurements(rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Measurement name -> values [N]; the scaled one first, because QuPath shows the first.
+    """Measurement name -> values float64 [N]; the scaled one first, because QuPath shows the first.
 
     Raises:
         InputError: a value is not finite.
@@ -71,104 +158,97 @@ def measurements(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     return out
 
 
-def clip_tiles(rows: pd.DataFrame, slide: dict[str, Any]) -> np.ndarray:
-    """Corners int64 [N, 4] (left, top, right, bottom) in level-0 px, cut at the slide's edge.
+def table_digest(rows: pd.DataFrame) -> str:
+    """:func:`rows_digest` of a whole attention table.
 
     Raises:
-        InputError: a tile lies off the slide, or two tiles overlap.
+        InputError: a value is not finite.
+    """
+    return rows_digest(rows[["x", "y", "width", "height"]].to_numpy(np.int64), measurements(rows))
+
+
+def rows_digest(box: np.ndarray, values: dict[str, np.ndarray]) -> str:
+    """Digest of what a table says: corners, and values to the 9 digits of a CSV, so that a table read back is the same."""
+    h = hashlib.sha256(np.ascontiguousarray(box, np.int64).tobytes())
+    for name, column in values.items():
+        if name != SCALED:  # follows from the others
+            h.update(f"{name}:{','.join(map('%.9g'.__mod__, column.tolist()))};".encode())
+    return h.hexdigest()[:32]
+
+
+def clip_tiles(rows: pd.DataFrame, slide: dict[str, Any], frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles cut at the edge of the slide and of what QuPath shows of it.
+
+    Returns:
+        corners int64 [N, 4] (left, top, right, bottom) in level-0 px; bool [N], which of them QuPath shows at all.
+
+    Raises:
+        InputError: a tile lies off the slide, no tile is shown, or two tiles overlap.
     """
     x, y, w, h = (rows[c].to_numpy(np.int64) for c in ("x", "y", "width", "height"))
     box = np.stack([np.maximum(x, 0), np.maximum(y, 0), np.minimum(x + w, slide["width"]), np.minimum(y + h, slide["height"])], 1)
     if (box[:, 2] <= box[:, 0]).any() or (box[:, 3] <= box[:, 1]).any():
         raise InputError("a tile of the attention table lies off the slide; is the table of another slide?")
-    _check_overlap(box)
-    return box
-
-
-def _check_overlap(box: np.ndarray) -> None:
-    """Tiles come from one grid; sorted by row and column, neighbours must not reach into each other."""
-    order = np.lexsort((box[:, 0], box[:, 1]))
-    own = box[order]
-    same_row = own[1:, 1] == own[:-1, 1]
-    rows = np.unique(own[:, 1])
-    tallest = np.array([own[own[:, 1] == r, 3].max() for r in rows]) if len(rows) < 5000 else None
-    if (same_row & (own[1:, 0] < own[:-1, 2])).any() or (tallest is not None and (tallest[:-1] > rows[1:]).any()):
+    if overlapping(box) is not None:
         raise InputError("tiles of the attention table overlap; QuPath paints overlapping tiles in random order")
+    low, high = np.array([frame.x, frame.y]), np.array([frame.x + frame.width, frame.y + frame.height])
+    box = np.concatenate([np.maximum(box[:, :2], low), np.minimum(box[:, 2:], high)], 1)
+    shown = (box[:, 2:] > box[:, :2]).all(1)
+    if not shown.any():
+        raise InputError("all tiles lie outside the part of the slide that QuPath shows (its bounds); use --origin full")
+    return box, shown
 
 
-def features(header: dict[str, Any], rows: pd.DataFrame, offset: tuple[int, int]) -> Iterator[str]:
-    """One line of GeoJSON a tile. The text is put together directly: it is fifteen times faster than building dicts."""
-    values = measurements(rows)
-    names = [json.dumps(n) for n in values]
-    box = clip_tiles(rows, header["slide"]) - np.array([*offset, *offset])
-    if (box < 0).any():
-        raise InputError("tiles lie outside the part of the slide that QuPath shows; use --origin full")
-    key = f"{header['slide']['fingerprint']}|{header['history'][-1]['digest'] if header['history'] else ''}"
+def tile_features(box: np.ndarray, values: dict[str, np.ndarray], frame: Frame, key: str) -> Iterator[list[str]]:
+    """Features of tiles as text, in lists of at most :data:`CHUNK`.
+
+    The text is filled into one template: it is five times faster than building dicts, and holds one chunk in memory.
+
+    Args:
+        box: int64 [N, 4] in level-0 px; values: name -> float64 [N]; key: what ids are made of besides the box.
+    """
     # 7 significant digits: QuPath keeps 32-bit floats.
-    texts = zip(*([f"{v:.7g}" for v in column.tolist()] for column in values.values()))
-    for (x0, y0, x1, y1), numbers in zip(box.tolist(), texts):
-        own = uuid.uuid5(NAMESPACE, f"{key}|{x0}|{y0}|{x1}|{y1}")
-        measured = ",".join(f"{n}:{v}" for n, v in zip(names, numbers))
-        yield (f'{{"type":"Feature","id":"{own}","geometry":{{"type":"Polygon","coordinates":'
-               f"[[[{x0},{y0}],[{x1},{y0}],[{x1},{y1}],[{x0},{y1}],[{x0},{y0}]]]}},"
-               f'"properties":{{"objectType":"tile","measurements":{{{measured}}}}}}}')
+    measured = ",".join(f"{json.dumps(name).replace('%', '%%')}:%.7g" for name in values)
+    template = ('{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":[[[%d,%d],[%d,%d],[%d,%d],[%d,%d],[%d,%d]]]},'
+                '"properties":{"objectType":"tile","measurements":{' + measured + "}}}")
+    ids = id_maker(key)
+    offset = np.array([*frame.offset, *frame.offset])
+    for start in range(0, len(box), CHUNK):
+        part = slice(start, start + CHUNK)
+        numbers = zip(*(v[part].tolist() for v in values.values()))
+        yield [template % (ids(own), l, t, r, t, r, b, l, b, l, t, *n)
+               for own, (l, t, r, b), n in zip(box[part].tolist(), (box[part] - offset).tolist(), numbers)]
 
 
-def heatmap(header: dict[str, Any], rows: pd.DataFrame, *, origin: str = "auto", image_size: tuple[int, int] | None = None) -> str:
-    """The FeatureCollection of an attention table.
+def id_maker(key: str):
+    """A function of a box (left, top, right, bottom) in level-0 px that returns its UUID (version 5) as text."""
+    # uuid.uuid5 by hand: the hash of the common beginning is made once.
+    begin = hashlib.sha1(NAMESPACE.bytes + key.encode(), usedforsecurity=False)
 
-    Raises:
-        InputError: values or tiles that QuPath would refuse or paint wrongly; UsageError: unknown origin.
-    """
-    if rows.empty:
-        raise InputError("the attention table has no tiles")
-    offset = origin_offset(header["slide"], origin, image_size)
-    about = {"version": __version__, "slide": Path(header["slide"]["path"]).name, "origin": "qupath", "offset": list(offset),
-             "prediction": header.get("prediction"), "history": header["history"]}
-    body = ",\n".join(features(header, rows, offset))
-    return f'{{"type":"FeatureCollection","lrmil":{json.dumps(about, allow_nan=False)},"features":[\n{body}\n]}}\n'
+    def own(box: list[int]) -> str:
+        h = begin.copy()
+        h.update(b"|%d|%d|%d|%d" % (box[0], box[1], box[2] - box[0], box[3] - box[1]))
+        d = h.hexdigest()
+        return f"{d[:8]}-{d[8:12]}-5{d[13:16]}-{'89ab'[int(d[16], 16) & 3]}{d[17:20]}-{d[20:32]}"
 
-
-def is_constant(rows: pd.DataFrame) -> bool:
-    """One flat colour would be all there is to see."""
-    values = rows["attention"].to_numpy()
-    return len(values) > 1 and math.isclose(values.min(), values.max(), rel_tol=1e-9)
+    return own
 
 
-def write_geojson(path: str, text: str) -> None:
-    """Write to ``path``, gzipped if it ends in .gz; ``-`` is standard output.
-
-    Raises:
-        UsageError: a name that QuPath would not open; MachineError: it cannot be written.
-    """
-    if path == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    check_name(path)
-    data = text.encode("utf-8")
-    write_bytes(path, gzip.compress(data, 6, mtime=0) if path.lower().endswith(".gz") else data)
+def _checked(chunks: Iterator[list[str]], about: dict[str, Any]) -> Iterator[str]:
+    """The same features joined. All numbers were checked as arrays; that the template makes what QuPath reads is seen
+    in the first and last feature of each chunk, parsed again."""
+    for chunk in chunks:
+        sample = [json.loads(t, parse_constant=_no_constant) for t in (chunk if len(chunk) < 3 else (chunk[0], chunk[-1]))]
+        require_good(sample, tuple(about["image"]), f"tiles of {about['slide_id']}")
+        yield ",\n".join(chunk)
 
 
-def check_name(path: str) -> None:
-    """QuPath goes by the name.
-
-    Raises:
-        UsageError: it has none of the suffixes that QuPath opens.
-    """
-    if not path.lower().endswith(SUFFIXES):
-        raise UsageError(f"{path}: QuPath opens names ending in {', '.join(SUFFIXES)}")
+def _no_constant(name: str) -> None:
+    raise InputError(f"the attention table holds {name}; run `lrmil predict` again")
 
 
-def parse_image_size(text: str | None) -> tuple[int, int] | None:
-    """``46000x32914`` -> (46000, 32914).
-
-    Raises:
-        UsageError: not of that form.
-    """
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
-        raise UsageError(f"--image-size {text}: give it as WIDTHxHEIGHT, as QuPath shows it")
-    return int(parts[0]), int(parts[1])
+def _pieces(about: dict[str, Any], features: Iterator[str]) -> Iterator[str]:
+    yield f'{{"type":"FeatureCollection","lrmil":{json.dumps(about, allow_nan=False)},"features":[\n'
+    for n, text in enumerate(features):
+        yield f",\n{text}" if n else text
+    yield "\n]}\n"

@@ -21,7 +21,7 @@ import numpy as np
 
 from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
-from lrmil_cli.slides.mpp import Mpp, ome_mpp, resolve_mpp
+from lrmil_cli.slides.mpp import Mpp, ome_mpp, parse_number, resolve_mpp
 
 TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
 OPENSLIDE_SUFFIXES = (".mrxs", ".dcm", ".vms", ".vmu", ".svslide")
@@ -109,6 +109,11 @@ class Slide:
     def vendor(self) -> str:
         """Scanner vendor as the reader names it, ``"unknown"`` if it does not."""
         return str(_property(self._handle, "vendor") or "unknown")
+
+    @property
+    def objective(self) -> float | None:
+        """Power of the objective as the metadata says it, or None."""
+        return parse_number(_property(self._handle, "objective-power"))
 
     @property
     def bounds(self) -> list[int] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from lrmil_cli.errors import InputError, NoTissueError
 from lrmil_cli.slides.grid import Grid, choose_level, make_grid, tile_boxes
 from lrmil_cli.slides.reader import overview
+from lrmil_cli.slides.region import Region, inside_shares
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tissue import TissueSettings, tissue_fractions, tissue_mask
 
@@ -95,14 +96,14 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
     return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
 
 
-def find_tiles(slide: Slide, settings: TileSettings) -> tuple[dict[str, np.ndarray], int, TissueMap]:
-    """Tile one slide.
+def find_tiles(slide: Slide, settings: TileSettings, region: Region | None = None) -> tuple[dict[str, np.ndarray], int, TissueMap]:
+    """Tile one slide, or the part of it that lies in ``region``.
 
     Returns:
         the columns of the tile table, level read from, the tissue.
 
     Raises:
-        NoTissueError: no tile has enough tissue.
+        NoTissueError: no tile has enough tissue, or none of those lies inside the region.
         InputError: the slide is damaged, or coarser than ``settings.mpp``.
     """
     level = slide_level(slide, settings)
@@ -113,7 +114,23 @@ def find_tiles(slide: Slide, settings: TileSettings) -> tuple[dict[str, np.ndarr
         found = f"{tissue.mask.mean():.1%} of the slide is tissue"
         raise NoTissueError(f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
                             "look at `lrmil tile --thumbnail`, or lower --min-tissue")
-    return tiles, level, tissue
+    return tiles if region is None else _inside(tiles, slide, region), level, tissue
+
+
+def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region) -> dict[str, np.ndarray]:
+    """The tiles that lie inside a region; at the slide's edge the part of a tile that is on the slide counts.
+
+    Raises:
+        NoTissueError: none does.
+    """
+    x, y = tiles["x"], tiles["y"]
+    width, height = np.minimum(tiles["width"], slide.width - x), np.minimum(tiles["height"], slide.height - y)
+    share = inside_shares(region.area, x, y, width, height)
+    keep = (share >= region.min_inside) & (share > 0)
+    if not keep.any():
+        raise NoTissueError(f"{slide.path}: none of {len(x)} tiles with tissue lies at least {region.min_inside:.0%} inside the regions of "
+                            f"{region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger regions over tissue")
+    return {k: v[keep] for k, v in tiles.items()}
 
 
 def boxes_of(tiles: Mapping[str, Any]) -> np.ndarray:
@@ -121,9 +138,9 @@ def boxes_of(tiles: Mapping[str, Any]) -> np.ndarray:
     return np.stack([np.asarray(tiles[k], np.int64) for k in ("x", "y", "width", "height")], axis=1)
 
 
-def tile_slide(slide: Slide, settings: TileSettings):
+def tile_slide(slide: Slide, settings: TileSettings, region: Region | None = None):
     """As :func:`find_tiles`, with the tiles as a DataFrame."""
     import pandas as pd
 
-    tiles, level, tissue = find_tiles(slide, settings)
+    tiles, level, tissue = find_tiles(slide, settings, region)
     return pd.DataFrame(tiles), level, tissue

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.header import last_digest, parse_header
+from lrmil_cli.files.header import check_seal, last_digest, parse_header
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import read_table, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
@@ -149,7 +149,7 @@ def _record(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from e
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read ({type(e).__name__})") from e
-    record = parse_header(text, "prediction", str(path))
+    record = check_seal(parse_header(text, "prediction", str(path)), str(path))
     try:
         json.dumps([record["slide"]["id"] + "", record["model"]["path"] + "", record["model"]["digest"] + ""])
         if not record["probabilities"]:

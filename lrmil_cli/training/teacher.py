@@ -17,7 +17,7 @@ import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import write_text
-from lrmil_cli.files.header import digest, last_digest, make_header, parse_header, step, up_to_date
+from lrmil_cli.files.header import check_seal, digest, last_digest, make_header, parse_header, sealed, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.heads import MILHead
@@ -71,6 +71,7 @@ def read_teacher_header(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read as a teacher folder ({type(e).__name__})") from e
     header = parse_header(text, "teacher", str(path / "teacher.json"))
+    header = check_seal(header, str(path / "teacher.json"))
     if not (isinstance(header.get("classes"), list) and isinstance(header.get("features"), str)):
         raise InputError(f"{path / 'teacher.json'}: incomplete; run `lrmil train-teacher` again")
     return header
@@ -121,7 +122,10 @@ def train_teacher(
               **{f"features/{e.slide_id}": last_digest(h) for e, h in zip(manifest, bags.headers)}}
     wanted = digest(own, inputs)
     if (output / "teacher.json").exists() and up_to_date(output / "teacher.json", wanted, lambda p: read_teacher_header(p.parent), overwrite):
-        return read_teacher_header(output), True
+        problem = _damage(output, wanted, len(crossval.fold_names(folds)))
+        if problem is None:
+            return read_teacher_header(output), True
+        say(f"{problem}; what is damaged is made again")
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file; -o names the teacher's folder")
     (output / "teacher.json").unlink(missing_ok=True)
@@ -164,8 +168,18 @@ def train_teacher(
         feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
         in_dim=bags.dim, metrics=pooled, attention_kind=results[0].fit.head.attention_kind, folds=len(results),
     )
-    write_text(output / "teacher.json", json.dumps(header, indent=1, allow_nan=False) + "\n")
+    write_text(output / "teacher.json", json.dumps(sealed(header), indent=1, allow_nan=False) + "\n")
     return header, False
+
+
+def _damage(output: Path, wanted: str, folds: int) -> str | None:
+    """What of a finished teacher cannot be read, or is of another run."""
+    try:
+        headers = [read_table(output / f"{kind}.csv", kind)[0] for kind in ("folds", "predictions", "metrics", "curves")]
+        headers += [load_head(output / f"fold{k}" / "head.safetensors")[0] for k in range(1, folds + 1)]
+    except InputError as e:
+        return str(e)
+    return None if all(last_digest(h) == wanted for h in headers) else f"{output}: holds files of another run"
 
 
 def write_curves(path: Path, header: dict[str, Any], results: list[FoldResult]) -> None:

@@ -1,6 +1,10 @@
 """Files: what is written is read back, what is damaged or foreign is refused with a message."""
 
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -194,3 +198,79 @@ def test_bad_manifests(tmp_path, text, says):
         manifest(tmp_path, text, need_labels=True)
 
 
+
+
+# ---- damage that leaves the form intact --------------------------------------------
+def write_one(path):
+    """A file of the kind that its suffix names."""
+    if path.suffix == ".h5":
+        x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+        write_features(path, features_header(), x, np.arange(14).reshape(7, 2))
+    elif path.suffix == ".safetensors":
+        save_tensors(path, {"a": torch.arange(40.0), "b": torch.ones(3, 2)}, make_header("encoder", settings={"mpp": 2.0}, history=[step("x", {}, {})]))
+    else:
+        write_table(path, tiles_header(), tiles_rows())
+    return path
+
+
+def content_of(path):
+    """Header and content as a reader gets them."""
+    if path.suffix == ".h5":
+        read = read_features(path)
+        return read.header, (read.features.tobytes(), read.coords.tobytes())
+    if path.suffix == ".safetensors":
+        header, tensors = load_tensors(path, "encoder")
+        return header, {k: v.tolist() for k, v in tensors.items()}
+    header, rows = read_table(path, "tiles")
+    return header, rows.to_dict("list")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet", "f.h5", "e.safetensors"])
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, name):
+    path = write_one(tmp_path / name)
+    good, (header, content) = path.read_bytes(), content_of(path)
+    rng, refused = np.random.default_rng(0), 0
+    for at in np.linspace(0, len(good) - 1, 150).astype(int):
+        bad = bytearray(good)
+        bad[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bad)
+        try:
+            now, read = content_of(path)
+        except InputError:
+            refused += 1
+            continue
+        # A damaged key of the checksum is a file without one; nothing else may differ.
+        assert read == content and {k: now.get(k) for k in header} == header, at
+    assert refused > (10 if path.suffix == ".h5" else 50)  # HDF5 pads a small file
+
+
+def test_a_changed_digit_is_refused_and_the_way_out_is_said(tmp_path):
+    path = write_one(tmp_path / "t.csv")
+    text = path.read_text()
+    path.write_text(text.replace("0.25", "0.75"))
+    with pytest.raises(InputError, match="changed after it was written.*on purpose.*content"):
+        read_table(path, "tiles")
+    line, _, body = path.read_text().partition("\n")
+    by_hand = re.sub(r', "content": "\w+"', "", line)
+    path.write_text(f"{by_hand}\n{body}")
+    assert read_table(path, "tiles")[1]["tissue"].tolist() == [0.75, 1.0]
+    path.write_bytes(text.replace("\n", "\r\n").encode())  # Windows, or git there
+    assert read_table(path, "tiles")[1]["tissue"].tolist() == [0.25, 1.0]
+
+
+def test_two_processes_that_write_one_file_do_not_mix(tmp_path):
+    """The last one wins; whoever reads meanwhile gets the whole of one of them."""
+    path = tmp_path / "t.csv"
+    code = ("import sys, pandas as pd; from lrmil_cli.files.tables import write_table; from lrmil_cli.files.header import make_header, step\n"
+            "path, n = sys.argv[1], int(sys.argv[2])\n"
+            "rows = pd.DataFrame({k: [n] * n for k in ('x', 'y', 'width', 'height', 'col', 'row', 'tissue')})\n"
+            "for _ in range(100): write_table(path, make_header('tiles', settings={'n': n}, history=[step('tile', {'n': n}, {})]), rows)\n")
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(n)]) for n in (300, 2000)]
+    seen = 0
+    while any(w.poll() is None for w in writers):
+        if path.exists():
+            header, rows = read_table(path, "tiles")
+            assert len(rows) == header["settings"]["n"] and (rows["x"] == len(rows)).all()
+            seen += 1
+    assert [w.returncode for w in writers] == [0, 0] and seen > 10
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]

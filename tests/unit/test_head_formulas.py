@@ -261,7 +261,7 @@ def test_transmil_exact_attention_is_the_class_tokens_softmax():
     layer = NystromAttention(8, 2, 4, 6, 0.0).eval()
     y = torch.randn(6, 8)
     q, k = y @ layer.qkv.weight[:8].T, y @ layer.qkv.weight[8:16].T
-    want = sum(torch.tensor(softmax([float(q[0, c] @ k[i, c]) / 2 for i in range(1, 6)])) for c in (slice(0, 4), slice(4, 8))) / 2
+    want = sum(torch.tensor(softmax([(q[0, c] @ k[i, c]).item() / 2 for i in range(1, 6)])) for c in (slice(0, 4), slice(4, 8))) / 2
     torch.testing.assert_close(layer.first_token(y, "exact"), want)
     f, z, b = layer.factors(*layer.split(y)[:2])
     row = (f @ z @ b)[:, 2].mean(0)[3:].clamp(min=0)  # two rows of padding, then the class token

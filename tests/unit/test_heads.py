@@ -204,3 +204,13 @@ def test_help_names_every_head():
 
     text = Head.__metadata__[0].help
     assert all(name in text for name in head_names())
+
+
+def test_info_lists_every_head_with_its_options(lrmil):
+    said = lrmil("info", "--heads")
+    assert said.code == 0 and all(len(line) <= 80 for line in said.out.splitlines())
+    rows = {r["name"]: r for r in lrmil("info", "--heads", "--json").records}
+    assert list(rows) == head_names()
+    for name, row in rows.items():
+        assert row["options"] == head_defaults(name) and f"{name}: {row['what']}"[:40] in said.out
+        build_head(name, 8, 2, row["options"])  # what is listed can be set

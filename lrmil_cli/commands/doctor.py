@@ -1,0 +1,115 @@
+"""``lrmil doctor``: is this machine, slide or model fit for use, and what to do if not."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from lrmil_cli.commands import options
+from lrmil_cli.commands.report import Report
+
+if TYPE_CHECKING:
+    from lrmil_cli.doctor.check import Check
+
+WIDTH = 80
+
+
+def doctor(
+    paths: Annotated[Optional[list[str]], typer.Argument(metavar="SLIDE|MODEL...", help="Slides (also folders, a manifest or -) and model files to look at besides the machine.", show_default=False)] = None,
+    model: Annotated[Optional[str], typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Model that the slides should fit.", show_default=False)] = None,
+    mpp: Annotated[Optional[float], typer.Option("--mpp", min=0.01, help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0]", show_default=False)] = None,
+    slide_mpp: options.SlideMpp = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure no speed, and look at fewer blocks of a slide.")] = False,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Check machine, slides and models before they are used.
+
+    One line a check: PASS, WARN or FAIL, with what to do. Nothing is written. Ends with 0 if nothing fails, 3 if a slide or model does,
+    5 if the machine does.
+    """
+    from dataclasses import replace
+
+    from lrmil_cli.commands.batch import expand_slides
+    from lrmil_cli.device import pick_device
+    from lrmil_cli.doctor.check import FAIL, failed
+    from lrmil_cli.doctor.machine import PROBE_SECONDS, check_machine, check_speed, encoder_speed, probe_speed
+    from lrmil_cli.errors import LrmilError
+
+    report = Report(json)
+    files = [*([model] if model else []), *(p for p in paths or [] if p.endswith(".safetensors"))]
+    machine = check_machine(device)
+    # Heavy imports come after the machine was found to have what they need.
+    broken = any(c.name in ("packages", "device") and c.status == FAIL for c in machine)
+    rate = None
+    if not (broken or quick or files):  # the encoder of a model says more than the probe's
+        rate = probe_speed(device)
+        machine.append(check_speed(rate))
+    found = [_tell(report, "machine", "this machine", machine)]
+    if (paths or model) and not broken:
+        from lrmil_cli.doctor.model import check_fit, check_model
+        from lrmil_cli.doctor.slide import check_slide
+        from lrmil_cli.slides.slide import open_slide
+        from lrmil_cli.slides.tiles import TileSettings
+
+        slides = expand_slides([p for p in paths or [] if not p.endswith(".safetensors")])
+        opened = []
+        for file in files:
+            checks, good = check_model(file)
+            found.append(_tell(report, "model", file, checks))
+            opened += [good] if good is not None else []
+        first = next((m for m in opened if m.tiles is not None), None)
+        settings = first.tiles if first else TileSettings()
+        settings = replace(settings, mpp=mpp or settings.mpp)
+        if slides and first and not quick:
+            where = pick_device(device)
+            # A model with one encoder a fold encodes every tile with each of them.
+            rate = encoder_speed(first.encoders[0].to(where), where, PROBE_SECONDS, settings.tile_px) / len(first.encoders)
+        for item in slides:
+            checks = check_slide(item.path, settings, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp,
+                                 blocks=12 if quick else 40, rate=rate)
+            for m in opened if all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks) else []:
+                try:
+                    with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp) as slide:
+                        checks += check_fit(m, slide)
+                except LrmilError as e:
+                    checks.append(failed("fit", e, str(item.path)))
+            found.append(_tell(report, "slide", str(item.path), checks))
+    _conclude([c for checks in found for c in checks])
+
+
+def _tell(report: Report, kind: str, subject: str, checks: list[Check]) -> list[Check]:
+    """Print the checks of one machine, model or slide, and hand them on."""
+    from dataclasses import asdict
+
+    from lrmil_cli.doctor.check import worst
+
+    report.result({"command": "doctor", "kind": kind, "subject": subject, "status": worst(checks).lower(), "checks": [{k: v for k, v in asdict(c).items() if k != "code"} for c in checks]})
+    if not report.as_json:
+        print(render(subject, checks), flush=True)
+    return checks
+
+
+def render(subject: str, checks: list[Check]) -> str:
+    """The checks of one subject for a terminal of 80 columns."""
+    lines = [subject]
+    for c in checks:
+        head = f"  {c.status}  {c.name:<10} "
+        blank = " " * len(head)
+        lines += wrap(c.found, WIDTH, initial_indent=head, subsequent_indent=blank)
+        if c.fix:
+            lines += wrap(f"-> {c.fix}", WIDTH, initial_indent=blank, subsequent_indent=blank + "   ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _conclude(checks: list[Check]) -> None:
+    """Raise what the exit code should be: the machine's comes before that of slides and models."""
+    from lrmil_cli.doctor.check import FAIL
+    from lrmil_cli.errors import InputError, MachineError
+
+    codes = [c.code for c in checks if c.status == FAIL]
+    if codes:
+        kind = MachineError if MachineError.exit_code in codes else InputError
+        raise kind(f"{len(codes)} of {len(checks)} checks failed; what to do stands under each")

@@ -1,0 +1,90 @@
+"""Attention for the eye: GeoJSON for QuPath and pictures, written for one slide by ``predict`` and ``export-geojson``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lrmil_cli.qupath.geojson import Style
+    from lrmil_cli.slides.slide import Slide
+
+StyleName = Annotated[str, typer.Option("--style", help="For QuPath: tiles (a heatmap), regions (outlines of high attention, as locked annotations) or both, as two files.")]
+Top = Annotated[Optional[float], typer.Option("--top", metavar="F", help="Regions: the share F of tiles with the highest attention.  [default: bands of percentiles]", show_default=False)]
+Threshold = Annotated[Optional[float], typer.Option("--threshold", metavar="T", help="Regions: tiles whose attention is at least T times that of the highest.", show_default=False)]
+Colormap = Annotated[Optional[str], typer.Option("--colormap", help="Colours of regions and of the picture: viridis, magma, inferno, plasma, cividis or gray.  [default: viridis]", show_default=False)]
+
+
+def make_style(style: str, top: float | None, threshold: float | None, colormap: str | None, *, geojson: bool, picture: bool) -> Style:
+    """The style that options ask for; ``geojson`` and ``picture`` say whether such a file was asked for at all.
+
+    Raises:
+        UsageError: options that would do nothing, or that do not exist.
+    """
+    from lrmil_cli.qupath.geojson import Style, check_style
+
+    if not geojson and (style != "tiles" or top is not None or threshold is not None):
+        raise UsageError("--style, --top and --threshold are about GeoJSON; give --geojson too")
+    if colormap is not None and not picture and not (geojson and style != "tiles"):
+        raise UsageError("--colormap colours regions and pictures; QuPath colours tiles itself (Measure > Show measurement maps)")
+    chosen = Style(style, top, threshold, colormap or "viridis")
+    check_style(chosen)
+    return chosen
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path that may not exist yet is meant as a folder."""
+    return path != "-" and (path.endswith("/") or Path(path).is_dir() or not Path(path).suffix)
+
+
+def place(path: str, name: str) -> str:
+    """``path`` itself, or ``name`` in it if it is a folder."""
+    return str(Path(path) / name) if is_folder(path) else path
+
+
+def write_geojson(
+    report: Report, header: dict[str, Any], rows: Any, output: str, style: Style, origin: str, image_size: tuple[int, int] | None, overwrite: bool
+) -> dict[str, dict[str, Any]]:
+    """Write what ``style`` asks for, but for what is up to date.
+
+    Returns:
+        style -> ``path``, ``written`` (whether it had to be), ``objects``.
+    """
+    from lrmil_cli.files.header import last_digest, up_to_date
+    from lrmil_cli.qupath.files import read_provenance, write_chunks
+    from lrmil_cli.qupath.geojson import make_document, output_paths
+
+    done = {}
+    said: set[str] = set()
+    for kind, path in output_paths(output, style.style).items():
+        document = make_document(header, rows, kind, style, origin=origin, image_size=image_size)
+        for text in document.warnings:
+            if text not in said:
+                report.warn(f"{header['slide']['id']}: {text}")
+            said.add(text)
+        written = path == "-" or not up_to_date(path, last_digest(document.about), read_provenance, overwrite)
+        if written:
+            write_chunks(path, document.pieces)
+        done[kind] = {"path": path, "written": written, "objects": document.objects}
+    return done
+
+
+def write_picture(
+    path: str, slide: Slide, header: dict[str, Any], rows: Any, colormap: str, outlines: Sequence[Any], overwrite: bool
+) -> bool:
+    """Write the picture of a slide and its attention; False where it is up to date."""
+    from lrmil_cli.files.header import last_digest, up_to_date
+    from lrmil_cli.qupath.geojson import table_digest
+    from lrmil_cli.qupath.pictures import picture_provenance, read_picture_provenance, slide_picture
+
+    about = picture_provenance(header, table_digest(rows), colormap)
+    if up_to_date(path, last_digest(about), read_picture_provenance, overwrite):
+        return False
+    slide_picture(path, slide, header, rows, colormap=colormap, outlines=outlines, provenance=about)
+    return True

@@ -1,0 +1,1 @@
+"""What would go wrong, said before it does: checks of the machine, of slides, of models (``lrmil doctor``)."""

@@ -1,0 +1,78 @@
+"""Checks of a model or encoder file: is it whole, whose weights, and does it fit a slide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
+from lrmil_cli.errors import InputError, LrmilError
+from lrmil_cli.slides.slide import Slide
+from lrmil_cli.slides.tiles import TileSettings, slide_level
+
+if TYPE_CHECKING:
+    from lrmil_cli.encoders.vit import Encoder, EncoderInfo
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose weights are whole: its header, its encoders, and how a slide is tiled for it (None of an encoder)."""
+
+    header: dict[str, Any]
+    encoders: list[Encoder]
+    tiles: TileSettings | None
+
+
+def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
+    """All checks of a model or encoder file, and the file where it is good."""
+    from lrmil_cli.distill.model import load_model
+    from lrmil_cli.encoders.spec import load_encoder_file
+    from lrmil_cli.files.tensors import read_tensor_header, read_tensor_metadata
+
+    try:
+        kind = "encoder" if '"kind": "encoder"' in read_tensor_metadata(path).get("lrmil", "") else "model"
+        header = read_tensor_header(path, kind)
+        if kind == "encoder":
+            encoder = load_encoder_file(path)
+            opened, about = Opened(header, [encoder], None), f"encoder {encoder.info.name}, {encoder.info.image_size} px input"
+        else:
+            model = load_model(path)
+            opened = Opened(header, model.encoders, model.tiles)
+            about = (f"model of {len(model.heads)} fold head(s), {len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
+                     f"tiles of {model.tiles.tile_px} px at {model.tiles.mpp:g} um/px")
+    except LrmilError as e:
+        return [failed("complete", e, str(path))], None
+    proof = "its checksum is right" if "content" in header else "it opens; it was made before files had checksums"
+    checks = [Check("complete", PASS, f"{about}; {proof}")]
+    for info in {e.info.name: e.info for e in opened.encoders}.values():
+        checks.append(check_licence(info))
+        if info.random_init:
+            checks.append(Check("weights", WARN, f"encoder {info.name} has random weights", "for results, make it from a pretrained encoder"))
+    return checks, opened
+
+
+def check_licence(info: EncoderInfo) -> Check:
+    """What may be done with what is made by the encoder."""
+    from lrmil_cli.encoders.aliases import licence_warning
+
+    forbidden = licence_warning(info)
+    base = info.base or info.name
+    if forbidden:
+        return Check("licence", WARN, forbidden, "read the terms of the encoder before you share the model or sell what it does")
+    if info.license == "unknown":
+        return Check("licence", WARN, f"the licence of encoder {base} is not known", "look it up where the weights come from")
+    return Check("licence", PASS, f"encoder {base}: {info.license}")
+
+
+def check_fit(opened: Opened, slide: Slide) -> list[Check]:
+    """Whether a model can be used on a slide, and whether it knows it from training."""
+    if opened.tiles is None:
+        return [Check("fit", FAIL, "an encoder file predicts nothing", "give a model made by `lrmil distill-student`")]
+    try:
+        level = slide_level(slide, opened.tiles)
+    except InputError as e:
+        return [failed("fit", e, str(slide.path))]
+    if slide.slide_id in opened.header.get("slides", []):
+        return [Check("fit", WARN, f"the model was made with slide {slide.slide_id} in its cohort", "judge it by its out-of-fold predictions, not on this slide")]
+    return [Check("fit", PASS, f"{opened.tiles.mpp:g} um/px can be read from level {level}")]
