@@ -87,6 +87,7 @@ def predict(
                 header, rows = read_table(table, "attention")
                 record = header["prediction"]
                 message = f"{record['predicted']}, up to date ({table})"
+                yield  # pictures and GeoJSON are made in turn
             elif dry_run:
                 return planned(*plan_slide(loaded, slide, device=where, batch=batch, region=region), slide, table)
             else:
