@@ -102,6 +102,9 @@ def distill_student(
         training=settings, folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn,
         workers=workers)
-    report.say(f"{target}: {result.text}\n{fill(headline(result.receipt), 80)}\nreceipt: {target.with_suffix('.receipt.html')}")
+    if result.receipt is None:
+        report.say(f"{target}: {result.text}\nno receipt: the split holds out no test slides to judge on")
+    else:
+        report.say(f"{target}: {result.text}\n{fill(headline(result.receipt), 80)}\nreceipt: {target.with_suffix('.receipt.html')}")
     report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": str(target),
                    "preset": preset, "metrics": result.metrics, "receipt": result.receipt})

@@ -37,21 +37,19 @@ def info(
             report.say(f"{file}: drop it on QuPath, or open it in Automate > Script editor")
             report.result({"command": "info", "status": "ok", "output": str(file)})
         return
-    if encoders:
-        from lrmil_cli.encoders.aliases import alias_table
+    if encoders or heads:
+        if encoders:
+            from lrmil_cli.encoders.aliases import alias_table as rows_of
 
-        for row in (rows := alias_table()):
+            render_rows = render_encoders
+        else:
+            from lrmil_cli.heads import head_table as rows_of
+
+            render_rows = render_heads
+        for row in (rows := rows_of()):
             report.result(row)
         if not json:
-            print(render_encoders(rows))
-        return
-    if heads:
-        from lrmil_cli.heads import head_table
-
-        for row in (rows := head_table()):
-            report.result(row)
-        if not json:
-            print(render_heads(rows))
+            print(render_rows(rows))
         return
     about = describe(path, slide_mpp)
     report.result(about)

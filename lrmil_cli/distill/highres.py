@@ -18,16 +18,16 @@ from lrmil_cli.training.bags import bag_of, find_table
 
 def load_high(
     ids: list[str], wanted: Collection[str], folder: Path, pairs: str, lr_tables: list[tuple[Path, dict[str, Any]]], device: torch.device,
-    *, strict: bool,
+    *, required: Collection[str],
 ) -> HighResolution:
     """HR bags and parents of the slides ``wanted`` of the cohort ``ids``.
 
     Args:
         folder: of the HR feature files; pairs: folder of pairs tables; lr_tables: path and header of each slide's LR tiles.
-        strict: whether a slide without features or pairs is an error, or left out.
+        required: of them, those whose features and pairs must be there; others are left out where they lack one.
 
     Raises:
-        InputError: features or pairs are missing (``strict``), or do not fit the tiles.
+        InputError: features or pairs of a required slide are missing, or some do not fit the tiles.
     """
     out = HighResolution([], [])
     ratios = set()
@@ -39,7 +39,7 @@ def load_high(
                 paired = read_pairs(find_table(pairs, slide_id, "pairs"))
                 features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
             except InputError:
-                if strict:
+                if slide_id in required:
                     raise
             else:
                 if last_digest(paired.header["lr"]) != last_digest(lr_header):

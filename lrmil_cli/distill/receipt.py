@@ -18,20 +18,24 @@ import pandas as pd
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import write_bytes, write_text
+from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.training.bootstrap import Interval
 from lrmil_cli.training.evaluation import Cases, Score, at_level, differences, majority, metric_table
+from lrmil_cli.training.evaluation_report import LOWER_IS_BETTER, folds_text, interval_text
+from lrmil_cli.training.evaluation_report import TITLES as METRIC_NAMES
 from lrmil_cli.training.metrics import show
 from lrmil_cli.training.page import Block, Heading, Picture, Table, Text, to_html, to_markdown
 from lrmil_cli.training.plots import evaluation_picture
+from lrmil_cli.training.predictions import Predictions, common, read_predictions
 
 TITLES = {"teacher": "HR teacher", "lr_only": "LR-only student", "distilled": "distilled student"}
 #: What the model itself is called where its preset distils less than all.
 OWN_TITLES = {"lr-only": "LR-only student", "patch": "student of a distilled encoder"}
 #: Which file beside the model holds the predictions of whom.
 FILES = {"teacher": ".teacher.predictions.csv", "lr_only": ".lr-only.predictions.csv", "distilled": ".predictions.csv"}
-METRIC_TITLES = {"accuracy": "accuracy", "auc": "AUC", "balanced_accuracy": "balanced accuracy", "f1_weighted": "weighted F1",
-                 "brier": "Brier score (lower is better)", "log_loss": "log loss (lower is better)"}
+METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "") for m, title in METRIC_NAMES.items()}
 COMPARISONS = (("distilled", "lr_only"), ("distilled", "teacher"), ("lr_only", "teacher"))
 
 
@@ -47,11 +51,12 @@ def build_receipt(model: str | Path, *, level: str = "slide", draws: int = 2000,
     model = Path(model)
     header = read_tensor_header(model, "model")
     classes = tuple(header["classes"])
-    tables = {name: table for name in TITLES if (table := _predictions(model, FILES[name], name == "distilled", classes)) is not None}
-    common = sorted(set.intersection(*(set(t.index) for t in tables.values())))
-    if not common:
+    beside = {n: _beside(model, f) for n, f in FILES.items()}
+    found = {n: _own_predictions(path, last_digest(header), classes) for n, path in beside.items() if n == "distilled" or path.exists()}
+    shared = dict(zip(found, common(list(found.values()))))
+    cases = {n: p.cases() for n, p in shared.items()}
+    if not len(shared["distilled"].rows):
         raise InputError(f"{model}: the predictions beside it have no slide in common; train the student again")
-    cases = {name: _cases(t.loc[common], classes) for name, t in tables.items()}
     own = dict(level=level, draws=draws, seed=seed)
     scores = {name: metric_table(c.labels, c.probabilities, c.patients, c.folds, classes=classes, **own) for name, c in cases.items()}
     judged = {name: at_level(c, level, classes) for name, c in cases.items()}
@@ -63,7 +68,7 @@ def build_receipt(model: str | Path, *, level: str = "slide", draws: int = 2000,
     titles = {**TITLES, "distilled": OWN_TITLES.get(header["preset"], TITLES["distilled"])}
     receipt = {
         "kind": "receipt", "version": 1, "model": model.name, "preset": header["preset"], "head": header["settings"]["head"],
-        "classes": list(classes), "level": level, "slides": len(common), "patients": len(set(first.patients.tolist())),
+        "classes": list(classes), "level": level, "slides": shared["distilled"].rows["slide_id"].nunique(), "patients": len(set(first.patients.tolist())),
         "folds": len(set(next(iter(cases.values())).folds.tolist())), "majority": {"class": name, "share": share},
         "models": {n: {"title": titles[n], "metrics": {s.metric: _score(s) for s in own_scores}} for n, own_scores in scores.items()},
         "differences": compared, "cost": header.get("cost", {}), "agreement": _agreement(model),
@@ -82,7 +87,7 @@ def write_receipt(model: str | Path, *, output: str | Path | None = None, level:
         InputError: as :func:`build_receipt`; MachineError: a file cannot be written.
     """
     receipt, cases = build_receipt(model, level=level, draws=draws, seed=seed)
-    stem = str(output) if output is not None else str(Path(model).with_suffix("")) + ".receipt"
+    stem = str(output) if output is not None else str(_beside(Path(model), ".receipt"))
     picture = evaluation_picture(cases, receipt["classes"])
     blocks = receipt_blocks(receipt, Picture(picture, "ROC, calibration and confusion matrices of the models", Path(stem).name + ".png"))
     title = f"What distillation bought: {receipt['model']}"
@@ -99,7 +104,7 @@ def existing_receipt(model: str | Path) -> dict[str, Any]:
     Raises:
         InputError: as :func:`build_receipt`; MachineError: a file cannot be written.
     """
-    path = Path(str(Path(model).with_suffix("")) + ".receipt.json")
+    path = _beside(Path(model), ".receipt.json")
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
         if receipt["model"] == Path(model).name:
@@ -123,8 +128,8 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
               f"{receipt['majority']['share']:.3f}."),
     ]
     if receipt["folds"] > 1:
-        blocks.append(Table(["mean (sd) over folds", *(m["title"] for m in models.values())],
-                            [[METRIC_TITLES[k], *(_over_folds(m["metrics"][k]) for m in models.values())] for k in METRIC_TITLES]))
+        blocks.append(Table(["mean ± sd over folds", *(m["title"] for m in models.values())],
+                            [[METRIC_TITLES[k], *(_over_folds(k, m["metrics"][k]) for m in models.values())] for k in METRIC_TITLES]))
     if receipt["differences"]:
         keys = [k for k in METRIC_TITLES if k in receipt["differences"][0]]
         blocks += [Heading("Differences"), Table(
@@ -188,31 +193,29 @@ def cost_of(headers: dict[str, Sequence[dict[str, Any]]], tiles: dict[str, Seque
     return out
 
 
-def _predictions(model: Path, suffix: str, needed: bool, classes: Sequence[str]) -> pd.DataFrame | None:
-    path = Path(str(model.with_suffix("")) + suffix)
-    if not path.exists():
-        if needed:
-            raise InputError(f"{path}: not there; the predictions of distill-student must stand beside the model")
-        return None
-    _, table = read_table(path, "predictions")
-    missing = [c for c in classes if f"prob_{c}" not in table.columns]
-    if missing:
-        raise InputError(f"{path}: no column prob_{missing[0]}; it belongs to another model")
-    return table.set_index("slide_id")
+def _beside(model: Path, ending: str) -> Path:
+    return model.with_name(model.stem + ending)
 
 
-def _cases(table: pd.DataFrame, classes: Sequence[str]) -> Cases:
-    labels = np.array([classes.index(v) for v in table["label"].astype(str)])
-    return Cases(labels, table[[f"prob_{c}" for c in classes]].to_numpy(), table["patient_id"].astype(str).to_numpy(), table["fold"].to_numpy())
+def _own_predictions(path: Path, digest: str, classes: Sequence[str]) -> Predictions:
+    """A predictions table of the run that made the model.
+
+    Raises:
+        InputError: not there, damaged, or of another run.
+    """
+    found = read_predictions(str(path))
+    if found.made_by.get("digest") != digest or found.classes != tuple(classes):
+        raise InputError(f"{path}: not of the run that made the model beside it; run `lrmil distill-student` again")
+    return found
 
 
 def _score(s: Score) -> dict[str, Any]:
-    return {**asdict(s.pooled), "mean": s.mean, "sd": s.sd, "folds": s.folds, "reason": s.reason}
+    return {**asdict(s.pooled), "mean": s.mean, "sd": s.sd, "folds": s.folds, "of_folds": s.of_folds, "reason": s.reason}
 
 
 def _agreement(model: Path) -> dict[str, Any]:
     """Means over slides of ``<model>.agreement.csv``, by student."""
-    path = Path(str(model.with_suffix("")) + ".agreement.csv")
+    path = _beside(model, ".agreement.csv")
     if not path.exists():
         return {}
     _, table = read_table(path, "agreement")
@@ -224,16 +227,17 @@ def _agreement(model: Path) -> dict[str, Any]:
             for student, rows in table.groupby("student")}
 
 
+def _interval(value: dict[str, Any]) -> Interval:
+    return Interval(value["value"], value["low"], value["high"], value["undefined"])
+
+
 def _with_interval(value: dict[str, Any], sign: bool = False) -> str:
-    if value["value"] is None:
-        return f"undefined ({value['reason']})" if value.get("reason") else "undefined"
-    form = "{:+.3f}" if sign else "{:.3f}"
-    text = form.format(value["value"])
-    return text if value["low"] is None else f"{text} ({form.format(value['low'])} to {form.format(value['high'])})"
+    text = interval_text(_interval(value), sign)
+    return f"{text} ({value['reason']})" if value.get("reason") else text
 
 
-def _over_folds(value: dict[str, Any]) -> str:
-    return show(value["mean"]) + (f" ({value['sd']:.3f})" if value["sd"] is not None else "")
+def _over_folds(metric: str, value: dict[str, Any]) -> str:
+    return folds_text(Score(metric, _interval(value), *(value[k] for k in ("mean", "sd", "folds", "of_folds", "reason"))))
 
 
 def _cost_blocks(cost: dict[str, Any]) -> list[Block]:

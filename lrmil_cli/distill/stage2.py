@@ -48,12 +48,12 @@ class EncoderArgs:
 
 @dataclass
 class Result:
-    """For the summary: was it there already, pooled metrics, the line to show, the receipt."""
+    """For the summary: was it there already, pooled metrics, the line to show, the receipt (None without held-out slides)."""
 
     there: bool
     metrics: dict[str, Any]
     text: str
-    receipt: dict[str, Any]
+    receipt: dict[str, Any] | None
 
 
 def train_student(
@@ -105,20 +105,24 @@ def train_student(
             warn(note)
 
     ids = [e.slide_id for e in manifest]
+    taught = set(table.loc[(table[names] == "train").any(axis=1), "slide_id"]) if distill.uses_teacher else set()
+    tested = {s for n in names for s in members(table, n)["test"]}
     high = None
     if guide is not None and pairs is not None:  # before the LR tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
-        if distill.uses_teacher:
-            trained = set(table.loc[(table[names] == "train").any(axis=1), "slide_id"])
-            high = load_high(ids, trained, folder, pairs, tables, device, strict=distill.missing_teacher == "error")
-            _check_features(guide, folder, ids, high, warn)
+        # Slides that are only tested serve the receipt, which can do without them.
+        high = load_high(ids, taught | tested, folder, pairs, tables, device, required=taught if distill.missing_teacher == "error" else ())
+        _check_features(guide, folder, ids, high, warn)
 
     def embedded(e: Encoder, where: Path) -> Bags:
         return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, workers=workers, overwrite=overwrite, say=say)
 
     lr_bags = [embedded(e, lr_features if len(encoders) == 1 else lr_features / f"fold{n}") for n, e in enumerate(encoders, 1)]
     plain_bags = embedded(plain, lr_features / "lr-only") if plain is not None else None
-    counts = _regions(high, guide, [len(b.features) for b in lr_bags[0].all], say, warn) if high is not None else {}
+    counts = {}
+    if taught:
+        counts = _regions([p if s in taught else None for s, p in zip(ids, high.parents)], high.ratio, guide,
+                          [len(b.features) for b in lr_bags[0].all], say, warn)
 
     own = {"head": head.name, "options": head.options, "preset": preset, "distill": distill.as_json(), **training.as_json(),
            "folds": table.to_dict("list"), "baseline": plain.digest() if plain is not None else None}
@@ -126,13 +130,13 @@ def train_student(
               **({"teacher": last_digest(guide.header)} if guide is not None else {}),
               **{f"lr{n}/{i}": last_digest(h) for n, b in enumerate(lr_bags) for i, h in zip(ids, b.headers)}}
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
-        return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", existing_receipt(output))
+        return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", existing_receipt(output) if tested else None)
 
     def bags_of(fold: int) -> Bags:
         return lr_bags[of_fold[fold - 1]]
 
     untaught: set[str] = set()
-    terms = _terms(manifest, table, guide, high, bags_of, distill, training, device, untaught) if high is not None else (lambda fold, train: None)
+    terms = _terms(manifest, table, guide, high, bags_of, distill, training, device, untaught) if taught else (lambda fold, train: None)
     results = crossval.train_folds(manifest, table, bags_of, head, training, extra_terms=terms, say=say)
     if untaught:
         warn(f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone (--missing-teacher ce-only)")
@@ -146,15 +150,13 @@ def train_student(
         say("note: the LR encoder saw the pixels (not the labels) of test slides; for inductive numbers make one encoder a fold "
             "(distill-encoder --slides --fold)")
 
-    tested = {s for n in names for s in members(table, n)["test"]}
-    judged = load_high(ids, tested, folder, pairs, tables, device, strict=False) if guide is not None and pairs is not None else None
     history = [step("distill-student", own, inputs)]
     header = make_header(
         "model", settings={k: v for k, v in own.items() if k != "folds"}, history=history, classes=list(manifest.classes),
         tiles=tables[0][1]["settings"], preset=preset, metrics=pooled, regions=counts,
         fold_metrics=metrics_rows.astype(object).where(metrics_rows.notna(), None).to_dict("records"),
         encoder_saw_test_pixels=any(leaks), attention_kind=results[0].fit.head.attention_kind,
-        license=encoders[0].info.license, slides=ids, cost=_costs(ids, tested, lr_bags[0], judged),
+        license=encoders[0].info.license, slides=ids, cost=_costs(ids, tested, lr_bags[0], high),
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None and distill.uses_teacher else None,
     )
     # What stands beside the model first, the model last: it marks the run as complete. The receipt comes after it, and one of
@@ -165,10 +167,11 @@ def train_student(
         for who, suffix in FILES.items() if who != "teacher"
     }
     beside[FILES["teacher"]] = ("predictions", guide.predictions() if guide is not None else None)
-    beside[".agreement.csv"] = ("agreement", _agreement(guide, students, judged, ids, distill, device) if judged is not None else None)
+    beside[".agreement.csv"] = ("agreement", _agreement(guide, students, high, ids, distill, device) if high is not None else None)
     beside[".metrics.csv"] = ("metrics", metrics_rows)
     stem = output.with_suffix("")
-    Path(f"{stem}.receipt.json").unlink(missing_ok=True)
+    for ending in ("json", "html", "md", "png"):
+        Path(f"{stem}.receipt.{ending}").unlink(missing_ok=True)
     for suffix, (kind, rows) in beside.items():
         if rows is None:  # of an earlier run, it would be untrue now
             Path(f"{stem}{suffix}").unlink(missing_ok=True)
@@ -176,7 +179,7 @@ def train_student(
             write_table(f"{stem}{suffix}", make_header(kind, **common), rows)
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
     save_model(output, header, encoders, [r.fit.head for r in results], of_fold)
-    return Result(False, pooled, crossval.summary(preset, metrics_rows, len(results)), write_receipt(output))
+    return Result(False, pooled, crossval.summary(preset, metrics_rows, len(results)), write_receipt(output) if tested else None)
 
 
 def _terms(
@@ -208,10 +211,10 @@ def _terms(
 
 
 def _regions(
-    high: HighResolution, guide: Teacher, n_lr: list[int], say: Callable[[str], None], warn: Callable[[str], None]
+    parents: list[torch.Tensor | None], ratio: int, guide: Teacher, n_lr: list[int], say: Callable[[str], None], warn: Callable[[str], None]
 ) -> dict[str, int]:
     """Counts of regions that the teacher speaks of, said aloud (method 6.6)."""
-    counts = student.matched_counts(high.parents, n_lr, high.ratio)
+    counts = student.matched_counts(parents, n_lr, ratio)
     regions = counts["matched"] + counts["unmatched"]
     say(f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete")
     if counts["unmatched"] > UNMATCHED_WARNING * regions:
@@ -221,18 +224,18 @@ def _regions(
     return counts
 
 
-def _costs(ids: list[str], tested: set[str], lr: Bags, judged: HighResolution | None) -> dict[str, Any]:
+def _costs(ids: list[str], tested: set[str], lr: Bags, high: HighResolution | None) -> dict[str, Any]:
     """Tiles and seconds of the held-out slides, at both resolutions where HR features are there."""
     index = [i for i, s in enumerate(ids) if s in tested]
-    if judged is None:
+    if high is None:
         return cost_of({"lr": [lr.headers[i] for i in index]}, {"lr": [len(lr.all[i].features) for i in index]})
-    both = [i for i in index if judged.bags[i] is not None]
-    return cost_of({"hr": [judged.headers[i] for i in both], "lr": [lr.headers[i] for i in both]},
-                   {"hr": [len(judged.bags[i].features) for i in both], "lr": [len(lr.all[i].features) for i in both]})
+    both = [i for i in index if high.bags[i] is not None]
+    return cost_of({"hr": [high.headers[i] for i in both], "lr": [lr.headers[i] for i in both]},
+                   {"hr": [len(high.bags[i].features) for i in both], "lr": [len(lr.all[i].features) for i in both]})
 
 
 def _agreement(
-    guide: Teacher, students: dict[str, tuple[list[FoldResult], Callable[[int], Bags]]], judged: HighResolution, ids: list[str],
+    guide: Teacher, students: dict[str, tuple[list[FoldResult], Callable[[int], Bags]]], high: HighResolution, ids: list[str],
     distill: DistillSettings, device: torch.device,
 ) -> pd.DataFrame | None:
     """Attention agreement of teacher and students on the held-out slides, one row a student and slide; None if none is known."""
@@ -243,9 +246,9 @@ def _agreement(
             teacher = guide.head(r.fold)[1].to(device)
             for slide_id in r.parts["test"]:
                 i = at[slide_id]
-                if judged.bags[i] is not None:
+                if high.bags[i] is not None:
                     rows.append({"student": who, "slide_id": slide_id, "fold": r.fold, **slide_agreement(
-                        teacher, r.fit.head, judged.bags[i], bags_of(r.fold).all[i], judged.parents[i], distill.k, distill.region_attention)})
+                        teacher, r.fit.head, high.bags[i], bags_of(r.fold).all[i], high.parents[i], distill.k, distill.region_attention)})
     return pd.DataFrame(rows).astype({"rank_correlation": float, "overlap": float, "chance": float}) if rows else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +12,7 @@ from lrmil_cli.doctor.machine import duration
 from lrmil_cli.errors import InputError, LrmilError
 from lrmil_cli.slides.grid import make_grid
 from lrmil_cli.slides.slide import Slide, open_slide
-from lrmil_cli.slides.tiles import TileSettings, TissueMap, find_tissue, select_tiles, slide_level
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lrmil_cli.slides.tiles import TileSettings, TissueMap, boxes_of, find_tissue, select_tiles, slide_level
 
 #: Side in px of the blocks that are read to find damage.
 BLOCK_PX = 256
@@ -118,35 +114,33 @@ def _places(slide: Slide, level: int, tissue: TissueMap, count: int) -> list[tup
 
 def check_tiles(slide: Slide, tissue: TissueMap, settings: TileSettings, rate: float | None) -> list[Check]:
     """Share of tissue, tiles, and how long reading (timed here) and encoding them takes."""
-    import pandas as pd
-
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
-    rows, level = pd.DataFrame(select_tiles(tissue, grid, settings.min_tissue)), slide_level(slide, settings)
+    boxes, level = boxes_of(select_tiles(tissue, grid, settings.min_tissue)), slide_level(slide, settings)
     share = tissue.mask.mean()
     found = f"{share:.1%} of the slide"
     look = "look at the picture that `lrmil tile --thumbnail` makes"
-    if rows.empty:
+    if not len(boxes):
         return [Check("tissue", FAIL, f"{found}; no tile has {settings.min_tissue:.0%} of it", f"{look} of another slide, or lower --min-tissue")]
     out = [Check("tissue", WARN, f"{found}, which is little", look) if share < 0.01 else Check("tissue", PASS, found)]
-    tiles = f"{len(rows)} of {settings.tile_px} px at {settings.mpp:g} um/px"
+    tiles = f"{len(boxes)} of {settings.tile_px} px at {settings.mpp:g} um/px"
     try:
-        reading = reading_seconds(slide, rows, level, settings.tile_px) * len(rows)
+        reading = reading_seconds(slide, boxes, level, settings.tile_px) * len(boxes)
     except InputError as e:
         return [*out, failed("tiles", e, str(slide.path))]
     if rate is None:
         return [*out, Check("tiles", PASS, f"{tiles}; reading takes about {duration(reading)}")]
-    return [*out, Check("tiles", PASS, f"{tiles}; about {duration(reading + len(rows) / rate)} on this machine")]
+    return [*out, Check("tiles", PASS, f"{tiles}; about {duration(reading + len(boxes) / rate)} on this machine")]
 
 
-def reading_seconds(slide: Slide, rows: pd.DataFrame, level: int, tile_px: int, count: int = 12) -> float:
-    """Seconds to read one tile, from ``count`` of them spread over the slide.
+def reading_seconds(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, count: int = 12) -> float:
+    """Seconds to read one of the tiles ``boxes`` int64 [N, 4] (level-0 px), from ``count`` of them spread over the slide.
 
     Raises:
         InputError: the slide is damaged at one of them.
     """
     from lrmil_cli.slides.reader import read_rows
 
-    some = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+    some = boxes[np.unique(np.linspace(0, len(boxes) - 1, count).astype(int))]
     started = time.perf_counter()
-    read_rows(slide, some[["x", "y", "width", "height"]].to_numpy(np.int64), level, tile_px)
+    read_rows(slide, some, level, tile_px)
     return (time.perf_counter() - started) / len(some)

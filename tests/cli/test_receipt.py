@@ -118,3 +118,21 @@ def test_evaluate_writes_it_again_from_what_stands_beside_the_model(chain, tmp_p
     assert lrmil("evaluate", chain.teacher, "--receipt", "-o", tmp_path / "no").code == 2
     (tmp_path / "model.predictions.csv").unlink()
     assert lrmil("evaluate", tmp_path / "model.safetensors", "--receipt", "-o", tmp_path / "no").code == 3
+
+
+def test_without_test_slides_there_is_a_model_and_no_receipt(chain, tmp_path, lrmil):
+    """A split of train and val only, as for the model that goes into use."""
+    rows = pd.read_csv(chain.manifest)
+    rows["slide"] = [str(chain.manifest.parent / s) for s in rows["slide"]]
+    rows[rows["split"] != "test"].to_csv(tmp_path / "slides.csv", index=False)
+    said = lrmil("train-teacher", tmp_path / "slides.csv", "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "--features", chain.teacher / "features",
+                 "--epochs", "2", "-o", tmp_path / "teacher")
+    assert said.code == 0 and "AUC undefined" in said.err, said.err
+    args = ["distill-student", tmp_path / "slides.csv", "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--teacher", tmp_path / "teacher",
+            "--encoder", chain.encoder, "--lr-features", chain.model.with_suffix(".features"), "--epochs", "2", "-o", tmp_path / "m.safetensors"]
+    for _ in range(2):  # made, then up to date
+        said = lrmil(*args)
+        assert said.code == 0 and "no test slides" in said.err, said.err
+        assert not list(tmp_path.glob("*.receipt.*"))
+    assert lrmil("predict", chain.manifest.parent / "slides" / "s13.svs", "-m", tmp_path / "m.safetensors", "-o", tmp_path / "p").code == 0
+    assert lrmil("evaluate", tmp_path / "m.safetensors", "--receipt", "-o", tmp_path / "e").code == 3
