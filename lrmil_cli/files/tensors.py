@@ -67,7 +67,7 @@ def read_tensor_metadata(path: str | Path) -> dict[str, str]:
             raise ValueError("no safetensors header")
         return meta
     except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
+        raise InputError(f"{path}: no such file; check the path") from e
     except IsADirectoryError as e:
         raise InputError(f"{path}: this is a folder; a .safetensors file is needed") from e
     except (OSError, ValueError, struct.error, AttributeError, RecursionError) as e:

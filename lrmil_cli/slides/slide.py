@@ -306,7 +306,7 @@ def open_slide(
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: this is a folder, not a slide")
     if path.stat().st_size == 0:
