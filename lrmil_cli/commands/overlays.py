@@ -13,6 +13,7 @@ from lrmil_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from lrmil_cli.qupath.geojson import Style
+    from lrmil_cli.slides.region import Region
     from lrmil_cli.slides.slide import Slide
 
 StyleName = Annotated[str, typer.Option("--style", help="For QuPath: tiles (a heatmap), regions (outlines of high attention, as locked annotations) or both, as two files.")]
@@ -46,6 +47,32 @@ def is_folder(path: str) -> bool:
 def place(path: str, name: str) -> str:
     """``path`` itself, or ``name`` in it if it is a folder."""
     return str(Path(path) / name) if is_folder(path) else path
+
+
+def write_overlays(
+    report: Report, slide: Slide, header: dict[str, Any], rows: Any, *, geojson: str | None, picture: str | None, style: Style, origin: str,
+    image_size: tuple[int, int] | None, region: Region | None, overwrite: bool,
+) -> dict[str, dict[str, Any]]:
+    """Write the GeoJSON and the picture that were asked for (paths or folders), but for what is up to date.
+
+    Returns:
+        as :func:`write_geojson`, with ``overlay`` for the picture.
+    """
+    from lrmil_cli.files.tables import as_frame
+    from lrmil_cli.qupath.pictures import rings
+
+    files: dict[str, dict[str, Any]] = {}
+    if geojson is None and picture is None:
+        return files
+    rows = as_frame(rows)
+    if geojson is not None:
+        path = place(geojson, f"{slide.slide_id}.{'regions' if style.style == 'regions' else 'heatmap'}.geojson.gz")
+        files = write_geojson(report, header, rows, path, style, origin, image_size, overwrite)
+    if picture is not None:
+        path = place(picture, f"{slide.slide_id}.overlay.png")
+        outlines = rings(region.area) if region else ()
+        files["overlay"] = {"path": path, "written": write_picture(path, slide, header, rows, style.colormap, outlines, overwrite)}
+    return files
 
 
 def write_geojson(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrmil_cli.distill.prediction import Prediction
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.spec import build_encoder
@@ -46,19 +47,6 @@ class Model:
         for module in (*self.encoders, *self.heads):
             module.to(device)
         return self
-
-
-@dataclass
-class Prediction:
-    """Of one slide: ``probabilities`` [C] (mean over folds), ``per_fold`` [F, C], ``attention`` [N] (sums to 1), and
-    ``class_scores`` [C, N] where the head has them; ``tiles`` are the columns of the tile table they belong to."""
-
-    probabilities: np.ndarray
-    per_fold: np.ndarray
-    attention: np.ndarray
-    class_scores: np.ndarray | None
-    tiles: dict[str, np.ndarray]
-    seconds: dict[str, float]
 
 
 def save_model(path: str | Path, header: dict[str, Any], encoders: list[Encoder], heads: list[MILHead], encoder_of: list[int]) -> None:
@@ -174,13 +162,3 @@ def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: Batch
     if len(rest):  # the first batch of a run sets things up; the second is the better measure
         rate = timed(rest) / len(rest)
     return len(boxes), tissue + rate * len(boxes)
-
-
-def percentiles(attention: np.ndarray) -> np.ndarray:
-    """Rank of each tile within its slide as 0..100 (ties share their mean rank); 100 for a single tile."""
-    n = len(attention)
-    if n == 1:
-        return np.full(1, 100.0)
-    _, inverse, counts = np.unique(attention, return_inverse=True, return_counts=True)
-    rank = np.cumsum(counts) - (counts + 1) / 2  # mean of the ranks, from 0, of each distinct value
-    return rank[inverse] / (n - 1) * 100

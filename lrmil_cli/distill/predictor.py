@@ -1,0 +1,76 @@
+"""From a model file to what predicts slides with it. A new method or runtime: one class as :class:`Predictor` has it, one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lrmil_cli.device import device_label, pick_device
+from lrmil_cli.distill import model as models
+from lrmil_cli.distill.prediction import Prediction, Predictor, Progress
+from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
+from lrmil_cli.files.header import last_digest
+from lrmil_cli.slides.region import Region
+from lrmil_cli.slides.slide import Slide
+from lrmil_cli.slides.tiles import TileSettings
+
+
+def open_predictor(
+    path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, warn: Callable[[str], None] = lambda text: None
+) -> Predictor:
+    """Load a model onto a device.
+
+    Args:
+        device: as :func:`lrmil_cli.device.pick_device` takes it; batch_size: tiles encoded at a time, by the device if None.
+
+    Raises:
+        InputError: not a model file, or damaged. UsageError, MachineError: the device.
+    """
+    where = pick_device(device)
+    loaded = models.load_model(path).to(where)
+    if allow_upsample:
+        loaded.tiles = replace(loaded.tiles, allow_upsample=True)
+    return LowResolution(path, loaded, where, BatchSize(batch_size, where, warn))
+
+
+@dataclass
+class LowResolution:
+    """LRMIL: LR tiles alone (method 7)."""
+
+    path: str
+    model: models.Model
+    where: torch.device
+    batch: BatchSize
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return self.model.header
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.model.classes
+
+    @property
+    def tiles(self) -> TileSettings:
+        return self.model.tiles
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": last_digest(self.header), "tiles": self.tiles.as_json()}
+
+    @property
+    def device(self) -> str:
+        return device_label(self.where)
+
+    @property
+    def ahead(self) -> int:
+        return slides_ahead(self.where)
+
+    def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
+        return models.plan_slide(self.model, slide, device=self.where, batch=self.batch, region=region)
+
+    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+        return models.predict_slide(self.model, slide, device=self.where, batch=self.batch, region=region, progress=progress)
