@@ -120,15 +120,18 @@ def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None
     from lrmil_cli.files.atomic import write_bytes, write_text
     from lrmil_cli.files.header import make_header
     from lrmil_cli.files.tables import write_table
-    from lrmil_cli.training.evaluation_report import blocks, differences_frame, metrics_frame, title
-    from lrmil_cli.training.page import to_html, to_markdown
+    from lrmil_cli.training.evaluation_report import CURVE_PICTURE, blocks, differences_frame, metrics_frame, title
+    from lrmil_cli.training.page import Picture, to_html, to_markdown
     from lrmil_cli.training.plots import evaluation_picture
 
     png = evaluation_picture([(m.name, m.cases) for m in evaluation.models], evaluation.classes, evaluation.positive)
     page = blocks(evaluation, png, record["history"][-1])
     common = {"settings": record["settings"], "history": record["history"]}
     (folder / FILES[-1]).unlink(missing_ok=True)  # it marks the folder as complete
-    write_bytes(folder / "evaluation.png", png)
+    (folder / CURVE_PICTURE).unlink(missing_ok=True)  # of an earlier run with a cascade
+    for picture in page:
+        if isinstance(picture, Picture):
+            write_bytes(folder / picture.name, picture.png)
     write_text(folder / "evaluation.html", to_html(title(evaluation), page))
     write_text(folder / "evaluation.md", to_markdown(title(evaluation), page))
     write_table(folder / "metrics.csv", make_header("evaluation", **common), metrics_frame(evaluation))

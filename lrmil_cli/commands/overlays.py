@@ -50,29 +50,49 @@ def place(path: str, name: str) -> str:
 
 
 def write_overlays(
-    report: Report, slide: Slide, header: dict[str, Any], rows: Any, *, geojson: str | None, picture: str | None, style: Style, origin: str,
-    image_size: tuple[int, int] | None, region: Region | None, overwrite: bool,
+    report: Report, slide: Slide, header: dict[str, Any], tables: dict[str, Any], *, geojson: str | None, picture: str | None, style: Style,
+    origin: str, image_size: tuple[int, int] | None, region: Region | None, overwrite: bool,
 ) -> dict[str, dict[str, Any]]:
     """Write the GeoJSON and the picture that were asked for (paths or folders), but for what is up to date.
 
+    Args:
+        tables: rows of the main attention table under ""; each further one gets a GeoJSON file of its own, because QuPath paints
+            tiles of two sizes over each other in random order.
+
     Returns:
-        as :func:`write_geojson`, with ``overlay`` for the picture.
+        as :func:`write_geojson`, with ``overlay`` for the picture; those of further tables as ``<name>.tiles``.
     """
     from lrmil_cli.files.tables import as_frame
     from lrmil_cli.qupath.pictures import rings
 
     files: dict[str, dict[str, Any]] = {}
-    if geojson is None and picture is None:
-        return files
-    rows = as_frame(rows)
     if geojson is not None:
-        path = place(geojson, f"{slide.slide_id}.{'regions' if style.style == 'regions' else 'heatmap'}.geojson.gz")
-        files = write_geojson(report, header, rows, path, style, origin, image_size, overwrite)
+        ending = f"{'regions' if style.style == 'regions' else 'heatmap'}.geojson.gz"
+        for name, rows in tables.items():
+            if name and geojson == "-":
+                report.warn(f"{slide.slide_id}: the map of the {name} tiles is left out on stdout; give --geojson a folder")
+                continue
+            path = with_name(place(geojson, f"{slide.slide_id}.{ending}"), name)
+            made = write_geojson(report, header, as_frame(rows), path, style, origin, image_size, overwrite)
+            files |= {f"{name}.{kind}" if name else kind: file for kind, file in made.items()}
     if picture is not None:
         path = place(picture, f"{slide.slide_id}.overlay.png")
         outlines = rings(region.area) if region else ()
-        files["overlay"] = {"path": path, "written": write_picture(path, slide, header, rows, style.colormap, outlines, overwrite)}
+        main = as_frame(tables[""])
+        files["overlay"] = {"path": path, "written": write_picture(path, slide, header, main, style.colormap, outlines, overwrite)}
     return files
+
+
+def with_name(path: str, name: str) -> str:
+    """``slide.heatmap.geojson.gz`` with ``name`` before its endings: ``slide.hr.heatmap.geojson.gz``."""
+    if not name:
+        return path
+    folder, file = Path(path).parent, Path(path).name
+    for ending in (".heatmap", ".regions", ".geojson", ".json"):
+        at = file.find(ending)
+        if at > 0:
+            return str(folder / f"{file[:at]}.{name}{file[at:]}")
+    return f"{path}.{name}"
 
 
 def write_geojson(

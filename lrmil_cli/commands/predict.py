@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import options, overlays, regions
+from lrmil_cli.commands import options, overlays, regions, second_look
 from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, planned, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
@@ -31,6 +31,11 @@ def predict(
     image_size: regions.ImageSize = None,
     slide_mpp: options.SlideMpp = None,
     allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants.")] = False,
+    escalate: second_look.Escalate = None,
+    budget: second_look.Budget = None,
+    confidence: second_look.Confidence = None,
+    hr_encoder: second_look.HrEncoder = None,
+    abstain: second_look.Abstain = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     device: options.Device = "auto",
@@ -43,11 +48,11 @@ def predict(
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
-    from lrmil_cli.commands.predict_outputs import check_outputs, write_prediction
+    from lrmil_cli.commands.predict_outputs import check_outputs, predicted_before, summary, write_prediction
     from lrmil_cli.distill.prediction import attention_table, prediction_record
     from lrmil_cli.distill.predictor import open_predictor
-    from lrmil_cli.files.header import digest, step, up_to_date
-    from lrmil_cli.files.tables import read_table, write_table
+    from lrmil_cli.files.header import digest, step
+    from lrmil_cli.files.tables import write_table
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
     from lrmil_cli.slides.slide import open_slide
 
@@ -56,12 +61,15 @@ def predict(
     many = len(inputs) > 1
     chosen = overlays.make_style(style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None)
     check_outputs(output, overlay, geojson, many, json)
+    second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
     size = parse_image_size(image_size)
     read_region = regions.region_reader(roi, roi_class, min_inside, origin, image_size, many, report)
     if (origin != "auto" or size) and geojson is None and roi is None:
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     started = time.perf_counter()
     predictor = open_predictor(model, device=device, batch_size=batch_size, allow_upsample=allow_upsample, warn=report.warn)
+    predictor = second_look.with_second_look(predictor, escalate, budget, confidence, hr_encoder, abstain, device=device,
+                                             batch_size=batch_size, report=report)
     report.detail(f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s")
 
     def one(item: SlideInput) -> Turn:
@@ -71,10 +79,9 @@ def predict(
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
-            there = output != "-" and up_to_date(table, digest(predictor.settings, made_of), lambda p: read_table(p, "attention")[0], overwrite) \
-                and (Path(output) / f"{item.slide_id}.prediction.json").exists()
+            there = None if output == "-" else predicted_before(Path(output), item.slide_id, digest(predictor.settings, made_of), overwrite)
             if there:
-                header, rows = read_table(table, "attention")
+                header, tables = there
                 record = header["prediction"]
                 message = f"{record['predicted']}, up to date ({table})"
                 yield  # pictures and GeoJSON are made in turn
@@ -86,23 +93,23 @@ def predict(
                 p.seconds = {"open": round(opened, 3), **p.seconds}
                 record = prediction_record(predictor, p, slide, [step("predict", predictor.settings, made_of)], region)
                 header, rows = attention_table(predictor, p, record)
-                spent = ", ".join(f"{k} {v:.2f}" for k, v in p.seconds.items())
-                message = (f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {len(p.attention)} tiles; "
-                           f"seconds: {spent}; {predictor.device}")
+                tables = {"": rows, **p.tables}
+                message = summary(record)
                 if output != "-":
-                    write_prediction(Path(output), item.slide_id, record, header, {"": rows, **p.tables})
+                    write_prediction(Path(output), item.slide_id, record, header, tables)
             if dry_run:
                 return Outcome(str(output), "skipped", message, {"prediction": record})
             files = overlays.write_overlays(
-                report, slide, header, rows, geojson=geojson, picture=overlay, style=chosen, origin=origin, image_size=size, region=region,
+                report, slide, header, tables, geojson=geojson, picture=overlay, style=chosen, origin=origin, image_size=size, region=region,
                 overwrite=overwrite)
             if output == "-":
-                write_table("-", header, rows)
+                write_table("-", header, tables[""])
         made = [f["path"] for f in files.values() if f["written"]]
         if there and made:
             message += f"; made {', '.join(made)}"
         extra = {"prediction": record, "files": {kind: f["path"] for kind, f in files.items()}}
-        return Outcome(str(output), "skipped" if there and not made else "ok", message, extra)
+        status = "skipped" if there and not made else "uncertain" if record.get("uncertain") else "ok"
+        return Outcome(str(output), status, message, extra)
 
     run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=predictor.ahead,
               dry_run=dry_run)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_cli.commands import overlays
-from lrmil_cli.errors import UsageError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.header import sealed
 from lrmil_cli.files.tables import write_table
@@ -39,6 +39,15 @@ def check_outputs(output: str, overlay: str | None, geojson: str | None, many: b
             raise UsageError("--geojson - wants stdout for itself; choose one of it, -o - and --json")
 
 
+def summary(record: dict[str, Any]) -> str:
+    """A prediction in one line."""
+    tiles = record.get("tiles_read", {})
+    read = f"{record['tiles']} tiles" + (f" and {tiles['hr']} of HR" if tiles.get("hr") else "")
+    spent = ", ".join(f"{k} {v:.2f}" for k, v in record["seconds"].items())
+    doubt = f"uncertain ({record['uncertain']}): " if record.get("uncertain") else ""
+    return f"{doubt}{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {read}; seconds: {spent}; {record['device']}"
+
+
 def write_prediction(folder: Path, slide_id: str, record: dict[str, Any], header: dict[str, Any], tables: dict[str, dict[str, Any]]) -> None:
     """Write the record of a slide and its tables: ``<slide>.attention.csv`` for the one named "", ``<slide>.<name>.attention.csv`` for others.
 
@@ -52,3 +61,25 @@ def write_prediction(folder: Path, slide_id: str, record: dict[str, Any], header
     write_text(folder / f"{slide_id}.prediction.json", json_format.dumps(sealed(record), indent=1, allow_nan=False) + "\n")
     for name in sorted(tables, reverse=True):
         write_table(folder / f"{slide_id}.{name}.attention.csv" if name else main, header, tables[name])
+
+
+def predicted_before(folder: Path, slide_id: str, wanted: str, overwrite: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Header and tables of a slide whose prediction is there, whole and up to date; None where it must be made.
+
+    Args:
+        wanted: digest of the prediction.
+
+    Raises:
+        UsageError: it was made by others and ``overwrite`` is off.
+    """
+    from lrmil_cli.files.header import up_to_date
+    from lrmil_cli.files.tables import read_table
+
+    main = folder / f"{slide_id}.attention.csv"
+    if not up_to_date(main, wanted, lambda p: read_table(p, "attention")[0], overwrite) or not (folder / f"{slide_id}.prediction.json").exists():
+        return None
+    header, rows = read_table(main, "attention")
+    try:
+        return header, {"": rows, **{name: read_table(folder / f"{slide_id}.{name}.attention.csv", "attention")[1] for name in header.get("tables", [])}}
+    except InputError:  # a further table is gone or damaged
+        return None

@@ -135,7 +135,7 @@ def predict_slide(
     corners = torch.from_numpy(boxes[:, :2].copy())
     per_fold, attention, class_scores = predict_bags(model, [Bag(torch.from_numpy(f), corners).to(device) for f in features])
     seconds.add("head", time.perf_counter() - clock)
-    return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded())
+    return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded(), {"tiles_read": {"lr": len(boxes)}})
 
 
 def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None) -> tuple[int, float]:

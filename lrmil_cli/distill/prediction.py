@@ -99,14 +99,15 @@ def attention_table(predictor: Predictor, p: Prediction, record: dict[str, Any])
     if p.class_scores is not None:
         for name, scores in zip(predictor.classes, p.class_scores):
             rows[f"score_{name}"] = scores
-    return table_header(predictor, record), rows
+    short = {k: record[k] for k in ("predicted", "probabilities", "tiles", "tiles_read", "answered_at", "uncertain") if k in record}
+    header = make_header("attention", slide=record["slide"], settings=record["settings"], history=record["history"], roi=record["roi"],
+                         prediction=short, attention_kind=predictor.header.get("attention_kind"), tables=sorted(p.tables))
+    return header, rows
 
 
-def table_header(predictor: Predictor, record: dict[str, Any]) -> dict[str, Any]:
-    """Header of the attention tables of a slide."""
-    short = {k: record[k] for k in ("predicted", "probabilities", "tiles")}
-    return make_header("attention", slide=record["slide"], settings=record["settings"], history=record["history"], roi=record["roi"],
-                       prediction=short, attention_kind=predictor.header.get("attention_kind"))
+def attention_rows(boxes: np.ndarray, attention: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a further attention table: ``boxes`` int64 [N, 4] in level-0 px, ``attention`` [N]."""
+    return {**dict(zip(("x", "y", "width", "height"), boxes.T)), "attention": attention, "percentile": percentiles(attention).round(4)}
 
 
 def percentiles(attention: np.ndarray) -> np.ndarray:

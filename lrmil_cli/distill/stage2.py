@@ -156,7 +156,7 @@ def train_student(
         tiles=tables[0][1]["settings"], preset=preset, metrics=pooled, regions=counts,
         fold_metrics=metrics_rows.astype(object).where(metrics_rows.notna(), None).to_dict("records"),
         encoder_saw_test_pixels=any(leaks), attention_kind=results[0].fit.head.attention_kind,
-        license=encoders[0].info.license, slides=ids, cost=_costs(ids, tested, lr_bags[0], high),
+        calibration=crossval.calibration(manifest, results, bags_of), license=encoders[0].info.license, slides=ids, cost=_costs(ids, tested, lr_bags[0], high),
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None and distill.uses_teacher else None,
     )
     # What stands beside the model first, the model last: it marks the run as complete. The receipt comes after it, and one of

@@ -12,6 +12,7 @@ import pandas as pd
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import MILHead, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
+from lrmil_cli.training.calibration import fit_temperature
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
 from lrmil_cli.training.metrics import evaluate, metrics_table, show
@@ -126,6 +127,19 @@ def score(manifest: Manifest, results: list[FoldResult]) -> tuple[pd.DataFrame, 
     labels = [truth[s] for r in results for s in r.parts["test"]]
     pooled = evaluate(labels, np.concatenate([r.probabilities for r in results]))
     return metrics_table(per_fold, pooled), pooled
+
+
+def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: Callable[[int], Bags]) -> dict[str, Any]:
+    """Temperature of the probabilities by each head's validation slides: no test slide has a say in it."""
+    at = {e.slide_id: i for i, e in enumerate(manifest)}
+    labels = [manifest.classes.index(e.label) for e in manifest]
+    said, truth = [np.zeros((0, len(manifest.classes)))], []
+    for r in results:
+        index = [at[s] for s in r.parts["val"]]
+        if index:
+            said.append(predict_bags(r.fit.head, [bags_of_fold(r.fold).all[i] for i in index]))
+            truth += [labels[i] for i in index]
+    return {"temperature": round(fit_temperature(np.array(truth, np.int64), np.concatenate(said)), 6), "slides": len(truth), "of": "validation"}
 
 
 def curves_table(results: list[FoldResult]) -> pd.DataFrame:

@@ -27,10 +27,12 @@ from lrmil_cli.training.evaluation import (
 from lrmil_cli.training.metrics import METRICS, confusion, show
 from lrmil_cli.training.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.training.predictions import Predictions, common
+from lrmil_cli.training.reading import Curve, cascade_curve, curve_picture
 
 #: Up to so many models, each is compared with each; of more, each with the first.
 ALL_PAIRS = 4
 PICTURE = "evaluation.png"
+CURVE_PICTURE = "evaluation.reading.png"
 TITLES = {"accuracy": "accuracy", "auc": "AUC", "balanced_accuracy": "balanced accuracy", "f1_weighted": "weighted F1", "brier": "Brier score",
           "log_loss": "log loss"}
 LOWER_IS_BETTER = ("brier", "log_loss")
@@ -51,6 +53,12 @@ class ModelEvaluation:
     @property
     def name(self) -> str:
         return self.predictions.name
+
+    @property
+    def curve(self) -> Curve | None:
+        """Accuracy against HR tiles, over slides, of a cascade."""
+        own = self.predictions
+        return cascade_curve(own.cases().labels, own.reading) if own.reading else None
 
 
 @dataclass(frozen=True)
@@ -150,8 +158,21 @@ def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
         "per_class": [asdict(c) for c in m.classes],
         "confusion": confusion(m.cases.labels, m.cases.probabilities).tolist(),
         "calibration": {"predicted": bins.predicted.tolist(), "observed": bins.observed.tolist(), "n": bins.n.tolist()},
-        "leaks": list(p.leaks), "remarks": list(p.remarks),
+        "leaks": list(p.leaks), "remarks": list(p.remarks), "reading": _reading_json(m),
     }
+
+
+def _reading_json(m: ModelEvaluation) -> dict[str, Any] | None:
+    """Tiles and seconds a slide, abstentions, and the curve of a cascade; None where the predictions do not say."""
+    own = m.predictions.reading
+    if own is None:
+        return None
+    labels, said = m.predictions.cases().labels, m.predictions.probabilities.argmax(1)
+    sure = ~own.uncertain
+    curve = m.curve
+    return {"lr_tiles": float(own.lr.mean()), "hr_tiles": float(own.hr.mean()), "seconds": float(own.seconds.mean()),
+            "uncertain": int(own.uncertain.sum()), "accuracy_of_the_sure": float((said == labels)[sure].mean()) if sure.any() else None,
+            "curve": None if curve is None else {k: v.tolist() for k, v in vars(curve).items()}}
 
 
 def metrics_frame(e: Evaluation) -> pd.DataFrame:
@@ -209,6 +230,7 @@ def blocks(e: Evaluation, png: bytes, made_by: dict[str, Any]) -> list[Block]:
     if len(e.models) > 1:
         out += [Heading("Differences between models"), _difference_table(e) if e.differences else Text(f"No {e.level} was predicted by all models.")]
     out += [Heading("Curves and confusion"), Picture(png, _alt(e), PICTURE)]
+    out += _reading_blocks(e)
     out += [Heading("Classes"), *_class_tables(e)]
     out += [Heading("What was judged"), _model_table(e)]
     out += [Text(f"{m.name}: {'; '.join(m.predictions.remarks)}.") for m in e.models if m.predictions.remarks]
@@ -306,6 +328,24 @@ def _model_table(e: Evaluation) -> Table:
     return Table(["model", "read from", "predictions", "slides", "patients"], rows)
 
 
+def _reading_blocks(e: Evaluation) -> list[Block]:
+    """What was read of a slide, where predictions say so; for a cascade also what reading more would have bought."""
+    told = [(m, _reading_json(m)) for m in e.models if m.predictions.reading is not None]
+    if not told:
+        return []
+    some = any(r["uncertain"] for _, r in told)
+    rows = [[m.name, f"{r['lr_tiles']:.1f}", f"{r['hr_tiles']:.1f}", f"{r['seconds']:.2f}",
+             *([str(r["uncertain"]), show(r["accuracy_of_the_sure"])] if some else [])] for m, r in told]
+    headers = ["a slide", "LR tiles", "HR tiles", "seconds", *(["uncertain", "accuracy of the others"] if some else [])]
+    out: list[Block] = [Heading("What was read"), Table(headers, rows, "Means over slides; seconds as `lrmil predict` took them, without imports.")]
+    curves = [(m.name, m.curve) for m in e.models if m.curve is not None]
+    if curves:
+        alt = "; ".join(f"{n}: accuracy {c.accuracy[0]:.3f} with no HR tile, {c.accuracy[-1]:.3f} with {c.hr_tiles[-1]:.1f} a slide" for n, c in curves)
+        out += [Picture(curve_picture(curves), f"Accuracy against HR tiles a slide. {alt}", CURVE_PICTURE),
+                Text(f"Slides are read at HR in the order of doubt. {alt}. Predict with `--confidence 1` for the whole curve.")]
+    return out
+
+
 def _alt(e: Evaluation) -> str:
     areas = ", ".join(f"{m.name} AUC {show(s.pooled.value)}" for m in e.models for s in m.scores if s.metric == "auc")
     return f"ROC curves{f' ({areas})' if areas else ''}, calibration curves and confusion matrices; the figures are in the tables"
@@ -333,4 +373,5 @@ def _notes(e: Evaluation) -> list[str]:
 def inputs_for_digest(m: Predictions) -> list[Any]:
     """All that the report takes from a model's predictions, for the digest."""
     rows = m.rows.astype(object).where(m.rows.notna(), None).to_numpy().tolist()
-    return [m.source, m.kind, m.leaks, m.remarks, rows, np.round(m.probabilities, 12).tolist()]
+    own = [] if m.reading is None else [[None if v is None else np.where(np.isfinite(v), v, -1).tolist() for v in vars(m.reading).values()]]
+    return [m.source, m.kind, m.leaks, m.remarks, rows, np.round(m.probabilities, 12).tolist(), *own]

@@ -17,6 +17,7 @@ from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import read_table, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.training.evaluation import Cases
+from lrmil_cli.training.reading import Reading, read_reading
 
 COLUMNS = ["slide_id", "patient_id", "label", "fold"]
 
@@ -33,6 +34,7 @@ class Predictions:
         made_by: history entry of the command that made them.
         seen: slides its heads were trained or selected on (of a model that ``predict`` used), pixels: slides its LR
             encoder was distilled on; leaks: why the figures may be too good; remarks: what else a reader should know.
+        reading: what was read of each slide, where the predictions say so.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Predictions:
     pixels: frozenset[str] = frozenset()
     leaks: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    reading: Reading | None = None
 
     def cases(self) -> Cases:
         """The arrays that are judged."""
@@ -54,7 +57,8 @@ class Predictions:
         return Cases(labels, self.probabilities, self.rows["patient_id"].to_numpy(str), folds)
 
     def take(self, index: np.ndarray) -> Predictions:
-        return replace(self, rows=self.rows.iloc[index].reset_index(drop=True), probabilities=self.probabilities[index])
+        return replace(self, rows=self.rows.iloc[index].reset_index(drop=True), probabilities=self.probabilities[index],
+                       reading=self.reading.take(index) if self.reading else None)
 
 
 def read_predictions(argument: str) -> Predictions:
@@ -138,7 +142,12 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     rows = rows.where(rows.notna(), None)
     probabilities = np.array([[r["probabilities"][c] for c in classes] for r in records], dtype=np.float64)
     name = Path(first["model"]["path"]).stem
-    found = Predictions(name, str(folder), "predict", classes, rows, probabilities, first["history"][-1] if first["history"] else {})
+    try:
+        reading = read_reading(records, classes)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise InputError(f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again") from e
+    found = Predictions(name, str(folder), "predict", classes, rows, probabilities, first["history"][-1] if first["history"] else {},
+                        reading=reading)
     return _with_training(found, first["model"], folder)
 
 
@@ -228,7 +237,8 @@ def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predi
 
 
 def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
-    return replace(m, classes=classes, probabilities=m.probabilities[:, [m.classes.index(c) for c in classes]])
+    order = [m.classes.index(c) for c in classes]
+    return replace(m, classes=classes, probabilities=m.probabilities[:, order], reading=m.reading.in_order(order) if m.reading else None)
 
 
 def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:

@@ -166,6 +166,7 @@ def train_teacher(
         features=str(Path(features).absolute()), encoder=bags.headers[0]["encoder"], tiles=shared_tiles(bags),
         made_by=bags.headers[0].get("made_by", "lrmil"),
         feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
+        encoder_digest=bags.headers[0]["settings"].get("encoder"), calibration=crossval.calibration(manifest, results, lambda k: bags),
         in_dim=bags.dim, metrics=pooled, attention_kind=results[0].fit.head.attention_kind, folds=len(results),
     )
     write_text(output / "teacher.json", json.dumps(sealed(header), indent=1, allow_nan=False) + "\n")
