@@ -133,8 +133,8 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
     if receipt["differences"]:
         keys = [k for k in METRIC_TITLES if k in receipt["differences"][0]]
         blocks += [Heading("Differences"), Table(
-            ["", *(METRIC_TITLES[k] for k in keys)],
-            [[f"{models[d['a']]['title']} - {models[d['b']]['title']}", *(_with_interval(d[k], sign=True) for k in keys)] for d in receipt["differences"]],
+            ["", *(f"{models[d['a']]['title']} - {models[d['b']]['title']}" for d in receipt["differences"])],
+            [[METRIC_TITLES[k], *(_with_interval(d[k], sign=True) for d in receipt["differences"])] for k in keys],
             "Paired: both models on the same resampled patients. An interval that holds 0 does not tell the two apart.")]
     blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
