@@ -39,6 +39,11 @@ def sides_table(record: dict[str, Any], mpps: dict[str, float]) -> str:
     return "\n".join([*lines, "", f"HR takes {record['ratio']:.1f} times as long as LR, for {record['tile_ratio']:.1f} times the tiles."])
 
 
+def arithmetic_line(rates: dict[str, float]) -> str:
+    """How much of the device's arithmetic the encoder uses."""
+    return f"Encoder: {rates['encoder']:,.0f} GFLOP/s, {rates['share']:.0%} of this device's matrix product ({rates['matrix_product']:,.0f} GFLOP/s)."
+
+
 def readers_table(tables: dict[str, dict[str, float]]) -> str:
     """Tiles a second of each reader, and how many times that is of tiffslide (of the slowest where there is none)."""
     names = list(next(iter(tables.values())))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lrmil_cli.benchmark.readers import middle_part
-from lrmil_cli.device import synchronize
+from lrmil_cli.device import autocast, synchronize
 from lrmil_cli.distill.model import Model, predict_bags
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
@@ -24,6 +24,8 @@ from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles
 
 #: Tiles that are measured at most, unless the user says otherwise; the rest is extrapolated.
 MOST_ON_CPU, MOST_ON_GPU = 128, 2048
+#: Side of the matrices whose product stands for what the device can do.
+MATRIX_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,42 @@ def _once(path: str | Path, model: Model, settings: TileSettings, floor: float, 
     scale = len(boxes) / len(some)
     phases = {**seconds.phases, "read": seconds.phases["read"] * scale, "encode": seconds.phases["encode"] * scale}
     return Side(len(boxes), len(some), **phases, total=sum(phases.values()), encoder_floor=floor * len(boxes))
+
+
+def arithmetic(model: Model, device: torch.device, *, batch_size: int, tile_px: int, rounds: int) -> dict[str, float]:
+    """What the encoder makes of the device's arithmetic: 10^9 operations a second of the encoder and of a large matrix product.
+
+    Taken in turn, medians; see :func:`operations`. On a CPU in fp32; on a GPU both by autocast.
+
+    Returns:
+        ``encoder``, ``matrix_product``, and ``share``, the first in the second.
+    """
+    tiles = torch.randint(0, 256, (batch_size, tile_px, tile_px, 3), dtype=torch.uint8, device=device)
+    a, b = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=device)
+    works = {"encoder": lambda: [e(tiles) for e in model.encoders], "matrix_product": lambda: a @ b}
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    with torch.inference_mode(), autocast(device):
+        counts = {name: operations(work) for name, work in works.items()}
+        for _ in range(max(5, rounds)):
+            for name, work in works.items():
+                synchronize(device)
+                began = time.perf_counter()
+                work()
+                synchronize(device)
+                rates[name].append(counts[name] / (time.perf_counter() - began) / 1e9)
+    medians = {name: float(np.median(own)) for name, own in rates.items()}
+    return {**medians, "share": float(np.median([e / m for e, m in zip(rates["encoder"], rates["matrix_product"])]))}
+
+
+def operations(work: Callable[[], Any]) -> int:
+    """Operations of matrix products and convolutions in ``work``; one multiplication with its addition counts as two."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # torch counts the attention of a CPU only where it is done as plain matrix products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        work()
+    return counter.get_total_flops()
 
 
 def as_record(sides: dict[str, Side]) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def benchmark(
     base = TileSettings(mpp or 2.0, tile_px or 256)
     began = time.perf_counter()
     record: dict[str, Any] = {"slide": slide, "slide_id": Path(slide).stem, "command": "benchmark", "status": "ok", "output": plot, "error": None,
-                              "hr": None, "lr": None, "device": None, "encoder": None, "rounds": rounds, "file_cache": "warm"}
+                              "hr": None, "lr": None, "gflops": None, "device": None, "encoder": None, "rounds": rounds, "file_cache": "warm"}
     texts = []
     if not read_only:
-        from lrmil_cli.benchmark.speed import as_record, bare_model, measure, side_settings
+        from lrmil_cli.benchmark.speed import arithmetic, as_record, bare_model, measure, side_settings
         from lrmil_cli.device import device_label, pick_device
         from lrmil_cli.distill.model import load_model
         from lrmil_cli.encoders.spec import load_encoder
@@ -80,7 +80,9 @@ def benchmark(
         record |= {"device": device_label(where), "encoder": info.name + (", random weights" if info.random_init else "")}
         record |= as_record(measure(slide, timed.to(where), sides, device=where, batch_size=batch_size, workers=workers, slide_mpp=slide_mpp,
                                     most=max_tiles, rounds=rounds, say=report.say))
-        texts += [f"{record['encoder']}; {record['device']}", reports.sides_table(record, {k: s.mpp for k, s in sides.items()})]
+        record["gflops"] = arithmetic(timed, where, batch_size=batch_size or 8, tile_px=base.tile_px, rounds=rounds)
+        texts += [f"{record['encoder']}; {record['device']}", reports.sides_table(record, {k: s.mpp for k, s in sides.items()}),
+                  reports.arithmetic_line(record["gflops"])]
     with open_slide(slide, slide_mpp=slide_mpp, workers=workers) as opened:
         record["workers"] = opened.workers
         head = f"{Path(slide).name}: {opened.width} x {opened.height} px, {opened.mpp:.4g} um/px, {len(opened.levels)} levels"

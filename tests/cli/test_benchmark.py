@@ -25,6 +25,7 @@ def test_hr_against_lr(lrmil, slide, tmp_path):
     assert hr["tiles"] > 100
     assert record["encoder"].startswith("demo") and record["device"].startswith("cpu") and record["status"] == "ok"
     assert {"lrmil, 1 thread", "tiffslide, 1 thread"} <= set(record["readers"]) and min(record["readers"].values()) > 0
+    assert record["gflops"].keys() == {"encoder", "matrix_product", "share"} and min(record["gflops"].values()) > 0
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -70,3 +71,15 @@ def test_all_readers_read_the_same_tiles(tmp_path):
             assert (slide.blocks(0) is None) == (reader == "tiffslide")
             pixels.append(slide.read(0, 10, 10, 200, 200))
     assert np.array_equal(*pixels)
+
+
+def test_operations_are_counted_as_by_hand():
+    """A linear layer of 64 x 32 on 10 rows is 2 * 10 * 64 * 32; attention is two products of 50 x 16 by 16 x 50 a head."""
+    import torch
+
+    from lrmil_cli.benchmark.speed import operations
+
+    q = torch.zeros(1, 2, 50, 16)
+    with torch.inference_mode():
+        assert operations(lambda: torch.nn.Linear(64, 32)(torch.zeros(10, 64))) == 2 * 10 * 64 * 32
+        assert operations(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * (2 * 50 * 50 * 16)
