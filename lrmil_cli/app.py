@@ -22,6 +22,7 @@ from lrmil_cli.commands import (
     embed,
     evaluate,
     export_geojson,
+    export_onnx,
     info,
     match,
     predict,
@@ -45,7 +46,7 @@ for name, function in (
     ("tile", tile.tile), ("match", match.match), ("distill-encoder", distill_encoder.distill_encoder),
     ("train-teacher", train_teacher.train_teacher), ("distill-student", distill_student.distill_student),
     ("predict", predict.predict), ("export-geojson", export_geojson.export_geojson),
-    ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("benchmark", benchmark.benchmark), ("info", info.info),
+    ("export-onnx", export_onnx.export_onnx), ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("benchmark", benchmark.benchmark), ("info", info.info),
     ("doctor", doctor.doctor), ("demo", demo.demo),
 ):
     app.command(name)(with_common_options(function))

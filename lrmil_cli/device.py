@@ -33,6 +33,17 @@ def pick_device(name: str = "auto") -> Any:
     return torch.device(name)
 
 
+def likely_gpu() -> bool:
+    """Whether ``auto`` would choose a GPU, as far as that can be told without the seconds that importing torch takes."""
+    import os
+    import platform
+    import shutil
+
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return apple or (not hidden and (os.path.exists("/dev/nvidiactl") or shutil.which("nvidia-smi") is not None))
+
+
 def to_device(array: np.ndarray, device: Any) -> Any:
     """A tensor of ``array`` on ``device``; from pinned memory and without waiting where the device allows it."""
     import torch

@@ -58,6 +58,7 @@ def distill_student(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     device: options.Device = "auto",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write the model's ONNX graphs, as `lrmil export-onnx` does, for predicting without torch.")] = False,
     seed: options.Seed = 0,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -102,6 +103,10 @@ def distill_student(
         training=settings, folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn,
         workers=workers)
+    if onnx:
+        from lrmil_cli.distill.onnx_files import export_files
+
+        report.say(", ".join(map(str, export_files(output, overwrite=True, say=report.detail).files)))
     if result.receipt is None:
         report.say(f"{target}: {result.text}\nno receipt: the split holds out no test slides to judge on")
     else:

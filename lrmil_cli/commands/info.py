@@ -80,6 +80,10 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
         return _table(path)
     if name.endswith(".safetensors"):
         return _tensors(path)
+    if name.endswith(".onnx"):
+        from lrmil_cli.files.graphs import read_graph
+
+        return read_graph(p)[0]
     if name.endswith((".h5", ".hdf5")):
         return _hdf5(path)
     if name.endswith((".json", ".geojson", ".json.gz", ".geojson.gz", ".zip")):

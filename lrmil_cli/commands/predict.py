@@ -16,7 +16,7 @@ from lrmil_cli.errors import UsageError
 
 def predict(
     slides: options.Slides,
-    model: Annotated[str, typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Model made by distill-student.", show_default=False)],
+    model: Annotated[str, typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Model made by distill-student; or MODEL.onnx, made of one by export-onnx.", show_default=False)],
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR|-", help="Folder for <slide>.prediction.json and <slide>.attention.csv, or - for the attention table of one slide on stdout.", show_default=False)],
     overlay: Annotated[Optional[str], typer.Option("--overlay", metavar="FILE.png|DIR", help="Also write a picture: the slide beside its attention.", show_default=False)] = None,
     geojson: Annotated[Optional[str], typer.Option("--geojson", metavar="FILE.geojson[.gz]|DIR|-", help="Also write the attention for QuPath.", show_default=False)] = None,
@@ -39,6 +39,7 @@ def predict(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     device: options.Device = "auto",
+    runtime: Annotated[str, typer.Option("--runtime", help="auto, torch, onnx or onnx-int8. auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; onnx-int8 changes the numbers a little.")] = "auto",
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
@@ -50,7 +51,7 @@ def predict(
     """
     from lrmil_cli.commands.predict_outputs import check_outputs, predicted_before, summary, write_prediction
     from lrmil_cli.distill.prediction import attention_table, prediction_record
-    from lrmil_cli.distill.predictor import open_predictor
+    from lrmil_cli.distill.runtime import open_predictor
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
@@ -67,7 +68,7 @@ def predict(
     if (origin != "auto" or size) and geojson is None and roi is None:
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     started = time.perf_counter()
-    predictor = open_predictor(model, device=device, batch_size=batch_size, allow_upsample=allow_upsample, warn=report.warn)
+    predictor = open_predictor(model, runtime=runtime, device=device, batch_size=batch_size, allow_upsample=allow_upsample, warn=report.warn)
     predictor = second_look.with_second_look(predictor, escalate, budget, confidence, hr_encoder, abstain, device=device,
                                              batch_size=batch_size, report=report)
     report.detail(f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s")

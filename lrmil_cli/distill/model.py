@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrmil_cli.distill.prediction import Prediction
+from lrmil_cli.distill.prediction import Prediction, ensemble, expected_seconds
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.spec import build_encoder
@@ -100,11 +100,9 @@ def predict_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray,
     """
     with torch.inference_mode():
         outs = [head(*bags[n]) for n, head in zip(model.encoder_of, model.heads)]
-    per_fold = np.stack([torch.softmax(o.logits.double(), 0).cpu().numpy() for o in outs])
-    attention = np.mean([o.attention.double().cpu().numpy() for o in outs], axis=0)
-    rows = [o.class_scores for o in outs]
-    class_scores = None if any(r is None for r in rows) else np.mean([r.double().cpu().numpy() for r in rows], axis=0)
-    return per_fold, attention / attention.sum(), class_scores
+    stacked = (torch.stack([o.logits for o in outs]), torch.stack([o.attention for o in outs]),
+               None if any(o.class_scores is None for o in outs) else torch.stack([o.class_scores for o in outs]))
+    return ensemble(*(None if v is None else v.float().cpu().numpy() for v in stacked))
 
 
 def predict_slide(
@@ -135,7 +133,7 @@ def predict_slide(
     corners = torch.from_numpy(boxes[:, :2].copy())
     per_fold, attention, class_scores = predict_bags(model, [Bag(torch.from_numpy(f), corners).to(device) for f in features])
     seconds.add("head", time.perf_counter() - clock)
-    return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded(), {"tiles_read": {"lr": len(boxes)}})
+    return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded(), {"tiles_read": {"lr": len(boxes)}, "runtime": "torch"})
 
 
 def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None) -> tuple[int, float]:
@@ -148,17 +146,9 @@ def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: Batch
     clock = time.perf_counter()
     tiles, level, _ = find_tiles(slide, model.tiles, region)
     tissue = time.perf_counter() - clock
-    boxes, size = boxes_of(tiles), batch.now
 
-    def timed(some: np.ndarray) -> float:
-        clock = time.perf_counter()
+    def encode(some: np.ndarray) -> None:
         with read_ahead(slide, some, level, model.tiles.tile_px, device=device, batch=batch) as pixels:
             embed_tiles(model.encoders, pixels, len(some), device=device, batch=batch)
-        return time.perf_counter() - clock
 
-    some = boxes[np.unique(np.linspace(0, len(boxes) - 1, 2 * size).astype(int))]
-    first, rest = some[:size], some[size:]
-    rate = timed(first) / len(first)
-    if len(rest):  # the first batch of a run sets things up; the second is the better measure
-        rate = timed(rest) / len(rest)
-    return len(boxes), tissue + rate * len(boxes)
+    return expected_seconds(boxes_of(tiles), batch.now, tissue, encode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -108,6 +109,34 @@ def attention_table(predictor: Predictor, p: Prediction, record: dict[str, Any])
 def attention_rows(boxes: np.ndarray, attention: np.ndarray) -> dict[str, np.ndarray]:
     """Columns of a further attention table: ``boxes`` int64 [N, 4] in level-0 px, ``attention`` [N]."""
     return {**dict(zip(("x", "y", "width", "height"), boxes.T)), "attention": attention, "percentile": percentiles(attention).round(4)}
+
+
+def ensemble(logits: np.ndarray, attention: np.ndarray, class_scores: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Fold heads together: probabilities [F, C] of each, mean attention [N] (sums to 1), mean class scores [C, N] or None.
+
+    Args:
+        logits: [F, C]; attention: [F, N]; class_scores: [F, C, N] or None.
+    """
+    scaled = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    mean = attention.astype(np.float64).mean(0)
+    return scaled / scaled.sum(1, keepdims=True), mean / mean.sum(), None if class_scores is None else class_scores.astype(np.float64).mean(0)
+
+
+def expected_seconds(boxes: np.ndarray, batch: int, tissue: float, encode: Callable[[np.ndarray], Any]) -> tuple[int, float]:
+    """Tiles of a slide and the seconds they would take: two batches of tiles from all over the slide stand for the rest.
+
+    Args:
+        boxes: int64 [N, 4]; batch: tiles at a time; tissue: seconds spent already; encode: reads and encodes some boxes.
+    """
+    some = boxes[np.unique(np.linspace(0, len(boxes) - 1, 2 * batch).astype(int))]
+    rate = 0.0
+    # The first batch of a run sets things up; the second, where there is one, is the better measure.
+    for part in (some[:batch], some[batch:]):
+        if len(part):
+            clock = time.perf_counter()
+            encode(part)
+            rate = (time.perf_counter() - clock) / len(part)
+    return len(boxes), tissue + rate * len(boxes)
 
 
 def percentiles(attention: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From a model file to what predicts slides with it. A new method or runtime: one class as :class:`Predictor` has it, one line here."""
+"""Predicting with torch: one class a method, each a :class:`lrmil_cli.distill.prediction.Predictor`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,6 @@ from lrmil_cli.files.header import last_digest
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
-
-
-def open_predictor(
-    path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, warn: Callable[[str], None] = lambda text: None
-) -> Predictor:
-    """Load a model onto a device.
-
-    Args:
-        device: as :func:`lrmil_cli.device.pick_device` takes it; batch_size: tiles encoded at a time, by the device if None.
-
-    Raises:
-        InputError: not a model file, or damaged. UsageError, MachineError: the device.
-    """
-    where = pick_device(device)
-    loaded = models.load_model(path).to(where)
-    if allow_upsample:
-        loaded.tiles = replace(loaded.tiles, allow_upsample=True)
-    return LowResolution(path, loaded, where, BatchSize(batch_size, where, warn))
 
 
 @dataclass
@@ -74,3 +56,18 @@ class LowResolution:
 
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
         return models.predict_slide(self.model, slide, device=self.where, batch=self.batch, region=region, progress=progress)
+
+
+def open_torch(
+    path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, warn: Callable[[str], None] = lambda text: None
+) -> Predictor:
+    """Load a model onto a device.
+
+    Raises:
+        InputError: not a model file, or damaged. UsageError, MachineError: the device.
+    """
+    where = pick_device(device)
+    loaded = models.load_model(path).to(where)
+    if allow_upsample:
+        loaded.tiles = replace(loaded.tiles, allow_upsample=True)
+    return LowResolution(path, loaded, where, BatchSize(batch_size, where, warn))

@@ -28,6 +28,7 @@ MADE_BY = {
     "head": "lrmil train-teacher",
     "teacher": "lrmil train-teacher",
     "model": "lrmil distill-student",
+    "graph": "lrmil export-onnx",
     "attention": "lrmil predict",
     "prediction": "lrmil predict",
     "predictions": "lrmil train-teacher or lrmil distill-student",

@@ -53,7 +53,7 @@ class DSMIL(MILHead):
         self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> MILOutput:
         check_bag(features, self.in_dim)
-        kept = self._kept(len(features), generator).to(features.device)
+        kept = self._kept(features.shape[0], generator).to(features.device)
         z = self.instance_classifier(features)
         critical = kept[z[kept].argmax(0)]
         q = self.query(features)

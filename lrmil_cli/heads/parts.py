@@ -21,9 +21,9 @@ def log_odds(logits: Tensor, label: Tensor | int) -> Tensor:
 
     Cross-entropy leaves a common shift of one instance's logits undetermined; log-odds remove it.
     """
-    others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-    others[label] = False
-    return logits[:, label] - torch.logsumexp(logits[:, others], dim=1)
+    own = torch.arange(logits.shape[1], device=logits.device) == label
+    # By masks, not by picking columns, so that a graph of fixed shapes can hold it.
+    return torch.where(own, logits, 0).sum(1) - torch.logsumexp(logits.masked_fill(own, -torch.inf), dim=1)
 
 
 def smooth_svm(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:

@@ -50,7 +50,7 @@ class MeanPool(_Pooling):
 
     def pool(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         bag = h.mean(0)
-        return self.classifier(bag), bag, {"pool_weights": torch.full((len(h),), 1 / len(h), device=h.device)}
+        return self.classifier(bag), bag, {"pool_weights": torch.full_like(h[:, 0], 1 / h.shape[0])}
 
 
 @register("maxpool")

@@ -1,0 +1,64 @@
+"""Which runtime predicts with a model: torch, or, on a CPU, the model's ONNX graphs. Nothing is imported that is not used."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from lrmil_cli.device import likely_gpu
+from lrmil_cli.distill.prediction import Predictor
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.tensors import read_tensor_header
+
+RUNTIMES = ("auto", "torch", "onnx", "onnx-int8")
+
+
+def open_predictor(
+    path: str, *, runtime: str = "auto", device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Predictor:
+    """What predicts with a model file, or with the graphs of one.
+
+    Args:
+        path: ``MODEL.safetensors``, or ``MODEL.onnx`` where only the graphs were handed over.
+        runtime: one of :data:`RUNTIMES`; ``auto`` takes the graphs on a CPU where they, and ONNX Runtime, are there and fit the model.
+        device: as :func:`lrmil_cli.device.pick_device` takes it; batch_size: tiles encoded at a time.
+
+    Raises:
+        UsageError: no such runtime, or one that does not go with the device or file.
+        InputError: not a model file, damaged, or graphs of another model. MachineError: the runtime or device is missing.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError(f"--runtime {runtime}: choose one of {', '.join(RUNTIMES)}")
+    given = path.endswith(".onnx")
+    if given and runtime == "torch":
+        raise UsageError(f"{path} is a graph; --runtime torch needs the model's .safetensors")
+    if runtime.startswith("onnx") and device not in ("auto", "cpu"):
+        raise UsageError(f"--runtime {runtime} runs on the CPU; leave out --device {device}, or use --runtime torch")
+    own = dict(batch_size=batch_size, allow_upsample=allow_upsample)
+    if given or runtime.startswith("onnx"):
+        from lrmil_cli.distill.onnx_runtime import open_graphs
+
+        int8 = runtime == "onnx-int8" or path.endswith(".int8.onnx")
+        stem = Path(path.removesuffix(".onnx").removesuffix(".int8")) if given else Path(path)
+        return open_graphs(*graph_paths(stem, int8=int8), path, model=None if given else read_tensor_header(path, "model"), **own)
+    if runtime == "auto" and device in ("auto", "cpu") and not (device == "auto" and likely_gpu()):
+        graphs = graph_paths(path)
+        if all(g.exists() for g in graphs) and importlib.util.find_spec("onnxruntime") is not None:
+            from lrmil_cli.distill.onnx_runtime import open_graphs
+
+            try:
+                return open_graphs(*graphs, path, model=read_tensor_header(path, "model"), **own)
+            except InputError as e:
+                warn(f"{e}; going on with torch")
+    from lrmil_cli.distill.predictor import open_torch
+
+    return open_torch(path, device=device, warn=warn, **own)
+
+
+def graph_paths(model: str | Path, *, int8: bool = False) -> tuple[Path, Path]:
+    """Where the graphs of a model file stand: of the encoders (``int8``: quantised), of the heads."""
+    stem = Path(model)
+    stem = stem.with_suffix("") if stem.suffix == ".safetensors" else stem
+    return Path(f"{stem}{'.int8' if int8 else ''}.onnx"), Path(f"{stem}.heads.onnx")
