@@ -52,9 +52,9 @@ def distill_encoder(
     A copy of the HR encoder learns to see in LR tiles what the HR encoder sees in the HR tiles under them. No labels
     are used.
     """
-    from lrmil_cli.device import pick_device
     from lrmil_cli.distill import stage1
     from lrmil_cli.distill.encoder import Stage1Settings
+    from lrmil_cli.distributed import join
     from lrmil_cli.encoders.aliases import licence_warning
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.encoders.vit import check_grid, parse_layers
@@ -75,28 +75,30 @@ def distill_encoder(
     target = Path(output.replace("{fold}", str(fold)))
     if target.suffix != ".safetensors":
         raise UsageError(f"-o {target}: the encoder's name must end in .safetensors")
-    where = pick_device(device)
-    cohort = stage1.collect(pairs, slides, fold, folds, teacher, seed)
-    if cohort.left_out:
-        report.warn(f"{cohort.left_out} of {cohort.pairs} HR tiles are left out: they overlap others, or lie off the cells of their LR tile; "
-                    "tile the HR side with `lrmil tile` to learn from all")
-    tile_px = cohort.slides[0].header["hr"]["settings"]["tile_px"]
-    ratio = cohort.slides[0].ratio
-    model = load_encoder(encoder, tile_px=tile_px, ratio=ratio, input_size=input_size, embedding=embedding, random_init=random_init,
-                         warn=report.warn)
-    report.encoder(model.info)
-    forbidden = licence_warning(model.info)
-    if forbidden:
-        report.warn(forbidden)
-    check_grid(model, ratio, allow_fractional=allow_fractional_regions)
-    if model.grid % ratio:
-        report.warn(f"{model.grid} tokens a side do not divide by {ratio}: tokens on a border mix two HR tiles")
-    settings = Stage1Settings(
-        parse_layers(layers, model.depth), lr, epochs, patience, batch_size, warmup, clip, normalize, weighting, final_loss,
-        lambda_final, freeze_blocks, steps_per_epoch, max_tiles_per_slide, init, augment, seed)
-    if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
-        raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}")
-    result = stage1.run(cohort, model, encoder, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
-                        device=where, overwrite=overwrite, say=report.say, workers=workers)
-    report.say(f"{target}: {result.text}")
-    report.result({"command": "distill-encoder", "status": "skipped" if result.there else "ok", "output": str(target), **result.numbers})
+    with join(device) as (world, where):
+        if not world.first:
+            report.mute()
+        cohort = stage1.collect(pairs, slides, fold, folds, teacher, seed)
+        if cohort.left_out:
+            report.warn(f"{cohort.left_out} of {cohort.pairs} HR tiles are left out: they overlap others, or lie off the cells of their LR tile; "
+                        "tile the HR side with `lrmil tile` to learn from all")
+        tile_px = cohort.slides[0].header["hr"]["settings"]["tile_px"]
+        ratio = cohort.slides[0].ratio
+        model = load_encoder(encoder, tile_px=tile_px, ratio=ratio, input_size=input_size, embedding=embedding, random_init=random_init,
+                             warn=report.warn)
+        report.encoder(model.info)
+        forbidden = licence_warning(model.info)
+        if forbidden:
+            report.warn(forbidden)
+        check_grid(model, ratio, allow_fractional=allow_fractional_regions)
+        if model.grid % ratio:
+            report.warn(f"{model.grid} tokens a side do not divide by {ratio}: tokens on a border mix two HR tiles")
+        settings = Stage1Settings(
+            parse_layers(layers, model.depth), lr, epochs, patience, batch_size, warmup, clip, normalize, weighting, final_loss,
+            lambda_final, freeze_blocks, steps_per_epoch, max_tiles_per_slide, init, augment, seed)
+        if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
+            raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}")
+        result = stage1.run(cohort, model, encoder, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
+                            device=where, overwrite=overwrite, say=report.say, workers=workers, world=world)
+        report.say(f"{target}: {result.text}")
+        report.result({"command": "distill-encoder", "status": "skipped" if result.there else "ok", "output": str(target), **result.numbers})

@@ -32,6 +32,7 @@ def embed(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     device: options.Device = "auto",
+    compile: options.Compile = False,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
@@ -41,6 +42,7 @@ def embed(
     HDF5 in the layout of TRIDENT and CLAM; the training commands read it, and make it where it is missing.
     """
     from lrmil_cli.device import device_label, pick_device
+    from lrmil_cli.encoders.compiled import compile_encoder
     from lrmil_cli.encoders.embed import embed_table, features_settings
     from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
     from lrmil_cli.encoders.spec import load_encoder
@@ -65,6 +67,8 @@ def embed(
     tile_px = read_table_header(items[0].path, "tiles")["settings"]["tile_px"]
     model = load_encoder(encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init, warn=report.warn).to(where)
     report.encoder(model.info)
+    if compile:
+        compile_encoder(model, tile_px, where)
     batch, settings = BatchSize(batch_size, where, report.warn), features_settings(model)
 
     def one(item: TableInput) -> Turn:

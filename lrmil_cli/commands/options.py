@@ -56,6 +56,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 BatchSize = Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Tiles encoded at a time.  [default: 16 on a CPU, on a GPU what turns out to be fastest]", show_default=False)]
 Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="Threads that read slides.  [default: one a core, at most 8]", show_default=False)]
+Compile = Annotated[bool, typer.Option("--compile", help="Translate the encoder by torch.compile, where a compiler works: up to a minute at the start, then about a tenth faster on a CPU, more on a GPU.")]
 _ENCODER = typer.Option("--encoder", metavar="SPEC", show_default=False,
     help="An alias (conch, uni, virchow2, ...: `lrmil info --encoders`), hf-hub:ORG/NAME, a timm name, NAME@weights.bin (alias or timm "
          "name with local weights), local-dir:FOLDER, a file made by distill-encoder, or demo-vit.")

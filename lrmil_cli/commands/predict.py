@@ -40,6 +40,7 @@ def predict(
     workers: options.Workers = None,
     device: options.Device = "auto",
     runtime: Annotated[str, typer.Option("--runtime", help="auto, torch, onnx or onnx-int8. auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; onnx-int8 changes the numbers a little.")] = "auto",
+    compile: options.Compile = False,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
@@ -68,7 +69,8 @@ def predict(
     if (origin != "auto" or size) and geojson is None and roi is None:
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     started = time.perf_counter()
-    predictor = open_predictor(model, runtime=runtime, device=device, batch_size=batch_size, allow_upsample=allow_upsample, warn=report.warn)
+    predictor = open_predictor(model, runtime=runtime, device=device, batch_size=batch_size, allow_upsample=allow_upsample,
+                               compile=compile, warn=report.warn)
     predictor = second_look.with_second_look(predictor, escalate, budget, confidence, hr_encoder, abstain, device=device,
                                              batch_size=batch_size, report=report)
     report.detail(f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s")

@@ -22,6 +22,10 @@ class Report:
         self.quiet = options.quiet.get()
         self.verbose = options.verbose.get()
 
+    def mute(self) -> None:
+        """Say nothing from now on: another process of the same run speaks."""
+        self.quiet, self.as_json, self.warn = True, False, lambda text: None
+
     def say(self, text: str) -> None:
         """Progress and summaries."""
         if not self.quiet:

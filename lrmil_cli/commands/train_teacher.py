@@ -36,6 +36,7 @@ def train_teacher(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     device: options.Device = "auto",
+    compile: options.Compile = False,
     seed: options.Seed = 0,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -46,6 +47,7 @@ def train_teacher(
     already. Out-of-fold predictions, metrics and curves stand beside the heads.
     """
     from lrmil_cli.device import pick_device
+    from lrmil_cli.encoders.compiled import compile_encoder
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training import teacher
@@ -56,7 +58,8 @@ def train_teacher(
     from lrmil_cli.training.recipes import train_settings
 
     report = Report(json)
-    _check_source(tiles, encoder, features, {"--embedding": embedding, "--input-size": input_size, "--random-init": random_init or None})
+    _check_source(tiles, encoder, features, {"--embedding": embedding, "--input-size": input_size, "--random-init": random_init or None,
+                                               "--compile": compile or None})
     spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
     settings = train_settings(recipe, head, {
         "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
@@ -72,6 +75,8 @@ def train_teacher(
         model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding,
                              random_init=random_init, warn=report.warn)
         report.encoder(model.info)
+        if compile:
+            compile_encoder(model, tables[0][1]["settings"]["tile_px"], where)
         bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, workers=workers, overwrite=overwrite, say=report.say)
     header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)
     m = header["metrics"]

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrmil_cli.ahead import Prefetch
 from lrmil_cli.device import autocast, grad_scaler, seed_everything, to_device
 from lrmil_cli.distill.losses import final_loss, masked_region_mean, patch_errors
 from lrmil_cli.distill.regions import pooling_matrix, region_means
 from lrmil_cli.distill.targets import PairedSlide, load_targets, tile_level
+from lrmil_cli.distributed import World
 from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, LrmilError
@@ -133,16 +134,19 @@ def distill(
     device: torch.device,
     attention: dict[str, np.ndarray] | None = None,
     workers: int | None = None,
+    world: World = World(),
     say: Callable[[str], None] = lambda text: None,
 ) -> Stage1Result:
     """Train the LR encoder.
+
+    N processes with batches of B tiles take the steps of one process with batches of N B.
 
     Args:
         teacher: the HR encoder; frozen. The student starts as a copy of it.
         train, val: paired slides; an empty ``val`` holds out a tenth of the regions of ``train``.
         cache: folder of HR targets and of the checkpoint; key: digest of the run, a checkpoint of another run is not used.
         attention: slide id -> [N] teacher attention of each target row, for ``final_loss="attention"``.
-        workers: threads that read tiles; a core each if None.
+        workers: threads that read tiles; a core each if None. world: the processes that train together.
 
     Raises:
         InputError: a slide cannot be read, or there are no pairs.
@@ -153,7 +157,7 @@ def distill(
     final = settings.final_loss != "none"
 
     def regions(slides: list[PairedSlide]) -> Regions:
-        targets = load_targets(teacher, slides, settings.layers, final, cache, device, say, workers=workers)
+        targets = load_targets(teacher, slides, settings.layers, final, cache, device, say, workers=workers, world=world)
         index = [(s, r) for s, p in enumerate(slides) for r in _capped(len(p.children), settings, p.slide_id)]
         weights = [attention[p.slide_id] for p in slides] if attention is not None else None
         return Regions(slides, targets, weights, np.array(index, np.int64).reshape(-1, 2))
@@ -164,6 +168,7 @@ def distill(
         train_set, val_set = _hold_out(train_set, settings.seed)
     ratio = train[0].ratio
     student = _student(teacher, settings)
+    together = world.together(student)
     pooling = pooling_matrix(student.grid, ratio).to(device)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr)
@@ -173,21 +178,22 @@ def distill(
     if checkpoint.exists() and _resume(checkpoint, key, student, optimizer, scaler, state, device):
         say(f"resumed after epoch {state.epoch}")
     else:
-        state.curves.append({"epoch": 0, **_validate(student, val_set, settings, pooling, device, workers)})
+        state.curves.append({"epoch": 0, **_validate(student, val_set, settings, pooling, device, workers, world)})
         state.best = state.curves[0]["val_loss"]  # the copy it starts from is the first candidate
         say(_line(state.curves[0], settings))
     reader = TileReader(train, workers)
     try:
         while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
             state.epoch += 1
-            mean = _train_epoch(student, train_set, reader, settings, pooling, device, optimizer, scaler, state)
-            row = {"epoch": state.epoch, "train_loss": mean, **_validate(student, val_set, settings, pooling, device, workers)}
+            mean = _train_epoch(together, train_set, reader, settings, pooling, device, optimizer, scaler, state, world)
+            row = {"epoch": state.epoch, "train_loss": mean, **_validate(student, val_set, settings, pooling, device, workers, world)}
             state.curves.append(row)
             if row["val_loss"] < state.best:
                 state.best, state.best_epoch = row["val_loss"], state.epoch
                 state.best_weights = {k: v.detach().cpu().clone() for k, v in student.weights().items()}
             say(_line(row, settings))
-            _save_checkpoint(checkpoint, key, student, optimizer, scaler, state)
+            if world.first:
+                _save_checkpoint(checkpoint, key, student, optimizer, scaler, state)
     finally:
         reader.close()
     student.model.load_state_dict(state.best_weights or teacher.weights())
@@ -228,14 +234,14 @@ def _student(teacher: Encoder, settings: Stage1Settings) -> Encoder:
 
 
 def batch_loss(
-    student: Encoder, tiles: Tensor, targets: Tensor, mask: Tensor, settings: Stage1Settings, pooling: Tensor,
-    final_targets: Tensor | None = None, attention: Tensor | None = None,
+    student: nn.Module, tiles: Tensor, targets: Tensor, mask: Tensor, settings: Stage1Settings, pooling: Tensor,
+    final_targets: Tensor | None = None, attention: Tensor | None = None, scale: tuple[float | Tensor, float | Tensor] = (1.0, 1.0),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_patch (eq. 2), plus the final loss where it is on.
 
     Args:
         tiles: uint8 [B, P, P, 3]; targets: [B, K, |layers|, D]; mask: bool [B, K]; pooling: [r, g].
-        final_targets: [B, K, D_e]; attention: [B, K].
+        final_targets: [B, K, D_e]; attention: [B, K]; scale: of the layers' losses and of the final one.
 
     Returns:
         scalar loss, and per-layer ``loss_<l>`` and ``cosine_<l>`` (detached).
@@ -247,22 +253,22 @@ def batch_loss(
     for i, layer in enumerate(settings.layers):
         means = region_means(out["tokens"][layer], pooling)
         loss = masked_region_mean(patch_errors(means, targets[:, :, i], settings.normalize), mask, settings.weighting)
-        total = total + loss / len(settings.layers)
+        total = total + scale[0] * loss / len(settings.layers)
         with torch.no_grad():
             cosine = torch.cosine_similarity(means.detach(), targets[:, :, i].float(), dim=-1)
             parts[f"loss_{layer}"] = loss.detach()
             parts[f"cosine_{layer}"] = masked_region_mean(cosine, mask, "child")
     if settings.final_loss != "none":
         loss = final_loss(out["final"], final_targets, mask, attention)
-        total = total + settings.lambda_final * loss
+        total = total + scale[1] * settings.lambda_final * loss
         parts["loss_final"] = loss.detach()
     return total, parts
 
 
-def _batches(data: Regions, order: np.ndarray, size: int, reader: TileReader, settings: Stage1Settings):
-    """Batches of regions ``order`` as numpy: tiles, targets, mask, final targets, attention."""
-    for start in range(0, len(order), size):
-        rows = data.index[order[start : start + size]]
+def _batches(data: Regions, groups: list[np.ndarray], reader: TileReader, settings: Stage1Settings):
+    """Batches of the regions that each of ``groups`` names, as numpy: tiles, targets, mask, final targets, attention."""
+    for group in groups:
+        rows = data.index[group]
         tiles = reader.read(rows)
         children = np.stack([data.slides[s].children[r] for s, r in rows])
         mask = children >= 0
@@ -273,6 +279,32 @@ def _batches(data: Regions, order: np.ndarray, size: int, reader: TileReader, se
             _gather([t["final"] for t in data.targets], rows, safe) if settings.final_loss != "none" else None,
             _gather(data.attention, rows, safe) if data.attention is not None else None,
         )
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[k : k + size] for k in range(0, len(order), size)]
+
+
+def own_part(group: np.ndarray, world: World) -> tuple[np.ndarray, bool]:
+    """This process's part of a batch of all processes, and whether it counts: one that gets nothing takes a tile all the same, because
+    all must take the step."""
+    part = np.array_split(group, world.size)[world.rank]
+    return (part, True) if len(part) else (group[:1], False)
+
+
+def step_scale(mask: Tensor, weighting: str, counts: bool, world: World) -> tuple[Tensor, Tensor]:
+    """What the means of this process must be multiplied by, so that their average over the processes is the mean over the whole batch.
+
+    Args:
+        mask: bool [B, K], children of this process's regions; counts: of :func:`own_part`.
+
+    Returns:
+        of the layers' losses, of the final one; see :func:`lrmil_cli.distill.losses.masked_region_mean` for what they are means of.
+    """
+    regions = (mask.sum(1) > 0).sum() * counts
+    own = torch.stack([mask.sum() * counts if weighting == "child" else regions, regions]).float()
+    whole = world.sum(own.clone()).clamp(min=1)
+    return tuple(own * world.size / whole)
 
 
 def _gather(arrays: list[np.ndarray], rows: np.ndarray, children: np.ndarray) -> np.ndarray:
@@ -298,24 +330,29 @@ def _on(device: torch.device, batch: tuple) -> list[Tensor | None]:
     return [None if a is None else to_device(a, device) for a in batch]
 
 
-def _train_epoch(student, data, reader, settings, pooling, device, optimizer, scaler, state) -> float:
+def _train_epoch(student, data, reader, settings, pooling, device, optimizer, scaler, state, world) -> float:
     rng = np.random.default_rng((settings.seed, state.epoch))
+    whole = settings.batch_size * world.size
     order = rng.permutation(len(data.index))
     if settings.steps_per_epoch:
-        order = np.resize(order, settings.steps_per_epoch * settings.batch_size)
+        order = np.resize(order, settings.steps_per_epoch * whole)
     student.train()
     total, seen = 0.0, 0
-    for batch in Prefetch(_batches(data, order, settings.batch_size, reader, settings), 0 if device.type == "cpu" else 4):
+    groups = _cut(order, whole)
+    parts = [own_part(g, world) for g in groups]
+    batches = Prefetch(_batches(data, [p for p, _ in parts], reader, settings), 0 if device.type == "cpu" else 4)
+    for batch, group, (_, counts) in zip(batches, groups, parts):
         tiles, targets, mask, final_targets, attention = _on(device, batch)
         if settings.augment:
             view = int(rng.integers(8))
             tiles = turn(tiles, view)
             targets, mask, final_targets, attention = (turn_cells(a, view) for a in (targets, mask, final_targets, attention))
         state.step += 1
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * min(1.0, state.step / max(1, settings.warmup))
-        loss, _ = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
-        value = float(loss.detach())
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = settings.lr * min(1.0, state.step / max(1, settings.warmup))
+        scale = step_scale(mask, settings.weighting, counts, world) if world.size > 1 else (1.0, 1.0)
+        loss, _ = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention, scale)
+        value = float(world.sum(loss.detach() / world.size))
         if not np.isfinite(value):
             raise LrmilError(f"stage 1 diverged in epoch {state.epoch} (loss {value}); lower --lr, or try --normalize ln")
         optimizer.zero_grad(set_to_none=True)
@@ -324,24 +361,38 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
         torch.nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], settings.clip)
         scaler.step(optimizer)
         scaler.update()
-        total, seen = total + value * len(tiles), seen + len(tiles)
+        total, seen = total + value * len(group), seen + len(group)
     return total / seen
 
 
 @torch.inference_mode()
-def _validate(student: Encoder, data: Regions, settings: Stage1Settings, pooling: Tensor, device: torch.device, workers: int | None) -> dict[str, float]:
+def _validate(
+    student: Encoder, data: Regions, settings: Stage1Settings, pooling: Tensor, device: torch.device, workers: int | None, world: World
+) -> dict[str, float]:
+    """Means over all regions, or over all their children where that is what the loss weighs; no batch size has a say in them."""
     student.eval()
-    sums: dict[str, float] = {}
+    by_child = [f"cosine_{l}" for l in settings.layers] + ([f"loss_{l}" for l in settings.layers] if settings.weighting == "child" else [])
+    names = [*(f"{k}_{l}" for l in settings.layers for k in ("loss", "cosine")), *(["loss_final"] if settings.final_loss != "none" else [])]
+    sums = dict.fromkeys([*names, "children", "regions"], 0.0)
     reader = TileReader(data.slides, workers)
+    groups = world.share(_cut(np.arange(len(data.index)), settings.batch_size))
     try:
-        for batch in Prefetch(_batches(data, np.arange(len(data.index)), settings.batch_size, reader, settings), 0 if device.type == "cpu" else 4):
+        for batch in Prefetch(_batches(data, groups, reader, settings), 0 if device.type == "cpu" else 4):
             tiles, targets, mask, final_targets, attention = _on(device, batch)
-            loss, parts = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
-            for k, v in {"loss": loss, **parts}.items():
-                sums[k] = sums.get(k, 0.0) + float(v) * len(tiles)
+            _, parts = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
+            children, regions = int(mask.sum()), len(tiles)
+            for k, v in parts.items():
+                sums[k] += float(v) * (children if k in by_child else regions)
+            sums["children"] += children
+            sums["regions"] += regions
     finally:
         reader.close()
-    return {f"val_{k}": v / len(data.index) for k, v in sums.items()}
+    # On the device because nccl sums nothing else; an Apple GPU knows no float64.
+    summed = world.sum(torch.tensor(list(sums.values()), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device))
+    *totals, children, regions = map(float, summed)
+    mean = {k: v / (children if k in by_child else regions) for k, v in zip(names, totals)}
+    loss = sum(mean[f"loss_{l}"] for l in settings.layers) / len(settings.layers) + settings.lambda_final * mean.get("loss_final", 0.0)
+    return {"val_loss": loss, **{f"val_{k}": v for k, v in mean.items()}}
 
 
 def _capped(regions: int, settings: Stage1Settings, slide_id: str) -> np.ndarray:

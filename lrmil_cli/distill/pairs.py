@@ -124,7 +124,9 @@ def match_foreign(
 def _counts(n_lr: int, parent: np.ndarray, inside: np.ndarray, cell: np.ndarray, ratio: int) -> dict[str, int]:
     """What became of all LR and HR tiles. A cell counts once, however many tiles lie in it."""
     keep = (parent >= 0) & inside
-    filled = np.bincount(np.unique(parent[keep] * ratio**2 + cell[keep]) // ratio**2, minlength=n_lr)
+    taken = np.zeros((n_lr, ratio**2), bool)
+    taken[parent[keep], cell[keep]] = True
+    filled = taken.sum(1)
     return {
         "lr": n_lr, "hr": len(parent), "pairs": int(keep.sum()),
         "orphans": int((parent < 0).sum()), "outside": int(((parent >= 0) & ~inside).sum()),

@@ -11,6 +11,7 @@ import torch
 from lrmil_cli.device import device_label, pick_device
 from lrmil_cli.distill import model as models
 from lrmil_cli.distill.prediction import Prediction, Predictor, Progress
+from lrmil_cli.encoders.compiled import compile_encoder
 from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.slides.region import Region
@@ -59,7 +60,8 @@ class LowResolution:
 
 
 def open_torch(
-    path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, warn: Callable[[str], None] = lambda text: None
+    path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, compile: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """Load a model onto a device.
 
@@ -70,4 +72,7 @@ def open_torch(
     loaded = models.load_model(path).to(where)
     if allow_upsample:
         loaded.tiles = replace(loaded.tiles, allow_upsample=True)
+    if compile:
+        for encoder in loaded.encoders:
+            compile_encoder(encoder, loaded.tiles.tile_px, where)
     return LowResolution(path, loaded, where, BatchSize(batch_size, where, warn))

@@ -16,7 +16,7 @@ RUNTIMES = ("auto", "torch", "onnx", "onnx-int8")
 
 def open_predictor(
     path: str, *, runtime: str = "auto", device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False,
-    warn: Callable[[str], None] = lambda text: None,
+    compile: bool = False, warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """What predicts with a model file, or with the graphs of one.
 
@@ -24,6 +24,7 @@ def open_predictor(
         path: ``MODEL.safetensors``, or ``MODEL.onnx`` where only the graphs were handed over.
         runtime: one of :data:`RUNTIMES`; ``auto`` takes the graphs on a CPU where they, and ONNX Runtime, are there and fit the model.
         device: as :func:`lrmil_cli.device.pick_device` takes it; batch_size: tiles encoded at a time.
+        compile: translate the encoder by torch.compile; with ``auto`` it asks for torch.
 
     Raises:
         UsageError: no such runtime, or one that does not go with the device or file.
@@ -36,6 +37,8 @@ def open_predictor(
         raise UsageError(f"{path} is a graph; --runtime torch needs the model's .safetensors")
     if runtime.startswith("onnx") and device not in ("auto", "cpu"):
         raise UsageError(f"--runtime {runtime} runs on the CPU; leave out --device {device}, or use --runtime torch")
+    if compile and (given or runtime.startswith("onnx")):
+        raise UsageError("--compile translates the encoder of torch; leave it out, or use --runtime torch")
     own = dict(batch_size=batch_size, allow_upsample=allow_upsample)
     if given or runtime.startswith("onnx"):
         from lrmil_cli.distill.onnx_runtime import open_graphs
@@ -43,7 +46,7 @@ def open_predictor(
         int8 = runtime == "onnx-int8" or path.endswith(".int8.onnx")
         stem = Path(path.removesuffix(".onnx").removesuffix(".int8")) if given else Path(path)
         return open_graphs(*graph_paths(stem, int8=int8), path, model=None if given else read_tensor_header(path, "model"), **own)
-    if runtime == "auto" and device in ("auto", "cpu") and not (device == "auto" and likely_gpu()):
+    if runtime == "auto" and not compile and device in ("auto", "cpu") and not (device == "auto" and likely_gpu()):
         graphs = graph_paths(path)
         if all(g.exists() for g in graphs) and importlib.util.find_spec("onnxruntime") is not None:
             from lrmil_cli.distill.onnx_runtime import open_graphs
@@ -54,7 +57,7 @@ def open_predictor(
                 warn(f"{e}; going on with torch")
     from lrmil_cli.distill.predictor import open_torch
 
-    return open_torch(path, device=device, warn=warn, **own)
+    return open_torch(path, device=device, compile=compile, warn=warn, **own)
 
 
 def graph_paths(model: str | Path, *, int8: bool = False) -> tuple[Path, Path]:

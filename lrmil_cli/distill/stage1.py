@@ -14,6 +14,7 @@ import torch
 from lrmil_cli.distill.encoder import Stage1Settings, distill
 from lrmil_cli.distill.student import align
 from lrmil_cli.distill.targets import PairedSlide, one_tile_a_cell, read_pairs
+from lrmil_cli.distributed import World
 from lrmil_cli.encoders.spec import absolute_spec, save_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
@@ -104,17 +105,20 @@ def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
 
 def run(
     cohort: Cohort, teacher: Encoder, spec: str, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
-    overwrite: bool, say: Callable[[str], None], workers: int | None = None,
+    overwrite: bool, say: Callable[[str], None], workers: int | None = None, world: World = World(),
 ) -> Result:
     """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
 
     Args:
         teacher: the HR encoder; spec: what it was loaded from, kept so that the undistilled encoder can be found again.
+        world: processes that train together; the first one writes.
 
     Raises:
         UsageError: the output is there and was made otherwise; InputError, MachineError: as the parts.
     """
     own = {**settings.as_json(), "encoder": teacher.digest(), "fold": cohort.fold}
+    if world.size > 1:
+        own["processes"] = world.size
     inputs = {f"pairs/{s.slide_id}": last_digest(s.header) for s in cohort.slides}
     attention = None
     if settings.final_loss == "attention":
@@ -125,10 +129,14 @@ def run(
         return Result(True, "up to date", {})
     say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
         f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
-    result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, workers=workers, say=say)
+    result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, workers=workers, world=world, say=say)
     start, best = result.curves[0], result.curves[result.best_epoch]
     numbers = {"epochs": len(result.curves) - 1, "best_epoch": result.best_epoch, "val_loss": best["val_loss"],
                "val_loss_start": start["val_loss"], "ratio_to_start": best["val_loss"] / max(start["val_loss"], 1e-30)}
+    text = (f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
+            f"at epoch {result.best_epoch} of {numbers['epochs']}")
+    if not world.first:
+        return Result(False, text, numbers)
     hr, lr = (cohort.slides[0].header[k]["settings"] for k in ("hr", "lr"))
     info = result.encoder.info
     about = {"mpp_hr": hr["mpp"], "mpp_lr": lr["mpp"], "tile_px": lr["tile_px"], "ratio": cohort.slides[0].ratio,
@@ -145,8 +153,6 @@ def run(
                 {cohort.fold or 0: result.best_epoch})
     save_encoder(output, result.encoder, history, own)  # last: it marks the run as complete
     result.checkpoint.unlink(missing_ok=True)
-    text = (f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
-            f"at epoch {result.best_epoch} of {numbers['epochs']}")
     return Result(False, text, numbers)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.distill.pairs import MAX_OFFSET, boxes_of, cell_offsets
+from lrmil_cli.distributed import World
 from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.encoders.pipeline import BatchSize, encode_tiles, read_ahead, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
@@ -160,11 +161,13 @@ def load_targets(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    world: World = World(),
 ) -> list[dict[str, np.ndarray]]:
     """Targets of all slides, memory-mapped from ``cache``; what is missing is computed and written first.
 
     Args:
         batch_size: HR tiles encoded at a time, by the device if None; workers: threads that read, a core each if None.
+        world: processes that share the work, and the cache.
 
     Raises:
         InputError: a slide cannot be read.
@@ -176,7 +179,8 @@ def load_targets(
     for paired in slides:
         base = target_path(cache, paired, weights, layers, final)
         paths.append({k: base.with_name(f"{base.name}.{k}.npy") for k in names})
-    missing = [n for n, own in enumerate(paths) if not all(map(_readable, own.values()))]
+    # Each process looks at its own part alone, because another may be writing meanwhile.
+    missing = [n for n in world.share(range(len(paths))) if not all(map(_readable, paths[n].values()))]
     turns = in_turn(lambda n: compute_targets(encoder, slides[n], layers, final, device, batch, workers), missing, slides_ahead(device))
     for n, computed in zip(missing, turns):
         arrays = computed()
@@ -184,6 +188,7 @@ def load_targets(
             with atomic_path(path) as tmp, open(tmp, "wb") as fh:
                 np.save(fh, arrays[k], allow_pickle=False)
         say(f"HR targets {n + 1}/{len(slides)}: {slides[n].slide_id}, {len(slides[n].hr_boxes)} tiles")
+    world.wait()
     return [{k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in own.items()} for own in paths]
 
 
