@@ -42,6 +42,7 @@ def distill_encoder(
     allow_fractional_regions: Annotated[bool, typer.Option("--allow-fractional-regions", help="Share border tokens where the grid does not divide.")] = False,
     augment: Annotated[bool, typer.Option("--augment", help="Turn and flip LR tiles and their HR targets together: eight views, for small cohorts.")] = False,
     workers: options.Workers = None,
+    on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -99,6 +100,6 @@ def distill_encoder(
         if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
             raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}")
         result = stage1.run(cohort, model, encoder, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
-                            device=where, overwrite=overwrite, say=report.say, workers=workers, world=world)
+                            device=where, overwrite=overwrite, say=report.say, workers=workers, on_bad_tile=on_bad_tile, world=world)
         report.say(f"{target}: {result.text}")
         report.result({"command": "distill-encoder", "status": "skipped" if result.there else "ok", "output": str(target), **result.numbers})

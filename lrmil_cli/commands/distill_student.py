@@ -57,6 +57,7 @@ def distill_student(
     random_init: options.RandomInit = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
+    on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write the model's ONNX graphs, as `lrmil export-onnx` does, for predicting without torch.")] = False,
     seed: options.Seed = 0,
@@ -102,7 +103,7 @@ def distill_student(
         baseline=None if no_baseline else baseline_encoder or "auto", head=spec, preset=preset, distill=distill,
         training=settings, folds=folds,
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn,
-        workers=workers)
+        workers=workers, on_bad_tile=on_bad_tile)
     if onnx:
         from lrmil_cli.distill.onnx_files import export_files
 

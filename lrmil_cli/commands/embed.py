@@ -31,6 +31,7 @@ def embed(
     random_init: options.RandomInit = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
+    on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
     compile: options.Compile = False,
     json: options.Json = False,
@@ -74,14 +75,17 @@ def embed(
     def one(item: TableInput) -> Turn:
         target = Path(output) if single_file else Path(output) / f"{item.slide_id}.h5"
         features, there, seconds = yield from embed_table(
-            model, item.path, target, settings=settings, device=where, batch=batch, workers=workers, overwrite=overwrite,
+            model, item.path, target, settings=settings, device=where, batch=batch, workers=workers, on_bad_tile=on_bad_tile, overwrite=overwrite,
             progress=lambda: report.progress(item.slide_id, None))
         if there:
             return Outcome(str(target), "skipped", f"up to date ({target})")
         n, d = features.features.shape
         phases = seconds.rounded()
         spent = ", ".join(f"{k} {v:.1f} s" for k, v in phases.items())
+        bad = features.header.get("bad_tiles", 0)
+        if bad:
+            report.warn(options.bad_tiles_text(item.slide_id, bad, n))
         return Outcome(str(target), message=f"{n} tiles x {d} features ({spent}; {device_label(where)}) -> {target}",
-                       extra={"tiles": n, "width": d, "phases": phases})
+                       extra={"tiles": n, "bad_tiles": bad, "width": d, "phases": phases})
 
     run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=slides_ahead(where))

@@ -56,6 +56,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 BatchSize = Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Tiles encoded at a time.  [default: 16 on a CPU, on a GPU what turns out to be fastest]", show_default=False)]
 Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="Threads that read slides.  [default: one a core, at most 8]", show_default=False)]
+OnBadTile = Annotated[str, typer.Option("--on-bad-tile", help="fail, or skip: leave out tiles whose pixels cannot be decoded, and say how many.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Translate the encoder by torch.compile, where a compiler works: up to a minute at the start, then about a tenth faster on a CPU, more on a GPU.")]
 _ENCODER = typer.Option("--encoder", metavar="SPEC", show_default=False,
     help="An alias (conch, uni, virchow2, ...: `lrmil info --encoders`), hf-hub:ORG/NAME, a timm name, NAME@weights.bin (alias or timm "
@@ -79,6 +80,12 @@ HeadPatience = Annotated[Optional[int], typer.Option("--patience", min=1, help="
 WeightDecay = Annotated[Optional[float], typer.Option("--weight-decay", min=0.0, help="Weight decay.  [default: 0, or the recipe's]", show_default=False)]
 ClassWeights = Annotated[bool, typer.Option("--class-weights", help="Weigh the loss against class frequency.")]
 BalancedSampling = Annotated[bool, typer.Option("--balanced-sampling", help="Draw slides of all classes equally often.")]
+
+
+def bad_tiles_text(slide_id: str, bad: int, read: int) -> str:
+    """What is said of a slide with tiles that were left out."""
+    much = "; that is most of it, so do not rely on what comes of it" if bad > read else ""
+    return f"{slide_id}: {bad} of {bad + read} tiles cannot be decoded and were left out{much}"
 
 
 def head_options(gated: bool, proj_dim: int, pairs: list[str] | None) -> dict[str, Any]:

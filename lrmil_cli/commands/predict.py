@@ -38,6 +38,7 @@ def predict(
     abstain: second_look.Abstain = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
+    on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
     runtime: Annotated[str, typer.Option("--runtime", help="auto, torch, onnx or onnx-int8. auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; onnx-int8 changes the numbers a little.")] = "auto",
     compile: options.Compile = False,
@@ -78,11 +79,12 @@ def predict(
     def one(item: SlideInput) -> Turn:
         began = time.perf_counter()
         table = "-" if output == "-" else Path(output) / f"{item.slide_id}.attention.csv"
-        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers) as slide:
+        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers, on_bad_tile=on_bad_tile) as slide:
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
-            there = None if output == "-" else predicted_before(Path(output), item.slide_id, digest(predictor.settings, made_of), overwrite)
+            there = None if output == "-" else predicted_before(Path(output), item.slide_id, digest(predictor.settings, made_of), overwrite,
+                                                                   on_bad_tile == "skip")
             if there:
                 header, tables = there
                 record = header["prediction"]
@@ -98,6 +100,8 @@ def predict(
                 header, rows = attention_table(predictor, p, record)
                 tables = {"": rows, **p.tables}
                 message = summary(record)
+                if record.get("bad_tiles"):
+                    report.warn(options.bad_tiles_text(item.slide_id, record["bad_tiles"], record["tiles"]))
                 if output != "-":
                     write_prediction(Path(output), item.slide_id, record, header, tables)
             if dry_run:

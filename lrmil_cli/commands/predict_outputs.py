@@ -63,13 +63,14 @@ def write_prediction(folder: Path, slide_id: str, record: dict[str, Any], header
         write_table(folder / f"{slide_id}.{name}.attention.csv" if name else main, header, tables[name])
 
 
-def predicted_before(folder: Path, slide_id: str, wanted: str, overwrite: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def predicted_before(folder: Path, slide_id: str, wanted: str, overwrite: bool, skip_bad: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Header and tables of a slide whose prediction is there, whole and up to date; None where it must be made.
 
     Args:
-        wanted: digest of the prediction.
+        wanted: digest of the prediction; skip_bad: one that left out tiles which cannot be decoded is good enough.
 
     Raises:
+        InputError: it is not.
         UsageError: it was made by others and ``overwrite`` is off.
     """
     from lrmil_cli.files.header import up_to_date
@@ -79,6 +80,9 @@ def predicted_before(folder: Path, slide_id: str, wanted: str, overwrite: bool) 
     if not up_to_date(main, wanted, lambda p: read_table(p, "attention")[0], overwrite) or not (folder / f"{slide_id}.prediction.json").exists():
         return None
     header, rows = read_table(main, "attention")
+    if header["prediction"].get("bad_tiles") and not skip_bad:
+        raise InputError(f"{main}: {header['prediction']['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); say "
+                         "that again to use it, or copy the slide again and add --overwrite")
     try:
         return header, {"": rows, **{name: read_table(folder / f"{slide_id}.{name}.attention.csv", "attention")[1] for name in header.get("tables", [])}}
     except InputError:  # a further table is gone or damaged

@@ -32,6 +32,7 @@ def tile(
     keep_pen: Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks out of the tissue mask.")] = False,
     thumbnail: Annotated[bool, typer.Option("--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles.")] = False,
     workers: options.Workers = None,
+    on_bad_tile: options.OnBadTile = "fail",
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
@@ -62,7 +63,7 @@ def tile(
 
     def one(item: SlideInput) -> Outcome:
         target = output if output == "-" else output_path(output, item.slide_id, "tiles", many)
-        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers) as slide:
+        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers, on_bad_tile=on_bad_tile) as slide:
             own = settings.as_json()
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})

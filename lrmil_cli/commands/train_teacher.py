@@ -35,6 +35,7 @@ def train_teacher(
     random_init: options.RandomInit = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
+    on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
     compile: options.Compile = False,
     seed: options.Seed = 0,
@@ -59,7 +60,8 @@ def train_teacher(
 
     report = Report(json)
     _check_source(tiles, encoder, features, {"--embedding": embedding, "--input-size": input_size, "--random-init": random_init or None,
-                                               "--compile": compile or None})
+                                               "--compile": compile or None,
+                                               "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile})
     spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
     settings = train_settings(recipe, head, {
         "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
@@ -77,7 +79,7 @@ def train_teacher(
         report.encoder(model.info)
         if compile:
             compile_encoder(model, tables[0][1]["settings"]["tile_px"], where)
-        bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, workers=workers, overwrite=overwrite, say=report.say)
+        bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, workers=workers, on_bad_tile=on_bad_tile, overwrite=overwrite, say=report.say)
     header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)
     m = header["metrics"]
     scores = f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"

@@ -25,6 +25,7 @@ from lrmil_cli.errors import InputError, NoTissueError, UsageError
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.slides.grid import match_tiles, split_ratio
+from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
@@ -163,9 +164,12 @@ class Cascade:
         if not len(boxes):
             record["escalation"]["hr"] = None
             return p, reason
-        hr_seconds = Seconds()
-        with read_ahead(slide, boxes, level, self.high.tiles.tile_px, device=self._where, batch=self._batch) as pixels, progress() as step:
+        hr_seconds, bad = Seconds(), []
+        with read_ahead(slide, boxes, level, self.high.tiles.tile_px, device=self._where, batch=self._batch, bad=bad) as pixels, progress() as step:
             (features,) = embed_tiles([self.high.encoder], pixels, len(boxes), device=self._where, batch=self._batch, seconds=hr_seconds, progress=step)
+        rows = without_bad(len(boxes), bad, slide.path)
+        boxes, features = boxes[rows], features[rows]
+        record["bad_tiles"] = p.record.get("bad_tiles", 0) + len(bad)
         for phase, value in hr_seconds.phases.items():
             seconds.add(f"hr_{phase}", value)
         clock = time.perf_counter()

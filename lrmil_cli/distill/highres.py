@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lrmil_cli.distill.student import HighResolution, align
+from lrmil_cli.distill.student import HighResolution, align, region_parents
 from lrmil_cli.distill.targets import read_pairs
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.foreign import read_bag
@@ -44,7 +44,7 @@ def load_high(
             else:
                 if last_digest(paired.header["lr"]) != last_digest(lr_header):
                     raise InputError(f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; run `lrmil match` again")
-                parent = torch.from_numpy(align(paired, features, str(path))).to(device)
+                parent = torch.from_numpy(region_parents(paired, len(features.coords), align(paired, features, str(path)))).to(device)
                 bag, header = bag_of(features, device), features.header
                 out.inputs |= {f"hr/{slide_id}": last_digest(features.header), f"pairs/{slide_id}": last_digest(paired.header)}
                 ratios.add(paired.ratio)

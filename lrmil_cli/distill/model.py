@@ -22,6 +22,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.tensors import load_tensors, save_tensors
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import rebuild_head
+from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
@@ -124,16 +125,18 @@ def predict_slide(
     clock = time.perf_counter()
     tiles, level, _ = find_tiles(slide, model.tiles, region)
     seconds.add("tissue", time.perf_counter() - clock)
-    boxes = boxes_of(tiles)
-    with read_ahead(slide, boxes, level, model.tiles.tile_px, device=device, batch=batch) as pixels:
+    boxes, bad = boxes_of(tiles), []
+    with read_ahead(slide, boxes, level, model.tiles.tile_px, device=device, batch=batch, bad=bad) as pixels:
         yield
         with progress() as step:
             features = embed_tiles(model.encoders, pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step)
+    rows = without_bad(len(boxes), bad, slide.path)
     clock = time.perf_counter()
-    corners = torch.from_numpy(boxes[:, :2].copy())
-    per_fold, attention, class_scores = predict_bags(model, [Bag(torch.from_numpy(f), corners).to(device) for f in features])
+    corners = torch.from_numpy(boxes[rows, :2])
+    per_fold, attention, class_scores = predict_bags(model, [Bag(torch.from_numpy(f[rows]), corners).to(device) for f in features])
     seconds.add("head", time.perf_counter() - clock)
-    return Prediction(per_fold.mean(0), per_fold, attention, class_scores, tiles, seconds.rounded(), {"tiles_read": {"lr": len(boxes)}, "runtime": "torch"})
+    return Prediction(per_fold.mean(0), per_fold, attention, class_scores, {k: v[rows] for k, v in tiles.items()}, seconds.rounded(),
+                      {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "torch"})
 
 
 def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from lrmil_cli.distill.prediction import Prediction, Progress, ensemble, expecte
 from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.files.graphs import read_graph
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.slides.reader import iter_batches
+from lrmil_cli.slides.reader import iter_batches, without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide, default_workers
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
@@ -69,12 +69,13 @@ class OnnxPredictor:
     def device(self) -> str:
         return f"cpu ({default_workers()} threads, ONNX Runtime{', int8' if self.int8 else ''})"
 
-    def encode(self, slide: Slide, boxes: np.ndarray, level: int, step=lambda n: None, seconds: dict[str, float] | None = None) -> list[np.ndarray]:
-        """Features float32 [N, D] of each encoder, in the order of ``boxes``."""
+    def encode(self, slide: Slide, boxes: np.ndarray, level: int, step=lambda n: None, seconds: dict[str, float] | None = None,
+               bad: list[int] | None = None) -> list[np.ndarray]:
+        """Features float32 [N, D] of each encoder, in the order of ``boxes``; ``bad`` as of :func:`iter_batches`."""
         seconds = {} if seconds is None else seconds
         out: list[np.ndarray] = []
         clock = time.perf_counter()
-        for rows, pixels in iter_batches(slide, boxes, level, self.tiles.tile_px, self.batch):
+        for rows, pixels in iter_batches(slide, boxes, level, self.tiles.tile_px, self.batch, bad):
             began = time.perf_counter()
             seconds["read"] = seconds.get("read", 0.0) + began - clock
             results = self.encoder.run(None, {"tiles": pixels})
@@ -102,15 +103,16 @@ class OnnxPredictor:
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
         seconds = {"tissue": time.perf_counter() - clock}
-        boxes = boxes_of(tiles)
+        boxes, bad = boxes_of(tiles), []
         yield
         with progress() as step:
-            features = self.encode(slide, boxes, level, step, seconds)
+            features = self.encode(slide, boxes, level, step, seconds, bad)
+        rows = without_bad(len(boxes), bad, slide.path)
         clock = time.perf_counter()
-        p = self.classify(features)
+        p = self.classify([f[rows] for f in features])
         seconds["head"] = time.perf_counter() - clock
-        return Prediction(p[0].mean(0), *p, tiles, {k: round(v, 3) for k, v in seconds.items()},
-                          {"tiles_read": {"lr": len(boxes)}, "runtime": "onnx-int8" if self.int8 else "onnx"})
+        return Prediction(p[0].mean(0), *p, {k: v[rows] for k, v in tiles.items()}, {k: round(v, 3) for k, v in seconds.items()},
+                          {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "onnx-int8" if self.int8 else "onnx"})
 
 
 def open_graphs(encoder_path: Path, heads_path: Path, path: str, *, model: dict[str, Any] | None, batch_size: int | None,

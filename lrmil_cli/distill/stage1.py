@@ -13,7 +13,7 @@ import torch
 
 from lrmil_cli.distill.encoder import Stage1Settings, distill
 from lrmil_cli.distill.student import align
-from lrmil_cli.distill.targets import PairedSlide, one_tile_a_cell, read_pairs
+from lrmil_cli.distill.targets import PairedSlide, one_tile_a_cell, only_readable, read_pairs
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.spec import absolute_spec, save_encoder
 from lrmil_cli.encoders.vit import Encoder
@@ -106,12 +106,14 @@ def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
 def run(
     cohort: Cohort, teacher: Encoder, spec: str, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
     overwrite: bool, say: Callable[[str], None], workers: int | None = None, world: World = World(),
+    on_bad_tile: str = "fail",
 ) -> Result:
     """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
 
     Args:
         teacher: the HR encoder; spec: what it was loaded from, kept so that the undistilled encoder can be found again.
         world: processes that train together; the first one writes.
+        on_bad_tile: ``fail``, or ``skip``: all tiles are read once before, and what cannot be decoded teaches nothing.
 
     Raises:
         UsageError: the output is there and was made otherwise; InputError, MachineError: as the parts.
@@ -119,6 +121,8 @@ def run(
     own = {**settings.as_json(), "encoder": teacher.digest(), "fold": cohort.fold}
     if world.size > 1:
         own["processes"] = world.size
+    if on_bad_tile == "skip":
+        own["on_bad_tile"] = on_bad_tile
     inputs = {f"pairs/{s.slide_id}": last_digest(s.header) for s in cohort.slides}
     attention = None
     if settings.final_loss == "attention":
@@ -127,6 +131,9 @@ def run(
     wanted = digest(own, inputs)
     if up_to_date(output, wanted, lambda p: load_tensors(p, "encoder")[0], overwrite):
         return Result(True, "up to date", {})
+    if on_bad_tile == "skip":
+        for slides in (cohort.train, cohort.val):
+            slides[:] = [only_readable(s, workers, say) for s in slides]
     say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
         f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
     result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, workers=workers, world=world, say=say)
@@ -170,8 +177,8 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
             raise InputError(f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used")
         path = cohort.teacher.features / f"{paired.slide_id}.h5"
         features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
-        align(paired, features, str(path))
+        rows = align(paired, features, str(path))
         with torch.inference_mode():
             attention = head(*bag_of(features, torch.device("cpu"))).attention.numpy()
-        out[paired.slide_id] = attention[paired.hr_index].astype(np.float32)
+        out[paired.slide_id] = np.where(rows >= 0, attention[rows], 0).astype(np.float32)
     return out

@@ -78,6 +78,7 @@ def train_student(
     say: Callable[[str], None],
     warn: Callable[[str], None],
     workers: int | None = None,
+    on_bad_tile: str = "fail",
 ) -> Result:
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
@@ -115,10 +116,14 @@ def train_student(
         _check_features(guide, folder, ids, high, warn)
 
     def embedded(e: Encoder, where: Path) -> Bags:
-        return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, workers=workers, overwrite=overwrite, say=say)
+        return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, workers=workers, on_bad_tile=on_bad_tile,
+                            overwrite=overwrite, say=say)
 
     lr_bags = [embedded(e, lr_features if len(encoders) == 1 else lr_features / f"fold{n}") for n, e in enumerate(encoders, 1)]
     plain_bags = embedded(plain, lr_features / "lr-only") if plain is not None else None
+    if high is not None:
+        high.parents = [p if p is None or not h.get("bad_tiles") else student.to_read_rows(p, t, b.coords)
+                        for p, h, (t, _), b in zip(high.parents, lr_bags[0].headers, tables, lr_bags[0].all)]
     counts = {}
     if taught:
         counts = _regions([p if s in taught else None for s, p in zip(ids, high.parents)], high.ratio, guide,

@@ -21,6 +21,7 @@ from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.slides.grid import choose_level
+from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide
 
 #: float16 ends at 65504; residual streams of large encoders can be beyond.
@@ -99,6 +100,37 @@ def one_tile_a_cell(paired: PairedSlide) -> PairedSlide:
         fit = lr["tile_px"] * lr["mpp"] / (paired.ratio * hr["tile_px"])
         raise InputError(f"slide {paired.slide_id}: all HR tiles lie more than {MAX_OFFSET:g} of their side off the cells of the LR tiles, which would "
                          f"teach wrong content; stage 1 encodes HR tiles anew, so make some for it: `lrmil tile --mpp {fit:.4g} --tile-px {hr['tile_px']}`, `lrmil match`")
+    return keep_targets(paired, rows)
+
+
+def only_readable(paired: PairedSlide, workers: int | None, say: Callable[[str], None]) -> PairedSlide:
+    """The pairs whose tiles, LR and HR, can be decoded: all are read once.
+
+    Raises:
+        InputError: the slide cannot be opened, or nothing is left.
+    """
+    bad = {}
+    for side, boxes in (("lr", paired.lr_boxes), ("hr", paired.hr_boxes)):
+        header, bad[side] = paired.header[side], []
+        with open_tiled_slide(header, workers=workers, on_bad_tile="skip") as slide:
+            for _ in iter_batches(slide, boxes, tile_level(slide, header), header["settings"]["tile_px"], 64, bad[side]):
+                pass
+    if not bad["lr"] and not bad["hr"]:
+        return paired
+    gone = np.isin(paired.region, bad["lr"])
+    gone[bad["hr"]] = True
+    say(f"{paired.slide_id}: {len(bad['lr'])} LR and {len(bad['hr'])} HR tiles cannot be decoded and teach nothing")
+    if gone.all():
+        raise InputError(f"slide {paired.slide_id}: none of its pairs can be decoded; copy or export the slide again, or leave it out")
+    kept = np.flatnonzero(~gone)
+    left = keep_targets(paired, kept)
+    # Its targets are others than those of the whole slide.
+    left.header = {**paired.header, "readable": digest({"rows": kept.tolist()}, {})}
+    return left
+
+
+def keep_targets(paired: PairedSlide, rows: np.ndarray) -> PairedSlide:
+    """The pairs with only the targets ``rows``, and the regions that have any."""
     new = np.full(len(paired.hr_index) + 1, -1, np.int64)  # the last one stands for "no tile"
     new[rows] = np.arange(len(rows))
     children = new[paired.children]
@@ -117,7 +149,7 @@ def tile_level(slide: Slide, header: dict[str, Any]) -> int:
 
 def target_path(cache: Path, paired: PairedSlide, encoder_digest: str, layers: tuple[int, ...], final: bool) -> Path:
     """Name of a slide's target file: another encoder, layer set or pairs table is another file."""
-    key = digest({"encoder": encoder_digest, "layers": list(layers), "final": final}, {"pairs": last_digest(paired.header)})
+    key = digest({"encoder": encoder_digest, "layers": list(layers), "final": final}, {"pairs": last_digest(paired.header), **({"readable": paired.header["readable"]} if "readable" in paired.header else {})})
     return cache / f"{paired.slide_id}.{key[:16]}.targets"
 
 

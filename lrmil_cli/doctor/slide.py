@@ -77,6 +77,9 @@ def check_pyramid(slide: Slide, settings: TileSettings) -> Check:
     if shrink > MAX_SHRINK:
         return Check("pyramid", WARN, f"{found}; tiles of {settings.mpp:g} um/px are shrunk {shrink:.1f} times from level {level}, which is slow",
                      "export the slide again with a level every factor of 4")
+    if slide.damaged:
+        which = ", ".join(map(str, sorted(slide.damaged)))
+        return Check("pyramid", WARN, f"{found}; level {which} is damaged, tiles of {settings.mpp:g} um/px come from level {level}", "copy the slide again, or export it again")
     return Check("pyramid", PASS, f"{found}; tiles of {settings.mpp:g} um/px come from level {level}")
 
 

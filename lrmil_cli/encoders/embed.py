@@ -19,6 +19,7 @@ from lrmil_cli.files.features import Features, read_features, read_features_head
 from lrmil_cli.files.foreign import is_foreign
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.tables import read_table
+from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import boxes_of
 
@@ -63,6 +64,7 @@ def embed_table(
     device: torch.device,
     batch: BatchSize,
     workers: int | None = None,
+    on_bad_tile: str = "fail",
     overwrite: bool = False,
     slide_path: str | Path | None = None,
     progress: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda n: None),
@@ -74,6 +76,7 @@ def embed_table(
     Args:
         settings: :func:`features_settings` of the encoder; computed once, since it reads all weights.
         slide_path: where the slide is now; default: where the table says it was.
+        on_bad_tile: ``fail``, or ``skip``: tiles that cannot be decoded are left out; the header says how many (``bad_tiles``).
         progress: opened when it is the slide's turn, gives a function that is called with the number of tiles done.
 
     Returns:
@@ -90,36 +93,46 @@ def embed_table(
     seconds = Seconds()
     if up_to_date(output, digest(settings, {"tiles": last_digest(header)}), read_features_header, overwrite):
         try:
-            return read_features(output), True, seconds
+            there = read_features(output)
+            if there.header.get("bad_tiles") and on_bad_tile == "fail":
+                raise InputError(f"{output}: {there.header['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); "
+                                 "say that again to use it, or copy the slide again")
+            return there, True, seconds
         except InputError:
             if not overwrite:
                 raise
+    bad: list[int] = []
     started = time.perf_counter()
     boxes = boxes_of(tiles)
-    with open_tiled_slide(header, slide_path, workers) as slide:
+    with open_tiled_slide(header, slide_path, workers, on_bad_tile) as slide:
         seconds.add("open", time.perf_counter() - started)
-        with read_ahead(slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch) as pixels:
+        with read_ahead(slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch, bad=bad) as pixels:
             yield
             with progress() as step_by:
                 (array,) = embed_tiles([encoder], pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step_by)
+        if bad:
+            rows = without_bad(len(boxes), bad, slide.path)
+            boxes, array = boxes[rows], array[rows]
     new = make_header(
         "features", slide=header["slide"], settings=settings, tiles=header["settings"],
         encoder={k: v for k, v in encoder.info.as_json().items() if k != "arch_args"},
-        seconds=seconds.rounded(), device=device_label(device),
+        seconds=seconds.rounded(), device=device_label(device), **({"bad_tiles": len(bad)} if bad else {}),
         history=[*header["history"], step("embed", settings, {"tiles": last_digest(header)})],
     )
     write_features(output, new, array, boxes[:, :2])
     return Features(new, array, boxes[:, :2]), False, seconds
 
 
-def open_tiled_slide(header: dict[str, Any], slide_path: str | Path | None = None, workers: int | None = None) -> Slide:
+def open_tiled_slide(
+    header: dict[str, Any], slide_path: str | Path | None = None, workers: int | None = None, on_bad_tile: str = "fail"
+) -> Slide:
     """Open the slide of a tile table again, with the scale it was tiled at.
 
     Raises:
         InputError: it is not the same file any more, or not there.
     """
     about = header["slide"]
-    slide = open_slide(slide_path or about["path"], slide_id=about["id"], slide_mpp=about["mpp"], workers=workers)
+    slide = open_slide(slide_path or about["path"], slide_id=about["id"], slide_mpp=about["mpp"], workers=workers, on_bad_tile=on_bad_tile)
     if slide.fingerprint != about["fingerprint"]:
         slide.close()
         raise InputError(f"{slide.path}: the slide has changed since `lrmil tile` read it; tile it again with --overwrite")

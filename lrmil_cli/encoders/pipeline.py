@@ -99,18 +99,21 @@ def slides_ahead(device: torch.device) -> int:
     return 0 if device.type == "cpu" else 2
 
 
-def read_ahead(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, *, device: torch.device, batch: BatchSize) -> Tiles:
+def read_ahead(
+    slide: Slide, boxes: np.ndarray, level: int, tile_px: int, *, device: torch.device, batch: BatchSize, bad: list[int] | None = None
+) -> Tiles:
     """Begin to read the tiles of a slide; on a CPU they are read when they are asked for.
 
     Args:
         boxes: int64 [N, 4], ``x, y, width, height`` in level-0 px.
+        bad: as of :func:`lrmil_cli.slides.reader.iter_batches`; complete when all tiles were taken.
 
     Returns:
         a context manager and iterable of rows int64 [B] of ``boxes`` and pixels uint8 [B, tile_px, tile_px, 3]. Leave it before
         the slide is closed.
     """
     ahead = 0 if device.type == "cpu" else max(2, QUEUE_BYTES // (batch.piece * tile_px**2 * 3))
-    return Prefetch(iter_batches(slide, boxes, level, tile_px, batch.piece), ahead)
+    return Prefetch(iter_batches(slide, boxes, level, tile_px, batch.piece, bad), ahead)
 
 
 def encode_tiles(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from lrmil_cli.errors import InputError
 from lrmil_cli.slides.blocks import Blocks, new_block, paste_block
 from lrmil_cli.slides.slide import WHITE, Slide
 
@@ -61,11 +63,15 @@ def resample(pixels: np.ndarray, tile_px: int, out: np.ndarray | None = None) ->
     return cv2.resize(pixels, (tile_px, tile_px), dst=out, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
 
 
-def iter_batches(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def iter_batches(
+    slide: Slide, boxes: np.ndarray, level: int, tile_px: int, batch_size: int, bad: list[int] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Read tiles in raster order, with the slide's reader threads; each block of the file is decoded once.
 
     Args:
         boxes: int64 [N, 4], ``x, y, width, height`` in level-0 px, in any order.
+        bad: filled with the rows of tiles that cannot be decoded, which are then left out, where the slide says so
+            (``on_bad_tile``); without it they are an error all the same.
 
     Yields:
         rows int64 [B] of ``boxes``, pixels uint8 [B, tile_px, tile_px, 3], with B <= batch_size.
@@ -73,21 +79,34 @@ def iter_batches(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, batc
     Raises:
         InputError: the slide is damaged at a tile.
     """
+    skip = slide.on_bad_tile == "skip" and bad is not None
     rects = level_rects(slide, level, np.asarray(boxes, np.int64).reshape(-1, 4))
     # Four tasks for each thread at a time, as far as memory goes.
     chunk = batch_size * max(1, min(round(4 * TASK_TILES * slide.workers / batch_size), CHUNK_BYTES // (batch_size * tile_px**2 * 3)))
     blocks = slide.blocks(level)
     for order in _raster(rects, blocks):
-        band = None if blocks is None else _Band(slide, level, blocks, rects[order])
+        band = None if blocks is None else _Band(slide, level, blocks, rects[order], skip)
         for start in range(0, len(order), chunk):
             rows = order[start : start + chunk]
             out = new_block(len(rows) * tile_px, tile_px).reshape(-1, tile_px, tile_px, 3)
-            if band is None:
-                _read_regions(slide, level, rects[rows], out)
-            else:
-                band.read(start, out)
+            failed = _read_regions(slide, level, rects[rows], out, skip) if band is None else band.read(start, out)
+            if failed:
+                bad.extend(rows[failed].tolist())
+                whole = np.delete(np.arange(len(rows)), failed)
+                rows, out = rows[whole], out[whole]
             for k in range(0, len(rows), batch_size):
                 yield rows[k : k + batch_size], out[k : k + batch_size]
+
+
+def without_bad(count: int, bad: list[int], where: Path) -> np.ndarray:
+    """Rows int64 of those of ``count`` tiles that are not ``bad``.
+
+    Raises:
+        InputError: there are none.
+    """
+    if len(bad) == count:
+        raise InputError(f"{where}: none of {count} tiles can be decoded; copy or export the slide again")
+    return np.delete(np.arange(count), bad)
 
 
 def _raster(rects: np.ndarray, blocks: Blocks | None) -> Iterator[np.ndarray]:
@@ -99,35 +118,52 @@ def _raster(rects: np.ndarray, blocks: Blocks | None) -> Iterator[np.ndarray]:
     yield from np.split(order, np.flatnonzero(np.diff(stripe[order])) + 1)
 
 
-def _read_regions(slide: Slide, level: int, rects: np.ndarray, out: np.ndarray) -> None:
-    """Tile by tile, by the library that opened the slide. Only OpenSlide gains by threads; zarr works in one of its own."""
+def _read_regions(slide: Slide, level: int, rects: np.ndarray, out: np.ndarray, skip: bool) -> list[int]:
+    """Tile by tile, by the library that opened the slide. Only OpenSlide gains by threads; zarr works in one of its own.
+
+    Returns:
+        with ``skip``, which tiles could not be decoded.
+    """
+    failed: list[int] = []
 
     def read(k: int) -> None:
         x0, y0, x1, y1 = rects[k].tolist()
-        resample(slide.read(level, x0, y0, x1 - x0, y1 - y0), out.shape[1], out[k])
+        try:
+            resample(slide.read(level, x0, y0, x1 - x0, y1 - y0), out.shape[1], out[k])
+        except InputError:
+            if not skip:
+                raise
+            failed.append(k)
 
     slide.each(read, range(len(rects)), threads=slide.reader == "openslide")
+    return sorted(failed)
 
 
 class _Band:
     """Tiles of one level in raster order, cut from blocks that are decoded once and kept as long as tiles to come need them."""
 
-    def __init__(self, slide: Slide, level: int, blocks: Blocks, rects: np.ndarray):
+    def __init__(self, slide: Slide, level: int, blocks: Blocks, rects: np.ndarray, skip: bool):
         size = slide.levels[level]
-        self.slide, self.level, self.blocks = slide, level, blocks
+        self.slide, self.level, self.blocks, self.skip = slide, level, blocks, skip
         self.rects = rects.tolist()
         spans = _spans(blocks, size.width, size.height, rects)
         self.needs = [[r * blocks.cols + c for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)] for c0, c1, r0, r1 in spans.tolist()]
         self.uses = _uses(blocks, spans).tolist()
         self.inside = ((rects[:, :2] >= 0).all(axis=1) & (rects[:, 2] <= size.width) & (rects[:, 3] <= size.height)).tolist()
-        self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # pixels of a block, and the memory to use again
+        # Pixels of a block (None where it cannot be decoded), and the memory to use again.
+        self.kept: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
         self.free: list[np.ndarray] = []
         self.scratch: list[np.ndarray] = []
         self.lock = threading.Lock()
         self.largest = int(((rects[:, 2] - rects[:, 0]) * (rects[:, 3] - rects[:, 1])).max(initial=0)) * 3
 
-    def read(self, start: int, out: np.ndarray) -> None:
-        """The tiles from number ``start`` on into ``out``, uint8 [B, P, P, 3]. Call in order, without gaps."""
+    def read(self, start: int, out: np.ndarray) -> list[int]:
+        """The tiles from number ``start`` on into ``out``, uint8 [B, P, P, 3]. Call in order, without gaps.
+
+        Returns:
+            with ``skip``, which of them could not be decoded.
+        """
+        failed: list[int] = []
         tasks = [range(k, min(k + TASK_TILES, len(out))) for k in range(0, len(out), TASK_TILES)]
         # A block belongs to the first task with a tile on it; a tile whose blocks belong to several is cut when all are there.
         owner: dict[int, range] = {}
@@ -141,29 +177,54 @@ class _Band:
             for k in task:
                 tile, needs = start + k, self.needs[start + k]
                 if self._is_block(tile, out[k]):
-                    self._cut(tile, out[k], [(needs[0], self.slide.block(self.level, needs[0], out[k]))])
+                    pixels = self._decode(needs[0], out[k])
+                    if pixels is None:
+                        failed.append(k)
+                    else:
+                        self._cut(tile, out[k], [(needs[0], pixels)])
                     continue
                 for index in needs:
                     if owner[index] is task and index not in self.kept:
                         memory = self.free.pop() if self.free else new_block(self.blocks.height, self.blocks.width)
-                        self.kept[index] = self.slide.block(self.level, index, memory), memory
+                        self.kept[index] = self._decode(index, memory), memory
                 if all(index in self.kept for index in needs):
-                    self._cut_kept(tile, out[k])
+                    cut(k)
                 else:
                     late.append(k)
 
-        self.slide.each(decode_and_cut, tasks)
-        self.slide.each(lambda k: self._cut_kept(start + k, out[k]), late)
+        def cut(k: int) -> None:
+            if not self._cut_kept(start + k, out[k]):
+                failed.append(k)
 
-    def _cut_kept(self, tile: int, out: np.ndarray) -> None:
-        """One tile from kept blocks. What no tile needs any more is free at once, while it is in the processor's cache."""
+        self.slide.each(decode_and_cut, tasks)
+        self.slide.each(cut, late)
+        return sorted(failed)
+
+    def _decode(self, index: int, memory: np.ndarray) -> np.ndarray | None:
+        """Pixels of a block; with ``skip``, None where it cannot be decoded."""
+        try:
+            return self.slide.block(self.level, index, memory)
+        except InputError:
+            if not self.skip:
+                raise
+            return None
+
+    def _cut_kept(self, tile: int, out: np.ndarray) -> bool:
+        """One tile from kept blocks; False where one of them could not be decoded.
+
+        What no tile needs any more is free at once, while it is in the processor's cache.
+        """
         needs = self.needs[tile]
-        self._cut(tile, out, [(i, self.kept[i][0]) for i in needs])
+        parts = [(i, self.kept[i][0]) for i in needs]
+        whole = all(pixels is not None for _, pixels in parts)
+        if whole:
+            self._cut(tile, out, parts)
         with self.lock:
             for index in needs:
                 self.uses[index] -= 1
                 if not self.uses[index]:
                     self.free.append(self.kept.pop(index)[1])
+        return whole
 
     def _is_block(self, tile: int, out: np.ndarray) -> bool:
         """Whether a tile is one block and nothing else, so that it can be decoded in place."""
@@ -196,7 +257,6 @@ class _Band:
         if not fits:
             resample(whole, len(out), out)
             self.scratch.append(memory)
-
 
     def _factor(self, tile: int, tile_px: int) -> int:
         """How many times a tile is shrunk where its blocks can be shrunk one by one, in the processor's cache; else 0.
@@ -256,7 +316,7 @@ def overview(slide: Slide, mpp: float) -> tuple[np.ndarray, float, float]:
         uint8 [H, W, 3], level-0 px per pixel along x, along y.
 
     Raises:
-        InputError: the level is damaged.
+        InputError: the level is damaged; where the slide skips bad tiles, they are glass.
     """
     fits = [i for i, l in enumerate(slide.levels) if slide.mpp * l.downsample <= mpp * 1.01]
     level = max(fits, key=lambda i: slide.levels[i].downsample, default=0)
@@ -271,7 +331,7 @@ def overview(slide: Slide, mpp: float) -> tuple[np.ndarray, float, float]:
         rows = max(whole, rows // whole * whole)
     for top in range(0, out_h, rows):
         n = min(rows, out_h - top)
-        band = slide.read(level, 0, top * factor, out_w * factor, n * factor, threads=True)
+        band = slide.read(level, 0, top * factor, out_w * factor, n * factor, threads=True, bad_is_glass=slide.on_bad_tile == "skip")
         out[top : top + n] = cv2.resize(band, (out_w, n), interpolation=cv2.INTER_AREA) if factor > 1 else band
     if factor > 1:
         _replace_border(out, of.width % factor, of.height % factor, factor)

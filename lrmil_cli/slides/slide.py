@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
 from lrmil_cli.slides.mpp import Mpp, ome_mpp, parse_number, resolve_mpp
 
@@ -28,6 +28,8 @@ OPENSLIDE_SUFFIXES = (".mrxs", ".dcm", ".vms", ".vmu", ".svslide")
 SLIDE_SUFFIXES = TIFF_SUFFIXES + OPENSLIDE_SUFFIXES
 
 WHITE = 255
+#: What cannot be decoded is found to this many pixels where the file's own blocks are not known.
+PART_PX = 64
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ class Slide:
     Attributes:
         reader: ``tiffslide`` or ``openslide``, what opened it; workers: threads that read its pixels.
         by_blocks: whether blocks are decoded directly where that is possible.
+        on_bad_tile: ``fail``, or ``skip``: what cannot be decoded is left out of tiles, and is glass in overviews.
+        damaged: levels below the first that did not decode when the slide was opened.
     """
 
-    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp, workers: int = 1, by_blocks: bool = True):
+    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp, workers: int = 1, by_blocks: bool = True,
+                 on_bad_tile: str = "fail"):
         self.path = path
         self.slide_id = slide_id
         self.reader = reader
@@ -71,6 +76,8 @@ class Slide:
         self.by_blocks = by_blocks and reader == "tiffslide"
         self.mpp = mpp.value
         self.mpp_source = mpp.source
+        self.on_bad_tile = on_bad_tile
+        self.damaged: dict[int, InputError] = {}
         self._handle = handle
         self.width, self.height = (int(v) for v in handle.dimensions)
         self.levels = tuple(
@@ -134,13 +141,13 @@ class Slide:
         }
         return {**about, "bounds": self.bounds} if self.bounds else about
 
-    def read(self, level: int, x: int, y: int, width: int, height: int, *, threads: bool = False) -> np.ndarray:
+    def read(self, level: int, x: int, y: int, width: int, height: int, *, threads: bool = False, bad_is_glass: bool = False) -> np.ndarray:
         """Pixels of a rectangle of one level.
 
         Args:
             level: index into ``levels``.
             x, y, width, height: rectangle in the pixels of that level; may stick out of the slide.
-            threads: use the reader threads, for a large rectangle.
+            threads: use the reader threads, for a large rectangle; bad_is_glass: white where it cannot be decoded.
 
         Returns:
             uint8 [height, width, 3], white outside the slide.
@@ -153,26 +160,46 @@ class Slide:
         x1, y1 = min(max(x + width, 0), size.width), min(max(y + height, 0), size.height)
         whole = (x0, y0, x1, y1) == (x, y, x + width, y + height)
         if whole and width and height:
-            return self._read_inside(level, x, y, width, height, threads)
+            return self._read_inside(level, x, y, width, height, threads, bad_is_glass)
         out = np.full((height, width, 3), WHITE, np.uint8)
         if x1 > x0 and y1 > y0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0, threads)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0, threads, bad_is_glass)
         return out
 
-    def _read_inside(self, level: int, x: int, y: int, width: int, height: int, threads: bool) -> np.ndarray:
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int, threads: bool, bad_is_glass: bool) -> np.ndarray:
         blocks = self.blocks(level)
         if blocks is None:
-            return self._read_region(level, x, y, width, height)
+            return self._read_parts(level, x, y, width, height) if bad_is_glass else self._read_region(level, x, y, width, height)
         out = new_block(height, width)
 
         def paste(row: int) -> None:
             memory = new_block(blocks.height, blocks.width)
             for col in range(x // blocks.width, -(-(x + width) // blocks.width)):
                 index = row * blocks.cols + col
-                paste_block(out, x, y, self.block(level, index, memory), *blocks.rect(index)[:2])
+                try:
+                    pixels = self.block(level, index, memory)
+                except InputError:
+                    if not bad_is_glass:
+                        raise
+                    memory[:] = WHITE
+                    pixels = memory
+                paste_block(out, x, y, pixels, *blocks.rect(index)[:2])
 
         self.each(paste, range(y // blocks.height, -(-(y + height) // blocks.height)), threads=threads)
         return out
+
+    def _read_parts(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """A rectangle with glass where it is damaged, to within :data:`PART_PX`: halved until its parts can be read."""
+        try:
+            return self._read_region(level, x, y, width, height)
+        except InputError:
+            if max(width, height) <= PART_PX:
+                return np.full((height, width, 3), WHITE, np.uint8)
+        if width >= height:
+            half = width // 2
+            return np.concatenate([self._read_parts(level, x, y, half, height), self._read_parts(level, x + half, y, width - half, height)], 1)
+        half = height // 2
+        return np.concatenate([self._read_parts(level, x, y, width, half), self._read_parts(level, x, y + half, width, height - half)], 0)
 
     def blocks(self, level: int) -> Blocks | None:
         """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the slide."""
@@ -289,7 +316,7 @@ def fingerprint(path: str | Path) -> str:
 
 def open_slide(
     path: str | Path, *, slide_id: str | None = None, slide_mpp: float | None = None, manifest_mpp: float | None = None,
-    workers: int | None = None, reader: str | None = None,
+    workers: int | None = None, reader: str | None = None, on_bad_tile: str = "fail",
 ) -> Slide:
     """Open a slide and check that it can be used.
 
@@ -299,11 +326,14 @@ def open_slide(
         manifest_mpp: the same from the manifest.
         workers: threads that read pixels; default by :func:`default_workers`.
         reader: ``tiffslide`` or ``openslide``, to read every region through it; default: what is fastest for the format.
+        on_bad_tile: ``fail`` or ``skip``, see :class:`Slide`.
 
     Raises:
         InputError: no such file, not a slide, truncated, damaged, or without a usable mpp.
         MachineError: the format needs OpenSlide, which is not installed.
     """
+    if on_bad_tile not in ("fail", "skip"):
+        raise UsageError(f"--on-bad-tile {on_bad_tile}: choose fail or skip")
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
@@ -324,7 +354,7 @@ def open_slide(
                 mpp_x, mpp_y = ome_x or mpp_x, ome_y or mpp_y
         mpp = resolve_mpp(mpp_x, mpp_y, where=str(path), option=slide_mpp, manifest=manifest_mpp,
                           objective=_property(handle, "objective-power"))
-        slide = Slide(path, slide_id or path.stem, handle, reader, mpp, workers or default_workers(), by_blocks)
+        slide = Slide(path, slide_id or path.stem, handle, reader, mpp, workers or default_workers(), by_blocks, on_bad_tile)
         _check_pyramid(slide)
     except BaseException:
         handle.close()
@@ -377,7 +407,7 @@ def _check_complete(handle: Any, path: Path) -> None:
 
 
 def _check_pyramid(slide: Slide) -> None:
-    """Levels must shrink, keep their shape, and decode at both ends."""
+    """Levels must shrink and keep their shape, and the first one decode at both ends; of the others it is only kept in mind."""
     for i, level in enumerate(slide.levels):
         if min(level.width, level.height) < 1:
             raise InputError(f"{slide.path}: level {i} of the pyramid is empty")
@@ -387,5 +417,10 @@ def _check_pyramid(slide: Slide) -> None:
                 f"({slide.width} x {slide.height}); export the slide again"
             )
         w, h = min(8, level.width), min(8, level.height)
-        slide.read(i, 0, 0, w, h)
-        slide.read(i, level.width - w, level.height - h, w, h)
+        try:
+            slide.read(i, 0, 0, w, h)
+            slide.read(i, level.width - w, level.height - h, w, h)
+        except InputError as e:
+            if i == 0 and slide.on_bad_tile == "fail":
+                raise
+            slide.damaged[i] = e

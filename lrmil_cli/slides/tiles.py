@@ -75,10 +75,13 @@ def slide_level(slide: Slide, settings: TileSettings) -> int:
     """The pyramid level to read tiles from.
 
     Raises:
-        InputError: the slide is coarser than the mpp asked for.
+        InputError: the slide is coarser than the mpp asked for, or that level is damaged.
     """
-    return choose_level([l.downsample for l in slide.levels], slide.mpp, settings.mpp,
-                        allow_upsample=settings.allow_upsample, where=str(slide.path))
+    level = choose_level([l.downsample for l in slide.levels], slide.mpp, settings.mpp,
+                         allow_upsample=settings.allow_upsample, where=str(slide.path))
+    if level in slide.damaged and slide.on_bad_tile == "fail":
+        raise slide.damaged[level]
+    return level
 
 
 def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, np.ndarray]:

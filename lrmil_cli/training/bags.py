@@ -93,6 +93,7 @@ def embed_cohort(
     device: torch.device,
     batch_size: int | None = None,
     workers: int | None = None,
+    on_bad_tile: str = "fail",
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bags:
@@ -100,6 +101,7 @@ def embed_cohort(
 
     Args:
         batch_size: tiles encoded at a time, by the device if None; workers: threads that read, a core each if None.
+        on_bad_tile: as of :func:`lrmil_cli.encoders.embed.embed_table`.
 
     Raises:
         InputError: a slide cannot be read, or features of another encoder are in the folder.
@@ -113,7 +115,7 @@ def embed_cohort(
     def one(item: tuple[Entry, tuple[Path, dict[str, Any]]]):
         entry, (path, _) = item
         return embed_table(
-            encoder, path, Path(folder) / f"{entry.slide_id}.h5", settings=settings, device=device, batch=batch, workers=workers,
+            encoder, path, Path(folder) / f"{entry.slide_id}.h5", settings=settings, device=device, batch=batch, workers=workers, on_bad_tile=on_bad_tile,
             overwrite=overwrite, slide_path=entry.path if entry.path.exists() else None,
         )
 
@@ -122,8 +124,8 @@ def embed_cohort(
         features, there, seconds = embedded()
         made += not there
         if not there:
-            say(f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles, "
-                f"{sum(seconds.phases.values()):.1f} s")
+            bad = f" ({features.header['bad_tiles']} that cannot be decoded left out)" if features.header.get("bad_tiles") else ""
+            say(f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles{bad}, {sum(seconds.phases.values()):.1f} s")
         bags.append(features)
     if made < len(manifest):
         say(f"features of {len(manifest) - made} slides were up to date in {folder}")

@@ -1,0 +1,187 @@
+"""Tiles that do not decode: an error by default, left out and counted with ``--on-bad-tile skip``, through the whole chain."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+
+from lrmil_cli.files.features import read_features
+from lrmil_cli.files.tables import read_table
+from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.slides.reader import iter_batches, overview, read_rows
+from lrmil_cli.slides.slide import open_slide
+from tests.conftest import blob_image, write_tiff
+
+
+def damage(path, level, blocks):
+    """Overwrite blocks of a level with bytes that no codec takes."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.series[0].levels[level].pages[0]
+        places = [(page.dataoffsets[b], page.databytecounts[b]) for b in blocks]
+        rects = [(b % -(-page.imagewidth // page.tilewidth) * page.tilewidth, b // -(-page.imagewidth // page.tilewidth) * page.tilelength,
+                  page.tilewidth, page.tilelength) for b in blocks]
+    with open(path, "r+b") as fh:
+        for offset, count in places:
+            fh.seek(offset)
+            fh.write(b"\xa5" * count)
+    return rects
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """A slide with two damaged blocks in the tissue of level 0, and their rectangles."""
+    path = write_tiff(tmp_path / "bad.svs", blob_image())
+    return path, damage(path, 0, [16, 17])
+
+
+def under(rows, rects):
+    """Which tiles touch a rectangle, by plain geometry."""
+    return np.any([(rows["x"] < x + w) & (rows["x"] + rows["width"] > x) & (rows["y"] < y + h) & (rows["y"] + rows["height"] > y)
+                   for x, y, w, h in rects], axis=0)
+
+
+@pytest.mark.parametrize("reader", [None, "tiffslide"])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("side", [64, 100])
+def test_exactly_the_tiles_on_damaged_blocks_are_left_out_and_the_others_keep_their_pixels(bad, reader, workers, side):
+    path, rects = bad
+    x, y = (a.ravel() * side for a in np.meshgrid(np.arange(1600 // side), np.arange(1200 // side)))
+    boxes = np.stack([x, y, np.full_like(x, side), np.full_like(x, side)], 1)
+    broken = under({"x": x, "y": y, "width": side, "height": side}, rects)
+    with open_slide(path, workers=workers, reader=reader, on_bad_tile="skip") as slide:
+        left: list[int] = []
+        found = {int(r): p for rows, pixels in iter_batches(slide, boxes, 0, side, 16, left) for r, p in zip(rows, pixels)}
+        if reader is None:  # tiffslide takes a damaged block for an empty one, or not, as its codec does
+            assert sorted(left) == np.flatnonzero(broken).tolist()
+        assert sorted(found) + sorted(left) and set(found) == set(range(len(boxes))) - set(left)
+    image = blob_image()
+    for row in np.flatnonzero(~broken):
+        assert (found[row] == image[y[row] : y[row] + side, x[row] : x[row] + side]).all()
+    with open_slide(path, workers=workers) as slide, pytest.raises(Exception, match="damaged at level 0"):
+        read_rows(slide, boxes, 0, side)
+
+
+def test_predict_and_embed_fail_by_default_and_count_what_they_skip(chain, tmp_path, lrmil):
+    slide = tmp_path / "s13.svs"
+    shutil.copy(chain.manifest.parent / "slides" / "s13.svs", slide)
+    whole = tmp_path / "whole"
+    assert lrmil("predict", slide, "-m", chain.model, "-o", whole).code == 0
+    _, rows = read_table(whole / "s13.attention.csv", "attention")
+    with open_slide(slide) as opened:
+        level = [l.downsample for l in opened.levels].index(4.0)
+        block = opened.blocks(level)
+        middle = rows.iloc[len(rows) // 2]
+        index = int(middle.y / 4 // block.height) * block.cols + int(middle.x / 4 // block.width)
+    rects = [tuple(4 * v for v in r) for r in damage(slide, level, [index])]
+    gone = under(rows, rects)
+    said = lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p")
+    assert said.code == 3 and "damaged at level" in said.err and "Traceback" not in said.err and not (tmp_path / "p" / "s13.attention.csv").exists()
+    said = lrmil("predict", slide, "-m", chain.model, "--on-bad-tile", "skip", "-o", tmp_path / "p", "--json")
+    if gone.all():
+        assert said.code == 3 and "none of" in said.err
+        return
+    assert said.code == 0 and f"{gone.sum()} of {len(rows)} tiles cannot be decoded" in said.err
+    record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
+    assert record["bad_tiles"] == gone.sum() and record["tiles_read"]["lr"] == record["tiles"] == (~gone).sum()
+    _, left = read_table(tmp_path / "p" / "s13.attention.csv", "attention")
+    assert (left[["x", "y"]].to_numpy() == rows[["x", "y"]].to_numpy()[~gone]).all() and left["attention"].sum() == pytest.approx(1)
+    # asked for again, but strictly
+    said = lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p")
+    assert said.code == 3 and "--on-bad-tile skip" in said.err
+    assert lrmil("predict", slide, "-m", chain.model, "--on-bad-tile", "skip", "-o", tmp_path / "p", "--json").records[0]["status"] == "skipped"
+    assert lrmil("predict", slide, "-m", chain.model, "--on-bad-tile", "perhaps", "-o", tmp_path / "q").code == 2
+
+
+def test_the_chain_runs_over_slides_with_damaged_tiles(cohort, tmp_path, lrmil):
+    shutil.copytree(cohort.parent / "slides", tmp_path / "slides")
+    shutil.copy(cohort, tmp_path / "slides.csv")
+    names = ["s00", "s13"]  # one trains, one is tested
+    for name in names:
+        with open_slide(tmp_path / "slides" / f"{name}.svs") as opened:
+            blocks = opened.blocks(0)
+        damage(tmp_path / "slides" / f"{name}.svs", 0, [blocks.cols * 2 + 2, blocks.cols * 2 + 3])
+    at = {k: tmp_path / k for k in ("lr", "hr", "pairs", "teacher")}
+    skip = ["--on-bad-tile", "skip"]
+    heads = ["--epochs", "2", "--lr", "1e-3"]
+    manifest = tmp_path / "slides.csv"
+    for line in (["tile", manifest, "--mpp", "2.0", "--tile-px", "128", "-o", at["lr"]], ["tile", manifest, "--mpp", "0.5", "--tile-px", "128", "-o", at["hr"]],
+                 ["match", at["lr"], at["hr"], "-o", at["pairs"]]):
+        assert lrmil(*line).code == 0
+    teacher = ["train-teacher", manifest, "--tiles", at["hr"], "--encoder", "demo-vit", *heads, "-o", at["teacher"]]
+    said = lrmil(*teacher)
+    assert said.code == 3 and "s00.svs: damaged at level 0" in said.err
+    said = lrmil(*teacher, *skip)
+    assert said.code == 0 and "that cannot be decoded left out" in said.err
+    gone = {}
+    for name in names:
+        bag, (_, rows) = read_features(at["teacher"] / "features" / f"{name}.h5"), read_table(at["hr"] / f"{name}.tiles.csv", "tiles")
+        gone[name] = len(rows) - len(bag.coords)
+        assert bag.header["bad_tiles"] == gone[name] > 0 and np.isfinite(bag.features).all()
+    said = lrmil(*teacher)  # strictly again: the features that lack tiles are not good enough
+    assert said.code == 3 and "--on-bad-tile skip" in said.err
+    encoder = ["distill-encoder", at["pairs"], "--encoder", "demo-vit", "--epochs", "1", "-o", tmp_path / "e.safetensors", "--cache", tmp_path / "cache"]
+    said = lrmil(*encoder)
+    assert said.code == 3 and "damaged" in said.err
+    said = lrmil(*encoder, *skip)
+    assert said.code == 0 and f"s00: 0 LR and {gone['s00']} HR tiles cannot be decoded" in said.err
+    student = ["distill-student", manifest, "--tiles", at["lr"], "--pairs", at["pairs"], "--teacher", at["teacher"], "--encoder", tmp_path / "e.safetensors",
+               "--no-baseline", *heads]
+    said = lrmil(*student, "-o", tmp_path / "m.safetensors")
+    assert said.code == 0, said.err
+    # LR tiles of a slide that are gone, too
+    with open_slide(tmp_path / "slides" / "s00.svs") as opened:
+        level = [l.downsample for l in opened.levels].index(4.0)
+    damage(tmp_path / "slides" / "s00.svs", level, [0])
+    for line in (["tile", manifest, "--mpp", "2.0", "--tile-px", "128", "-o", at["lr"], "--overwrite", *skip],
+                 ["tile", manifest, "--mpp", "0.5", "--tile-px", "128", "-o", at["hr"], "--overwrite", *skip],
+                 ["match", at["lr"], at["hr"], "-o", at["pairs"], "--overwrite"], [*teacher, *skip, "--overwrite"]):
+        said = lrmil(*line)
+        assert said.code == 0, said.err
+    said = lrmil(*student, *skip, "--overwrite", "-o", tmp_path / "m.safetensors")
+    assert said.code == 0, said.err
+    lr = read_features(tmp_path / "m.features" / "s00.h5")
+    assert lr.header["bad_tiles"] > 0
+    regions = read_tensor_header(tmp_path / "m.safetensors", "model")["regions"]
+    counted = 0
+    for name in (f"s{i:02d}" for i in range(8)):
+        _, pairs = read_table(at["pairs"] / f"{name}.pairs.csv", "pairs")
+        hr = {tuple(c) for c in read_features(at["teacher"] / "features" / f"{name}.h5").coords.tolist()}
+        own = {tuple(c) for c in read_features(tmp_path / "m.features" / f"{name}.h5").coords.tolist()}
+        counted += len({(p.lr_x, p.lr_y) for p in pairs.itertuples() if (p.hr_x, p.hr_y) in hr and (p.lr_x, p.lr_y) in own})
+    assert regions["matched"] == counted
+
+
+def test_a_damaged_level_that_is_not_needed_does_no_harm(tmp_path, lrmil, chain):
+    path = write_tiff(tmp_path / "middle.svs", blob_image(3200, 2400), levels=(1, 4, 16))
+    damage(path, 1, range(12))
+    for mpp, code in (("0.5", 0), ("8.0", 0), ("2.0", 3)):
+        said = lrmil("tile", path, "--mpp", mpp, "--tile-px", "64", "-o", tmp_path / f"{mpp}.csv")
+        assert said.code == code, said.err
+    assert "level 1" in said.err
+    said = lrmil("doctor", path, "--json")
+    assert any("level 1 is damaged" in c["found"] for r in said.records for c in r["checks"] if c["status"] == "WARN") or "level 1" in said.out + said.err
+
+
+def test_a_damaged_overview_is_glass_where_tiles_are_skipped(tmp_path):
+    path = write_tiff(tmp_path / "o.svs", blob_image(3200, 2400))
+    rects = damage(path, 1, [0])
+    for reader in (None, "tiffslide"):
+        with open_slide(path, reader=reader, on_bad_tile="skip") as slide:
+            image = overview(slide, 8.0)[0]
+        assert (image[: rects[0][3] // 4 - 1, : rects[0][2] // 4 - 1] == 255).all() and image.min() < 200
+    with open_slide(path) as slide, pytest.raises(Exception, match="damaged at level 1"):
+        overview(slide, 8.0)
+
+
+def test_nothing_but_damage_is_an_error(chain, tmp_path, lrmil):
+    slide = tmp_path / "s13.svs"
+    shutil.copy(chain.manifest.parent / "slides" / "s13.svs", slide)
+    with open_slide(slide) as opened:
+        level = [l.downsample for l in opened.levels].index(4.0)
+        count = opened.blocks(level).cols * opened.blocks(level).rows
+    assert lrmil("tile", slide, "--mpp", "2.0", "--tile-px", "128", "-o", tmp_path / "t.csv").code == 0
+    damage(slide, level, range(count))
+    said = lrmil("predict", slide, "-m", chain.model, "--on-bad-tile", "skip", "-o", tmp_path / "p")
+    assert said.code == 3 and not (tmp_path / "p" / "s13.attention.csv").exists()
