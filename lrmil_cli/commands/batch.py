@@ -86,6 +86,7 @@ def _from_stdin() -> list[SlideInput]:
                 record = json.loads(line)
                 path = Path(record["slide"])
                 mpp = record.get("mpp")
+                # A slide that an earlier command of the pipe could not use is tried all the same: it fails here too, and is not lost.
                 slides.append(SlideInput(path, str(record.get("slide_id") or path.stem), None if mpp is None else float(mpp)))
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
@@ -94,6 +95,43 @@ def _from_stdin() -> list[SlideInput]:
     if not slides:
         raise InputError("standard input: no slides came in")
     return slides
+
+
+@dataclass(frozen=True)
+class TableItem:
+    """One attention table to work on; ``error`` where the command before it in a pipe failed on the slide."""
+
+    path: str
+    slide_id: str
+    error: str | None = None
+
+
+def find_tables(argument: str) -> list[TableItem] | None:
+    """Attention tables of a folder, or of the JSON Lines of ``predict --json`` on stdin; None where ``argument`` is one table.
+
+    Raises:
+        InputError: a folder without tables, or lines that are not of ``predict``.
+    """
+    if argument != "-":
+        if not Path(argument).is_dir():
+            return None
+        found = sorted(p for p in Path(argument).iterdir() if ".attention." in p.name and table_suffix(p) and not p.name.startswith("."))
+        if not found:
+            raise InputError(f"{argument}: no attention tables (*.attention.csv) in this folder; make them with `lrmil predict`")
+        return [TableItem(str(p), p.name.partition(".attention.")[0]) for p in found]
+    if sys.stdin.buffer.peek(1)[:1] != b"{":
+        return None
+    items = []
+    for line in filter(str.strip, sys.stdin):
+        try:
+            record = json.loads(line)
+            slide_id, path, error = str(record["slide_id"]), record.get("attention"), record.get("error")
+            if path is None and error is None:
+                raise KeyError("attention")
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise InputError(f"standard input: not a JSON line of `lrmil predict --json -o DIR`: {line.strip()[:60]}") from e
+        items.append(TableItem(str(path or record.get("slide")), slide_id, error))
+    return items
 
 
 def planned(tiles: int, seconds: float, slide: Slide, output: str | Path) -> Outcome:
@@ -132,7 +170,7 @@ def run_batch(
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
     Args:
-        items: things with ``path`` and ``slide_id``.
+        items: things with ``path`` (of a slide, or of a table) and ``slide_id``.
         work: a function, or a generator function whose part before its ``yield`` may be done while ``ahead`` items before it
             are finished (:func:`lrmil_cli.ahead.in_turn`).
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
@@ -163,7 +201,8 @@ def run_batch(
         report.result({**record, "status": outcome.status, "output": outcome.output, "error": None,
                        "seconds": _since(started), **outcome.extra})
         outcomes.append(outcome)
-        report.say(f"{item.slide_id}: {outcome.message}")
+        if outcome.message:
+            report.say(f"{item.slide_id}: {outcome.message}")
     if dry_run:
         report.say(_summary(outcomes, len(failures)))
     if failures_in is not None and len(items) > 1:

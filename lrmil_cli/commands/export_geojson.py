@@ -8,19 +8,29 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.overlays import Colormap, StyleName, Threshold, Top, make_style, write_geojson, write_picture
+from lrmil_cli.commands.batch import Outcome, TableItem, find_tables, run_batch
+from lrmil_cli.commands.overlays import (
+    Colormap,
+    StyleName,
+    Threshold,
+    Top,
+    is_folder,
+    make_style,
+    write_geojson,
+    write_picture,
+)
 from lrmil_cli.commands.regions import ImageSize, Origin
 from lrmil_cli.commands.report import Report
 
 
 def export_geojson(
-    attention: Annotated[str, typer.Argument(metavar="ATTENTION|-", help="Attention table made by predict, or - for stdin.", show_default=False)],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE.geojson[.gz]|-", help="What QuPath opens, or - for stdout. With --style both the regions go into FILE.regions.geojson.", show_default=False)],
+    attention: Annotated[str, typer.Argument(metavar="ATTENTION|DIR|-", help="Attention table made by predict, a folder of them, or - for a table or the JSON Lines of predict --json on stdin.", show_default=False)],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE.geojson[.gz]|DIR|-", help="What QuPath opens, a folder for several slides, or - for stdout. With --style both the regions go into FILE.regions.geojson.", show_default=False)],
     style: StyleName = "tiles",
     top: Top = None,
     threshold: Threshold = None,
     colormap: Colormap = None,
-    png: Annotated[Optional[str], typer.Option("--png", metavar="FILE.png", help="Also write a picture: the slide beside its attention. Needs the slide.", show_default=False)] = None,
+    png: Annotated[Optional[str], typer.Option("--png", metavar="FILE.png|DIR", help="Also write a picture: the slide beside its attention. Needs the slide.", show_default=False)] = None,
     slide: Annotated[Optional[str], typer.Option("--slide", help="Where the slide is now, for --png.  [default: where predict found it]", show_default=False)] = None,
     origin: Origin = "auto",
     image_size: ImageSize = None,
@@ -31,30 +41,43 @@ def export_geojson(
 
     Drop the file on the open slide, press F, then Measure > Show measurement maps.
     """
-    from lrmil_cli.errors import UsageError
-    from lrmil_cli.files.tables import read_table
+    from lrmil_cli.errors import InputError, UsageError
+    from lrmil_cli.files.tables import read_table, table_suffix
     from lrmil_cli.qupath.files import check_name
     from lrmil_cli.qupath.frame import parse_image_size
 
     report = Report(json)
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout; choose one")
-    if output != "-":
-        check_name(output)
     if slide is not None and png is None:
         raise UsageError("--slide is for --png; give that too")
+    size = parse_image_size(image_size)
+    items = find_tables(attention)
+    many = items is not None
+    if many and (output == "-" or not is_folder(output) or slide is not None or (png is not None and not is_folder(png))):
+        raise UsageError("several slides: give folders to -o and --png, and leave out --slide")
+    if not many and output != "-":
+        check_name(output)
     chosen = make_style(style, top, threshold, colormap, geojson=True, picture=png is not None)
-    header, rows = read_table(attention, "attention")
-    files = write_geojson(report, header, rows, output, chosen, origin, parse_image_size(image_size), overwrite)
-    if png is not None:
-        files["png"] = {"path": png, "written": _picture(png, slide, header, rows, chosen.colormap, overwrite), "objects": len(rows)}
-    for kind, file in files.items():
-        if file["path"] != "-":
-            what = f"{file['objects']} {'tiles' if kind == 'png' else kind} of slide {header['slide']['id']}"
-            report.say(f"{file['path']}: {what if file['written'] else 'up to date'}")
-    report.result({"slide": header["slide"]["path"], "slide_id": header["slide"]["id"], "command": "export-geojson",
-                   "status": "ok" if any(f["written"] for f in files.values()) else "skipped", "output": output, "error": None,
-                   "tiles": len(rows), "files": {kind: f["path"] for kind, f in files.items()}})
+
+    def one(item: TableItem) -> Outcome:
+        if item.error is not None:
+            raise InputError(item.error)
+        header, rows = read_table(item.path, "attention")
+        slide_id = header["slide"]["id"]
+        name = Path(item.path).name.removesuffix(table_suffix(item.path) or "").removesuffix(".attention") if many else ""
+        target = str(Path(output) / f"{name}.{'regions' if style == 'regions' else 'heatmap'}.geojson.gz") if many else output
+        files = write_geojson(report, header, rows, target, chosen, origin, size, overwrite)
+        if png is not None:
+            picture = str(Path(png) / f"{name}.overlay.png") if many else png
+            files["png"] = {"path": picture, "written": _picture(picture, slide, header, rows, chosen.colormap, overwrite), "objects": len(rows)}
+        told = [f"{f['path']}: " + (f"{f['objects']} {'tiles' if kind == 'png' else kind}" if f["written"] else "up to date")
+                for kind, f in files.items() if f["path"] != "-"]
+        return Outcome(target, "ok" if any(f["written"] for f in files.values()) else "skipped", "; ".join(told),
+                       {"slide": header["slide"]["path"], "slide_id": slide_id, "tiles": len(rows), "files": {kind: f["path"] for kind, f in files.items()}})
+
+    run_batch("export-geojson", items if many else [TableItem(attention, Path(attention).name.partition(".")[0])], one, report,
+              failures_in=Path(output) if many else None)
 
 
 def _picture(png: str, slide: str | None, header: dict[str, Any], rows: Any, colormap: str, overwrite: bool) -> bool:

@@ -114,7 +114,7 @@ def predict(
         made = [f["path"] for f in files.values() if f["written"]]
         if there and made:
             message += f"; made {', '.join(made)}"
-        extra = {"prediction": record, "files": {kind: f["path"] for kind, f in files.items()}}
+        extra = {"prediction": record, "attention": None if output == "-" else str(table), "files": {kind: f["path"] for kind, f in files.items()}}
         status = "skipped" if there and not made else "uncertain" if record.get("uncertain") else "ok"
         return Outcome(str(output), status, message, extra)
 
