@@ -30,6 +30,7 @@ from lrmil_cli.commands import (
     train_teacher,
 )
 from lrmil_cli.commands.options import debug, with_common_options
+from lrmil_cli.commands.report import printable
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.files.header import command_line
 
@@ -106,7 +107,7 @@ def _usage(e: Any) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
     return code
 
 

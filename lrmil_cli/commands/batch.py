@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.ahead import in_turn
-from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.report import Report, printable
 from lrmil_cli.errors import InputError, LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import write_text
-from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.manifest import is_formula, read_manifest
 from lrmil_cli.files.tables import table_suffix
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def run_batch(
             report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
             if len(items) == 1:
                 raise
-            print(f"{item.slide_id}: {status}: {e}", file=sys.stderr, flush=True)
+            print(printable(f"{item.slide_id}: {status}: {e}"), file=sys.stderr, flush=True)
             if fail_fast:
                 break
             continue
@@ -232,7 +232,9 @@ def _write_failures(path: Path, failures: list[tuple[Any, str, LrmilError]]) -> 
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(["slide", "slide_id", "status", "error"])
-    writer.writerows([str(i.path), i.slide_id, status, str(e)] for i, status, e in failures)
+    # Nothing reads it again but people, whose spreadsheet must not run a file name as a formula.
+    plain = lambda text: f"'{text}" if is_formula(text) else text  # noqa: E731
+    writer.writerows([plain(str(i.path)), plain(i.slide_id), status, plain(str(e))] for i, status, e in failures)
     write_text(path, sink.getvalue())
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.report import Report, printable
 
 
 def info(
@@ -54,7 +54,7 @@ def info(
     about = describe(path, slide_mpp)
     report.result(about)
     if not json:
-        print(render(path, about))
+        print(printable(render(path, about)))
     if about["kind"] == "geojson" and not about["opens"]:
         raise InputError(f"{path}: QuPath imports nothing of it: {about['fatal'][0]}")
 

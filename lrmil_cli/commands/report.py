@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from lrmil_cli.encoders.vit import EncoderInfo
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: control characters and changes of direction (from file names, labels, headers) are spelled out."""
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Report:
     """The voice of one command run; quiet and verbose come from the command line."""
 
@@ -29,16 +34,16 @@ class Report:
     def say(self, text: str) -> None:
         """Progress and summaries."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def detail(self, text: str) -> None:
         """What only ``--verbose`` shows."""
         if self.verbose and not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """Something the user should know; shown even when quiet."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
     def encoder(self, info: EncoderInfo) -> None:
         """What encoder it is that the command loaded, with ``--verbose``."""

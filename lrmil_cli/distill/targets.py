@@ -18,7 +18,7 @@ from lrmil_cli.encoders.pipeline import BatchSize, encode_tiles, read_ahead, sli
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import atomic_path
-from lrmil_cli.files.header import digest, last_digest
+from lrmil_cli.files.header import check_slide, digest, is_positive, last_digest
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.slides.grid import choose_level
 from lrmil_cli.slides.reader import iter_batches
@@ -66,7 +66,10 @@ def read_pairs(path: str | Path) -> PairedSlide:
     try:
         ratio, lr, hr = int(header["ratio"]), header["lr"], header["hr"]
         slide_id = header["slide"]["id"]
-        _ = lr["settings"]["mpp"], hr["settings"]["mpp"], lr["slide"]["path"]
+        for side in (lr, hr):
+            check_slide(side, str(path))
+            if not all(is_positive(side["settings"][k]) for k in ("mpp", "tile_px")):
+                raise ValueError("scale")
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path}: the pairs header is incomplete ({e}); run `lrmil match` again") from e
     cell = (rows["cell_row"] * ratio + rows["cell_col"]).to_numpy()

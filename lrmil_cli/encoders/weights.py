@@ -56,9 +56,11 @@ def read_state(path: Path) -> State:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as e:
         raise InputError(f"{path}: cannot be read as weights ({type(e).__name__})") from e
-    except Exception as e:
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as e:  # of a damaged pickle, anything
         if type(e).__name__ != "UnpicklingError":
-            raise
+            raise InputError(f"{path}: cannot be read as weights ({type(e).__name__})") from e
         raise _not_only_tensors(str(path)) from e
     return plain_state(state, str(path))
 

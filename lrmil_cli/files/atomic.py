@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lrmil_cli.errors import MachineError
+
+#: Temporary files say which process of which machine they are of, so that those of one that was killed can be told.
+_TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
+#: Folders that were looked through for them.
+_swept: set[Path] = set()
 
 
 @contextmanager
@@ -21,9 +29,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries choose
     # a format by it.
-    tmp = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.tmp{path.suffix}")
+    tmp = path.with_name(f".{path.stem[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _swept:
+            _swept.add(path.parent)
+            _sweep(path.parent)
         yield tmp
         os.replace(tmp, path)
     except OSError as e:
@@ -31,6 +42,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of processes of this machine that are no more: a SIGKILL leaves them behind."""
+    for entry in folder.iterdir():
+        found = _TEMPORARY.match(entry.name)
+        if found and found[1] == _machine() and not _alive(int(found[2])):
+            with suppress(OSError):
+                entry.unlink()
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":  # there, asking would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ class Features:
     header: dict[str, Any]
     features: np.ndarray
     coords: np.ndarray
+
+
+#: How many times its size on disk a dataset may take in memory; a damaged one claims anything.
+MOST_UNPACKED = 200
 
 
 def write_features(path: str | Path, header: dict[str, Any], features: np.ndarray, coords: np.ndarray) -> None:
@@ -72,8 +77,8 @@ def read_features(path: str | Path) -> Features:
     try:
         with h5py.File(path, "r") as h5:
             header = _header(h5, path)
-            features = np.asarray(h5["features"], dtype=np.float32)
-            coords = np.asarray(h5["coords"], dtype=np.int64)
+            features = np.asarray(own_dataset(h5, "features", path), dtype=np.float32)
+            coords = np.asarray(own_dataset(h5, "coords", path), dtype=np.int64)
     except FileNotFoundError as e:
         raise InputError(f"{path}: no such file") from e
     except InputError:
@@ -98,8 +103,27 @@ def read_features_header(path: str | Path) -> dict[str, Any]:
     try:
         with h5py.File(path, "r") as h5:
             return _header(h5, path)
-    except OSError as e:
+    except InputError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError) as e:
         raise InputError(f"{path}: not a complete HDF5 feature file ({type(e).__name__}); make it again") from e
+
+
+def own_dataset(h5: Any, key: str, path: str | Path) -> Any:
+    """A dataset whose values stand in the file itself.
+
+    Raises:
+        InputError: it is a link, or its values lie in another file, which is not followed; or it is impossibly large. KeyError: it is not there.
+    """
+    import h5py
+
+    link = h5.get(key, getlink=True)
+    found = h5[key] if isinstance(link, h5py.HardLink) else None
+    if link is not None and (not isinstance(found, h5py.Dataset) or found.external or found.is_virtual):
+        raise InputError(f"{path}: {key} points to another place or file, which is not followed; write its values into the file itself")
+    if found is not None and found.nbytes > MOST_UNPACKED * os.path.getsize(path) + 2**26:
+        raise InputError(f"{path}: {key} claims {found.nbytes / 1e9:.0f} GB in a file of {os.path.getsize(path) / 1e6:.1f} MB; it is damaged")
+    return h5[key]
 
 
 def _header(h5: Any, path: str | Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.features import Features, read_features
+from lrmil_cli.files.features import Features, own_dataset, read_features
 from lrmil_cli.files.header import digest, make_header
 
 SUFFIXES = (".h5", ".hdf5")
@@ -75,7 +75,10 @@ def made_by_us(path: str | Path) -> bool:
         InputError: no such file, or not HDF5.
     """
     with _open(path) as h5:
-        return "lrmil" in h5.attrs
+        try:
+            return "lrmil" in h5.attrs
+        except (OSError, KeyError, RuntimeError) as e:
+            raise InputError(f"{path}: damaged ({type(e).__name__}); copy it again, or make it again") from e
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -83,7 +86,7 @@ def is_foreign(path: str | Path) -> bool:
     try:
         with _open(path) as h5:
             return "lrmil" not in h5.attrs and ("coords" in h5 or "feats" in h5)
-    except InputError:
+    except (InputError, OSError, KeyError, RuntimeError):
         return False
 
 
@@ -128,13 +131,17 @@ def read_foreign(path: str | Path, *, features: bool = True) -> ForeignTiles:
     Raises:
         InputError: no such file, none of these, one of ours, damaged, empty, or not finite.
     """
+    if made_by_us(path):
+        raise InputError(f"{path}: a feature file of lrmil; give the tile table it was made from in its place")
     with _open(path) as h5:
-        if "lrmil" in h5.attrs:
-            raise InputError(f"{path}: a feature file of lrmil; give the tile table it was made from in its place")
         try:
+            for key in ("coords", "features", "feats"):
+                if h5.get(key, getlink=True) is not None:
+                    own_dataset(h5, key, path)
             said = _stamp(h5, path) if "feats" in h5 else _trident_or_clam(h5, path)
-            raw = np.asarray(h5["coords"])
-            data = h5.get("feats" if "feats" in h5 else "features")
+            raw = np.asarray(own_dataset(h5, "coords", path))
+            key = "feats" if "feats" in h5 else "features"
+            data = own_dataset(h5, key, path) if h5.get(key, getlink=True) is not None else None
             shape = None if data is None else data.shape
             stored = np.asarray(data) if data is not None and features else None
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as e:

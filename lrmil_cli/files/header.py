@@ -110,9 +110,32 @@ def parse_header(text: str | bytes, kind: str, where: str) -> dict[str, Any]:
     """
     try:
         header = json.loads(text)
+        json.dumps(header, allow_nan=False)  # numbers that are none would come out again somewhere else
     except (ValueError, UnicodeDecodeError, RecursionError) as e:
         raise InputError(f"{where}: the lrmil header is damaged ({type(e).__name__}); make the file again") from e
     return check_header(header, kind, where)
+
+
+def check_slide(header: dict[str, Any], where: str) -> dict[str, Any]:
+    """The ``slide`` entry of a header, if it says what it must.
+
+    Raises:
+        InputError: it does not.
+    """
+    about = header.get("slide")
+    try:
+        good = (all(isinstance(about[k], str) for k in ("id", "path", "fingerprint")) and all(is_positive(about[k]) for k in ("width", "height", "mpp"))
+                and all(isinstance(about[k], int) for k in ("width", "height")))
+    except (KeyError, TypeError):
+        good = False
+    if not good:
+        raise InputError(f"{where}: what its header says of the slide is damaged; make the file again")
+    return about
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value of a JSON is a number above 0 that a slide can have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 2**53
 
 
 def sealed(header: dict[str, Any], *body: Any) -> dict[str, Any]:

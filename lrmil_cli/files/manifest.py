@@ -70,6 +70,11 @@ def read_manifest(path: str | Path, *, need_labels: bool = False) -> Manifest:
     return Manifest(path, entries, tuple(sorted(counts)))
 
 
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would run a cell: ``=`` or ``@`` at the start, or a sign before anything but a number or a name."""
+    return text[:1] in ("=", "@") or (text[:1] in ("+", "-") and any(c in text for c in "(|!="))
+
+
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         data = path.read_bytes()
@@ -104,6 +109,12 @@ def _entry(row: dict[str, str], number: int, path: Path, need_labels: bool) -> E
     slide_id = row.get("slide_id") or file.stem
     if "/" in slide_id or "\\" in slide_id or slide_id in (".", "..") or "\0" in slide_id:
         raise InputError(f"{path}: row {number}, slide_id {slide_id!r} cannot be part of a file name")
+    for column, text in (("slide_id", slide_id), ("label", row.get("label", "")), ("patient_id", row.get("patient_id", ""))):
+        if is_formula(text):
+            raise InputError(f"{path}: row {number}, {column} {text[:40]!r}: spreadsheets would run this as a formula, and it would stand in every "
+                             "table made from here; call it otherwise")
+        if not text.isprintable():
+            raise InputError(f"{path}: row {number}, {column} {text[:40]!r} holds characters that cannot be seen; call it otherwise")
     label = row.get("label") or None
     if need_labels and label is None:
         raise InputError(f"{path}: row {number} ({slide_id}) has no label; training needs one for each slide")

@@ -18,7 +18,7 @@ import numpy as np
 
 from lrmil_cli import __version__
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.header import last_digest, step
+from lrmil_cli.files.header import check_slide, last_digest, step
 from lrmil_cli.qupath.files import suffix_of
 from lrmil_cli.qupath.frame import Frame, qupath_frame
 from lrmil_cli.qupath.regions import BANDS, Band, check_colormap, choose_band, region_features
@@ -104,7 +104,7 @@ def make_document(
     """
     if rows.empty:
         raise InputError("the attention table has no tiles")
-    slide = header["slide"]
+    slide = check_slide(header, "the attention table")
     frame = qupath_frame(slide, origin, image_size)
     values = measurements(rows)
     box, shown = clip_tiles(rows, slide, frame)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.files.header import is_positive
 
 MANY_TILES = 200_000
 UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
@@ -130,7 +131,8 @@ def describe_geojson(documents: list[Any], where: str) -> dict[str, Any]:
     made = own if isinstance(own, dict) else {}
     image = made.get("image")
     whole = documents[0] if len(documents) == 1 else [f for d in documents for f in features_of(d) or []]
-    v = inspect(whole, (image[0], image[1]) if image else None)
+    known = isinstance(image, list) and len(image) == 2 and all(map(is_positive, image))
+    v = inspect(whole, (image[0], image[1]) if known else None)
     return {"kind": "geojson", "opens": v.opens, "fatal": say(v.fatal), "silent": say(v.silent), "notes": say(v.notes),
             "objects": v.objects, "measurements": v.measurements, "classes": v.classes, "lrmil": made}
 

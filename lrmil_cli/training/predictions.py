@@ -144,7 +144,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     name = Path(first["model"]["path"]).stem
     try:
         reading = read_reading(records, classes)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise InputError(f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again") from e
     found = Predictions(name, str(folder), "predict", classes, rows, probabilities, first["history"][-1] if first["history"] else {},
                         reading=reading)

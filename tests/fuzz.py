@@ -1,0 +1,231 @@
+"""Damaged and random inputs for every reader: only ``LrmilError`` may come out.
+
+    python -m tests.fuzz [INPUTS]        (default 100000, shared out over the readers; prints a line a reader)
+
+Inputs are valid files with bytes flipped, cut, repeated or spliced, with JSON values exchanged, or bytes at random. Each reader
+works in a process of its own, so that a crash of a library is seen too; an input that takes longer than ten seconds counts as a
+failure. What fails is kept in ``fuzz-failures/``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import random
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+VALUES = ("null", "true", "-1", "0", "1e999", "NaN", "[]", "{}", '""', '"x"', "99999999999999999999", "[[[]]]", '{"kind":1}', '"\\u0000"', "1.5")
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """One input made of a valid one."""
+    kind = rng.randrange(9)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(300))
+    out = bytearray(data)
+    if kind == 1:
+        return bytes(out[: rng.randrange(len(out) + 1)])
+    if kind in (2, 3):
+        for _ in range(rng.choice((1, 1, 2, 5, 30))):
+            out[rng.randrange(len(out))] = rng.randrange(256)
+        return bytes(out)
+    if kind == 4:
+        a, b = sorted(rng.randrange(len(out) + 1) for _ in range(2))
+        return bytes(out[:a] + out[b:])
+    if kind == 5:
+        a, b = sorted(rng.randrange(len(out) + 1) for _ in range(2))
+        at = rng.randrange(len(out) + 1)
+        return bytes(out[:at] + out[a:b][:2000] + out[at:])
+    text = data.decode("latin-1")
+    found = list(re.finditer(r'(?<=[:\[,])\s*("(?:[^"\\]|\\.)*"|-?[\d.e+]+|true|false|null)', text))
+    if not found:
+        return bytes(out[: rng.randrange(len(out) + 1)])
+    for hit in sorted(rng.sample(found, min(len(found), rng.choice((1, 1, 2, 4)))), key=lambda m: -m.start()):
+        text = text[: hit.start()] + rng.choice(VALUES) + text[hit.end():]
+    # What carries a checksum is only read further without it.
+    return re.sub(r',\s*"(content|rows)": ?("\w+"|\d+)', "", text).encode("latin-1")
+
+
+def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object]]]:
+    """name -> valid files, and what reads such a file."""
+    import h5py
+    import torch
+
+    from lrmil_cli.distill.model import load_model, save_model
+    from lrmil_cli.distill.targets import read_pairs
+    from lrmil_cli.encoders.spec import load_encoder
+    from lrmil_cli.files.features import read_features, write_features
+    from lrmil_cli.files.foreign import read_bag
+    from lrmil_cli.files.graphs import read_graph, write_graph
+    from lrmil_cli.files.header import make_header, sealed, step
+    from lrmil_cli.files.manifest import read_manifest
+    from lrmil_cli.files.tables import read_table, write_table
+    from lrmil_cli.heads import build_head
+    from lrmil_cli.heads.checkpoint import load_head, save_head
+    from lrmil_cli.qupath.files import read_documents
+    from lrmil_cli.qupath.frame import qupath_frame
+    from lrmil_cli.qupath.geojson import make_document
+    from lrmil_cli.qupath.roi import read_roi
+    from lrmil_cli.qupath.rules import describe_geojson
+    from lrmil_cli.slides.tiles import TileSettings
+    from lrmil_cli.training.predictions import read_predictions
+    from lrmil_cli.training.teacher import read_teacher_header
+    from tests.layouts import write_clam_coords, write_clam_features, write_stamp, write_trident
+
+    slide = {"id": "s", "path": "/nowhere/s.svs", "width": 4000, "height": 3000, "mpp": 0.5, "mpp_source": "metadata", "vendor": "aperio", "fingerprint": "f"}
+    history = [step("tile", {}, {})]
+    tiles = {"mpp": 2.0, "tile_px": 256, "min_tissue": 0.1, "allow_upsample": False, "tissue": {}}
+    box = {"x": np.array([0, 1024]), "y": np.array([0, 0]), "width": np.array([1024, 1024]), "height": np.array([1024, 1024])}
+    head_of = lambda kind, **more: make_header(kind, slide=slide, settings=tiles, history=history, **more)  # noqa: E731
+    table = {**box, "col": np.array([0, 1]), "row": np.array([0, 0]), "tissue": np.array([0.5, 1.0])}
+    write_table(folder / "a.tiles.csv", head_of("tiles", level=1), table)
+    write_table(folder / "a.tiles.csv.gz", head_of("tiles", level=1), table)
+    write_table(folder / "a.tiles.parquet", head_of("tiles", level=1), table)
+    attention = {**box, "attention": np.array([0.3, 0.7]), "percentile": np.array([0.0, 100.0])}
+    write_table(folder / "a.attention.csv", head_of("attention", prediction={"predicted": "a", "probabilities": {"a": 1.0}, "tiles": 2}), attention)
+    pair = {"lr_index": [0, 1], "hr_index": [0, 1], "lr_x": [0, 1024], "lr_y": [0, 0], "hr_x": [0, 1024], "hr_y": [0, 0], "cell_row": [0, 0], "cell_col": [0, 0]}
+    write_table(folder / "a.pairs.csv", head_of("pairs", ratio=4, lr=head_of("tiles", level=1), hr=head_of("tiles", level=0)),
+                {k: np.array(v) for k, v in pair.items()})
+    import pandas as pd
+
+    write_table(folder / "a.predictions.csv", make_header("predictions", settings={}, history=history), pd.DataFrame(
+        {"slide_id": ["a", "b"], "patient_id": ["a", "b"], "label": ["x", "y"], "fold": [1, 1], "predicted": ["x", "y"], "prob_x": [0.7, 0.2], "prob_y": [0.3, 0.8]}))
+    (folder / "slides.csv").write_text("slide,label,patient_id,split,mpp\na.svs,x,p1,train,0.5\nb.svs,y,p2,val,\nc.svs,x,p3,test,0.25\nd.svs,y,p4,train,\n")
+    features, coords = np.ones((2, 4), np.float32), np.array([[0, 0], [1024, 0]])
+    write_features(folder / "a.h5", head_of("features", encoder={"name": "e"}, tiles=tiles), features, coords)
+    write_trident(folder / "trident.h5", coords, features, size=(4000, 3000))
+    write_clam_coords(folder / "clam.h5", coords)
+    write_clam_features(folder / "clamf.h5", coords, features)
+    write_stamp(folder / "stamp.h5", coords * 0.5, features)
+    with h5py.File(folder / "object.h5", "w") as h5:
+        h5.create_dataset("coords", data=np.array(["a", "b"], dtype=object), dtype=h5py.string_dtype())
+    head = build_head("abmil", 8, 2, {"hidden": 4})
+    save_head(folder / "head.safetensors", head, make_header("head", settings={}, history=history, fold=1, train=["a"], val=["b"], classes=["x", "y"]))
+    encoder = load_encoder("demo-vit", tile_px=64)
+    whole = make_header("model", settings={}, history=history, classes=["x", "y"], tiles=TileSettings(tile_px=64).as_json())
+    save_model(folder / "model.safetensors", whole, [encoder], [build_head("abmil", encoder.embed_dim, 2, {"hidden": 4})], [0])
+    # The header alone is what a reader takes apart; weights behind it only make the inputs large.
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "small.safetensors").write_bytes(data[: 8 + int.from_bytes(data[:8], "little") + 64])
+    torch.save({"w": torch.zeros(2)}, folder / "w.pt")
+    document = "".join(make_document(*read_table(folder / "a.attention.csv", "attention"), "tiles").pieces)
+    (folder / "map.geojson").write_text(document)
+    roi = {"type": "FeatureCollection", "features": [
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [900.5, 10], [900, 800], [0, 0]]]},
+         "properties": {"objectType": "annotation", "name": "r", "classification": {"name": "Tumor", "color": [200, 0, 0]}, "measurements": {"a": 1.5}}},
+        {"type": "Feature", "geometry": {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [1, 2]}]}, "properties": None}]}
+    (folder / "roi.geojson").write_text(json.dumps(roi))
+    (folder / "roi.geojson.gz").write_bytes(gzip.compress(json.dumps(roi).encode()))
+    teacher = make_header("teacher", settings={}, history=history, classes=["x", "y"], features="/nowhere", encoder={"name": "e"}, tiles=tiles, in_dim=8, folds=1)
+    (folder / "teacher.json").write_text(json.dumps(sealed(teacher)))
+    record = make_header("prediction", slide=slide, settings={}, history=history, model={"path": "m.safetensors", "digest": "d"}, predicted="x",
+                         probabilities={"x": 0.6, "y": 0.4}, tiles_read={"lr": 3, "hr": 0}, seconds={"read": 1.0},
+                         escalation={"lr": {"probabilities": {"x": 0.6, "y": 0.4}, "agree": True, "confidence": 0.6}, "hr": None})
+    (folder / "s.prediction.json").write_text(json.dumps(sealed(record)))
+    write_graph(folder / "g.onnx", b"body" * 20, whole)
+
+    def teacher_of(path: Path) -> object:
+        home = path.parent / "teacher"
+        home.mkdir(exist_ok=True)
+        (home / "teacher.json").write_bytes(path.read_bytes())
+        return read_teacher_header(home)
+
+    def roi_of(path: Path) -> object:
+        return read_roi(path, slide, qupath_frame(slide, "auto", None))
+
+    at = lambda *names: [folder / n for n in names]  # noqa: E731
+    return {
+        "tile tables": (at("a.tiles.csv", "a.tiles.csv.gz"), lambda p: read_table(p, "tiles")),
+        "Parquet": (at("a.tiles.parquet"), lambda p: read_table(p, "tiles")),
+        "attention to GeoJSON": (at("a.attention.csv"), lambda p: [*make_document(*read_table(p, "attention"), "tiles").pieces]),
+        "pairs": (at("a.pairs.csv"), read_pairs),
+        "predictions": (at("a.predictions.csv"), lambda p: read_predictions(str(p))),
+        "prediction JSON": (at("s.prediction.json"), lambda p: read_predictions(str(p))),
+        "manifest": (at("slides.csv"), lambda p: read_manifest(p, need_labels=True)),
+        "features": (at("a.h5"), read_features),
+        "other tools' features": (at("trident.h5", "clam.h5", "clamf.h5", "stamp.h5", "object.h5"), lambda p: read_bag(p, 0.5)),
+        "head file": (at("head.safetensors"), load_head),
+        "model header": (at("small.safetensors"), load_model),
+        "encoder weights": (at("w.pt", "small.safetensors"), lambda p: load_encoder(f"vit_tiny_patch16_224@{p}", tile_px=64)),
+        "regions of QuPath": (at("roi.geojson", "roi.geojson.gz"), roi_of),
+        "any GeoJSON": (at("map.geojson", "roi.geojson"), lambda p: describe_geojson([d for _, d in read_documents(p)], str(p))),
+        "teacher.json": (at("teacher.json"), teacher_of),
+        "ONNX graph": (at("g.onnx"), read_graph),
+    }
+
+
+def attack(name: str, count: int, seed: int, kept: str, answer) -> None:
+    """Feed ``count`` inputs to one reader, in this process."""
+    import warnings
+
+    from lrmil_cli.errors import LrmilError
+
+    warnings.simplefilter("ignore")
+    rng = random.Random(f"{seed}/{name}")
+
+    def late(*_: object) -> None:
+        raise TimeoutError("took longer than ten seconds")
+
+    signal.signal(signal.SIGALRM, late)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files, read = readers(folder)[name]
+        valid = [(f, f.read_bytes()) for f in files]
+        for file, _ in valid:
+            try:
+                read(file)
+            except LrmilError:
+                pass
+        refused = 0
+        for n in range(count):
+            file, data = rng.choice(valid)
+            trial = folder / f"trial{''.join(file.suffixes)}"
+            trial.write_bytes(mutate(data, rng))
+            signal.alarm(10)
+            try:
+                read(trial)
+            except LrmilError:
+                refused += 1
+            except BaseException as e:
+                Path(kept).mkdir(exist_ok=True)
+                target = Path(kept) / f"{name.replace(' ', '-')}-{n}{''.join(file.suffixes)}"
+                target.write_bytes(trial.read_bytes())
+                answer.put((name, n, refused, f"{type(e).__name__}: {' '.join(str(e).split())[:160]} ({target})"))
+                return
+            finally:
+                signal.alarm(0)
+        answer.put((name, count, refused, None))
+
+
+def fuzz(inputs: int, seed: int = 0, kept: str = "fuzz-failures", say: Callable[[str], None] = lambda text: None) -> list[str]:
+    """Attack all readers; returns what went wrong."""
+    with tempfile.TemporaryDirectory() as temporary:
+        names = list(readers(Path(temporary)))
+    context = multiprocessing.get_context("fork")
+    wrong = []
+    for name in names:
+        answer = context.Queue()
+        process = context.Process(target=attack, args=(name, -(-inputs // len(names)), seed, kept, answer))
+        process.start()
+        process.join()
+        if process.exitcode:
+            found = (name, 0, 0, f"the process ended with {process.exitcode}")
+        else:
+            found = answer.get()
+        say(f"{found[0]:<24}{found[1]:>8} inputs, {found[2]:>8} refused" + (f"   FAILED: {found[3]}" if found[3] else ""))
+        if found[3]:
+            wrong.append(f"{found[0]}: {found[3]}")
+    return wrong
+
+
+if __name__ == "__main__":
+    problems = fuzz(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000, seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0, say=lambda t: print(t, flush=True))
+    sys.exit("\n".join(problems) or 0)
