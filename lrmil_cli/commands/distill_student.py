@@ -44,6 +44,7 @@ def distill_student(
     head_option: options.HeadOption = None,
     gated: options.Gated = False,
     proj_dim: options.ProjDim = 0,
+    classifier: options.Classifier = None,
     folds: options.Folds = 5,
     recipe: options.Recipe = "common",
     lr: options.HeadLearningRate = None,
@@ -89,7 +90,7 @@ def distill_student(
         "hard": hard, "k": k, "unmatched": unmatched, "missing_teacher": missing_teacher, "crossfit": crossfit, "attention_row": attention_row,
     }
     distill = preset_settings(preset, {n: v for n, v in changes.items() if v is not None})
-    spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
+    spec = head_spec(head, options.head_options(gated, proj_dim, classifier, head_option))
     settings = train_settings(recipe, head, {
         "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
         "balanced_sampling": balanced_sampling, "seed": seed})
