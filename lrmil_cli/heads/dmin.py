@@ -76,6 +76,11 @@ class DMIN(MILHead):
                  "student_logits": own_logits(self.classifier, kept).float()}
         return MILOutput(logits, scores, torch.softmax(scores, 0), full, class_scores=rows, extra=extra)
 
+    def relevance(self, features: Tensor) -> Tensor:
+        """Raw scores A [C, N] of instances [N, D]; above 0 a class keeps the instance."""
+        check_bag(features, self.in_dim)
+        return self.scorer(self.project(features)).float()
+
     def select(self, features: Tensor, mask: Tensor) -> MILOutput:
         """The student branch with somebody else's mask, such as the screener's.
 
