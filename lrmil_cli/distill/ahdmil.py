@@ -142,9 +142,10 @@ def fit_screened(
             fit.starts = start + 1
             return fit
         tried.append(", ".join(f"{row['val_kept']:.2f}" for row in fit.curves[:8]))
+        own = fit.curves[-1]["train_target_kept"]
         say(f"no epoch kept a share within {settings.window}: {tried[-1]}")
     raise LrmilError(f"the screener kept a share outside the window {settings.window[0]:g} to {settings.window[1]:g} in {RESTARTS + 1} starts (kept on validation, by "
-                     f"epoch: {'; '.join(tried)}); widen --keep-rate-window, raise --lipn-lr, or train the teacher with another retention")
+                     f"epoch: {'; '.join(tried)}; DMIN itself keeps {own:.2f} in training); widen --keep-rate-window, raise --lipn-lr, or train the teacher with another retention")
 
 
 def _fit_once(
