@@ -150,7 +150,7 @@ def _instances(
     """HR features and screening images of the tiles that lie in an LR tile, in the order of the pairs."""
     out, ignored = [], 0
     for p, pictures, bag in zip(paired, images, high.bags):
-        out.append(Instances(bag.features[torch.from_numpy(p.hr_index)].to(device), torch.from_numpy(pictures).to(device)))
+        out.append(Instances(bag.features[torch.from_numpy(p.hr_index.copy())].to(device), torch.from_numpy(pictures).to(device)))
         ignored += len(bag.features) - len(p.hr_index)
     if ignored:
         say(f"{ignored} HR tile(s) lie in no LR tile and are left out; prediction will not find them either")
