@@ -8,18 +8,23 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import options, student_options
+from lrmil_cli.commands.distill_screened import distill_screened
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
 Weight = Optional[float]
+#: What runs a method other than LRMIL, given the report and all parameters by name.
+OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened}
 
 
 def distill_student(
+    ctx: typer.Context,
     manifest: options.Manifest,
     tiles: Annotated[str, typer.Option("--tiles", metavar="DIR", help="Folder of LR tile tables.", show_default=False)],
     encoder: options.Encoder,
     output: Annotated[str, typer.Option("-o", "--output", metavar="MODEL.safetensors", help="The model.", show_default=False)],
+    method: student_options.Method = "lrmil",
     pairs: Annotated[Optional[str], typer.Option("--pairs", metavar="DIR", help="Folder of pairs tables.", show_default=False)] = None,
     teacher: Annotated[Optional[str], typer.Option("--teacher", metavar="DIR", help="Folder made by train-teacher.", show_default=False)] = None,
     features: Annotated[Optional[str], typer.Option("--features", metavar="DIR", help="HR features.  [default: the folder that teacher.json names]", show_default=False)] = None,
@@ -40,10 +45,21 @@ def distill_student(
     missing_teacher: Annotated[Optional[str], typer.Option("--missing-teacher", help="error, or ce-only: train such slides with the label alone.  [default: error]", show_default=False)] = None,
     attention_row: Annotated[Optional[str], typer.Option("--attention-row", help="Of a teacher with attention a class: the row of its predicted class, or of the label.  [default: predicted]", show_default=False)] = None,
     crossfit: Annotated[Optional[int], typer.Option("--crossfit", min=2, help="Inner folds for targets by heads that did not see the slide.  [default: off]", show_default=False)] = None,
+    screen_px: student_options.ScreenPx = None,
+    screen_source: student_options.ScreenSource = None,
+    branches: student_options.Branches = None,
+    p_soft: student_options.PSoft = None,
+    cross_ema: student_options.CrossEma = None,
+    freeze_dmin: student_options.FreezeDmin = None,
+    lipn_lr: student_options.LipnLr = None,
+    dmin_lr: student_options.DminLr = None,
+    keep_rate_window: student_options.KeepRateWindow = None,
+    official_modes: student_options.OfficialModes = False,
     head: options.Head = "abmil",
     head_option: options.HeadOption = None,
     gated: options.Gated = False,
     proj_dim: options.ProjDim = 0,
+    classifier: options.Classifier = None,
     folds: options.Folds = 5,
     recipe: options.Recipe = "common",
     lr: options.HeadLearningRate = None,
@@ -64,7 +80,7 @@ def distill_student(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Stage 2: distil the teacher into an LR student.
+    """Stage 2: distil the teacher into an LR student, or into one that picks the HR tiles to read (--method ahdmil, hdmil).
 
     The student head learns from the labels, the teacher's predictions and its attention. The model file holds the LR
     encoder and one head a fold; predict needs nothing else. Beside it a receipt says what distillation bought: teacher,
@@ -82,6 +98,9 @@ def distill_student(
     target = Path(output)
     if target.suffix != ".safetensors":
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
+    student_options.check_method(ctx, method)
+    if method in OTHER_METHODS:
+        return OTHER_METHODS[method](report, ctx.params)
     if no_baseline and baseline_encoder:
         raise UsageError("--no-baseline and --baseline-encoder exclude each other")
     changes = {
@@ -90,7 +109,7 @@ def distill_student(
         "hard": hard, "k": k, "unmatched": unmatched, "missing_teacher": missing_teacher, "crossfit": crossfit, "attention_row": attention_row,
     }
     distill = preset_settings(preset, {n: v for n, v in changes.items() if v is not None})
-    spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
+    spec = head_spec(head, options.head_options(gated, proj_dim, classifier, head_option))
     settings = train_settings(recipe, head, {
         "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
         "balanced_sampling": balanced_sampling, "seed": seed})

@@ -66,9 +66,10 @@ EncoderOrNone = Annotated[Optional[str], _ENCODER]
 Embedding = Annotated[Optional[str], typer.Option("--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False)]
 InputSize = Annotated[Optional[int], typer.Option("--input-size", min=8, help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]", show_default=False)]
 RandomInit = Annotated[bool, typer.Option("--random-init", help="Random encoder weights, for dry runs; the files say so.")]
-Head = Annotated[str, typer.Option("--head", help="MIL head: meanpool, maxpool, abmil, clam_sb, clam_mb, dsmil, transmil or dtfd.")]
+Head = Annotated[str, typer.Option("--head", help="MIL head: meanpool, maxpool, abmil, clam_sb, clam_mb, dmin, dsmil, transmil or dtfd.")]
 HeadOption = Annotated[Optional[list[str]], typer.Option("--head-option", metavar="KEY=VALUE", help="An option of the head, such as size=big or subtyping=true; `lrmil info --heads` lists them. May be repeated.", show_default=False)]
 Gated = Annotated[bool, typer.Option("--gated", help="Gated attention: short for --head-option gated=true.")]
+Classifier = Annotated[Optional[str], typer.Option("--classifier", metavar="linear|cka", help="Bag classifier of abmil, clam_sb, clam_mb and dmin; cka is a layer of Chebyshev polynomials: short for --head-option classifier=NAME.  [default: as the head says]", show_default=False)]
 ProjDim = Annotated[int, typer.Option("--proj-dim", min=0, help="Width of a projection in front of the head: short for --head-option embed_dim=N.  [0: as the head says]")]
 Folds = Annotated[int, typer.Option("--folds", help="Folds to draw, where nothing else defines them.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="common: the same training for every head, for comparisons; published: as its authors trained the head (optimiser, rates, epochs, stopping, sampling). Options given beside it win.")]
@@ -88,13 +89,13 @@ def bad_tiles_text(slide_id: str, bad: int, read: int) -> str:
     return f"{slide_id}: {bad} of {bad + read} tiles cannot be decoded and were left out{much}"
 
 
-def head_options(gated: bool, proj_dim: int, pairs: list[str] | None) -> dict[str, Any]:
+def head_options(gated: bool, proj_dim: int, classifier: str | None, pairs: list[str] | None) -> dict[str, Any]:
     """Options of a head that differ from its defaults; values of ``KEY=VALUE`` are read as JSON, else as text.
 
     Raises:
         UsageError: not KEY=VALUE, or a key given twice.
     """
-    given = ({"gated": True} if gated else {}) | ({"embed_dim": proj_dim} if proj_dim else {})
+    given = ({"gated": True} if gated else {}) | ({"embed_dim": proj_dim} if proj_dim else {}) | ({"classifier": classifier} if classifier else {})
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
         if not (key and equals):

@@ -22,6 +22,7 @@ def train_teacher(
     head_option: options.HeadOption = None,
     gated: options.Gated = False,
     proj_dim: options.ProjDim = 0,
+    classifier: options.Classifier = None,
     folds: options.Folds = 5,
     recipe: options.Recipe = "common",
     lr: options.HeadLearningRate = None,
@@ -62,7 +63,7 @@ def train_teacher(
     _check_source(tiles, encoder, features, {"--embedding": embedding, "--input-size": input_size, "--random-init": random_init or None,
                                                "--compile": compile or None,
                                                "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile})
-    spec = head_spec(head, options.head_options(gated, proj_dim, head_option))
+    spec = head_spec(head, options.head_options(gated, proj_dim, classifier, head_option))
     settings = train_settings(recipe, head, {
         "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
         "balanced_sampling": balanced_sampling, "seed": seed})

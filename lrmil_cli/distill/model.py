@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +50,15 @@ class Model:
         return self
 
 
-def save_model(path: str | Path, header: dict[str, Any], encoders: list[Encoder], heads: list[MILHead], encoder_of: list[int]) -> None:
-    """Write a model file.
+def save_model(
+    path: str | Path, header: dict[str, Any], encoders: list[Encoder], heads: list[MILHead], encoder_of: list[int], rest: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model file; ``rest`` are the tensors that a method has besides.
 
     Raises:
         MachineError: the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = dict(rest or {})
     for e, encoder in enumerate(encoders):
         tensors |= {f"encoder{e}.{k}": v for k, v in encoder.weights().items()}
     for h, head in enumerate(heads):
@@ -67,12 +69,24 @@ def save_model(path: str | Path, header: dict[str, Any], encoders: list[Encoder]
 
 
 def load_model(path: str | Path) -> Model:
-    """Open a model file on the CPU, in evaluation mode.
+    """Open a model file of LRMIL on the CPU, in evaluation mode.
 
     Raises:
-        InputError: not a model file, or damaged.
+        InputError: not a model file, of another method, or damaged.
+    """
+    return load_parts(path, ("lrmil",))[0]
+
+
+def load_parts(path: str | Path, methods: Collection[str] | None = None) -> tuple[Model, dict[str, Tensor]]:
+    """Encoders and heads of a model file of any of ``methods`` (None: of all there are), and all its tensors.
+
+    Raises:
+        InputError: as :func:`load_model`.
     """
     header, tensors = load_tensors(path, "model")
+    method = header.get("method", "lrmil")
+    if methods is not None and method not in methods:
+        raise InputError(f"{path}: a model of method {method}; here one of {' or '.join(methods)} is needed (distill-student --method)")
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
@@ -90,7 +104,7 @@ def load_model(path: str | Path) -> Model:
     for n, head in zip(of, heads):
         if head.in_dim != encoders[n].embed_dim or head.num_classes != len(classes):
             raise InputError(f"{path}: head and encoder do not fit; run `lrmil distill-student` again")
-    return Model(header, encoders, heads, of, classes, settings_from_json(tiles, str(path)))
+    return Model(header, encoders, heads, of, classes, settings_from_json(tiles, str(path))), tensors
 
 
 def predict_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

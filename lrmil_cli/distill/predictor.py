@@ -13,7 +13,9 @@ from lrmil_cli.distill import model as models
 from lrmil_cli.distill.prediction import Prediction, Predictor, Progress
 from lrmil_cli.encoders.compiled import compile_encoder
 from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
+from lrmil_cli.errors import UsageError
 from lrmil_cli.files.header import last_digest
+from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
@@ -68,6 +70,9 @@ def open_torch(
     Raises:
         InputError: not a model file, or damaged. UsageError, MachineError: the device.
     """
+    method = read_tensor_header(path, "model").get("method", "lrmil")
+    if method != "lrmil":
+        raise UsageError(f"{path}: a model of method {method}, which predict does not run yet; its out-of-fold predictions stand beside it")
     where = pick_device(device)
     loaded = models.load_model(path).to(where)
     if allow_upsample:

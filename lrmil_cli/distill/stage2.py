@@ -12,6 +12,7 @@ import torch
 
 from lrmil_cli.distill import student
 from lrmil_cli.distill.agreement import slide_agreement
+from lrmil_cli.distill.guide import check_classes, check_features, folds_like
 from lrmil_cli.distill.highres import load_high
 from lrmil_cli.distill.model import save_model
 from lrmil_cli.distill.receipt import FILES, cost_of, existing_receipt, write_receipt
@@ -28,7 +29,7 @@ from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
-from lrmil_cli.training.folds import fold_names, make_folds, members
+from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
 
@@ -92,9 +93,9 @@ def train_student(
     guide = read_teacher(teacher) if teacher else None
     if distill.uses_teacher and (guide is None or pairs is None):
         raise UsageError(f"preset {preset} distils from a teacher: give --teacher and --pairs, or use --preset lr-only or patch")
-    if guide is not None and guide.classes != manifest.classes:
-        raise InputError(f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the manifest has {', '.join(manifest.classes)}")
-    table = _folds(manifest, guide, folds, training.seed)
+    if guide is not None:
+        check_classes(guide, manifest)
+    table = folds_like(manifest, guide, folds, training.seed)
     names = fold_names(table)
     tables = tile_tables(manifest, tiles)
     encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"], warn)
@@ -113,7 +114,7 @@ def train_student(
         folder = Path(features) if features else guide.features
         # Slides that are only tested serve the receipt, which can do without them.
         high = load_high(ids, taught | tested, folder, pairs, tables, device, required=taught if distill.missing_teacher == "error" else ())
-        _check_features(guide, folder, ids, high, warn)
+        check_features(guide, folder, ids, high, warn)
 
     def embedded(e: Encoder, where: Path) -> Bags:
         return embed_cohort(e, manifest, tables, where, device=device, batch_size=batch_size, workers=workers, on_bad_tile=on_bad_tile,
@@ -280,26 +281,6 @@ def _baseline_encoder(baseline: str | None, lr: Encoder, tile_px: int, warn: Cal
                       "or leave the comparison out with --no-baseline") from e
 
 
-def _folds(manifest: Manifest, guide: Teacher | None, folds: int, seed: int) -> pd.DataFrame:
-    """The teacher's folds, so that both are judged alike; drawn anew without a teacher.
-
-    Raises:
-        InputError: the manifest has a slide that the teacher's folds do not.
-    """
-    if guide is None:
-        return make_folds(manifest, folds, seed)
-    known = guide.folds.set_index("slide_id")
-    absent = [e.slide_id for e in manifest if e.slide_id not in known.index]
-    if absent:
-        raise InputError(f"{guide.path}: slide {absent[0]} is not in the teacher's folds.csv ({len(absent)} slide(s)); "
-                         "train teacher and student on one manifest")
-    table = known.loc[[e.slide_id for e in manifest]].reset_index()
-    changed = [e.slide_id for e, label in zip(manifest, table["label"]) if e.label != label]
-    if changed:
-        raise InputError(f"{guide.path}: slide {changed[0]} had another label when the teacher was trained; train it again")
-    return table
-
-
 def _encoders(args: EncoderArgs, folds: int, tile_px: int, warn: Callable[[str], None]) -> tuple[list[Encoder], list[int]]:
     """One shared encoder, or one a fold where the spec holds ``{fold}``; and which encoder each fold uses."""
     specs = [args.spec.replace("{fold}", str(k)) for k in range(1, folds + 1)] if "{fold}" in args.spec else [args.spec]
@@ -316,22 +297,3 @@ def _compare_embeddings(guide: Teacher, own: str, say: Callable[[str], None], wa
             f"the student's is {own}, please compare")
     elif theirs != own:
         warn(f"the student's embedding is {own}, the teacher's {theirs}; use the same --embedding on both sides")
-
-
-def _check_features(
-    guide: Teacher, folder: Path, ids: list[str], high: HighResolution, warn: Callable[[str], None]
-) -> None:
-    """The teacher's heads understand the features that they were trained on and no others.
-
-    Raises:
-        InputError: the features in ``folder`` have another width.
-    """
-    width = guide.header["in_dim"]
-    for slide_id, bag in zip(ids, high.bags):
-        if bag is not None and bag.features.shape[1] != width:
-            raise InputError(f"{folder}: the features of {slide_id} are {bag.features.shape[1]} wide, the teacher was trained on {width}; "
-                             "--features names the folder that train-teacher used")
-    known = guide.header.get("feature_digests", {})
-    other = [i for i in ids if f"hr/{i}" in high.inputs and known.get(i, high.inputs[f"hr/{i}"]) != high.inputs[f"hr/{i}"]]
-    if other:
-        warn(f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was trained on")

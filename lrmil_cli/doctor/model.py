@@ -26,7 +26,7 @@ class Opened:
 
 def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
     """All checks of a model or encoder file, and the file where it is good."""
-    from lrmil_cli.distill.model import load_model
+    from lrmil_cli.distill.model import load_parts
     from lrmil_cli.encoders.spec import load_encoder_file
     from lrmil_cli.files.tensors import read_tensor_header, read_tensor_metadata
 
@@ -37,9 +37,10 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
             encoder = load_encoder_file(path)
             opened, about = Opened(header, [encoder], None), f"encoder {encoder.info.name}, {encoder.info.image_size} px input"
         else:
-            model = load_model(path)
+            model = load_parts(path)[0]
             opened = Opened(header, model.encoders, model.tiles)
-            about = (f"model of {len(model.heads)} fold head(s), {len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
+            method = header.get("method", "lrmil")
+            about = (f"{'' if method == 'lrmil' else method + ' '}model of {len(model.heads)} fold head(s), {len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
                      f"tiles of {model.tiles.tile_px} px at {model.tiles.mpp:g} um/px")
     except LrmilError as e:
         return [failed("complete", e, str(path))], None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrmil_cli.heads.base import MILHead, MILOutput, Scorer, check_bag, register
+from lrmil_cli.heads.chebyshev import DEGREE, make_classifier
 from lrmil_cli.heads.parts import embedding
 
 
@@ -20,19 +21,20 @@ class ABMIL(MILHead):
     Args:
         hidden: width of the scorer; gated: tanh * sigmoid instead of tanh; dropout: in projection and scorer.
         embed_dim: width of a shared projection Linear + ReLU in front; None for none.
+        classifier: "linear" or "cka" (Chebyshev polynomials); degree: of cka.
     """
 
     attention_kind = "native"
 
     def __init__(
         self, in_dim: int, num_classes: int, *, hidden: int = 128, gated: bool = False,
-        embed_dim: int | None = None, dropout: float = 0.0,
+        embed_dim: int | None = None, dropout: float = 0.0, classifier: str = "linear", degree: int = DEGREE,
     ):
         super().__init__(in_dim, num_classes)
         width = embed_dim or in_dim
         self.project = embedding(in_dim, embed_dim, dropout)
         self.scorer = Scorer(width, hidden, gated=gated, dropout=dropout)
-        self.classifier = nn.Linear(width, num_classes)
+        self.classifier = make_classifier(classifier, width, num_classes, degree)
 
     def forward(
         self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrmil_cli.errors import UsageError
 from lrmil_cli.heads.base import MILHead, MILOutput, Scorer, bag_cross_entropy, check_bag, register
-from lrmil_cli.heads.parts import embedding, smooth_svm, xavier
+from lrmil_cli.heads.chebyshev import DEGREE, make_classifier, own_logits
+from lrmil_cli.heads.parts import clustering_loss, embedding, xavier
 
 #: Width of the scorer.
 SIZES = {"small": 256, "big": 384}
@@ -24,6 +24,7 @@ class _CLAM(MILHead):
             instances are also examples of what the other classes do not look like.
         inst_loss: "ce" or "svm" (smooth top-1 SVM, what the published commands use).
         bag_weight: of the bag loss; the instance loss has the rest. init: "default" or "xavier".
+        classifier: of bags, "linear" or "cka" (Chebyshev polynomials); degree: of cka.
     """
 
     attention_kind = "native"
@@ -33,6 +34,7 @@ class _CLAM(MILHead):
         self, in_dim: int, num_classes: int, *, embed_dim: int = 512, dropout: float = 0.25, size: str = "small",
         hidden: int | None = None, gated: bool = True, k: int = 8, subtyping: bool = False, inst_loss: str = "ce",
         bag_weight: float = 0.7, init: str = "default",
+        classifier: str = "linear", degree: int = DEGREE,
     ):
         for name, value, choices in (("size", size, SIZES), ("inst_loss", inst_loss, ("ce", "svm")), ("init", init, ("default", "xavier"))):
             if value not in choices:
@@ -41,11 +43,11 @@ class _CLAM(MILHead):
         self.k, self.subtyping, self.inst_loss, self.bag_weight = k, subtyping, inst_loss, bag_weight
         self.project = embedding(in_dim, embed_dim, dropout)
         self.scorer = Scorer(embed_dim, hidden or SIZES[size], num_classes if self.multi_branch else 1, gated=gated, dropout=0.25 if dropout else 0.0)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = make_classifier(classifier, embed_dim, num_classes, degree, separate=self.multi_branch)
         self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
         if init == "xavier":
             xavier(self)
-            if self.multi_branch:  # its C classifiers are separate layers of one output each
+            if self.multi_branch and classifier == "linear":  # its C classifiers are separate layers of one output each
                 nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
 
     def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
@@ -55,27 +57,9 @@ class _CLAM(MILHead):
         }
 
     def instance_loss(self, out: MILOutput, label: int) -> Tensor:
-        """``L_inst``: the ``k`` most attended instances of the slide's class are examples of it, the ``k`` least are not.
-
-        The choice carries no gradient, the instances do. ``k' = min(k, N // 2)``, so that no instance is in both sets;
-        a bag of one has loss 0.
-        """
-        h, rows = out.extra["instances"], out.extra["rows"].detach()
-        k = min(self.k, len(h) // 2)
-        if k == 0:
-            return h.sum() * 0
-        total = h.new_zeros(())
-        for c, classifier in enumerate(self.instance_classifiers):
-            order = rows[c if len(rows) > 1 else 0].argsort(descending=True, stable=True)
-            if c == label:
-                picked, target = torch.cat([order[:k], order[-k:]]), torch.arange(2, device=h.device).flip(0).repeat_interleave(k)
-            elif self.subtyping:
-                picked, target = order[:k], torch.zeros(k, dtype=torch.long, device=h.device)
-            else:
-                continue
-            logits = classifier(h[picked]).float()
-            total = total + (F.cross_entropy(logits, target) if self.inst_loss == "ce" else smooth_svm(logits, target))
-        return total / self.num_classes if self.subtyping else total
+        """``L_inst``, see :func:`lrmil_cli.heads.parts.clustering_loss`."""
+        return clustering_loss(out.extra["instances"], out.extra["rows"].detach(), label, self.instance_classifiers, k=self.k,
+                               subtyping=self.subtyping, svm=self.inst_loss == "svm")
 
 
 @register("clam_sb")
@@ -112,6 +96,6 @@ class CLAMMB(_CLAM):
         h = self.project(features)
         rows = self.scorer(h).float()
         bags = torch.softmax(rows, 1).to(h.dtype) @ h
-        logits = ((self.classifier.weight * bags).sum(1) + self.classifier.bias).float()
+        logits = own_logits(self.classifier, bags).float()
         scores = rows[logits.argmax()]
         return MILOutput(logits, scores, torch.softmax(scores, 0), bags, class_scores=rows, extra={"instances": h, "rows": rows})

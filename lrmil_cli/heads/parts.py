@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,36 @@ def smooth_svm(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tens
     top = logits.topk(2, dim=1).values
     hard = (top[:, 0] - top[:, 1]).detach() >= temperature * HARD_MARGIN
     return torch.where(hard, margins.max(1).values, smooth).mean()
+
+
+def clustering_loss(
+    h: Tensor, rows: Tensor, label: int, classifiers: Sequence[nn.Module], *, k: int, subtyping: bool, svm: bool
+) -> Tensor:
+    """CLAM's instance loss: the ``k`` most attended instances of the slide's class are examples of it, the ``k`` least are not.
+
+    The choice carries no gradient, the instances do. ``k' = min(k, N // 2)``, so that no instance is in both sets; a bag of
+    one has loss 0.
+
+    Args:
+        h: instances [N, L]; rows: attention [C, N], or [1, N] for all classes; classifiers: ``L -> 2``, one a class.
+        subtyping: classes exclude each other: the ``k`` most attended of the other classes are no examples of these.
+        svm: smooth top-1 SVM in place of cross-entropy.
+    """
+    k = min(k, len(h) // 2)
+    if k == 0:
+        return h.sum() * 0
+    total = h.new_zeros(())
+    for c, classifier in enumerate(classifiers):
+        order = rows[c if len(rows) > 1 else 0].argsort(descending=True, stable=True)
+        if c == label:
+            picked, target = torch.cat([order[:k], order[-k:]]), torch.arange(2, device=h.device).flip(0).repeat_interleave(k)
+        elif subtyping:
+            picked, target = order[:k], torch.zeros(k, dtype=torch.long, device=h.device)
+        else:
+            continue
+        logits = classifier(h[picked]).float()
+        total = total + (smooth_svm(logits, target) if svm else torch.nn.functional.cross_entropy(logits, target))
+    return total / len(classifiers) if subtyping else total
 
 
 def xavier(module: nn.Module) -> None:

@@ -131,13 +131,18 @@ def score(manifest: Manifest, results: list[FoldResult]) -> tuple[pd.DataFrame, 
 
 def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: Callable[[int], Bags]) -> dict[str, Any]:
     """Temperature of the probabilities by each head's validation slides: no test slide has a say in it."""
+    return calibrate(manifest, results, lambda r, index: predict_bags(r.fit.head, [bags_of_fold(r.fold).all[i] for i in index]))
+
+
+def calibrate(manifest: Manifest, results: list[FoldResult], predict: Callable[[FoldResult, list[int]], np.ndarray]) -> dict[str, Any]:
+    """As :func:`calibration`, for any ``predict``: a fold's result and indices of slides -> probabilities [n, C]."""
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     labels = [manifest.classes.index(e.label) for e in manifest]
     said, truth = [np.zeros((0, len(manifest.classes)))], []
     for r in results:
         index = [at[s] for s in r.parts["val"]]
         if index:
-            said.append(predict_bags(r.fit.head, [bags_of_fold(r.fold).all[i] for i in index]))
+            said.append(predict(r, index))
             truth += [labels[i] for i in index]
     return {"temperature": round(fit_temperature(np.array(truth, np.int64), np.concatenate(said)), 6), "slides": len(truth), "of": "validation"}
 

@@ -183,13 +183,14 @@ def _damage(output: Path, wanted: str, folds: int) -> str | None:
     return None if all(last_digest(h) == wanted for h in headers) else f"{output}: holds files of another run"
 
 
-def write_curves(path: Path, header: dict[str, Any], results: list[FoldResult]) -> None:
-    """Curves as ``path`` (CSV) and as a PNG of the same stem."""
+def write_curves(path: Path, header: dict[str, Any], results: list[FoldResult], panels: list[tuple[str, list[str]]] | None = None) -> None:
+    """Curves as ``path`` (CSV) and as a PNG of the same stem; ``panels`` as :func:`plot_curves` takes them, else by the loss terms."""
     curves = crossval.curves_table(results)
     write_table(path, header, curves)
-    losses = [c for c in curves.columns if c.startswith("train_") and c != "train_total"]
-    panels = [("training loss (total)", ["train_total"]), ("validation cross-entropy", ["val_ce"]), ("validation AUC", ["val_auc"])]
-    if len(losses) > 1:
-        panels[1:1] = [(c.removeprefix("train_") + " (training)", [c]) for c in losses]
+    if panels is None:
+        losses = [c for c in curves.columns if c.startswith("train_") and c != "train_total"]
+        panels = [("training loss (total)", ["train_total"]), ("validation cross-entropy", ["val_ce"]), ("validation AUC", ["val_auc"])]
+        if len(losses) > 1:
+            panels[1:1] = [(c.removeprefix("train_") + " (training)", [c]) for c in losses]
     plot_curves(path.with_suffix(".png"), curves.fillna({"val_auc": float("nan")}), panels,
                 {r.fold: r.fit.best_epoch for r in results})
