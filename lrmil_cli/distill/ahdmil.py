@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrmil_cli.device import optimizer_for, seed_everything
-from lrmil_cli.distill.screening import Screener, Screening, cross_ema, screen, seeded_screener
+from lrmil_cli.distill.screening import Screener, Screening, cross_ema, refresh_statistics, screen, seeded_screener
 from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.heads.base import bag_cross_entropy
 from lrmil_cli.heads.dmin import DMIN, straight_through, union_rate
@@ -168,6 +168,8 @@ def _fit_once(
     for epoch in range(1, settings.epochs + 1):
         means = _epoch(head, screener, slides, labels, draw_order(labels, usable, True, rng), optimizer, tuner, settings, rng)
         cross_ema(screener, settings.cross_ema)
+        if not settings.official_modes:
+            refresh_statistics(screener, [slides[i].images for i in usable])
         row: dict[str, Any] = {"epoch": epoch, **{f"train_{k}": v for k, v in means.items()}}
         if not np.isfinite(row["train_total"]) or not np.isfinite(row.get("train_ce", 0.0)):
             raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lipn-lr or --dmin-lr")

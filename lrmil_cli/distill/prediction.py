@@ -100,7 +100,7 @@ def attention_table(predictor: Predictor, p: Prediction, record: dict[str, Any])
     if p.class_scores is not None:
         for name, scores in zip(predictor.classes, p.class_scores):
             rows[f"score_{name}"] = scores
-    short = {k: record[k] for k in ("predicted", "probabilities", "tiles", "tiles_read", "answered_at", "uncertain", "bad_tiles") if k in record}
+    short = {k: record[k] for k in ("predicted", "probabilities", "tiles", "tiles_read", "answered_at", "uncertain", "bad_tiles", "kept_rate") if k in record}
     header = make_header("attention", slide=record["slide"], settings=record["settings"], history=record["history"], roi=record["roi"],
                          prediction=short, attention_kind=predictor.header.get("attention_kind"), tables=sorted(p.tables))
     return header, rows

@@ -20,6 +20,9 @@ from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
 
+#: Methods whose models pick the HR tiles that are read.
+SCREENED = ("ahdmil", "hdmil")
+
 
 @dataclass
 class LowResolution:
@@ -63,21 +66,40 @@ class LowResolution:
 
 def open_torch(
     path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, compile: bool = False,
-    warn: Callable[[str], None] = lambda text: None,
+    budget: dict[str, float] | None = None, warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
-    """Load a model onto a device.
+    """Load a model of any method onto a device.
+
+    Args:
+        budget: fields of :class:`lrmil_cli.distill.ondemand.Budget` that differ from its defaults.
 
     Raises:
-        InputError: not a model file, or damaged. UsageError, MachineError: the device.
+        InputError: not a model file, or damaged. UsageError: a budget for a model that reads no HR tiles.
+        MachineError: the device.
     """
-    method = read_tensor_header(path, "model").get("method", "lrmil")
-    if method != "lrmil":
-        raise UsageError(f"{path}: a model of method {method}, which predict does not run yet; its out-of-fold predictions stand beside it")
     where = pick_device(device)
-    loaded = models.load_model(path).to(where)
+    batch = BatchSize(batch_size, where, warn)
+    method = read_tensor_header(path, "model").get("method", "lrmil")
+    if method in SCREENED:
+        from lrmil_cli.distill.ondemand import Budget, ScreenedPredictor
+        from lrmil_cli.distill.screened import load_screened
+
+        budget = Budget(**(budget or {}))
+        loaded = load_screened(path).to(where)
+        if allow_upsample:
+            loaded.base.tiles, loaded.hr_tiles = (replace(t, allow_upsample=True) for t in (loaded.base.tiles, loaded.hr_tiles))
+        _compile(loaded.base, loaded.hr_tiles.tile_px, where, compile)
+        return ScreenedPredictor(path, loaded, where, batch, budget)
+    if budget:
+        raise UsageError(f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}")
+    plain = models.load_model(path).to(where)
     if allow_upsample:
-        loaded.tiles = replace(loaded.tiles, allow_upsample=True)
-    if compile:
-        for encoder in loaded.encoders:
-            compile_encoder(encoder, loaded.tiles.tile_px, where)
-    return LowResolution(path, loaded, where, BatchSize(batch_size, where, warn))
+        plain.tiles = replace(plain.tiles, allow_upsample=True)
+    _compile(plain, plain.tiles.tile_px, where, compile)
+    return LowResolution(path, plain, where, batch)
+
+
+def _compile(model: models.Model, tile_px: int, where: torch.device, wanted: bool) -> None:
+    if wanted:
+        for encoder in model.encoders:
+            compile_encoder(encoder, tile_px, where)

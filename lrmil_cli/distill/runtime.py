@@ -16,7 +16,7 @@ RUNTIMES = ("auto", "torch", "onnx", "onnx-int8")
 
 def open_predictor(
     path: str, *, runtime: str = "auto", device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False,
-    compile: bool = False, warn: Callable[[str], None] = lambda text: None,
+    compile: bool = False, budget: dict[str, float] | None = None, warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """What predicts with a model file, or with the graphs of one.
 
@@ -24,6 +24,7 @@ def open_predictor(
         path: ``MODEL.safetensors``, or ``MODEL.onnx`` where only the graphs were handed over.
         runtime: one of :data:`RUNTIMES`; ``auto`` takes the graphs on a CPU where they, and ONNX Runtime, are there and fit the model.
         device: as :func:`lrmil_cli.device.pick_device` takes it; batch_size: tiles encoded at a time.
+        budget: of HR tiles, for models that pick them; see :class:`lrmil_cli.distill.ondemand.Budget`.
         compile: translate the encoder by torch.compile; with ``auto`` it asks for torch.
 
     Raises:
@@ -45,8 +46,10 @@ def open_predictor(
 
         int8 = runtime == "onnx-int8" or path.endswith(".int8.onnx")
         stem = Path(path.removesuffix(".onnx").removesuffix(".int8")) if given else Path(path)
+        if budget:
+            raise UsageError("--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles, which have no ONNX form")
         return open_graphs(*graph_paths(stem, int8=int8), path, model=None if given else read_tensor_header(path, "model"), **own)
-    if runtime == "auto" and not compile and device in ("auto", "cpu") and not (device == "auto" and likely_gpu()):
+    if runtime == "auto" and not compile and not budget and device in ("auto", "cpu") and not (device == "auto" and likely_gpu()):
         graphs = graph_paths(path)
         if all(g.exists() for g in graphs) and importlib.util.find_spec("onnxruntime") is not None:
             from lrmil_cli.distill.onnx_runtime import open_graphs
@@ -57,7 +60,7 @@ def open_predictor(
                 warn(f"{e}; going on with torch")
     from lrmil_cli.distill.predictor import open_torch
 
-    return open_torch(path, device=device, compile=compile, warn=warn, **own)
+    return open_torch(path, device=device, compile=compile, budget=budget, warn=warn, **own)
 
 
 def graph_paths(model: str | Path, *, int8: bool = False) -> tuple[Path, Path]:

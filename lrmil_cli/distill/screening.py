@@ -107,6 +107,28 @@ def screening_of(scores: Tensor, threshold: float = 0.0) -> Screening:
 
 
 @torch.no_grad()
+def refresh_statistics(screener: Screener, slides: list[Tensor]) -> None:
+    """Running statistics of batch norm as the mean over slides, each a batch, of what they are with the weights of now.
+
+    The moving average that training keeps lags behind weights that move fast, and the screener then keeps all or nothing of a
+    slide in evaluation (our choice; the method is silent).
+
+    Args:
+        slides: screening images uint8 [N, s, s, 3] each, with N > 1.
+    """
+    norms = [m for m in screener.modules() if isinstance(m, nn.BatchNorm2d)]
+    usual = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain mean
+    screener.train()
+    for images in slides:
+        screener(images)
+    for m, momentum in zip(norms, usual):
+        m.momentum = momentum
+
+
+@torch.no_grad()
 def cross_ema(screener: Screener, share: float) -> None:
     """Each of two branches takes over ``share`` of the other's parameters (as they were); batch-norm buffers stay."""
     if not share:

@@ -72,18 +72,21 @@ def read_pairs(path: str | Path) -> PairedSlide:
                 raise ValueError("scale")
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path}: the pairs header is incomplete ({e}); run `lrmil match` again") from e
-    cell = (rows["cell_row"] * ratio + rows["cell_col"]).to_numpy()
-    if not len(rows) or cell.min() < 0 or cell.max() >= ratio**2:
-        raise InputError(f"{path}: no pairs in it, or cells outside the ratio {ratio}; run `lrmil match` again")
-    lr_index, first, region = np.unique(rows["lr_index"].to_numpy(), return_index=True, return_inverse=True)
-    hr_boxes = boxes_of(rows["hr_x"].to_numpy(), rows["hr_y"].to_numpy(), hr)
-    lr_boxes = boxes_of(rows["lr_x"].to_numpy()[first], rows["lr_y"].to_numpy()[first], lr)
-    offset = cell_offsets(hr_boxes, lr_boxes[region], cell, ratio)
-    order = np.lexsort((offset, region * ratio**2 + cell))
-    _, nearest = np.unique((region * ratio**2 + cell)[order], return_index=True)
-    chosen = order[nearest]
-    children = np.full((len(lr_index), ratio**2), -1, np.int64)
-    children[region[chosen], cell[chosen]] = chosen
+    try:
+        cell = (rows["cell_row"] * ratio + rows["cell_col"]).to_numpy()
+        if not len(rows) or cell.min() < 0 or cell.max() >= ratio**2:
+            raise InputError(f"{path}: no pairs in it, or cells outside the ratio {ratio}; run `lrmil match` again")
+        lr_index, first, region = np.unique(rows["lr_index"].to_numpy(), return_index=True, return_inverse=True)
+        hr_boxes = boxes_of(rows["hr_x"].to_numpy(), rows["hr_y"].to_numpy(), hr)
+        lr_boxes = boxes_of(rows["lr_x"].to_numpy()[first], rows["lr_y"].to_numpy()[first], lr)
+        offset = cell_offsets(hr_boxes, lr_boxes[region], cell, ratio)
+        order = np.lexsort((offset, region * ratio**2 + cell))
+        _, nearest = np.unique((region * ratio**2 + cell)[order], return_index=True)
+        chosen = order[nearest]
+        children = np.full((len(lr_index), ratio**2), -1, np.int64)
+        children[region[chosen], cell[chosen]] = chosen
+    except (OverflowError, ValueError) as e:
+        raise InputError(f"{path}: numbers in it that no slide has ({e}); run `lrmil match` again") from e
     return PairedSlide(slide_id, header, hr_boxes, lr_boxes, children, lr_index, rows["hr_index"].to_numpy(), region, offset)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -25,6 +26,9 @@ class Features:
     coords: np.ndarray
 
 
+#: What stands behind the end of HDF5, which its readers do not look at: a checksum of all bytes before it. The library itself
+#: crashes on some damaged files, so ours are looked at before it is.
+_MARK = b"\nlrmil blake2b-128 "
 #: How many times its size on disk a dataset may take in memory; a damaged one claims anything.
 MOST_UNPACKED = 200
 
@@ -63,7 +67,8 @@ def write_features(path: str | Path, header: dict[str, Any], features: np.ndarra
         }.items():
             at.attrs[key] = value
         h5.attrs["lrmil"] = json.dumps(sealed(header, features, coords), allow_nan=False)
-    write_bytes(path, sink.getvalue())
+    data = sink.getvalue()
+    write_bytes(path, data + _MARK + _checksum(data))
 
 
 def read_features(path: str | Path) -> Features:
@@ -74,6 +79,7 @@ def read_features(path: str | Path) -> Features:
     """
     import h5py
 
+    _check_bytes(path)
     try:
         with h5py.File(path, "r") as h5:
             header = _header(h5, path)
@@ -107,6 +113,25 @@ def read_features_header(path: str | Path) -> dict[str, Any]:
         raise
     except (OSError, KeyError, RuntimeError, TypeError) as e:
         raise InputError(f"{path}: not a complete HDF5 feature file ({type(e).__name__}); make it again") from e
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _check_bytes(path: str | Path) -> None:
+    """Of files that carry a checksum behind their end, whether it is right.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError:  # said in better words by who opens it
+        return
+    end = len(data) - 16 - len(_MARK)
+    if end >= 0 and data[end : end + len(_MARK)] == _MARK and _checksum(data[:end]) != data[-16:]:
+        raise InputError(f"{path}: damaged; make it again, or copy it again")
 
 
 def own_dataset(h5: Any, key: str, path: str | Path) -> Any:

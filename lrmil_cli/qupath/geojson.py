@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Measurement names are public API: QuPath projects and scripts refer to them.
+#: Further columns of attention tables and what QuPath calls them: whether a tile was read at HR, and the screener's score.
+MORE = {"kept": "LRMIL kept (0-1)", "screening": "LRMIL screening (0-1)"}
 SCALED, RAW, PERCENTILE = "LRMIL attention (0-1)", "LRMIL attention", "LRMIL attention percentile"
 NAMESPACE = uuid.UUID("6f1c1a0e-7f0a-5d3c-9a51-3d2b7c1e8f40")
 STYLES = ("tiles", "regions", "both")
@@ -152,6 +154,7 @@ def measurements(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     top = attention.max()
     out = {SCALED: attention / top if top > 0 else attention, RAW: attention, PERCENTILE: rows["percentile"].to_numpy(np.float64)}
     out |= {f"LRMIL score {c.removeprefix('score_')}": rows[c].to_numpy(np.float64) for c in rows.columns if c.startswith("score_")}
+    out |= {name: rows[c].to_numpy(np.float64) for c, name in MORE.items() if c in rows.columns}
     for name, values in out.items():
         if not np.isfinite(values).all():
             raise InputError(f"the attention table holds values of {name} that are not finite; run `lrmil predict` again")

@@ -1,15 +1,20 @@
 """``train-teacher --head dmin`` and ``distill-student --method ahdmil|hdmil`` on small slides."""
 
+import gzip
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lrmil_cli.app import run
 from lrmil_cli.distill.screened import load_screened
+from lrmil_cli.distill.screening import screen
 from lrmil_cli.distill.targets import read_pairs
 from lrmil_cli.distill.windows import make_images
+from lrmil_cli.files.features import read_features
+from lrmil_cli.files.tables import read_table
 from lrmil_cli.training.bags import list_tables
 
 
@@ -68,3 +73,92 @@ def test_what_cannot_be_done_is_said(chain, dmin, tmp_path, lrmil):
     said = lrmil(*[a if a != "demo-vit" else chain.encoder for a in student(chain, dmin, out, "--method", "ahdmil")])
     assert said.code == 3 and "not of" in said.err
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def hdmil(chain, dmin, tmp_path_factory):
+    """A model of HDMIL whose screener was moved so that it keeps about half of the tiles of a slide."""
+    from lrmil_cli.distill.model import save_model
+
+    at = tmp_path_factory.mktemp("hdmil")
+    assert run([str(a) for a in student(chain, dmin, at / "h.safetensors", "--method", "hdmil", "-q")]) == 0
+    m = load_screened(at / "h.safetensors")
+    rng = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for s in m.screeners:
+            for branch in s.branches:
+                branch.out.weight.copy_(torch.randn(branch.out.weight.shape, generator=rng) * 3)
+                branch.out.bias.zero_()
+    paired = read_pairs(chain.pairs / "s13.pairs.csv")
+    scores = screen(m.screeners[0], torch.from_numpy(make_images(paired, 16, "lr-tiles", None, 1))).scores
+    with torch.no_grad():
+        for branch in m.screeners[0].branches:
+            branch.out.bias -= scores.quantile(0.7, dim=1)
+    tensors = {f"screen{n}.{k}": v for n, s in enumerate(m.screeners) for k, v in s.state_dict().items()}
+    save_model(at / "m.safetensors", m.base.header, m.base.encoders, m.base.heads, m.base.encoder_of, tensors)
+    return at / "m.safetensors"
+
+
+def predicted(folder, name="s13"):
+    return json.loads((folder / f"{name}.prediction.json").read_text()), read_table(folder / f"{name}.attention.csv", "attention")[1]
+
+
+def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on_all_with_the_same_mask(chain, hdmil, tmp_path, lrmil, monkeypatch):
+    from lrmil_cli.distill import ondemand
+
+    encoded, boxes = [], []
+    embed, ahead = ondemand.embed_tiles, ondemand.read_ahead
+    monkeypatch.setattr(ondemand, "embed_tiles", lambda e, tiles, count, **k: encoded.append(count) or embed(e, tiles, count, **k))
+    monkeypatch.setattr(ondemand, "read_ahead", lambda slide, b, *a, **k: boxes.append(b) or ahead(slide, b, *a, **k))
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    said = lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, "--geojson", tmp_path / "maps", "--json")
+    assert said.code == 0, said.err
+    record, rows = predicted(tmp_path)
+    m, paired = load_screened(hdmil), read_pairs(chain.pairs / "s13.pairs.csv")
+    decision = screen(m.screeners[0], torch.from_numpy(make_images(paired, 16, "lr-tiles", None, 1)))
+    kept = decision.used.any(0).numpy()
+    assert 0 < kept.sum() < len(kept)
+    # the candidates of prediction, which come from LR pixels alone, are the pairs of the table
+    assert record["candidates"] == len(paired.hr_index) and record["tiles_read"]["hr"] == kept.sum() == sum(encoded) == sum(map(len, boxes))
+    assert {tuple(b) for b in boxes[0]} == {tuple(b) for b in paired.hr_boxes[kept]} == {tuple(b) for b in rows[["x", "y", "width", "height"]].to_numpy()}
+    assert record["kept_rate"] == pytest.approx(kept.mean(), abs=1e-6) and {"tissue", "lr_read", "screen", "read", "encode", "head"} <= record["seconds"].keys()
+    features = read_features(chain.teacher / "features" / "s13.h5").features[paired.hr_index]
+    with torch.inference_mode():
+        out = m.heads[0].select(torch.from_numpy(features), decision.used)
+    expected = torch.softmax(out.logits.double(), 0).numpy()
+    assert [record["probabilities"][c] for c in ("normal", "tumor")] == pytest.approx(expected.tolist(), abs=1e-5)
+    # all candidates in a file of their own, with what the screener said
+    _, screened = read_table(tmp_path / "s13.screen.attention.csv", "attention")
+    assert len(screened) == record["candidates"] and screened["kept"].sum() == kept.sum() and screened["attention"].sum() == pytest.approx(1, abs=1e-6)
+    assert ((screened["screening"] > 0.5) == decision.mask.any(0).numpy()).all()
+    maps = {f.name: json.loads(gzip.decompress(f.read_bytes())) for f in (tmp_path / "maps").iterdir()}
+    assert {n: len(d["features"]) for n, d in maps.items()} == {"s13.heatmap.geojson.gz": kept.sum(), "s13.screen.heatmap.geojson.gz": len(kept)}
+    assert {"LRMIL kept (0-1)", "LRMIL screening (0-1)"} < maps["s13.screen.heatmap.geojson.gz"]["features"][0]["properties"]["measurements"].keys()
+    assert lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, "--json").records[0]["status"] == "skipped"
+
+
+@pytest.mark.parametrize(("more", "least", "most"), [(["--keep-max", "0.1"], 0.0, 0.1), (["--keep-min", "0.9"], 0.9, 1.0), (["--keep-min", "1"], 1.0, 1.0)])
+def test_a_budget_holds(chain, hdmil, tmp_path, lrmil, more, least, most):
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    assert lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, *more).code == 0
+    record, _ = predicted(tmp_path)
+    n = record["candidates"]
+    assert np.ceil(least * n) <= record["tiles_read"]["hr"] <= max(1, np.floor(most * n))
+    _, screened = read_table(tmp_path / "s13.screen.attention.csv", "attention")
+    read = screened["kept"] == 1
+    assert not (~read).any() or screened["screening"][read].min() >= screened["screening"][~read].max() - 1e-6 or least  # the best by score
+
+
+def test_nothing_kept_takes_the_fallback_and_says_so(chain, hdmil, tmp_path, lrmil):
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    assert lrmil("predict", slide, "-m", hdmil, "--keep-threshold", "0.999999", "-o", tmp_path).code == 0
+    record, _ = predicted(tmp_path)
+    assert record["fallback"] == {"empty_classes": ["normal", "tumor"], "empty_folds": 1} and record["tiles_read"]["hr"] == np.ceil(0.05 * record["candidates"])
+
+
+def test_options_of_screened_models_are_refused_elsewhere(chain, hdmil, tmp_path, lrmil):
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    for model, more, words in ((chain.model, ["--keep-max", "0.5"], "models that pick HR tiles"), (hdmil, ["--keep-min", "0.8", "--keep-max", "0.2"], "--keep-min 0.8"),
+                               (hdmil, ["--escalate", str(chain.teacher)], "reads HR tiles by itself"), (hdmil, ["--keep-threshold", "1"], "--keep-threshold")):
+        said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p", *more)
+        assert said.code == 2 and words in said.err, said.err
