@@ -10,12 +10,13 @@ import typer
 
 from lrmil_cli.commands import options, student_options
 from lrmil_cli.commands.distill_screened import distill_screened
+from lrmil_cli.commands.distill_zoom import distill_zoom
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
 Weight = Optional[float]
 #: What runs a method other than LRMIL, given the report and all parameters by name.
-OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened}
+OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened, "zoommil": distill_zoom}
 
 
 def distill_student(
@@ -31,6 +32,8 @@ def distill_student(
     lr_features: Annotated[Optional[str], typer.Option("--lr-features", metavar="DIR", help="Where LR features are kept.  [default: <model>.features]", show_default=False)] = None,
     baseline_encoder: Annotated[Optional[str], typer.Option("--baseline-encoder", metavar="SPEC", help="Encoder of the LR-only student that the receipt compares with.  [default: the one that --encoder was distilled from]", show_default=False)] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it.")] = False,
+    mid_pairs: student_options.MidPairs = None,
+    mid_features: student_options.MidFeatures = None,
     preset: Annotated[str, typer.Option("--preset", help="lrmil, lr-only, patch, bag, bag-soft, bag-hard or official-code.")] = "lrmil",
     lambda_bag: Annotated[Weight, typer.Option("--lambda-bag", min=0.0, help="Weight of bag distillation (eq. 3).  [default: 1]", show_default=False)] = None,
     lambda_soft: Annotated[Weight, typer.Option("--lambda-soft", min=0.0, help="Weight of soft attention matching (eq. 4).  [default: 1]", show_default=False)] = None,

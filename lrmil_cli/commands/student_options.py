@@ -8,7 +8,9 @@ import typer
 
 from lrmil_cli.errors import UsageError
 
-Method = Annotated[str, typer.Option("--method", help="lrmil (LR tiles alone), ahdmil, or hdmil (read the HR tiles that a small network picks by LR pixels).")]
+Method = Annotated[str, typer.Option("--method", help="lrmil (LR tiles alone); ahdmil, hdmil (a small network picks by LR pixels the HR tiles to read); zoommil (a head that zooms in).")]
+MidPairs = Annotated[Optional[str], typer.Option("--mid-pairs", metavar="DIR", help="zoommil: pairs of a middle magnification with HR, for three levels; --pairs are then of LR with the middle.", show_default=False)]
+MidFeatures = Annotated[Optional[str], typer.Option("--mid-features", metavar="DIR", help="zoommil: features of the middle magnification.", show_default=False)]
 ScreenPx = Annotated[Optional[int], typer.Option("--screen-px", help="ahdmil, hdmil: side in px of an HR tile's screening image.  [default: 16]", show_default=False)]
 ScreenSource = Annotated[Optional[str], typer.Option("--screen-source", help="ahdmil, hdmil: cut screening images from lr-tiles, or from a thumbnail of the slide.  [default: lr-tiles]", show_default=False)]
 Branches = Annotated[Optional[int], typer.Option("--branches", min=1, max=2, help="ahdmil, hdmil: branches of the screening network.  [default: 2; hdmil: 1]", show_default=False)]
@@ -29,6 +31,8 @@ OF_METHODS: dict[str, set[str]] = {
               "random_init", "batch_size", "onnx", "on_bad_tile"},
     "ahdmil": _SCREENED,
     "hdmil": _SCREENED,
+    "zoommil": {"lr_features", "head_option", "folds", "recipe", "lr", "weight_decay", "class_weights", "balanced_sampling", "batch_size", "mid_pairs",
+                "mid_features"},
 }
 
 

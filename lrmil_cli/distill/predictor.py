@@ -22,6 +22,7 @@ from lrmil_cli.slides.tiles import TileSettings
 
 #: Methods whose models pick the HR tiles that are read.
 SCREENED = ("ahdmil", "hdmil")
+ZOOM = "zoommil"
 
 
 @dataclass
@@ -92,6 +93,14 @@ def open_torch(
         return ScreenedPredictor(path, loaded, where, batch, budget)
     if budget:
         raise UsageError(f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}")
+    if method == ZOOM:
+        from lrmil_cli.distill.zooming import ZoomPredictor, load_zoom
+
+        zoom = load_zoom(path).to(where)
+        if allow_upsample:
+            zoom.base.tiles, *zoom.levels = (replace(t, allow_upsample=True) for t in (zoom.base.tiles, *zoom.levels))
+        _compile(zoom.base, zoom.base.tiles.tile_px, where, compile)
+        return ZoomPredictor(path, zoom, where, batch)
     plain = models.load_model(path).to(where)
     if allow_upsample:
         plain.tiles = replace(plain.tiles, allow_upsample=True)

@@ -1,6 +1,16 @@
 """MIL aggregation heads behind one interface. A new head: one file here, and its name in the import below."""
 
-from lrmil_cli.heads import abmil, clam, dmin, dsmil, dtfd, pooling, transmil  # noqa: F401  (importing a head registers it)
-from lrmil_cli.heads.base import Bag, MILHead, MILOutput, build_head, head_defaults, head_names, head_table, register
+from lrmil_cli.heads import abmil, clam, dmin, dsmil, dtfd, pooling, transmil, zoommil  # noqa: F401  (importing a head registers it)
+from lrmil_cli.heads.base import (
+    Bag,
+    MILHead,
+    MILOutput,
+    PyramidBag,
+    build_head,
+    head_defaults,
+    head_names,
+    head_table,
+    register,
+)
 
-__all__ = ["Bag", "MILHead", "MILOutput", "build_head", "head_defaults", "head_names", "head_table", "register"]
+__all__ = ["Bag", "MILHead", "MILOutput", "PyramidBag", "build_head", "head_defaults", "head_names", "head_table", "register"]

@@ -28,6 +28,23 @@ class Bag(NamedTuple):
         return Bag(self.features.to(device), None if self.coords is None else self.coords.to(device))
 
 
+class PyramidBag(NamedTuple):
+    """One slide at several magnifications, for a head that zooms: features [N_t, D] of each level from the lowest, and of each level but the
+    last the rows int64 [N_t, r_t] of its tiles' children in the next one, -1 for a child that is not there."""
+
+    levels: tuple[Tensor, ...]
+    children: tuple[Tensor, ...]
+
+    @property
+    def features(self) -> Tensor:
+        """Of the lowest level."""
+        return self.levels[0]
+
+    def to(self, device: torch.device) -> PyramidBag:
+        """The bag on another device."""
+        return PyramidBag(tuple(v.to(device) for v in self.levels), tuple(v.to(device) for v in self.children))
+
+
 @dataclass
 class MILOutput:
     """What a head says of one bag of N instances and C classes.
@@ -60,6 +77,8 @@ class MILHead(nn.Module):
 
     attention_kind: Literal["native", "derived"] = "native"
     name: str = ""
+    #: What it is called with: a ``bag`` or a ``pyramid``.
+    takes: Literal["bag", "pyramid"] = "bag"
 
     def __init__(self, in_dim: int, num_classes: int):
         super().__init__()
@@ -133,8 +152,8 @@ def register(name: str):
 
 
 def head_names() -> list[str]:
-    """Names of all heads, sorted."""
-    return sorted(_REGISTRY)
+    """Names of all heads that take a bag, sorted."""
+    return sorted(n for n, head in _REGISTRY.items() if head.takes == "bag")
 
 
 def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any] | None = None) -> MILHead:

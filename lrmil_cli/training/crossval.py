@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lrmil_cli.errors import UsageError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import MILHead, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
@@ -32,7 +33,8 @@ def head_spec(name: str, options: dict[str, Any]) -> HeadSpec:
     Raises:
         UsageError: unknown head or option, said before any tile is encoded.
     """
-    build_head(name, 8, 2, options)
+    if build_head(name, 8, 2, options).takes == "pyramid":
+        raise UsageError(f"--head {name} looks at a pyramid of tiles; train it with `lrmil distill-student --method {name}`")
     return HeadSpec(name, options)
 
 

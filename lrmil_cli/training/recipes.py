@@ -19,6 +19,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "dmin": {**_CLAM, "lr": 3e-4},
     "dsmil": {"betas": (0.5, 0.9), "weight_decay": 1e-3, "schedule": "cosine", "epochs": 50, "patience": 10},
     "transmil": {"optimizer": "radam", "lr": 2e-4, "weight_decay": 1e-5, "patience": 10},
+    "zoommil": {"patience": 20, "balanced_sampling": True, "monitor": "loss"},
     "dtfd": {"weight_decay": 1e-4, "schedule": "step", "clip": 5.0, "select_from": 160, "min_epochs": 200},
 }
 

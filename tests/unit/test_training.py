@@ -150,7 +150,7 @@ def test_recipes_and_what_the_user_says_on_top():
     from lrmil_cli.heads import head_names
     from lrmil_cli.training.recipes import PUBLISHED, train_settings
 
-    assert set(PUBLISHED) == set(head_names())
+    assert set(PUBLISHED) == {*head_names(), "zoommil"}
     assert train_settings("common", "clam_sb", {"lr": None, "class_weights": False, "seed": 3}) == TrainSettings(seed=3)
     clam = train_settings("published", "clam_sb", {"lr": 2e-4, "patience": None})
     assert (clam.lr, clam.weight_decay, clam.min_epochs, clam.balanced_sampling, clam.monitor, clam.patience) == (2e-4, 1e-5, 50, True, "loss", 20)

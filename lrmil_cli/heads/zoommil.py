@@ -1,0 +1,123 @@
+"""ZoomMIL (Thandiackal et al. 2022): look at all tiles of a low magnification, pick a few, look at their children, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lrmil_cli.errors import UsageError
+from lrmil_cli.heads.base import MILHead, MILOutput, Scorer, check_bag, register
+from lrmil_cli.heads.parts import embedding
+from lrmil_cli.heads.topk import perturbed_topk, top_rows
+
+
+@register("zoommil")
+class ZoomMIL(MILHead):
+    """Learned zooming through a pyramid of tiles.
+
+    Each level has its own ``E_t``, scorer ``A_t`` and, but for the last, a scorer ``Aaux_t`` that only selects:
+    ``h = E_t(x)``, ``M_t = sum softmax(A_t(h)) h``, ``u = softmax(Aaux_t(h))``; the children of the k parents with the largest
+    ``u`` are the next level's tiles; ``logits = W (M_0 + M_1 + ...) + b``. In training the selection is a perturbed top-k.
+
+    Args:
+        levels: of the pyramid; k: parents picked at each; samples, sigma: draws and width of the perturbation.
+        embed_dim, hidden, dropout: of ``E_t`` and the gated scorers.
+    """
+
+    attention_kind = "native"
+    takes = "pyramid"
+
+    def __init__(
+        self, in_dim: int, num_classes: int, *, levels: int = 2, k: int = 12, samples: int = 100, sigma: float = 0.002, embed_dim: int = 512,
+        hidden: int = 256, dropout: float = 0.25,
+    ):
+        if levels not in (2, 3) or k < 1 or samples < 1 or sigma <= 0:
+            raise UsageError("zoommil options: levels must be 2 or 3, k and samples at least 1, sigma above 0")
+        super().__init__(in_dim, num_classes)
+        self.levels, self.k, self.samples, self.sigma = levels, k, samples, sigma
+        self.project = nn.ModuleList(embedding(in_dim, embed_dim, dropout) for _ in range(levels))
+        self.scorers = nn.ModuleList(Scorer(embed_dim, hidden, gated=True, dropout=dropout) for _ in range(levels))
+        self.selectors = nn.ModuleList(Scorer(embed_dim, hidden, gated=True, dropout=dropout) for _ in range(levels - 1))
+        self.classifier = nn.Linear(embed_dim, num_classes)
+
+    def forward(
+        self, levels: Sequence[Tensor], children: Sequence[Tensor] | None = None, *, generator: torch.Generator | None = None
+    ) -> MILOutput:
+        """A pyramid bag (:class:`lrmil_cli.heads.PyramidBag`), called as ``head(*bag)``.
+
+        Args:
+            levels: features [N_t, D] of each level; the last ones may be missing, the selection then ends before them.
+            children: int64 [N_t, r_t] of each level but the last, rows in the next one, -1 for a child that is not there.
+
+        Returns:
+            scores and attention over the lowest level; ``extra`` with ``selected<t>``, rows of level t that were picked (in evaluation), and
+            ``agreement``, how often the draws agree on a slot (in training).
+        """
+        if isinstance(levels, Tensor) or children is None:
+            raise UsageError("head zoommil looks at a pyramid of tiles; train it with `lrmil distill-student --method zoommil`")
+        check_bag(levels[0], self.in_dim)
+        rows = torch.arange(len(levels[0]), device=levels[0].device)
+        x, valid, scores, total, extra = levels[0], torch.ones_like(rows, dtype=torch.bool), None, None, {}
+        agreement = []
+        # What lies below each of the rows that are left, as a tree: [n, r_0, D], [n, r_0, r_1, D], ...
+        below = [gather_children(levels, children, t) for t in range(1, len(levels))] if self.training else None
+        for t in range(len(levels)):
+            h = self.project[t](x)
+            own = self.scorers[t](h)[0].float().masked_fill(~valid, -torch.inf)
+            if t == 0:
+                scores, extra["instances"] = own, h
+            if not bool(valid.any()):
+                break
+            pooled = torch.softmax(own, 0).to(h.dtype) @ h
+            total = pooled if total is None else total + pooled
+            if t == self.levels - 1:
+                break
+            # A parent without children has nothing to show, as long as there are others.
+            kin = torch.where(rows[:, None] >= 0, children[t][rows.clamp(min=0)], -1) if not self.training else None
+            has = (kin >= 0).any(1) if kin is not None else below[0][1].flatten(1).any(1)
+            able = valid & has
+            if not bool(able.any()):
+                break
+            u = torch.softmax(self.selectors[t](h)[0].float().masked_fill(~able, -torch.inf), 0)
+            k = min(self.k, int(able.sum()))
+            if not self.training:
+                picked = top_rows(u, k)
+                extra[f"selected{t}"] = rows[picked]
+                rows = kin[picked].flatten()
+                if t + 1 == len(levels):
+                    break
+                valid = rows >= 0
+                x = _rows_of(levels[t + 1], rows)
+                continue
+            # Rows that cannot be picked stay out of every draw.
+            noise = torch.randn(self.samples, len(u), generator=generator, device=u.device)
+            index = able.nonzero().flatten()
+            select = perturbed_topk(u[index], k, self.sigma, noise[:, index])
+            agreement.append(select.detach().max(1).values.mean())
+            mixed = []
+            for features, there in below:
+                part = torch.einsum("kn,n...d->k...d", select.to(features.dtype), features[index])
+                mass = torch.einsum("kn,n...->k...", select, there[index].float())
+                mixed.append((part.flatten(0, 1), mass.flatten(0, 1) >= 0.5))
+            (x, valid), below = mixed[0], [(f, m) for f, m in mixed[1:]]
+            rows = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if agreement:
+            extra["agreement"] = torch.stack(agreement).mean()
+        logits = self.classifier(total).float()
+        return MILOutput(logits, scores, torch.softmax(scores, 0), total, extra=extra)
+
+
+def gather_children(levels: Sequence[Tensor], children: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor]:
+    """Descendants at level t of every tile of level 0: features [N_0, r_0, ..., r_(t-1), D], and which of them are there, bool."""
+    rows = torch.arange(len(levels[0]), device=levels[0].device)
+    for kin in children[:t]:
+        rows = torch.where(rows[..., None] >= 0, kin[rows.clamp(min=0)], -1)
+    there = rows >= 0
+    return _rows_of(levels[t], rows), there
+
+
+def _rows_of(features: Tensor, rows: Tensor) -> Tensor:
+    """Rows of ``features`` [N, D], zeros for -1."""
+    return nn.functional.pad(features, (0, 0, 0, 1))[rows]

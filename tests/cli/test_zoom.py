@@ -1,0 +1,108 @@
+"""``distill-student --method zoommil`` and its prediction on small slides: HR tiles are read only under the tiles that were picked."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lrmil_cli.app import run
+from lrmil_cli.distill.targets import read_pairs
+from lrmil_cli.distill.zoom import make_pyramid
+from lrmil_cli.distill.zooming import load_zoom
+from lrmil_cli.files.features import read_features
+from lrmil_cli.files.tables import read_table
+
+HEAD = ["--head-option", "embed_dim=16", "--head-option", "hidden=8", "--head-option", "k=2", "--epochs", "2", "--lr", "1e-3"]
+
+
+def student(chain, output, *more):
+    return ["distill-student", chain.manifest, "--method", "zoommil", "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder", "demo-vit",
+            "--teacher", chain.teacher, *HEAD, "-o", output, *more]
+
+
+@pytest.fixture(scope="module")
+def zoom(chain, tmp_path_factory):
+    at = tmp_path_factory.mktemp("zoom") / "z.safetensors"
+    assert run([str(a) for a in student(chain, at, "-q")]) == 0
+    return at
+
+
+def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyramid(chain, zoom, tmp_path, lrmil, monkeypatch):
+    from lrmil_cli.distill import zooming
+
+    boxes, encoded = [], []
+    ahead, embed = zooming.read_ahead, zooming.embed_tiles
+    monkeypatch.setattr(zooming, "read_ahead", lambda slide, b, *a, **k: boxes.append(b) or ahead(slide, b, *a, **k))
+    monkeypatch.setattr(zooming, "embed_tiles", lambda e, tiles, count, **k: encoded.append(count) or embed(e, tiles, count, **k))
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    said = lrmil("predict", slide, "-m", zoom, "-o", tmp_path, "--geojson", tmp_path / "maps")
+    assert said.code == 0, said.err
+    record = json.loads((tmp_path / "s13.prediction.json").read_text())
+    paired, lr = read_pairs(chain.pairs / "s13.pairs.csv"), read_features(zoom.with_suffix(".features") / "s13.h5")
+    pyramid = make_pyramid(torch.from_numpy(lr.features), [read_features(chain.teacher / "features" / "s13.h5")], [paired])
+    head = load_zoom(zoom).base.heads[0]
+    with torch.inference_mode():
+        out = head(*pyramid)
+    expected = torch.softmax(out.logits.double(), 0).numpy()
+    assert [record["probabilities"][c] for c in ("normal", "tumor")] == pytest.approx(expected.tolist(), abs=1e-5)
+    picked = out.extra["selected0"].numpy()
+    assert len(picked) == 2
+    corners = {tuple(c) for c in lr.coords[picked].tolist()}
+    inside = [any(x <= b[0] < x + 512 and y <= b[1] < y + 512 for x, y in corners) for b in paired.hr_boxes]
+    assert {tuple(b) for b in boxes[1].tolist()} == {tuple(b) for b, i in zip(paired.hr_boxes.tolist(), inside) if i}
+    assert encoded == [len(lr.coords), sum(inside)] and record["tiles_read"] == {"lr": len(lr.coords), "hr": sum(inside)}
+    _, rows = read_table(tmp_path / "s13.attention.csv", "attention")
+    assert rows["attention"].to_numpy() == pytest.approx(out.attention.numpy(), abs=1e-6)
+    assert len(read_table(tmp_path / "s13.hr.attention.csv", "attention")[1]) == sum(inside) and len(list((tmp_path / "maps").iterdir())) == 2
+    assert {"tissue", "read_0", "encode_0", "read_1", "encode_1", "head"} <= record["seconds"].keys()
+    dry = lrmil("predict", slide, "-m", zoom, "-o", tmp_path / "new", "--dry-run", "--json")
+    assert dry.code == 0 and dry.records[0]["tiles"] >= len(lr.coords)
+
+
+def test_three_levels(chain, tmp_path, lrmil):
+    mid = tmp_path / "mid"
+    for line in (["tile", chain.manifest, "--mpp", "1.0", "--tile-px", "128", "-o", mid], ["match", chain.tiles_lr, mid, "-o", tmp_path / "low"],
+                 ["match", mid, chain.tiles_hr, "-o", tmp_path / "high"], ["embed", mid, "--encoder", "demo-vit", "-o", tmp_path / "mid-features"]):
+        said = lrmil(*line)
+        assert said.code == 0, said.err
+    line = student(chain, tmp_path / "z.safetensors", "--mid-pairs", tmp_path / "high", "--mid-features", tmp_path / "mid-features")
+    line[line.index("--pairs") + 1] = tmp_path / "low"
+    said = lrmil(*line, "--json")
+    assert said.code == 0, said.err
+    assert len(load_zoom(tmp_path / "z.safetensors").levels) == 2
+    said = lrmil("predict", chain.manifest.parent / "slides" / "s13.svs", "-m", tmp_path / "z.safetensors", "-o", tmp_path / "p")
+    assert said.code == 0, said.err
+    record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
+    assert 0 < record["tiles_read"]["mid"] <= 2 * 4 and 0 < record["tiles_read"]["hr"] <= 2 * 4
+    low, high = (read_pairs(tmp_path / n / "s13.pairs.csv") for n in ("low", "high"))
+    bag = make_pyramid(torch.from_numpy(read_features(tmp_path / "z.features" / "s13.h5").features),
+                       [read_features(tmp_path / "mid-features" / "s13.h5"), read_features(chain.teacher / "features" / "s13.h5")], [low, high])
+    with torch.inference_mode():
+        p = torch.softmax(load_zoom(tmp_path / "z.safetensors").base.heads[0](*bag).logits.double(), 0)
+    assert list(record["probabilities"].values()) == pytest.approx(p.tolist(), abs=1e-5)
+
+
+def test_pyramids_follow_the_pairs(chain):
+    paired, features = read_pairs(chain.pairs / "s13.pairs.csv"), read_features(chain.teacher / "features" / "s13.h5")
+    _, lr = read_table(chain.tiles_lr / "s13.tiles.csv", "tiles")
+    bag = make_pyramid(torch.zeros(len(lr), 3), [features], [paired])
+    _, pairs = read_table(chain.pairs / "s13.pairs.csv", "pairs")
+    for p in pairs.itertuples():
+        row = bag.children[0][p.lr_index, p.cell_row * 4 + p.cell_col]
+        assert row >= 0 and (features.coords[row] == [p.hr_x, p.hr_y]).all()
+    assert int((bag.children[0] >= 0).sum()) == len(pairs)
+
+
+def test_what_cannot_be_done_is_said(chain, zoom, tmp_path, lrmil):
+    out = tmp_path / "m.safetensors"
+    for more, code, words in (
+        (("--k", "3"), 2, "--k does nothing with --method zoommil"), (("--head-option", "levels=2.5"), 2, "levels"), (("--mid-pairs", "x"), 2, "go together"),
+        (("--features", tmp_path), 3, "lrmil embed"), (("--input-size", "64"), 3, "one encoder")):
+        said = lrmil(*student(chain, out, *more))
+        assert said.code == code and words in said.err, said.err
+    said = lrmil("train-teacher", chain.manifest, "--features", chain.teacher / "features", "--head", "zoommil", "-o", tmp_path / "t")
+    assert said.code == 2 and "--method zoommil" in said.err
+    assert lrmil(*student(chain, zoom, "--json")).records[0]["status"] == "skipped"
+    assert "zoommil" in lrmil("info", zoom).out and lrmil("doctor", "-m", zoom).code in (0, 4)
+    assert not out.exists() and np.isfinite(json.loads(lrmil("info", zoom, "--json").out)["calibration"]["temperature"])
