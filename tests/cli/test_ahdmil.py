@@ -87,7 +87,7 @@ def hdmil(chain, dmin, tmp_path_factory):
     with torch.no_grad():
         for s in m.screeners:
             for branch in s.branches:
-                branch.out.weight.copy_(torch.randn(branch.out.weight.shape, generator=rng) * 3)
+                branch.out.weight.copy_(torch.randn(branch.out.weight.shape, generator=rng) * 0.3)
                 branch.out.bias.zero_()
     paired = read_pairs(chain.pairs / "s13.pairs.csv")
     scores = screen(m.screeners[0], torch.from_numpy(make_images(paired, 16, "lr-tiles", None, 1))).scores
