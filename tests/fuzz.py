@@ -64,6 +64,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object]]]:
     """name -> valid files, and what reads such a file."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process that forks must have no threads
     import h5py
     import torch
 
@@ -216,7 +217,7 @@ def attack(name: str, start: int, count: int, seed: int, kept: str, at, refused,
 
 
 def fuzz(inputs: int, seed: int = 0, kept: str = "fuzz-failures", say: Callable[[str], None] = lambda text: None) -> list[str]:
-    """Attack all readers; returns what went wrong."""
+    """Attack all readers; returns what went wrong. For a process in which torch has done nothing yet."""
     with tempfile.TemporaryDirectory() as temporary:
         names = list(readers(Path(temporary)))
     context = multiprocessing.get_context("fork")
