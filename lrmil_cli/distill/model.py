@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrmil_cli.device import device_label
 from lrmil_cli.distill.prediction import Prediction, ensemble, expected_seconds
 from lrmil_cli.encoders.embed import embed_tiles
-from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
+from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead, slides_ahead
 from lrmil_cli.encoders.spec import build_encoder
 from lrmil_cli.encoders.vit import Encoder, info_from_json
 from lrmil_cli.errors import InputError
+from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tensors import load_tensors, save_tensors
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import rebuild_head
@@ -48,6 +50,44 @@ class Model:
         for module in (*self.encoders, *self.heads):
             module.to(device)
         return self
+
+
+@dataclass
+class OnDevice:
+    """What predictors by torch share, whatever their method.
+
+    Attributes:
+        path: of the model file; base: its encoders, heads and lowest tiles; where: the device; batch: tiles encoded at a time.
+    """
+
+    path: str
+    base: Model
+    where: torch.device
+    batch: BatchSize
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return self.base.header
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.base.classes
+
+    @property
+    def tiles(self) -> TileSettings:
+        return self.base.tiles
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": last_digest(self.header), "tiles": self.tiles.as_json()}
+
+    @property
+    def device(self) -> str:
+        return device_label(self.where)
+
+    @property
+    def ahead(self) -> int:
+        return slides_ahead(self.where)
 
 
 def save_model(

@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrmil_cli.device import device_label
+from lrmil_cli.distill.model import OnDevice
 from lrmil_cli.distill.pairs import MIN_INSIDE
 from lrmil_cli.distill.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
 from lrmil_cli.distill.screened import ScreenedModel
 from lrmil_cli.distill.screening import Screening, screen, screening_of
 from lrmil_cli.distill.windows import windows_of_overview, windows_of_tiles
 from lrmil_cli.encoders.embed import embed_tiles
-from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead, slides_ahead
+from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import NoTissueError, UsageError
-from lrmil_cli.files.header import last_digest
 from lrmil_cli.slides.grid import inside_share, make_grid, match_tiles
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
@@ -118,38 +117,15 @@ def _only(s: Screening, allowed: Tensor) -> Screening:
 
 
 @dataclass
-class ScreenedPredictor:
+class ScreenedPredictor(OnDevice):
     """AHDMIL and HDMIL."""
 
-    path: str
     model: ScreenedModel
-    where: torch.device
-    batch: BatchSize
     budget: Budget
 
     @property
-    def header(self) -> dict[str, Any]:
-        return self.model.base.header
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.model.base.classes
-
-    @property
-    def tiles(self) -> TileSettings:
-        return self.model.base.tiles
-
-    @property
     def settings(self) -> dict[str, Any]:
-        return {"model": last_digest(self.header), "tiles": self.tiles.as_json(), "budget": self.budget.as_json()}
-
-    @property
-    def device(self) -> str:
-        return device_label(self.where)
-
-    @property
-    def ahead(self) -> int:
-        return slides_ahead(self.where)
+        return {**super().settings, "budget": self.budget.as_json()}
 
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         clock = time.perf_counter()

@@ -3,66 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from lrmil_cli.device import device_label, pick_device
+from lrmil_cli.device import pick_device
 from lrmil_cli.distill import model as models
 from lrmil_cli.distill.prediction import Prediction, Predictor, Progress
 from lrmil_cli.encoders.compiled import compile_encoder
-from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
+from lrmil_cli.encoders.pipeline import BatchSize
 from lrmil_cli.errors import UsageError
-from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
-from lrmil_cli.slides.tiles import TileSettings
 
 #: Methods whose models pick the HR tiles that are read.
 SCREENED = ("ahdmil", "hdmil")
 ZOOM = "zoommil"
 
 
-@dataclass
-class LowResolution:
+class LowResolution(models.OnDevice):
     """LRMIL: LR tiles alone (method 7)."""
 
-    path: str
-    model: models.Model
-    where: torch.device
-    batch: BatchSize
-
-    @property
-    def header(self) -> dict[str, Any]:
-        return self.model.header
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.model.classes
-
-    @property
-    def tiles(self) -> TileSettings:
-        return self.model.tiles
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"model": last_digest(self.header), "tiles": self.tiles.as_json()}
-
-    @property
-    def device(self) -> str:
-        return device_label(self.where)
-
-    @property
-    def ahead(self) -> int:
-        return slides_ahead(self.where)
-
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
-        return models.plan_slide(self.model, slide, device=self.where, batch=self.batch, region=region)
+        return models.plan_slide(self.base, slide, device=self.where, batch=self.batch, region=region)
 
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
-        return models.predict_slide(self.model, slide, device=self.where, batch=self.batch, region=region, progress=progress)
+        return models.predict_slide(self.base, slide, device=self.where, batch=self.batch, region=region, progress=progress)
 
 
 def open_torch(
@@ -90,7 +57,7 @@ def open_torch(
         if allow_upsample:
             loaded.base.tiles, loaded.hr_tiles = (replace(t, allow_upsample=True) for t in (loaded.base.tiles, loaded.hr_tiles))
         _compile(loaded.base, loaded.hr_tiles.tile_px, where, compile)
-        return ScreenedPredictor(path, loaded, where, batch, budget)
+        return ScreenedPredictor(path, loaded.base, where, batch, loaded, budget)
     if budget:
         raise UsageError(f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}")
     if method == ZOOM:
@@ -100,7 +67,7 @@ def open_torch(
         if allow_upsample:
             zoom.base.tiles, *zoom.levels = (replace(t, allow_upsample=True) for t in (zoom.base.tiles, *zoom.levels))
         _compile(zoom.base, zoom.base.tiles.tile_px, where, compile)
-        return ZoomPredictor(path, zoom, where, batch)
+        return ZoomPredictor(path, zoom.base, where, batch, zoom)
     plain = models.load_model(path).to(where)
     if allow_upsample:
         plain.tiles = replace(plain.tiles, allow_upsample=True)

@@ -6,19 +6,16 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from lrmil_cli.device import device_label
-from lrmil_cli.distill.model import Model, load_parts
+from lrmil_cli.distill.model import Model, OnDevice, load_parts
 from lrmil_cli.distill.pairs import MIN_INSIDE
 from lrmil_cli.distill.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
 from lrmil_cli.encoders.embed import embed_tiles
-from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead, slides_ahead
+from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError, NoTissueError
-from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import PyramidBag
 from lrmil_cli.slides.grid import inside_share, make_grid, match_tiles
 from lrmil_cli.slides.reader import without_bad
@@ -92,37 +89,10 @@ def find_levels(slide: Slide, model: ZoomModel, region: Region | None) -> list[L
 
 
 @dataclass
-class ZoomPredictor:
+class ZoomPredictor(OnDevice):
     """ZoomMIL. All folds look at the same tiles: what one of them picks is read once."""
 
-    path: str
     model: ZoomModel
-    where: torch.device
-    batch: BatchSize
-
-    @property
-    def header(self) -> dict[str, Any]:
-        return self.model.base.header
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.model.base.classes
-
-    @property
-    def tiles(self) -> TileSettings:
-        return self.model.base.tiles
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"model": last_digest(self.header), "tiles": self.tiles.as_json()}
-
-    @property
-    def device(self) -> str:
-        return device_label(self.where)
-
-    @property
-    def ahead(self) -> int:
-        return slides_ahead(self.where)
 
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         clock = time.perf_counter()
