@@ -50,6 +50,8 @@ def build_receipt(model: str | Path, *, level: str = "slide", draws: int = 2000,
     """
     model = Path(model)
     header = read_tensor_header(model, "model")
+    if header.get("method", "lrmil") != "lrmil":
+        raise InputError(f"{model}: a receipt is of a distilled student of LRMIL; this is a model of {header['method']}, compare it by `lrmil evaluate`")
     classes = tuple(header["classes"])
     beside = {n: _beside(model, f) for n, f in FILES.items()}
     found = {n: _own_predictions(path, last_digest(header), classes) for n, path in beside.items() if n == "distilled" or path.exists()}

@@ -21,6 +21,9 @@ class ZoomMIL(MILHead):
     ``h = E_t(x)``, ``M_t = sum softmax(A_t(h)) h``, ``u = softmax(Aaux_t(h))``; the children of the k parents with the largest
     ``u`` are the next level's tiles; ``logits = W (M_0 + M_1 + ...) + b``. In training the selection is a perturbed top-k.
 
+    Our choices where tiles without tissue are missing from the tables: a parent without children is not picked while there are
+    others; in training, where slots blend parents, a child is there if the picked parents that have it weigh a half or more.
+
     Args:
         levels: of the pyramid; k: parents picked at each; samples, sigma: draws and width of the perturbation.
         embed_dim, hidden, dropout: of ``E_t`` and the gated scorers.

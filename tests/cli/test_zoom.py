@@ -105,4 +105,6 @@ def test_what_cannot_be_done_is_said(chain, zoom, tmp_path, lrmil):
     assert said.code == 2 and "--method zoommil" in said.err
     assert lrmil(*student(chain, zoom, "--json")).records[0]["status"] == "skipped"
     assert "zoommil" in lrmil("info", zoom).out and lrmil("doctor", "-m", zoom).code in (0, 4)
+    said = lrmil("evaluate", zoom, "--receipt", "-o", tmp_path / "e")
+    assert said.code == 3 and "of zoommil" in said.err
     assert not out.exists() and np.isfinite(json.loads(lrmil("info", zoom, "--json").out)["calibration"]["temperature"])

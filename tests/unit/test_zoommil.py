@@ -178,3 +178,39 @@ def test_it_learns_what_only_the_children_show():
     head = build_head("zoommil", 16, 2, {"embed_dim": 32, "hidden": 16, "k": 4})
     fit = fit_head(head, bags, labels, range(80), range(80, 100), TrainSettings(lr=2e-3, epochs=8))
     assert auc(np.array(labels[100:]), predict_bags(fit.head, bags[100:])) >= 0.95
+
+
+def test_blended_training_equals_kronecker_and_loops():
+    """One forward pass of training with draws that disagree: the published product with an identity, written out."""
+    head, bag = make(2, sigma=0.05, samples=7, dropout=0.0).train(), pyramid(6, ratio=4, missing=0.3, seed=3)
+    out = head(*bag, generator=torch.Generator().manual_seed(5))
+    assert out.extra["agreement"] < 1
+    with torch.no_grad():
+        h = head.project[0](bag.levels[0])
+        able = (bag.children[0] >= 0).any(1).nonzero().flatten()
+        u = torch.softmax(head.selectors[0](h)[0][able], 0)
+        noise = torch.randn(7, 6, generator=torch.Generator().manual_seed(5))[:, able]
+        k = min(3, len(able))
+        select = torch.zeros(k, 6)
+        for s in range(7):
+            for j, i in enumerate(sorted((u + 0.05 * noise[s]).topk(k).indices.tolist())):
+                select[j, able[i]] += 1 / 7
+        flat = torch.stack([bag.levels[1][c] if c >= 0 else torch.zeros(12) for c in bag.children[0].flatten().tolist()])
+        there = (bag.children[0].flatten() >= 0).float()
+        wide = torch.kron(select, torch.eye(4))
+        x, valid = wide @ flat, wide @ there >= 0.5
+        deep = head.project[1](x)
+        total = torch.softmax(head.scorers[0](h)[0], 0) @ h
+        total = total + torch.softmax(head.scorers[1](deep)[0].masked_fill(~valid, -torch.inf), 0) @ deep
+        torch.testing.assert_close(out.logits, head.classifier(total), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 17, 64, 65, 1000])
+@pytest.mark.parametrize("training", [False, True])
+def test_outputs_are_finite_and_attention_sums_to_one(n, training):
+    head = make(3).train(training)
+    for scale in (1.0, 1e3):
+        bag = pyramid(n, levels=3)
+        out = head(tuple(v * scale for v in bag.levels), bag.children)
+        assert torch.isfinite(out.logits).all() and torch.isfinite(out.scores).all()
+        assert out.attention.sum().item() == pytest.approx(1, abs=1e-5) and out.attention.min() >= 0
