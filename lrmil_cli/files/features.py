@@ -131,7 +131,7 @@ def _check_bytes(path: str | Path) -> None:
         return
     end = len(data) - 16 - len(_MARK)
     if end >= 0 and data[end : end + len(_MARK)] == _MARK and _checksum(data[:end]) != data[-16:]:
-        raise InputError(f"{path}: damaged; make it again, or copy it again")
+        raise InputError(f"{path}: changed after it was written (a damaged copy?); make it again, or copy it again")
 
 
 def own_dataset(h5: Any, key: str, path: str | Path) -> Any:
