@@ -23,7 +23,7 @@ def export_onnx(
 
     Makes MODEL.onnx (encoder) and MODEL.heads.onnx beside the model, and compares both with torch. With ONNX Runtime installed
     (pip install 'lrmil-cli[cpu]') predict then starts in a second: it finds them beside the model, or takes MODEL.onnx by itself.
-    The heads transmil and dtfd have no such form and are refused.
+    The heads transmil, dtfd and dmin have no such form and are refused.
     """
     from lrmil_cli.distill.onnx_files import export_files
 

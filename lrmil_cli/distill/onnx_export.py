@@ -122,7 +122,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints whole programs
             program = torch.onnx.export(module, inputs, input_names=names, output_names=outputs, dynamo=True, verbose=False,
                                         dynamic_shapes=shapes if len(inputs) == 1 and not isinstance(module, _Heads) else (shapes,))
         body = program.model_proto.SerializeToString()

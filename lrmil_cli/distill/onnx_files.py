@@ -57,7 +57,7 @@ def export_files(
         target = graph_paths(model, int8=True)[0]
         known = _up_to_date((target,), header["content"], overwrite)
         out.effect = read_graph(target)[0].get("int8") if known else None
-        if not known or (slides and not out.effect):
+        if not known or slides:
             from lrmil_cli.distill.onnx_export import quantise
 
             about = {**read_graph(paths[0])[0]}

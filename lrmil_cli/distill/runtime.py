@@ -48,7 +48,10 @@ def open_predictor(
         stem = Path(path.removesuffix(".onnx").removesuffix(".int8")) if given else Path(path)
         if budget:
             raise UsageError("--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles, which have no ONNX form")
-        return open_graphs(*graph_paths(stem, int8=int8), path, model=None if given else read_tensor_header(path, "model"), **own)
+        beside = stem.with_name(stem.name + ".safetensors") if given else Path(path)
+        # Graphs may be handed over alone; a model beside them tells whether they are outdated.
+        model = read_tensor_header(beside, "model") if beside.exists() or not given else None
+        return open_graphs(*graph_paths(stem, int8=int8), path, model=model, **own)
     if runtime == "auto" and not compile and not budget and device in ("auto", "cpu") and not (device == "auto" and likely_gpu()):
         graphs = graph_paths(path)
         if all(g.exists() for g in graphs) and importlib.util.find_spec("onnxruntime") is not None:

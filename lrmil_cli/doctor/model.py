@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrmil_cli.distill.runtime import graph_paths
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
 from lrmil_cli.errors import InputError, LrmilError
 from lrmil_cli.slides.slide import Slide
@@ -25,7 +26,9 @@ class Opened:
 
 
 def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
-    """All checks of a model or encoder file, and the file where it is good."""
+    """All checks of a model or encoder file, or of a model's graphs, and the file where it is good."""
+    if str(path).endswith(".onnx"):
+        return _check_graphs(path)
     from lrmil_cli.distill.model import load_parts
     from lrmil_cli.encoders.spec import load_encoder_file
     from lrmil_cli.files.tensors import read_tensor_header, read_tensor_metadata
@@ -46,11 +49,25 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
         return [failed("complete", e, str(path))], None
     proof = "its checksum is right" if "content" in header else "it opens; it was made before files had checksums"
     checks = [Check("complete", PASS, f"{about}; {proof}")]
+    if kind == "model" and all(p.exists() for p in graph_paths(path)):
+        checks += _check_graphs(path)[0]
     for info in {e.info.name: e.info for e in opened.encoders}.values():
         checks.append(check_licence(info))
         if info.random_init:
             checks.append(Check("weights", WARN, f"encoder {info.name} has random weights", "for results, make it from a pretrained encoder"))
     return checks, opened
+
+
+def _check_graphs(path: str | Path) -> tuple[list[Check], Opened | None]:
+    """Whether the ONNX graphs of a model are whole, run here, and are of the model beside them."""
+    from lrmil_cli.distill.runtime import open_predictor
+
+    try:
+        found = open_predictor(str(path), runtime="onnx")
+    except LrmilError as e:
+        return [failed("graphs", e, str(path))], None
+    about = f"ONNX graphs for {', '.join(found.classes)}, tiles of {found.tiles.tile_px} px at {found.tiles.mpp:g} um/px"
+    return [Check("graphs", PASS, f"{about}; whole, and ONNX Runtime opens them")], Opened(found.header, [], found.tiles)
 
 
 def check_licence(info: EncoderInfo) -> Check:

@@ -86,6 +86,8 @@ def test_graphs_of_another_model_are_noticed(exported, chain, slide, tmp_path, l
     said = lrmil("predict", slide, "-m", tmp_path / "model.safetensors", "-o", tmp_path / "a")
     assert said.code == 0 and "another model" in said.err and "going on with torch" in said.err
     assert predicted(tmp_path / "a", slide)[0]["runtime"] == "torch"
+    said = lrmil("predict", slide, "-m", tmp_path / "model.onnx", "-o", tmp_path / "b")  # the model beside the graphs tells
+    assert said.code == 3 and "another model" in said.err
     said = lrmil("predict", slide, "-m", tmp_path / "model.safetensors", "--runtime", "onnx", "-o", tmp_path / "b")
     assert said.code == 3 and "export-onnx" in said.err
     said = lrmil("export-onnx", tmp_path / "model.safetensors")
@@ -128,6 +130,15 @@ def test_a_student_comes_with_its_graphs_on_demand(chain, tmp_path, lrmil):
                  "--epochs", "1", "--onnx", "-o", tmp_path / "m.safetensors")
     assert said.code == 0, said.err
     assert {"m.onnx", "m.heads.onnx"} <= {p.name for p in tmp_path.iterdir()} and "m.heads.onnx" in said.err
+
+
+def test_doctor_looks_at_graphs(exported, tmp_path, lrmil):
+    for model in (exported, exported.with_name("model.onnx")):
+        said = lrmil("doctor", "-m", model, "--json")
+        assert "graphs" in said.out and "ONNX Runtime opens them" in said.out, said.err
+    shutil.copy(exported.with_name("model.onnx"), tmp_path)
+    said = lrmil("doctor", "-m", tmp_path / "model.onnx", "--json")
+    assert said.code != 0 and "model.heads.onnx" in said.out + said.err
 
 
 def test_exporting_again_is_up_to_date(exported, lrmil):
