@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -115,6 +116,7 @@ def main() -> None:
     """Entry point of ``lrmil`` and ``python -m lrmil_cli``."""
     # A scheduler's SIGTERM ends a command as Ctrl-C does: with nothing half-written left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong with a file, our own checks say
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # library chatter is not for the user of a command
     sys.exit(run(sys.argv[1:]))

@@ -55,7 +55,7 @@ def test_exactly_the_tiles_on_damaged_blocks_are_left_out_and_the_others_keep_th
         found = {int(r): p for rows, pixels in iter_batches(slide, boxes, 0, side, 16, left) for r, p in zip(rows, pixels)}
         if reader is None:  # tiffslide takes a damaged block for an empty one, or not, as its codec does
             assert sorted(left) == np.flatnonzero(broken).tolist()
-        assert sorted(found) + sorted(left) and set(found) == set(range(len(boxes))) - set(left)
+        assert set(found) == set(range(len(boxes))) - set(left)
     image = blob_image()
     for row in np.flatnonzero(~broken):
         assert (found[row] == image[y[row] : y[row] + side, x[row] : x[row] + side]).all()
@@ -76,12 +76,10 @@ def test_predict_and_embed_fail_by_default_and_count_what_they_skip(chain, tmp_p
         index = int(middle.y / 4 // block.height) * block.cols + int(middle.x / 4 // block.width)
     rects = [tuple(4 * v for v in r) for r in damage(slide, level, [index])]
     gone = under(rows, rects)
+    assert 0 < gone.sum() < len(gone)
     said = lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p")
     assert said.code == 3 and "damaged at level" in said.err and "Traceback" not in said.err and not (tmp_path / "p" / "s13.attention.csv").exists()
     said = lrmil("predict", slide, "-m", chain.model, "--on-bad-tile", "skip", "-o", tmp_path / "p", "--json")
-    if gone.all():
-        assert said.code == 3 and "none of" in said.err
-        return
     assert said.code == 0 and f"{gone.sum()} of {len(rows)} tiles cannot be decoded" in said.err
     record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
     assert record["bad_tiles"] == gone.sum() and record["tiles_read"]["lr"] == record["tiles"] == (~gone).sum()
