@@ -50,7 +50,7 @@ def predict(
     fail_fast: options.FailFast = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Classify slides from their LR tiles alone.
+    """Classify slides from their LR tiles, and from the HR tiles that a model picks by them.
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """

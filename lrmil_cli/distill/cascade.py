@@ -16,19 +16,20 @@ import numpy as np
 import torch
 
 from lrmil_cli.device import pick_device
+from lrmil_cli.distill.pairs import find_children
 from lrmil_cli.distill.prediction import Prediction, Predictor, Progress, attention_rows
 from lrmil_cli.encoders.embed import embed_tiles, features_settings
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
-from lrmil_cli.errors import InputError, NoTissueError, UsageError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
-from lrmil_cli.slides.grid import match_tiles, split_ratio
+from lrmil_cli.slides.grid import split_ratio
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
-from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
+from lrmil_cli.slides.tiles import TileSettings, boxes_of, settings_from_json
 from lrmil_cli.training.calibration import calibrated
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
@@ -115,12 +116,9 @@ def tiles_under(slide: Slide, lr: dict[str, np.ndarray], chosen: np.ndarray, hig
     Args:
         lr: columns ``col, row`` of the slide's LR tiles; chosen: rows of them.
     """
-    try:
-        tiles, level, _ = find_tiles(slide, high.tiles)
-    except NoTissueError:  # the HR rule for tissue may be the stricter one
-        return np.empty((0, 4), np.int64), 0
-    parent, _ = match_tiles(lr["col"][chosen], lr["row"][chosen], tiles["col"], tiles["row"], high.ratio)
-    return boxes_of(tiles)[parent >= 0], level
+    # The teacher learned from tiles at the slide's edge too, however little of them lies on it.
+    found = find_children(slide, {k: lr[k][chosen] for k in ("col", "row")}, high.tiles, high.ratio, None, min_inside=0.0)
+    return boxes_of(found.tiles) if found.parent.size else np.empty((0, 4), np.int64), found.level
 
 
 class Cascade:

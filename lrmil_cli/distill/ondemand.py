@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrmil_cli.distill.model import OnDevice
-from lrmil_cli.distill.pairs import MIN_INSIDE
+from lrmil_cli.distill.pairs import find_children
 from lrmil_cli.distill.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
 from lrmil_cli.distill.screened import ScreenedModel
 from lrmil_cli.distill.screening import Screening, screen, screening_of
@@ -24,7 +24,6 @@ from lrmil_cli.distill.windows import windows_of_overview, windows_of_tiles
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import NoTissueError, UsageError
-from lrmil_cli.slides.grid import inside_share, make_grid, match_tiles
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
@@ -77,14 +76,11 @@ def find_candidates(slide: Slide, lr: TileSettings, hr: TileSettings, ratio: int
     Raises:
         NoTissueError: there are none. InputError: the slide is damaged, or too coarse.
     """
-    low, lr_level, _ = find_tiles(slide, lr, region)
-    high, level, _ = find_tiles(slide, hr)
-    parent, cell = match_tiles(low["col"], low["row"], high["col"], high["row"], ratio)
-    grid = make_grid(slide.width, slide.height, slide.mpp, hr.mpp, hr.tile_px)
-    keep = np.flatnonzero((parent >= 0) & (inside_share(grid, high["col"], high["row"]) >= MIN_INSIDE))
-    if not keep.size:
+    low, lr_level, tissue = find_tiles(slide, lr, region)
+    high = find_children(slide, low, hr, ratio, tissue if hr.tissue == lr.tissue else None)
+    if not high.parent.size:
         raise NoTissueError(f"{slide.path}: no HR tile with tissue lies in an LR tile; look at `lrmil tile --thumbnail`")
-    return Candidates(boxes_of(low), lr_level, boxes_of(high)[keep], level, parent[keep], cell[keep])
+    return Candidates(boxes_of(low), lr_level, boxes_of(high.tiles), high.level, high.parent, high.cell)
 
 
 def within_budget(screenings: list[Screening], budget: Budget) -> list[Screening]:

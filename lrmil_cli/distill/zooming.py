@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from lrmil_cli.distill.model import Model, OnDevice, load_parts
-from lrmil_cli.distill.pairs import MIN_INSIDE
+from lrmil_cli.distill.pairs import find_children
 from lrmil_cli.distill.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
-from lrmil_cli.errors import InputError, NoTissueError
+from lrmil_cli.errors import InputError
 from lrmil_cli.heads import PyramidBag
-from lrmil_cli.slides.grid import inside_share, make_grid, match_tiles
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
@@ -70,21 +69,15 @@ def find_levels(slide: Slide, model: ZoomModel, region: Region | None) -> list[L
     Raises:
         NoTissueError: the lowest level has none. InputError: the slide is damaged, or too coarse.
     """
-    tiles, level, _ = find_tiles(slide, model.base.tiles, region)
+    own = model.base.tiles
+    tiles, level, tissue = find_tiles(slide, own, region)
     out = [Level(tiles, boxes_of(tiles), level)]
     for settings, ratio in zip(model.levels, model.ratios):
         above = out[-1]
+        found = find_children(slide, above.tiles, settings, ratio, tissue if settings.tissue == own.tissue else None)
         above.children = np.full((len(above.boxes), ratio**2), -1, np.int64)
-        try:
-            tiles, level, _ = find_tiles(slide, settings)
-        except NoTissueError:  # its rule for tissue may be the stricter one; then nothing lies below
-            out.append(Level({k: v[:0] for k, v in above.tiles.items()}, np.empty((0, 4), np.int64), 0))
-            continue
-        parent, cell = match_tiles(above.tiles["col"], above.tiles["row"], tiles["col"], tiles["row"], ratio)
-        grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
-        keep = np.flatnonzero((parent >= 0) & (inside_share(grid, tiles["col"], tiles["row"]) >= MIN_INSIDE))
-        above.children[parent[keep], cell[keep]] = np.arange(len(keep))
-        out.append(Level({k: v[keep] for k, v in tiles.items()}, boxes_of(tiles)[keep], level))
+        above.children[found.parent, found.cell] = np.arange(len(found.parent))
+        out.append(Level(found.tiles, boxes_of(found.tiles), found.level))
     return out
 
 

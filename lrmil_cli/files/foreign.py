@@ -139,9 +139,8 @@ def read_foreign(path: str | Path, *, features: bool = True) -> ForeignTiles:
                 if h5.get(key, getlink=True) is not None:
                     own_dataset(h5, key, path)
             said = _stamp(h5, path) if "feats" in h5 else _trident_or_clam(h5, path)
-            raw = np.asarray(own_dataset(h5, "coords", path))
-            key = "feats" if "feats" in h5 else "features"
-            data = own_dataset(h5, key, path) if h5.get(key, getlink=True) is not None else None
+            raw = np.asarray(h5["coords"])
+            data = h5.get("feats" if "feats" in h5 else "features")
             shape = None if data is None else data.shape
             stored = np.asarray(data) if data is not None and features else None
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as e:

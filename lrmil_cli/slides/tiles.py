@@ -99,8 +99,13 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
     return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
 
 
-def find_tiles(slide: Slide, settings: TileSettings, region: Region | None = None) -> tuple[dict[str, np.ndarray], int, TissueMap]:
+def find_tiles(
+    slide: Slide, settings: TileSettings, region: Region | None = None, *, tissue: TissueMap | None = None
+) -> tuple[dict[str, np.ndarray], int, TissueMap]:
     """Tile one slide, or the part of it that lies in ``region``.
+
+    Args:
+        tissue: of the slide by ``settings.tissue``, where it was looked for before.
 
     Returns:
         the columns of the tile table, level read from, the tissue.
@@ -110,7 +115,7 @@ def find_tiles(slide: Slide, settings: TileSettings, region: Region | None = Non
         InputError: the slide is damaged, or coarser than ``settings.mpp``.
     """
     level = slide_level(slide, settings)
-    tissue = find_tissue(slide, settings.tissue)
+    tissue = tissue or find_tissue(slide, settings.tissue)
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
     tiles = select_tiles(tissue, grid, settings.min_tissue)
     if not len(tiles["x"]):
