@@ -28,7 +28,7 @@ OF_METHODS: dict[str, set[str]] = {
     "lrmil": {"lr_features", "baseline_encoder", "no_baseline", "preset", "lambda_bag", "lambda_soft", "lambda_hard", "temperature_bag",
               "temperature_attention", "region_attention", "soft_reduction", "hard", "k", "unmatched", "missing_teacher", "attention_row", "crossfit",
               "head", "head_option", "gated", "proj_dim", "classifier", "folds", "recipe", "lr", "weight_decay", "class_weights", "balanced_sampling",
-              "random_init", "batch_size", "onnx", "on_bad_tile"},
+              "random_init", "batch_size", "onnx"},
     "ahdmil": _SCREENED,
     "hdmil": _SCREENED,
     "zoommil": {"lr_features", "head_option", "folds", "recipe", "lr", "weight_decay", "class_weights", "balanced_sampling", "batch_size", "mid_pairs",

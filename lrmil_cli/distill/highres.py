@@ -32,7 +32,7 @@ def load_high(
     out = HighResolution([], [])
     ratios = set()
     for slide_id, (_, lr_header) in zip(ids, lr_tables):
-        bag = parent = header = None
+        bag = parent = header = rows = None
         if slide_id in wanted:
             try:
                 path = folder / f"{slide_id}.h5"
@@ -44,13 +44,15 @@ def load_high(
             else:
                 if last_digest(paired.header["lr"]) != last_digest(lr_header):
                     raise InputError(f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; run `lrmil match` again")
-                parent = torch.from_numpy(region_parents(paired, len(features.coords), align(paired, features, str(path)))).to(device)
+                rows = align(paired, features, str(path))
+                parent = torch.from_numpy(region_parents(paired, len(features.coords), rows)).to(device)
                 bag, header = bag_of(features, device), features.header
                 out.inputs |= {f"hr/{slide_id}": last_digest(features.header), f"pairs/{slide_id}": last_digest(paired.header)}
                 ratios.add(paired.ratio)
         out.bags.append(bag)
         out.parents.append(parent)
         out.headers.append(header)
+        out.rows.append(rows)
     if len(ratios) > 1:
         raise InputError(f"{pairs}: pairs of different ratios ({sorted(ratios)}); tile all slides alike")
     out.ratio = next(iter(ratios), 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from lrmil_cli.distill.screening import Screening, screen, screening_of
 from lrmil_cli.distill.windows import windows_of_overview, windows_of_tiles
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
-from lrmil_cli.errors import NoTissueError, UsageError
+from lrmil_cli.errors import InputError, NoTissueError, UsageError
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
@@ -143,8 +143,13 @@ class ScreenedPredictor(OnDevice):
         seconds.add("tissue", time.perf_counter() - clock)
         yield
         clock = time.perf_counter()
-        images = self._images(slide, c)
+        images, there = self._images(slide, c)
         seconds.add("lr_read", time.perf_counter() - clock)
+        # What cannot be screened is no candidate.
+        lr_bad = len(np.unique(c.parent[~there]))
+        images, c = images[there], replace(c, boxes=c.boxes[there], parent=c.parent[there], cell=c.cell[there])
+        if not there.any():
+            raise InputError(f"{slide.path}: none of its LR tiles can be decoded; copy or export the slide again")
         clock = time.perf_counter()
         pictures = torch.from_numpy(images).to(self.where)
         cut = math.log(self.budget.threshold / (1 - self.budget.threshold))
@@ -165,19 +170,19 @@ class ScreenedPredictor(OnDevice):
         per_fold, attention, class_scores = ensemble(*parts)
         seconds.add("head", time.perf_counter() - clock)
         record = {
-            "tiles_read": {"lr": len(c.lr_boxes), "hr": len(read)}, "candidates": len(c.boxes), "kept_rate": round(len(read) / len(c.boxes), 6),
+            "tiles_read": {"lr": len(c.lr_boxes) - lr_bad, "hr": len(read)}, "candidates": len(c.boxes), "kept_rate": round(len(read) / len(c.boxes), 6),
             "fallback": {"empty_classes": sorted({name for s in decided for name, e in zip(self.classes, s.empty.tolist()) if e}),
                          "empty_folds": sum(bool(s.empty.all()) for s in decided)},
-            "bad_tiles": len(bad), "runtime": "torch"}
+            "bad_tiles": lr_bad + len(bad), "runtime": "torch"}
         columns = dict(zip(("x", "y", "width", "height"), c.boxes[read].T))
         return Prediction(per_fold.mean(0), per_fold, attention, class_scores, columns, seconds.rounded(), record,
                           {"screen": self._screen_table(c, decided, read, attention)})
 
-    def _images(self, slide: Slide, c: Candidates) -> np.ndarray:
-        """Screening images uint8 [N, s, s, 3] of the candidates."""
+    def _images(self, slide: Slide, c: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Screening images uint8 [N, s, s, 3] of the candidates, and which of them there are, bool [N]."""
         m = self.model
         if m.source == "thumbnail":
-            return windows_of_overview(slide, c.boxes, m.hr_tiles.tile_px * m.hr_tiles.mpp / slide.mpp, m.screen_px)
+            return windows_of_overview(slide, c.boxes, m.hr_tiles.tile_px * m.hr_tiles.mpp / slide.mpp, m.screen_px), np.ones(len(c.boxes), bool)
         return windows_of_tiles(slide, c.lr_boxes, c.lr_level, self.tiles.tile_px, c.parent, c.cell, m.ratio, m.screen_px)
 
     def _screen_table(self, c: Candidates, decided: list[Screening], read: np.ndarray, attention: np.ndarray) -> dict[str, np.ndarray]:

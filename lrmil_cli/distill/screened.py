@@ -57,12 +57,13 @@ class Result:
 def train_screened(
     manifest: Manifest, *, method: str, tiles: str, pairs: str, teacher: str, encoder: str, features: str | None, settings: ScreenSettings,
     input_size: int | None, embedding: str | None, output: Path, device: torch.device, overwrite: bool, say: Callable[[str], None],
-    warn: Callable[[str], None], workers: int | None = None,
+    warn: Callable[[str], None], workers: int | None = None, on_bad_tile: str = "fail",
 ) -> Result:
     """Train a screener a fold and write the model file, with predictions, metrics and curves beside it.
 
     Args:
         tiles: folder of LR tile tables; encoder: spec of the HR encoder that the teacher's features are of.
+        on_bad_tile: ``fail``, or ``skip``: HR tiles in an LR tile that cannot be decoded are left out.
 
     Raises:
         UsageError, InputError, MachineError: as the parts; among others where the teacher is no DMIN, or not of this encoder.
@@ -82,13 +83,15 @@ def train_screened(
     check_windows(tile_px, high.ratio, settings.screen_px, settings.source)
 
     own = {"method": method, **settings.as_json(), "folds": table.to_dict("list"), "encoder": high_encoder.digest()}
+    if on_bad_tile == "skip":
+        own["on_bad_tile"] = on_bad_tile
     inputs = {"manifest": manifest_digest(manifest), **high.inputs, "teacher": last_digest(guide.header)}
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         header = read_tensor_header(output, "model")
         return Result(True, header["metrics"], header["kept_rate"], "up to date")
 
     paired = [read_pairs(find_table(pairs, i, "pairs")) for i in ids]
-    images = load_images(paired, [e.path for e in manifest], settings.screen_px, settings.source, output.with_suffix(".screen"), say, workers)
+    images = load_images(paired, [e.path for e in manifest], settings.screen_px, settings.source, output.with_suffix(".screen"), say, workers, on_bad_tile)
     slides = _instances(paired, images, high, device, say)
     results = _folds(manifest, table, guide, slides, settings, device, say, warn)
     metrics_rows, pooled = crossval.score(manifest, results)
@@ -145,13 +148,20 @@ def _teachers_encoder(guide: Teacher, spec: str, input_size: int | None, embeddi
 
 
 def _instances(
-    paired: list[PairedSlide], images: list[np.ndarray], high: HighResolution, device: torch.device, say: Callable[[str], None]
+    paired: list[PairedSlide], images: list[tuple[np.ndarray, np.ndarray]], high: HighResolution, device: torch.device, say: Callable[[str], None]
 ) -> list[Instances]:
-    """HR features and screening images of the tiles that lie in an LR tile, in the order of the pairs."""
+    """HR features and screening images of the tiles that have both, in the order of the pairs.
+
+    Raises:
+        InputError: a slide has none.
+    """
     out, ignored = [], 0
-    for p, pictures, bag in zip(paired, images, high.bags):
-        out.append(Instances(bag.features[torch.from_numpy(p.hr_index.copy())].to(device), torch.from_numpy(pictures).to(device)))
-        ignored += len(bag.features) - len(p.hr_index)
+    for p, (pictures, there), bag, rows in zip(paired, images, high.bags, high.rows):
+        use = np.flatnonzero(there & (rows >= 0))
+        if not use.size:
+            raise InputError(f"slide {p.slide_id}: none of its HR tiles has both features and a screening image; leave it out of the manifest")
+        out.append(Instances(bag.features[torch.from_numpy(rows[use])].to(device), torch.from_numpy(pictures[use]).to(device)))
+        ignored += len(bag.features) - int((rows >= 0).sum())
     if ignored:
         say(f"{ignored} HR tile(s) lie in no LR tile and are left out; prediction will not find them either")
     return out

@@ -181,12 +181,14 @@ class HighResolution:
 
     Attributes:
         bags: N_h tiles each; parents: int64 [N_h] each, LR tile of each HR tile, -1 for none; headers: of the feature files.
+        rows: row in the bag of each HR tile of the pairs table, see :func:`align`.
         inputs: digests of what was read; ratio: HR tiles along the side of an LR tile.
     """
 
     bags: list[Bag | None]
     parents: list[Tensor | None]
     headers: list[dict[str, Any] | None] = field(default_factory=list)
+    rows: list[np.ndarray | None] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     ratio: int = 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,24 +55,24 @@ def cut_windows(tiles: np.ndarray, ratio: int, screen_px: int) -> np.ndarray:
 
 def windows_of_tiles(
     slide: Slide, lr_boxes: np.ndarray, level: int, tile_px: int, parent: np.ndarray, cell: np.ndarray, ratio: int, screen_px: int
-) -> np.ndarray:
-    """Screening images uint8 [N, s, s, 3] of HR tiles from the LR tiles they lie in.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Screening images uint8 [N, s, s, 3] of HR tiles from the LR tiles they lie in, and which of them there are, bool [N].
 
     Args:
         lr_boxes: int64 [R, 4], level-0 px; parent: int64 [N], row of ``lr_boxes``; cell: int64 [N], row-major in the LR tile.
 
     Raises:
-        InputError: the slide is damaged at a tile.
+        InputError: the slide is damaged at an LR tile, and such tiles are not to be skipped.
     """
-    out = np.empty((len(parent), screen_px, screen_px, 3), np.uint8)
+    out, bad = np.zeros((len(parent), screen_px, screen_px, 3), np.uint8), []
     order = np.argsort(parent, kind="stable")
     start = np.searchsorted(parent[order], np.arange(len(lr_boxes) + 1))
-    for rows, pixels in iter_batches(slide, lr_boxes, level, tile_px, BATCH):
+    for rows, pixels in iter_batches(slide, lr_boxes, level, tile_px, BATCH, bad):
         windows = cut_windows(pixels, ratio, screen_px)
         for n, row in enumerate(rows):
             children = order[start[row] : start[row + 1]]
             out[children] = windows[n, cell[children]]
-    return out
+    return out, ~np.isin(parent, bad)
 
 
 def windows_of_overview(slide: Slide, hr_boxes: np.ndarray, hr_step: float, screen_px: int) -> np.ndarray:
@@ -99,16 +100,18 @@ def hr_step(header: dict[str, Any]) -> float:
     return s.get("side_level0_px") or s["tile_px"] * s["mpp"] / header["slide"]["mpp"]
 
 
-def make_images(paired: PairedSlide, screen_px: int, source: str, slide_path: Path | None, workers: int | None) -> np.ndarray:
-    """Screening images uint8 [N, s, s, 3] of the HR tiles of a pairs table, in its order.
+def make_images(
+    paired: PairedSlide, screen_px: int, source: str, slide_path: Path | None, workers: int | None, on_bad_tile: str = "fail"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Screening images uint8 [N, s, s, 3] of the HR tiles of a pairs table, in its order, and which of them there are, bool [N].
 
     Raises:
         InputError: the slide cannot be read, or is not the one that was tiled.
     """
     lr = paired.header["lr"]
-    with open_tiled_slide(lr, slide_path, workers) as slide:
-        if source == "thumbnail":
-            return windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px)
+    with open_tiled_slide(lr, slide_path, workers, on_bad_tile=on_bad_tile) as slide:
+        if source == "thumbnail":  # what is damaged is glass there
+            return windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px), np.ones(len(paired.hr_boxes), bool)
         cell = cells_of(paired)
         return windows_of_tiles(slide, paired.lr_boxes, tile_level(slide, lr), lr["settings"]["tile_px"], paired.region, cell, paired.ratio, screen_px)
 
@@ -122,9 +125,10 @@ def cells_of(paired: PairedSlide) -> np.ndarray:
 
 
 def load_images(
-    slides: list[PairedSlide], paths: list[Path], screen_px: int, source: str, cache: Path, say: Callable[[str], None], workers: int | None = None
-) -> list[np.ndarray]:
-    """Screening images of a cohort from ``cache``; what is missing is cut from the slides and written first.
+    slides: list[PairedSlide], paths: list[Path], screen_px: int, source: str, cache: Path, say: Callable[[str], None], workers: int | None = None,
+    on_bad_tile: str = "fail",
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Screening images of a cohort from ``cache``, as :func:`make_images` gives them; what is missing is cut from the slides and written first.
 
     Args:
         paths: where each slide is now; where it is not, the path that its tables name.
@@ -135,20 +139,23 @@ def load_images(
     out = []
     for n, (paired, path) in enumerate(zip(slides, paths), 1):
         key = digest({"px": screen_px, "source": source}, {"pairs": last_digest(paired.header)})
-        file = cache / f"{paired.slide_id}.{key[:16]}.screen.npy"
-        images = _stored(file, (len(paired.hr_boxes), screen_px, screen_px, 3))
-        if images is None:
-            images = make_images(paired, screen_px, source, path if path.exists() else None, workers)
+        file = cache / f"{paired.slide_id}.{key[:16]}.screen.npz"
+        found = _stored(file, (len(paired.hr_boxes), screen_px, screen_px, 3))
+        if found is None or (on_bad_tile == "fail" and not found[1].all()):
+            found = make_images(paired, screen_px, source, path if path.exists() else None, workers, on_bad_tile)
             with atomic_path(file) as tmp, open(tmp, "wb") as fh:
-                np.save(fh, images, allow_pickle=False)
-            say(f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(images)} of {screen_px} px")
-        out.append(images)
+                np.savez(fh, images=found[0], there=found[1])
+            bad = "" if found[1].all() else f" ({(~found[1]).sum()} lie in LR tiles that cannot be decoded and are left out)"
+            say(f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px{bad}")
+        out.append(found)
     return out
 
 
-def _stored(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _stored(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        images = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with np.load(file, allow_pickle=False) as arrays:
+            images, there = arrays["images"], arrays["there"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
+    fits = images.shape == shape and images.dtype == np.uint8 and there.shape == shape[:1] and there.dtype == bool
+    return (images, there) if fits else None

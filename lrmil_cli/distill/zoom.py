@@ -12,7 +12,7 @@ import torch
 
 from lrmil_cli.distill.guide import check_classes, folds_like
 from lrmil_cli.distill.model import save_model
-from lrmil_cli.distill.student import align
+from lrmil_cli.distill.student import align, find_rows
 from lrmil_cli.distill.targets import PairedSlide, read_pairs
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.embed import features_settings
@@ -23,7 +23,7 @@ from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
-from lrmil_cli.heads import PyramidBag
+from lrmil_cli.heads import Bag, PyramidBag
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, find_table, tile_tables
 from lrmil_cli.training.crossval import HeadSpec
@@ -44,7 +44,7 @@ def train_zoom(
     manifest: Manifest, *, tiles: str, pairs: str, encoder: str, features: str | None, lr_features: Path, teacher: str | None,
     mid_pairs: str | None, mid_features: str | None, head: HeadSpec, training: TrainSettings, folds: int, input_size: int | None, embedding: str | None,
     output: Path, device: torch.device, batch_size: int | None, overwrite: bool, say: Callable[[str], None], warn: Callable[[str], None],
-    workers: int | None = None,
+    workers: int | None = None, on_bad_tile: str = "fail",
 ) -> Result:
     """Train a head a fold on pyramids of 5x and 20x tiles, or with one magnification more between them, and write the model file.
 
@@ -75,7 +75,8 @@ def train_zoom(
     ids = [e.slide_id for e in manifest]
     paired = [[read_pairs(find_table(p, i, "pairs")) for i in ids] for p in chain]
     deep = [[_features(folder / f"{i}.h5", own_digest, encoder) for i in ids] for folder in folders]
-    low = embed_cohort(loaded, manifest, tables, lr_features, device=device, batch_size=batch_size, workers=workers, overwrite=overwrite, say=say)
+    low = embed_cohort(loaded, manifest, tables, lr_features, device=device, batch_size=batch_size, workers=workers, on_bad_tile=on_bad_tile,
+                       overwrite=overwrite, say=say)
     for i, (_, lr_header), p in zip(ids, tables, paired[0]):
         if last_digest(p.header["lr"]) != last_digest(lr_header):
             raise InputError(f"{pairs}: the pairs of {i} were made from other LR tiles than those in --tiles; run `lrmil match` again")
@@ -87,7 +88,7 @@ def train_zoom(
               **{f"pairs{n}/{i}": last_digest(p.header) for n, level in enumerate(paired) for i, p in zip(ids, level)}}
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date")
-    pyramids = [make_pyramid(bag.features, [level[n] for level in deep], [level[n] for level in paired]).to(device) for n, bag in enumerate(low.all)]
+    pyramids = [make_pyramid(bag, [level[n] for level in deep], [level[n] for level in paired]).to(device) for n, bag in enumerate(low.all)]
     bags = Bags(pyramids, low.headers)
     results = crossval.train_folds(manifest, table, lambda fold: bags, HeadSpec(head.name, options), training, say=say)
     rows, pooled = crossval.score(manifest, results)
@@ -106,26 +107,27 @@ def train_zoom(
     return Result(False, pooled, crossval.summary("zoommil", rows, len(results)))
 
 
-def make_pyramid(low: torch.Tensor, deep: list[Features], paired: list[PairedSlide]) -> PyramidBag:
-    """The pyramid of one slide.
+def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> PyramidBag:
+    """The pyramid of one slide. A tile that has no features, since it cannot be decoded, is not in it, nor are those below it.
 
     Args:
-        low: features [N_0, D] in the order of the lowest tile table; deep, paired: of each deeper level its features, and the pairs of
-            the level above with it.
+        low: the lowest level; deep, paired: of each deeper level its features, and the pairs of the level above with it.
 
     Raises:
         InputError: pairs and features are of different tiles.
     """
-    levels, children, count = [low.cpu()], [], len(low)
+    levels, children, corners = [low.features.cpu()], [], low.coords.cpu().numpy()
     for features, pairs in zip(deep, paired):
         rows = align(pairs, features, f"features of {pairs.slide_id}")
-        kin = np.full((count, pairs.children.shape[1]), -1, np.int64)
-        if pairs.lr_index.max() >= count:
+        parents = find_rows(pairs.lr_boxes[:, :2], corners)
+        there = parents >= 0
+        if not there.any():
             raise InputError(f"slide {pairs.slide_id}: its pairs are of other tiles than its features; run `lrmil match` again")
-        kin[pairs.lr_index] = np.where(pairs.children >= 0, np.append(rows, -1)[pairs.children], -1)
+        kin = np.full((len(corners), pairs.children.shape[1]), -1, np.int64)
+        kin[parents[there]] = np.where(pairs.children >= 0, np.append(rows, -1)[pairs.children], -1)[there]
         children.append(torch.from_numpy(kin))
         levels.append(torch.from_numpy(features.features))
-        count = len(features.coords)
+        corners = features.coords
     return PyramidBag(tuple(levels), tuple(children))
 
 

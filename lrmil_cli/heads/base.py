@@ -99,6 +99,10 @@ class MILHead(nn.Module):
         """
         return {"bag": (1.0, bag_cross_entropy(out.logits, label, class_weights))}
 
+    def notes(self, out: MILOutput) -> dict[str, Tensor]:
+        """Scalars of one bag that the training curves show beside the losses, such as the share of the instances that is kept."""
+        return {}
+
     def config(self) -> dict[str, Any]:
         """All that rebuilds the head: ``build_head(**config)``."""
         return {"name": self.name, "in_dim": self.in_dim, "num_classes": self.num_classes, "options": dict(self.options)}

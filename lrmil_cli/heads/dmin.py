@@ -122,6 +122,10 @@ class DMIN(MILHead):
         }
         return {name: (self.weights[name], loss) for name, loss in losses.items()}
 
+    def notes(self, out: MILOutput) -> dict[str, Tensor]:
+        """The share kept: of the random masks in training, which the rate loss steers, and of the hard one in evaluation, which it does not."""
+        return {"kept": out.extra["rate"]}
+
 
 def straight_through(soft: Tensor) -> Tensor:
     """``1[s > 0.5]`` in the forward pass, the gradient of s in the backward pass."""

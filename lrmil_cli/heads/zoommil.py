@@ -111,6 +111,10 @@ class ZoomMIL(MILHead):
         logits = self.classifier(total).float()
         return MILOutput(logits, scores, torch.softmax(scores, 0), total, extra=extra)
 
+    def notes(self, out: MILOutput) -> dict[str, Tensor]:
+        """How often the draws of training agree on a slot."""
+        return {name: out.extra[name] for name in ("agreement",) if name in out.extra}
+
 
 def gather_children(levels: Sequence[Tensor], children: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor]:
     """Descendants at level t of every tile of level 0: features [N_0, r_0, ..., r_(t-1), D], and which of them are there, bool."""

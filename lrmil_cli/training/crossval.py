@@ -90,7 +90,8 @@ def train_folds(
         else:
             fit.head.to(bags.device)
         best = fit.curves[fit.best_epoch - 1]
-        say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}")
+        kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
+        say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}")
         test = [bags.all[i] for i in index["test"]]
         probabilities = predict_bags(fit.head, test) if test else np.zeros((0, len(manifest.classes)))
         result = FoldResult(k, fit, parts, probabilities)

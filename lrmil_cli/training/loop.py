@@ -106,7 +106,8 @@ def fit_head(
             if settings.clip:
                 torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip)
             optimizer.step()
-            for name, (_, t) in [*terms.items(), ("total", (1.0, loss))]:
+            noted = {name: t for name, (_, t) in terms.items()} | head.notes(out) | {"total": loss}
+            for name, t in noted.items():
                 sums[name] = sums.get(name, 0.0) + float(t.detach())
         row = {"epoch": epoch, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
         if not np.isfinite(row["train_total"]):
@@ -134,18 +135,30 @@ def rate(settings: TrainSettings, epoch: int) -> float:
 
 
 def validate(head: MILHead, bags: Sequence[Bag], labels: Sequence[int], index: Sequence[int]) -> dict[str, Any]:
-    """``val_ce`` and ``val_auc`` (None if undefined) of a set of bags."""
-    probabilities = predict_bags(head, [bags[i] for i in index])
-    truth = np.array([labels[i] for i in index])
+    """``val_ce``, ``val_auc`` (None if undefined) and the means of the head's own notes, of a set of bags."""
+    head.eval()
+    said, notes = [], []
+    with torch.inference_mode():
+        for i in index:
+            out = head(*bags[i])
+            said.append(_probabilities(out))
+            notes.append({name: float(t) for name, t in head.notes(out).items()})
+    probabilities, truth = np.stack(said), np.array([labels[i] for i in index])
     picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)
-    return {"val_ce": float(-np.log(picked).mean()), "val_auc": auc(truth, probabilities)}
+    return {"val_ce": float(-np.log(picked).mean()), "val_auc": auc(truth, probabilities),
+            **{f"val_{name}": float(np.mean([own[name] for own in notes])) for name in notes[0]}}
 
 
 def predict_bags(head: MILHead, bags: Sequence[Bag]) -> np.ndarray:
     """Class probabilities float64 [n, C] of bags, in evaluation mode."""
     head.eval()
     with torch.inference_mode():
-        return np.stack([torch.softmax(head(*b).logits.double(), 0).cpu().numpy() for b in bags])
+        return np.stack([_probabilities(head(*b)) for b in bags])
+
+
+def _probabilities(out: MILOutput) -> np.ndarray:
+    """float64 [C]."""
+    return torch.softmax(out.logits.double(), 0).cpu().numpy()
 
 
 def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> Tensor:

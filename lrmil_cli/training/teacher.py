@@ -184,13 +184,16 @@ def _damage(output: Path, wanted: str, folds: int) -> str | None:
 
 
 def write_curves(path: Path, header: dict[str, Any], results: list[FoldResult], panels: list[tuple[str, list[str]]] | None = None) -> None:
-    """Curves as ``path`` (CSV) and as a PNG of the same stem; ``panels`` as :func:`plot_curves` takes them, else by the loss terms."""
+    """Curves as ``path`` (CSV) and as a PNG of the same stem; ``panels`` as :func:`plot_curves` takes them, else by the loss terms and
+    what else the head notes."""
     curves = crossval.curves_table(results)
     write_table(path, header, curves)
     if panels is None:
-        losses = [c for c in curves.columns if c.startswith("train_") and c != "train_total"]
+        names = [c.removeprefix("train_") for c in curves.columns if c.startswith("train_") and c != "train_total"]
         panels = [("training loss (total)", ["train_total"]), ("validation cross-entropy", ["val_ce"]), ("validation AUC", ["val_auc"])]
-        if len(losses) > 1:
-            panels[1:1] = [(c.removeprefix("train_") + " (training)", [c]) for c in losses]
+        if len(names) > 1:
+            both = [name for name in names if f"val_{name}" in curves]
+            panels[1:1] = [(f"{name} (training)", [f"train_{name}"]) for name in names if name not in both]
+            panels += [(f"{name} (validation and training)", [f"val_{name}", f"train_{name}"]) for name in both]
     plot_curves(path.with_suffix(".png"), curves.fillna({"val_auc": float("nan")}), panels,
                 {r.fold: r.fit.best_epoch for r in results})

@@ -6,10 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import tifffile
+import torch
 
-from lrmil_cli.files.features import read_features
+from lrmil_cli.app import run
+from lrmil_cli.distill.targets import read_pairs
+from lrmil_cli.distill.zoom import make_pyramid
+from lrmil_cli.files.features import Features, read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.heads import Bag
 from lrmil_cli.slides.reader import iter_batches, overview, read_rows
 from lrmil_cli.slides.slide import open_slide
 from tests.conftest import blob_image, write_tiff
@@ -183,3 +188,80 @@ def test_nothing_but_damage_is_an_error(chain, tmp_path, lrmil):
     damage(slide, level, range(count))
     said = lrmil("predict", slide, "-m", chain.model, "--on-bad-tile", "skip", "-o", tmp_path / "p")
     assert said.code == 3 and not (tmp_path / "p" / "s13.attention.csv").exists()
+
+
+@pytest.fixture
+def damaged(cohort, tmp_path):
+    """A tiled cohort of which s00 and s13 have a damaged block in the LR level and one in level 0, under tissue, and these rectangles."""
+    shutil.copytree(cohort.parent / "slides", tmp_path / "slides")
+    manifest = shutil.copy(cohort, tmp_path / "slides.csv")
+    at, rects = {k: tmp_path / k for k in ("lr", "hr", "pairs")}, {}
+    for name in ("s00", "s13"):
+        path = tmp_path / "slides" / f"{name}.svs"
+        assert run(["tile", str(path), "--mpp", "2.0", "--tile-px", "128", "-o", str(tmp_path / "whole.csv"), "--overwrite", "-q"]) == 0
+        _, rows = read_table(tmp_path / "whole.csv", "tiles")
+        rects[name] = {}
+        for kind, downsample, one in (("lr", 4.0, rows.iloc[len(rows) // 2]), ("hr", 1.0, rows.iloc[0])):
+            with open_slide(path) as opened:
+                level = [l.downsample for l in opened.levels].index(downsample)
+                blocks = opened.blocks(level)
+            x, y = ((one[k] + 256) / downsample for k in ("x", "y"))
+            rects[name][kind] = [tuple(int(downsample) * v for v in r) for r in damage(path, level, [int(y // blocks.height) * blocks.cols + int(x // blocks.width)])]
+    for line in (["tile", manifest, "--mpp", "2.0", "-o", at["lr"]], ["tile", manifest, "--mpp", "0.5", "-o", at["hr"]]):
+        assert run([*map(str, line), "--tile-px", "128", "--on-bad-tile", "skip", "-q"]) == 0
+    assert run([str(a) for a in ["match", at["lr"], at["hr"], "-o", at["pairs"], "-q"]]) == 0
+    return manifest, at, rects
+
+
+@pytest.mark.parametrize("method", ["hdmil", "zoommil"])
+def test_methods_that_read_both_magnifications_leave_out_what_they_cannot_decode(damaged, tmp_path, lrmil, method):
+    manifest, at, rects = damaged
+    skip, small = ["--on-bad-tile", "skip"], ["--head-option", "embed_dim=16", "--head-option", "hidden=8"]
+    head = ["--head", "dmin", *small] if method == "hdmil" else []
+    said = lrmil("train-teacher", manifest, "--tiles", at["hr"], "--encoder", "demo-vit", *head, "--epochs", "2", *skip, "-o", tmp_path / "teacher")
+    assert said.code == 0, said.err
+    model = tmp_path / "m.safetensors"
+    line = ["distill-student", manifest, "--method", method, "--tiles", at["lr"], "--pairs", at["pairs"], "--teacher", tmp_path / "teacher", "--encoder", "demo-vit",
+            "--epochs", "2", *(small if method == "zoommil" else []), "-o", model]
+    said = lrmil(*line)
+    assert said.code == 3 and "damaged at level" in said.err and not model.exists()
+    said = lrmil(*line, *skip)
+    assert said.code == 0, said.err
+    assert "cannot be decoded" in said.err
+    tables = {name: {k: read_table(at[k] / f"{name}.{kind}.csv", kind)[1] for k, kind in (("lr", "tiles"), ("hr", "tiles"), ("pairs", "pairs"))} for name in rects}
+    gone = {name: {k: under(tables[name][k], rects[name][k]) for k in ("lr", "hr")} for name in rects}
+    pairs = tables["s13"]["pairs"]
+    usable = ~gone["s13"]["lr"][pairs["lr_index"]] & ~gone["s13"]["hr"][pairs["hr_index"]]
+    assert 0 < usable.sum() < len(pairs)
+    slide = tmp_path / "slides" / "s13.svs"
+    said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p")
+    assert said.code == 3 and "damaged at level" in said.err and not (tmp_path / "p" / "s13.prediction.json").exists()
+    said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p", *skip, "--geojson", tmp_path / "maps")
+    assert said.code == 0, said.err
+    record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
+    assert record["tiles_read"]["lr"] == (~gone["s13"]["lr"]).sum() and record["bad_tiles"] >= gone["s13"]["lr"].sum() > 0
+    assert sum(record["probabilities"].values()) == pytest.approx(1)
+    read = "s13" if method == "hdmil" else "s13.hr"
+    _, rows = read_table(tmp_path / "p" / f"{read}.attention.csv", "attention")
+    allowed = set(map(tuple, pairs.loc[usable, ["hr_x", "hr_y"]].to_numpy().tolist()))
+    assert 0 < len(rows) == record["tiles_read"]["hr"] and set(map(tuple, rows[["x", "y"]].to_numpy().tolist())) <= allowed
+    if method == "hdmil":  # what cannot be screened is no candidate; HR tiles are known to be bad only where they are read
+        assert record["candidates"] == (~gone["s13"]["lr"][pairs["lr_index"]]).sum()
+        by_hand = read_table(tmp_path / "m.predictions.csv", "predictions")[1].set_index("slide_id")
+        assert by_hand.loc["s13", "hr_tiles"] == usable.sum()
+        # the rest of the tiles keep the features that are theirs: training saw what prediction sees
+        assert by_hand.loc["s13", "prob_tumor"] == pytest.approx(record["probabilities"]["tumor"], abs=1e-5)
+
+
+def test_a_middle_level_that_lacks_tiles_keeps_its_children(damaged, tmp_path):
+    """Rows of features are not rows of tables where tiles were left out."""
+    _, at, _ = damaged
+    paired, tables = read_pairs(at["pairs"] / "s13.pairs.csv"), {k: read_table(at[k] / "s13.tiles.csv", "tiles")[1][["x", "y"]].to_numpy() for k in ("lr", "hr")}
+    lr, hr = (np.delete(tables[k], gone, axis=0) for k, gone in (("lr", [0, 3]), ("hr", [1, 5, 6])))
+    features = Features({"bad_tiles": 3}, np.zeros((len(hr), 2), np.float32), hr)
+    pyramid = make_pyramid(Bag(torch.zeros(len(lr), 2), torch.from_numpy(lr)), [features], [paired])
+    children = pyramid.children[0].numpy()
+    for row, kin in enumerate(children):
+        for own in hr[kin[kin >= 0]]:
+            assert (lr[row] <= own).all() and (own < lr[row] + 512).all()
+    assert (children >= 0).sum() == sum(((hr >= c) & (hr < c + 512)).all(1).sum() for c in lr)

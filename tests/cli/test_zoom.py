@@ -12,6 +12,8 @@ from lrmil_cli.distill.zoom import make_pyramid
 from lrmil_cli.distill.zooming import load_zoom
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table
+from lrmil_cli.heads import Bag
+from lrmil_cli.training.bags import bag_of
 
 HEAD = ["--head-option", "embed_dim=16", "--head-option", "hidden=8", "--head-option", "k=2", "--epochs", "2", "--lr", "1e-3"]
 
@@ -40,7 +42,7 @@ def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyr
     assert said.code == 0, said.err
     record = json.loads((tmp_path / "s13.prediction.json").read_text())
     paired, lr = read_pairs(chain.pairs / "s13.pairs.csv"), read_features(zoom.with_suffix(".features") / "s13.h5")
-    pyramid = make_pyramid(torch.from_numpy(lr.features), [read_features(chain.teacher / "features" / "s13.h5")], [paired])
+    pyramid = make_pyramid(bag_of(lr, torch.device("cpu")), [read_features(chain.teacher / "features" / "s13.h5")], [paired])
     head = load_zoom(zoom).base.heads[0]
     with torch.inference_mode():
         out = head(*pyramid)
@@ -76,7 +78,7 @@ def test_three_levels(chain, tmp_path, lrmil):
     record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
     assert 0 < record["tiles_read"]["mid"] <= 2 * 4 and 0 < record["tiles_read"]["hr"] <= 2 * 4
     low, high = (read_pairs(tmp_path / n / "s13.pairs.csv") for n in ("low", "high"))
-    bag = make_pyramid(torch.from_numpy(read_features(tmp_path / "z.features" / "s13.h5").features),
+    bag = make_pyramid(bag_of(read_features(tmp_path / "z.features" / "s13.h5"), torch.device("cpu")),
                        [read_features(tmp_path / "mid-features" / "s13.h5"), read_features(chain.teacher / "features" / "s13.h5")], [low, high])
     with torch.inference_mode():
         p = torch.softmax(load_zoom(tmp_path / "z.safetensors").base.heads[0](*bag).logits.double(), 0)
@@ -86,7 +88,7 @@ def test_three_levels(chain, tmp_path, lrmil):
 def test_pyramids_follow_the_pairs(chain):
     paired, features = read_pairs(chain.pairs / "s13.pairs.csv"), read_features(chain.teacher / "features" / "s13.h5")
     _, lr = read_table(chain.tiles_lr / "s13.tiles.csv", "tiles")
-    bag = make_pyramid(torch.zeros(len(lr), 3), [features], [paired])
+    bag = make_pyramid(Bag(torch.zeros(len(lr), 3), torch.from_numpy(lr[["x", "y"]].to_numpy())), [features], [paired])
     _, pairs = read_table(chain.pairs / "s13.pairs.csv", "pairs")
     for p in pairs.itertuples():
         row = bag.children[0][p.lr_index, p.cell_row * 4 + p.cell_col]
