@@ -19,13 +19,17 @@ from lrmil_cli.training.metrics import auc
 #: (index of the slide, what the head says of it) -> further loss terms {name: (weight, loss)}
 ExtraTerms = Callable[[int, MILOutput], dict[str, tuple[float, Tensor]]]
 
+#: Epochs without a better validation loss that a plateau may last.
+PLATEAU = 5
+
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How a head is trained. Defaults: method 5.1 (Adam, one bag a step, best validation AUC, patience 20).
 
     Attributes:
-        optimizer: "adam" or "radam"; schedule: "constant", "cosine" (to a twentieth) or "step" (a fifth from half time on).
+        optimizer: "adam" or "radam"; schedule: "constant", "cosine" (to a twentieth), "step" (a fifth from half time on) or
+            "plateau" (half after :data:`PLATEAU` epochs without a better validation loss).
         clip: gradient norm at most, 0 for no limit; min_epochs: no stopping before.
         select_from: epochs up to this one are not chosen; monitor: "auc" (ties by cross-entropy) or "loss" on validation.
     """
@@ -88,12 +92,15 @@ def fit_head(
     targets = torch.as_tensor(list(labels), device=device)
     weights = class_weights(labels, train, head.num_classes).to(device) if settings.class_weights else None
     optimizer = optimizer_for(settings.optimizer, head.parameters(), device, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=PLATEAU) if settings.schedule == "plateau" else None
     rng = np.random.default_rng(settings.seed)
     best, best_state, best_epoch, curves = (-np.inf, -np.inf), None, 0, []
     for epoch in range(1, settings.epochs + 1):
         sums: dict[str, float] = {}
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * rate(settings, epoch)
+        if plateau is None:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * rate(settings, epoch)
+        lr = optimizer.param_groups[0]["lr"]
         head.train()
         for i in draw_order(labels, train, settings.balanced_sampling, rng):
             out = head(*bags[i])
@@ -109,10 +116,12 @@ def fit_head(
             noted = {name: t for name, (_, t) in terms.items()} | head.notes(out) | {"total": loss}
             for name, t in noted.items():
                 sums[name] = sums.get(name, 0.0) + float(t.detach())
-        row = {"epoch": epoch, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
+        row = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
         if not np.isfinite(row["train_total"]):
             raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
         row |= validate(head, bags, labels, val)
+        if plateau is not None:
+            plateau.step(row["val_ce"])
         curves.append(row)
         on_epoch(row)
         # Strictly better AUC, or the same AUC with lower cross-entropy: AUC saturates on small validation sets.
@@ -127,7 +136,7 @@ def fit_head(
 
 
 def rate(settings: TrainSettings, epoch: int) -> float:
-    """Learning rate of an epoch (from 1) as a share of ``settings.lr``."""
+    """Learning rate of an epoch (from 1) as a share of ``settings.lr``, where it hangs on the epoch alone."""
     done = (epoch - 1) / settings.epochs
     if settings.schedule == "cosine":
         return 0.05 + 0.95 * (1 + np.cos(np.pi * done)) / 2

@@ -9,18 +9,18 @@ from lrmil_cli.training.loop import TrainSettings
 
 RECIPES = ("common", "published")
 _CLAM = {"weight_decay": 1e-5, "min_epochs": 50, "balanced_sampling": True, "monitor": "loss"}
-#: What each head's authors trained with, where it differs from :class:`TrainSettings`. TransMIL's Lookahead and ZoomMIL's
-#: halving of the rate on a plateau are left out.
+#: What each head's authors trained with, where it differs from :class:`TrainSettings`. TransMIL's Lookahead is left
+#: out.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "meanpool": _CLAM,
     "maxpool": _CLAM,
     "clam_sb": _CLAM,
     "clam_mb": _CLAM,
     "abmil": {"lr": 5e-4, "weight_decay": 1e-4, "epochs": 20},
-    "dmin": {**_CLAM, "lr": 3e-4},
+    "dmin": {**_CLAM, "lr": 3e-4, "select_from": 49},
     "dsmil": {"betas": (0.5, 0.9), "weight_decay": 1e-3, "schedule": "cosine", "epochs": 50, "patience": 10},
     "transmil": {"optimizer": "radam", "lr": 2e-4, "weight_decay": 1e-5, "patience": 10},
-    "zoommil": {"epochs": 100, "balanced_sampling": True, "monitor": "loss"},
+    "zoommil": {"epochs": 100, "schedule": "plateau", "balanced_sampling": True, "monitor": "loss"},
     "dtfd": {"weight_decay": 1e-4, "schedule": "step", "clip": 5.0, "select_from": 160, "min_epochs": 200},
 }
 

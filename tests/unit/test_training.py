@@ -154,6 +154,8 @@ def test_recipes_and_what_the_user_says_on_top():
     assert train_settings("common", "clam_sb", {"lr": None, "class_weights": False, "seed": 3}) == TrainSettings(seed=3)
     clam = train_settings("published", "clam_sb", {"lr": 2e-4, "patience": None})
     assert (clam.lr, clam.weight_decay, clam.min_epochs, clam.balanced_sampling, clam.monitor, clam.patience) == (2e-4, 1e-5, 50, True, "loss", 20)
+    dmin = train_settings("published", "dmin", {})  # never an epoch before the 50th, but where there are fewer
+    assert (dmin.lr, dmin.select_from, train_settings("published", "dmin", {"epochs": 40}).select_from) == (3e-4, 49, 9)
     short = train_settings("published", "dtfd", {"epochs": 50})
     assert (short.epochs, short.select_from, short.min_epochs) == (50, 40, 50)
     for recipe, asked in (("paper", {}), ("common", {"lr": 0.0})):
@@ -174,6 +176,15 @@ def test_schedules_stopping_and_selection():
     assert late.best_epoch > 25
     by_loss = fit(patience=30, monitor="loss")
     assert by_loss.best_epoch == 1 + int(np.argmin([r["val_ce"] for r in by_loss.curves]))
+    wrong = [*labels[:16], *(1 - np.array(labels[16:]))]  # validation gets worse as training gets better
+    plateau = fit_head(build_fixed(), bags, wrong, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=30, patience=30, schedule="plateau"))
+    best, since, lr = np.inf, 0, 1e-2
+    for row in plateau.curves:
+        assert row["lr"] == pytest.approx(lr)
+        best, since = (row["val_ce"], 0) if row["val_ce"] < best * (1 - 1e-4) else (best, since + 1)
+        if since > 5:
+            lr, since = lr / 2, 0
+    assert lr < 1e-2
     assert len(fit(patience=30, optimizer="radam", betas=(0.5, 0.9), clip=1e-3).curves) == 30
 
 
