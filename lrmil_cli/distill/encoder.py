@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,14 @@ from torch import Tensor, nn
 
 from lrmil_cli.ahead import Prefetch
 from lrmil_cli.device import autocast, grad_scaler, seed_everything, to_device
+from lrmil_cli.distill.batches import Regions, TileReader, batches, hold_out, turn, turn_cells
 from lrmil_cli.distill.losses import final_loss, masked_region_mean, patch_errors
 from lrmil_cli.distill.regions import pooling_matrix, region_means
-from lrmil_cli.distill.targets import PairedSlide, load_targets, tile_level
+from lrmil_cli.distill.targets import PairedSlide, load_targets
 from lrmil_cli.distributed import World
-from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.encoders.vit import Encoder
-from lrmil_cli.errors import InputError, LrmilError
+from lrmil_cli.errors import LrmilError
 from lrmil_cli.files.atomic import atomic_path
-from lrmil_cli.slides.reader import read_tile
-from lrmil_cli.slides.slide import Slide, default_workers
-
-#: Slides kept open at a time while LR tiles are read in random order.
-OPEN_SLIDES = 64
 
 
 @dataclass(frozen=True)
@@ -67,16 +61,6 @@ class Stage1Settings:
 
 
 @dataclass
-class Regions:
-    """All regions of some slides, flat: which slide, which region of it."""
-
-    slides: list[PairedSlide]
-    targets: list[dict[str, np.ndarray]]
-    attention: list[np.ndarray] | None
-    index: np.ndarray  # int64 [R, 2]: slide, region
-
-
-@dataclass
 class Stage1Result:
     """The LR encoder, one row of numbers an epoch (epoch 0: before training), the best epoch, and the checkpoint of the run,
     which the caller removes once the encoder is kept."""
@@ -85,45 +69,6 @@ class Stage1Result:
     curves: list[dict[str, float]]
     best_epoch: int
     checkpoint: Path
-
-
-class TileReader:
-    """Reads LR tiles of many slides in any order, with threads and a bounded number of slides open."""
-
-    def __init__(self, slides: list[PairedSlide], workers: int | None = None):
-        self._slides = slides
-        self._open: dict[int, tuple[Slide, int]] = {}
-        self._pool = ThreadPoolExecutor(workers or default_workers())
-
-    def _slide(self, number: int) -> tuple[Slide, int]:
-        """A slide, open, and its level; those used last stay open."""
-        if number in self._open:
-            self._open[number] = self._open.pop(number)
-        else:
-            header = self._slides[number].header["lr"]
-            handle = open_tiled_slide(header, workers=1)
-            self._open[number] = handle, tile_level(handle, header)
-            if len(self._open) > OPEN_SLIDES:
-                self._open.pop(next(iter(self._open)))[0].close()
-        return self._open[number]
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [B, P, P, 3] of regions ``rows`` [B, 2]: slide, region."""
-        def one(row: np.ndarray, slide: Slide, level: int) -> np.ndarray:
-            own = self._slides[row[0]]
-            return read_tile(slide, level, *map(int, own.lr_boxes[row[1]]), own.header["lr"]["settings"]["tile_px"])
-
-        tiles: list[np.ndarray] = []
-        for start in range(0, len(rows), OPEN_SLIDES):
-            some = rows[start : start + OPEN_SLIDES]
-            tiles += self._pool.map(one, some, *zip(*(self._slide(int(s)) for s, _ in some)))
-        return np.stack(tiles)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        for handle, _ in self._open.values():
-            handle.close()
-        self._open.clear()
 
 
 def distill(
@@ -168,7 +113,7 @@ def distill(
     train_set = regions(train)
     val_set = regions(val) if val else None
     if val_set is None:
-        train_set, val_set = _hold_out(train_set, settings.seed)
+        train_set, val_set = hold_out(train_set, settings.seed)
     ratio = train[0].ratio
     student = _student(teacher, settings)
     together = world.together(student)
@@ -268,22 +213,6 @@ def batch_loss(
     return total, parts
 
 
-def _batches(data: Regions, groups: list[np.ndarray], reader: TileReader, settings: Stage1Settings):
-    """Batches of the regions that each of ``groups`` names, as numpy: tiles, targets, mask, final targets, attention."""
-    for group in groups:
-        rows = data.index[group]
-        tiles = reader.read(rows)
-        children = np.stack([data.slides[s].children[r] for s, r in rows])
-        mask = children >= 0
-        # Missing children point at row 0 and are masked; any finite value will do there.
-        safe = np.where(mask, children, 0)
-        yield (
-            tiles, _gather([t["layers"] for t in data.targets], rows, safe), mask,
-            _gather([t["final"] for t in data.targets], rows, safe) if settings.final_loss != "none" else None,
-            _gather(data.attention, rows, safe) if data.attention is not None else None,
-        )
-
-
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[k : k + size] for k in range(0, len(order), size)]
 
@@ -310,25 +239,6 @@ def step_scale(mask: Tensor, weighting: str, counts: bool, world: World) -> tupl
     return tuple(own * world.size / whole)
 
 
-def _gather(arrays: list[np.ndarray], rows: np.ndarray, children: np.ndarray) -> np.ndarray:
-    """Rows ``children`` [B, K] of the arrays of the slides that ``rows`` [B, 2] names, [B, K, ...]."""
-    return np.stack([np.asarray(arrays[s][c]) for (s, _), c in zip(rows, children)])
-
-
-def turn(images: Tensor, view: int) -> Tensor:
-    """One of the eight turned and flipped views of [B, rows, columns, ...]."""
-    turned = torch.rot90(images, view % 4, (1, 2))
-    return turned.flip(2) if view >= 4 else turned
-
-
-def turn_cells(cells: Tensor | None, view: int) -> Tensor | None:
-    """The same view of what belongs to the cells of regions, [B, K, ...] in row-major order."""
-    if cells is None:
-        return None
-    ratio = round(cells.shape[1] ** 0.5)
-    return turn(cells.unflatten(1, (ratio, ratio)), view).flatten(1, 2)
-
-
 def _on(device: torch.device, batch: tuple) -> list[Tensor | None]:
     return [None if a is None else to_device(a, device) for a in batch]
 
@@ -343,8 +253,8 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
     total, seen = 0.0, 0
     groups = _cut(order, whole)
     parts = [own_part(g, world) for g in groups]
-    batches = Prefetch(_batches(data, [p for p, _ in parts], reader, settings), 0 if device.type == "cpu" else 4)
-    for batch, group, (_, counts) in zip(batches, groups, parts):
+    ahead = Prefetch(batches(data, [p for p, _ in parts], reader, settings.final_loss != "none"), 0 if device.type == "cpu" else 4)
+    for batch, group, (_, counts) in zip(ahead, groups, parts):
         tiles, targets, mask, final_targets, attention = _on(device, batch)
         if settings.augment:
             view = int(rng.integers(8))
@@ -380,7 +290,7 @@ def _validate(
     reader = TileReader(data.slides, workers)
     groups = world.share(_cut(np.arange(len(data.index)), settings.batch_size))
     try:
-        for batch in Prefetch(_batches(data, groups, reader, settings), 0 if device.type == "cpu" else 4):
+        for batch in Prefetch(batches(data, groups, reader, settings.final_loss != "none"), 0 if device.type == "cpu" else 4):
             tiles, targets, mask, final_targets, attention = _on(device, batch)
             _, parts = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
             children, regions = int(mask.sum()), len(tiles)
@@ -403,15 +313,6 @@ def _capped(regions: int, settings: Stage1Settings, slide_id: str) -> np.ndarray
         return np.arange(regions)
     rng = np.random.default_rng((settings.seed, *slide_id.encode()))
     return np.sort(rng.choice(regions, settings.max_tiles_per_slide, replace=False))
-
-
-def _hold_out(data: Regions, seed: int) -> tuple[Regions, Regions]:
-    """With a single slide, a tenth of its regions is the validation set."""
-    if len(data.index) < 2:
-        raise InputError("a single LR tile with HR tiles under it is too little to train on; give more slides")
-    order = np.random.default_rng(seed).permutation(len(data.index))
-    cut = max(1, len(order) // 10)
-    return replace(data, index=data.index[np.sort(order[cut:])]), replace(data, index=data.index[np.sort(order[:cut])])
 
 
 def _save_checkpoint(path: Path, key: str, student: Encoder, optimizer, scaler, state: _Progress) -> None:

@@ -302,7 +302,7 @@ def test_encode_batch_size_changes_nothing(tiny):
 
 @pytest.mark.parametrize("view", range(8))
 def test_augmentation_turns_tiles_and_their_cells_together(view):
-    from lrmil_cli.distill.encoder import turn, turn_cells
+    from lrmil_cli.distill.batches import turn, turn_cells
     from lrmil_cli.distill.regions import region_means
 
     tiles = torch.rand(2, 12, 12, 3)
