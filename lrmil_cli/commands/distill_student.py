@@ -83,7 +83,7 @@ def distill_student(
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Stage 2: distil the teacher into an LR student, or into one that picks the HR tiles to read (--method ahdmil, hdmil).
+    """Stage 2: distil the teacher into an LR student, or into one that picks the HR tiles to read (--method ahdmil, hdmil, zoommil).
 
     The student head learns from the labels, the teacher's predictions and its attention. The model file holds the LR
     encoder and one head a fold; predict needs nothing else. Beside it a receipt says what distillation bought: teacher,

@@ -397,9 +397,16 @@ def _open_openslide(path: Path) -> Any:
 
 
 def _check_complete(handle: Any, path: Path) -> None:
-    """A truncated TIFF opens without complaint: every block that the header promises must lie inside the file."""
-    size = path.stat().st_size
-    for series in handle.ts_tifffile.series[:1]:
+    """A truncated TIFF opens without complaint: every block that the header promises must lie inside the file, and so must the next
+    page that its last readable one names; else levels would be missing unseen."""
+    size, tiff = path.stat().st_size, handle.ts_tifffile
+    at = tiff.pages.next_page_offset or 0
+    with open(path, "rb") as fh:
+        fh.seek(at)
+        following = fh.read(tiff.tiff.offsetsize)
+    if len(following) < tiff.tiff.offsetsize or int.from_bytes(following, "little" if tiff.byteorder == "<" else "big") >= size:
+        raise InputError(f"{path}: truncated, some of its levels or pictures are missing at the end; copy the slide again")
+    for series in tiff.series[:1]:
         for level in series.levels:
             for page in level.pages:
                 if max(map(add, page.dataoffsets, page.databytecounts), default=0) > size:

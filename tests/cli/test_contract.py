@@ -71,8 +71,6 @@ def test_broken_slides(tmp_path, lrmil, change):
     # tags first, pixels last, so that cutting the tail cuts pixels
     break_it(bad)
     said = lrmil("tile", bad, "--slide-mpp", "0.5", "-o", tmp_path / "out" / "t.csv")
-    if says == "truncated" and said.code == 0:
-        pytest.skip("this tifffile writes the tags at the end; covered by the truncated real slide")
     check_failed(said, 3, "", tmp_path, allowed=["bad.tiff"])
     assert says in said.err or "cannot be opened" in said.err
 

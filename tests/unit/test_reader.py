@@ -265,3 +265,23 @@ def test_overview_by_blocks_is_that_of_the_whole_level(tmp_path, monkeypatch):
         whole = slide._handle.read_region((0, 0), 2, (174, 123), as_array=True)
     assert (sx, sy) == (12, 12) and small.shape == (42, 59, 3)
     assert np.array_equal(small[:41, :58], cv2.resize(whole, (58, 41), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_a_slide_that_lost_levels_at_its_end_is_truncated(tmp_path, big, byteorder):
+    """It would open, with fewer levels."""
+    path, image = tmp_path / "a.tiff", picture(800, 600)
+    with tifffile.TiffWriter(path, bigtiff=big, byteorder=byteorder) as out:
+        for side in (800, 400, 200):
+            out.write(image[:: 800 // side, :: 800 // side], tile=(64, 64), photometric="rgb", subfiletype=int(side < 800), resolution=(20000, 20000),
+                      resolutionunit="CENTIMETER")
+    with tifffile.TiffFile(path) as tiff:
+        last = tiff.pages[2].offset
+    whole = path.read_bytes()
+    with open_slide(path) as slide:
+        assert len(slide.levels) == 3
+    cut = tmp_path / "cut.tiff"
+    cut.write_bytes(whole[:last])
+    with pytest.raises(InputError, match="truncated"):
+        open_slide(cut)
