@@ -171,3 +171,16 @@ def test_the_curves_of_dmin_show_the_kept_share_of_training_and_of_evaluation(dm
     # The mean of (rho - r)^2 over slides is (mean rho - r)^2 and their variance.
     assert (curves["train_rate"] >= (curves["train_kept"] - 0.6) ** 2 - 1e-9).all()
     assert not curves["train_kept"].equals(curves["val_kept"])
+
+
+@pytest.mark.parametrize("more", [("--screen-source", "thumbnail"), ("--screen-px", "32")])
+def test_prediction_from_pixels_is_what_training_said_of_the_test_slide(chain, dmin, tmp_path, lrmil, more):
+    model = tmp_path / "h.safetensors"
+    said = lrmil(*student(chain, dmin, model, "--method", "hdmil", *more))
+    assert said.code == 0, said.err
+    said = lrmil("predict", chain.manifest.parent / "slides" / "s13.svs", "-m", model, "-o", tmp_path / "p")
+    assert said.code == 0, said.err
+    record, _ = predicted(tmp_path / "p")
+    own = read_table(tmp_path / "h.predictions.csv", "predictions")[1].set_index("slide_id").loc["s13"]
+    assert record["probabilities"]["tumor"] == pytest.approx(own["prob_tumor"], abs=1e-5)
+    assert record["tiles_read"]["hr"] == own["hr_read"] and record["candidates"] == own["hr_tiles"]
