@@ -106,6 +106,7 @@ def curve_picture(models: Sequence[tuple[str, Curve]]) -> bytes:
     for n, (name, curve) in enumerate(models):
         ax.plot(curve.hr_tiles, curve.accuracy, drawstyle="steps-post", lw=1.8, marker="o", ms=3.5, label=short_name(name), **style(n))
     ax.set(xlabel="HR tiles read, mean over all slides", ylabel="accuracy", ylim=(None, 1.02))
+    ax.set_yticks([t for t in ax.get_yticks() if ax.get_ylim()[0] <= t <= 1])  # room above, but no accuracy beyond 1
     ax.set_title("Reading the least sure slides at high resolution", fontsize=11)
     ax.set_xlim(left=-0.02 * max(1.0, max(c.hr_tiles[-1] for _, c in models)))
     ax.grid(alpha=0.25)
