@@ -41,8 +41,8 @@ def check_outputs(output: str, overlay: str | None, geojson: str | None, many: b
 
 def summary(record: dict[str, Any]) -> str:
     """A prediction in one line."""
-    tiles = record.get("tiles_read", {})
-    read = f"{record['tiles']} tiles" + (f" and {tiles['hr']} of HR" if tiles.get("hr") else "")
+    levels = {name: n for name, n in record.get("tiles_read", {}).items() if n}
+    read = " and ".join(f"{n} {name.upper()} tiles" for name, n in levels.items()) if len(levels) > 1 else f"{record['tiles']} tiles"
     spent = ", ".join(f"{k} {v:.2f}" for k, v in record["seconds"].items())
     doubt = f"uncertain ({record['uncertain']}): " if record.get("uncertain") else ""
     return f"{doubt}{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {read}; seconds: {spent}; {record['device']}"
