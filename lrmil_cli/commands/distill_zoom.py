@@ -24,6 +24,8 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     if (values["mid_pairs"] is None) != (values["mid_features"] is None):
         raise UsageError("--mid-pairs and --mid-features go together")
     own = options.head_options(False, 0, None, values["head_option"])
+    if "levels" in own:
+        raise UsageError("--head-option levels does nothing: --pairs make two levels, --mid-pairs three")
     build_head("zoommil", 8, 2, own)
     names = ("lr", "epochs", "patience", "weight_decay", "class_weights", "balanced_sampling", "seed")
     target = Path(values["output"])

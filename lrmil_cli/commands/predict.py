@@ -76,7 +76,7 @@ def predict(
     predictor = open_predictor(model, runtime=runtime, device=device, batch_size=batch_size, allow_upsample=allow_upsample,
                                compile=compile, budget=screening.budget_options(keep_min, keep_max, keep_threshold), warn=report.warn)
     predictor = second_look.with_second_look(predictor, escalate, budget, confidence, hr_encoder, abstain, device=device,
-                                             batch_size=batch_size, report=report)
+                                             batch_size=batch_size, allow_upsample=allow_upsample, report=report)
     report.detail(f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s")
 
     def one(item: SlideInput) -> Turn:

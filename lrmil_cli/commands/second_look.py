@@ -24,7 +24,7 @@ Abstain = Annotated[bool, typer.Option("--abstain", help="Call an answer that is
 
 def with_second_look(
     predictor: Predictor, escalate: str | None, budget: int | None, confidence: float | None, hr_encoder: str | None, abstain: bool, *,
-    device: str, batch_size: int | None, report: Report,
+    device: str, batch_size: int | None, allow_upsample: bool, report: Report,
 ) -> Predictor:
     """The predictor with what these options ask of it; itself where they ask nothing."""
     if escalate is None and not abstain:
@@ -33,7 +33,7 @@ def with_second_look(
 
     return cascade.with_second_look(
         predictor, teacher=escalate, budget=budget or BUDGET, confidence=CONFIDENCE if confidence is None else confidence, abstain=abstain,
-        encoder=hr_encoder, device=device, batch_size=batch_size, warn=report.warn)
+        encoder=hr_encoder, device=device, batch_size=batch_size, allow_upsample=allow_upsample, warn=report.warn)
 
 
 def check_second_look(escalate: str | None, budget: int | None, confidence: float | None, hr_encoder: str | None, abstain: bool) -> None:

@@ -26,7 +26,6 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.slides.grid import split_ratio
-from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, settings_from_json
@@ -79,7 +78,9 @@ class HighResolution:
     ratio: int
 
 
-def open_high_resolution(teacher: str, base: Predictor, encoder: str | None, device: torch.device) -> HighResolution:
+def open_high_resolution(
+    teacher: str, base: Predictor, encoder: str | None, device: torch.device, *, allow_upsample: bool = False
+) -> HighResolution:
     """Load the teacher of a cascade and its encoder.
 
     Args:
@@ -100,6 +101,7 @@ def open_high_resolution(teacher: str, base: Predictor, encoder: str | None, dev
     if spec is None:
         raise UsageError(f"{base.path} does not say which encoder its own was distilled from; name the teacher's with --hr-encoder SPEC")
     tiles = settings_from_json(guide.header["tiles"], str(guide.path / "teacher.json"))
+    tiles = replace(tiles, allow_upsample=tiles.allow_upsample or allow_upsample)
     known = guide.header["encoder"]
     loaded = load_encoder(spec, tile_px=tiles.tile_px, input_size=known.get("image_size"), embedding=known.get("embedding"))
     known_digest = guide.header.get("encoder_digest")  # teachers made before it was kept have none; the width still tells
@@ -134,7 +136,7 @@ class Cascade:
             base.path, base.header, base.classes, base.tiles, base.device, base.ahead)
         own: dict[str, Any] = {"confidence": settings.confidence, "abstain": abstain}
         if high is not None:
-            own |= {"budget": settings.budget, "teacher": last_digest(high.teacher.header), "encoder": features_settings(high.encoder)["encoder"]}
+            own |= {"budget": settings.budget, "teacher": last_digest(high.teacher.header), "encoder": features_settings(high.encoder)["encoder"], "hr_tiles": high.tiles.as_json()}
         self.settings = {**base.settings, "cascade": own}
 
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
@@ -143,17 +145,19 @@ class Cascade:
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
         p = yield from self.base.predict(slide, region, progress)
         reason, sure, agree = doubt(p.per_fold, self.rule.confidence, self.rule.temperature)
-        first = {"probabilities": self._named(p.probabilities), "confidence": round(sure, 6), "agree": agree}
-        record = {"answered_at": "lr", "tiles_read": {"lr": len(p.attention), "hr": 0}, "escalation": {"reason": reason, "lr": first}}
-        if reason is not None and self.high is not None:
-            p, reason = self._again(p, slide, progress, record, reason)
+        record: dict[str, Any] = {"confidence": round(sure, 6)}
+        if self.high is not None:
+            first = {"probabilities": self._named(p.probabilities), "confidence": round(sure, 6), "agree": agree}
+            record = {"answered_at": "lr", "tiles_read": {**p.record["tiles_read"], "hr": 0}, "escalation": {"reason": reason, "lr": first}}
+            if reason is not None:
+                p, reason = self._again(p, slide, progress, record, reason)
         if self.abstain:
             record["uncertain"] = reason
         p.record = {**p.record, **record}
         return p
 
     def _again(self, p: Prediction, slide: Slide, progress: Progress, record: dict[str, Any], reason: str) -> tuple[Prediction, str | None]:
-        """The answer at high resolution, and why it is not sure either; the old one where no HR tile has tissue."""
+        """The answer at high resolution, and why it is not sure either; the old one where no HR tile has tissue, or none can be decoded."""
         seconds, clock = Seconds(), time.perf_counter()
         # Of tiles with the same attention those of the lower row, so that the same slide gives the same tiles.
         chosen = np.argsort(-p.attention, kind="stable")[: self.rule.budget]
@@ -165,9 +169,11 @@ class Cascade:
         hr_seconds, bad = Seconds(), []
         with read_ahead(slide, boxes, level, self.high.tiles.tile_px, device=self._where, batch=self._batch, bad=bad) as pixels, progress() as step:
             (features,) = embed_tiles([self.high.encoder], pixels, len(boxes), device=self._where, batch=self._batch, seconds=hr_seconds, progress=step)
-        rows = without_bad(len(boxes), bad, slide.path)
-        boxes, features = boxes[rows], features[rows]
+        boxes, features = np.delete(boxes, bad, axis=0), np.delete(features, bad, axis=0)
         record["bad_tiles"] = p.record.get("bad_tiles", 0) + len(bad)
+        if not len(boxes):
+            record["escalation"]["hr"] = None
+            return p, reason
         for phase, value in hr_seconds.phases.items():
             seconds.add(f"hr_{phase}", value)
         clock = time.perf_counter()
@@ -192,7 +198,7 @@ class Cascade:
 
 def with_second_look(
     base: Predictor, *, teacher: str | None, budget: int, confidence: float, abstain: bool, encoder: str | None, device: str,
-    batch_size: int | None, warn: Callable[[str], None],
+    batch_size: int | None, warn: Callable[[str], None], allow_upsample: bool = False,
 ) -> Predictor:
     """The predictor with a second look by ``teacher``, or, without one, with an eye on its own doubt.
 
@@ -208,5 +214,5 @@ def with_second_look(
     if teacher is None:
         return Cascade(base, rule, None, abstain=abstain)
     where = pick_device(device)
-    return Cascade(base, rule, open_high_resolution(teacher, base, encoder, where), abstain=abstain, where=where,
+    return Cascade(base, rule, open_high_resolution(teacher, base, encoder, where, allow_upsample=allow_upsample), abstain=abstain, where=where,
                    batch=BatchSize(batch_size, where, warn))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lrmil_cli.distill.student import HighResolution
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.training.folds import make_folds
+from lrmil_cli.training.folds import check_fold, fold_names, make_folds
 from lrmil_cli.training.teacher import Teacher
 
 
@@ -28,7 +29,7 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
     """The teacher's folds, so that both are judged alike; drawn anew without a teacher.
 
     Raises:
-        InputError: the manifest has a slide that the teacher's folds do not.
+        InputError: the manifest has a slide that the teacher's folds do not, or lacks all training or validation slides of one.
     """
     if guide is None:
         return make_folds(manifest, folds, seed)
@@ -41,6 +42,9 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
     changed = [e.slide_id for e, label in zip(manifest, table["label"]) if e.label != label]
     if changed:
         raise InputError(f"{guide.path}: slide {changed[0]} had another label when the teacher was trained; train it again")
+    labels = np.array([manifest.classes.index(e.label) for e in manifest])
+    for k, name in enumerate(fold_names(table), 1):
+        check_fold(table[name].to_numpy(), labels, k, manifest, f"the folds are those of {guide.path}; train it on this manifest too")
     return table
 
 

@@ -205,7 +205,7 @@ def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: Batch
     tissue = time.perf_counter() - clock
 
     def encode(some: np.ndarray) -> None:
-        with read_ahead(slide, some, level, model.tiles.tile_px, device=device, batch=batch) as pixels:
+        with read_ahead(slide, some, level, model.tiles.tile_px, device=device, batch=batch, bad=[]) as pixels:
             embed_tiles(model.encoders, pixels, len(some), device=device, batch=batch)
 
     return expected_seconds(boxes_of(tiles), batch.now, tissue, encode)

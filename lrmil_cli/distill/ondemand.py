@@ -91,7 +91,8 @@ def within_budget(screenings: list[Screening], budget: Budget) -> list[Screening
     n = screenings[0].mask.shape[1]
     order = torch.stack([s.scores.amax(0) for s in screenings]).mean(0).argsort(descending=True, stable=True)
     kept = torch.stack([s.used.any(0) for s in screenings]).any(0)
-    most, least = max(1, math.floor(budget.most * n)), math.ceil(budget.least * n)
+    most = max(1, math.floor(budget.most * n))
+    least = min(math.ceil(budget.least * n), most)
     if most >= int(kept.sum()) >= least:
         return screenings
     ranked = order[kept[order]]
@@ -129,7 +130,7 @@ class ScreenedPredictor(OnDevice):
         tissue = time.perf_counter() - clock
 
         def encode(some: np.ndarray) -> None:
-            with read_ahead(slide, some, c.level, self.model.hr_tiles.tile_px, device=self.where, batch=self.batch) as pixels:
+            with read_ahead(slide, some, c.level, self.model.hr_tiles.tile_px, device=self.where, batch=self.batch, bad=[]) as pixels:
                 embed_tiles(self.model.base.encoders, pixels, len(some), device=self.where, batch=self.batch)
 
         n, seconds = expected_seconds(c.boxes, self.batch.now, 0.0, encode)

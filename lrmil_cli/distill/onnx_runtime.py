@@ -97,7 +97,7 @@ class OnnxPredictor:
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
-        return expected_seconds(boxes_of(tiles), self.batch, time.perf_counter() - clock, lambda some: self.encode(slide, some, level))
+        return expected_seconds(boxes_of(tiles), self.batch, time.perf_counter() - clock, lambda some: self.encode(slide, some, level, bad=[]))
 
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
         clock = time.perf_counter()

@@ -79,6 +79,8 @@ def train_screened(
     folder = Path(features) if features else guide.features
     high = load_high(ids, set(ids), folder, pairs, tables, torch.device("cpu"), required=set(ids))
     check_features(guide, folder, ids, high, warn)
+    if foreign := {h["made_by"] for h in high.headers if "made_by" in h}:
+        raise InputError(f"{folder}: features of {NAMES[foreign.pop()]}; a model that encodes HR tiles itself needs those that lrmil made (`lrmil embed`)")
     tile_px = tables[0][1]["settings"]["tile_px"]
     check_windows(tile_px, high.ratio, settings.screen_px, settings.source)
 

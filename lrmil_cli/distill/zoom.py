@@ -74,6 +74,9 @@ def train_zoom(
     folders = [Path(features) if features else guide.features] if mid_pairs is None else [Path(mid_features), Path(features) if features else guide.features]
     ids = [e.slide_id for e in manifest]
     paired = [[read_pairs(find_table(p, i, "pairs")) for i in ids] for p in chain]
+    for p, level in zip(chain, paired):
+        if len({digest({"ratio": own.ratio, "tiles": own.header["hr"]["settings"]}, {}) for own in level}) > 1:
+            raise InputError(f"{p}: pairs of different ratios or tiles; tile all slides alike")
     deep = [[_features(folder / f"{i}.h5", own_digest, encoder) for i in ids] for folder in folders]
     low = embed_cohort(loaded, manifest, tables, lr_features, device=device, batch_size=batch_size, workers=workers, on_bad_tile=on_bad_tile,
                        overwrite=overwrite, say=say)

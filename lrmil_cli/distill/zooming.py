@@ -16,7 +16,7 @@ from lrmil_cli.distill.prediction import Prediction, Progress, attention_rows, e
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError
-from lrmil_cli.heads import PyramidBag
+from lrmil_cli.heads import MILOutput, PyramidBag
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
@@ -93,7 +93,7 @@ class ZoomPredictor(OnDevice):
         tissue = time.perf_counter() - clock
 
         def encode(some: np.ndarray) -> None:
-            with read_ahead(slide, some, levels[0].read_from, self.tiles.tile_px, device=self.where, batch=self.batch) as pixels:
+            with read_ahead(slide, some, levels[0].read_from, self.tiles.tile_px, device=self.where, batch=self.batch, bad=[]) as pixels:
                 embed_tiles(self.model.base.encoders, pixels, len(some), device=self.where, batch=self.batch)
 
         n, seconds = expected_seconds(levels[0].boxes, self.batch.now, 0.0, encode)
@@ -107,46 +107,72 @@ class ZoomPredictor(OnDevice):
         levels = find_levels(slide, self.model, region)
         seconds = {"tissue": time.perf_counter() - clock}
         yield
-        heads, width = self.model.base.heads, self.model.base.encoders[0].embed_dim
-        children = tuple(torch.from_numpy(level.children).to(self.where) for level in levels[:-1])
-        features: list[torch.Tensor] = []
-        read: list[np.ndarray] = []
-        bad_tiles, outs = 0, []
-        wanted = np.arange(len(levels[0].boxes))
-        for t, level in enumerate(levels):
-            px = (self.tiles, *self.model.levels)[t].tile_px
-            own, bad = Seconds(), []
-            with read_ahead(slide, level.boxes[wanted], level.read_from, px, device=self.where, batch=self.batch, bad=bad) as pixels, progress() as step:
-                (found,) = embed_tiles(self.model.base.encoders, pixels, len(wanted), device=self.where, batch=self.batch, seconds=own, progress=step)
-            rows = np.delete(np.arange(len(wanted)), bad) if t else without_bad(len(wanted), bad, slide.path)
-            bad_tiles += len(bad)
-            whole = np.zeros((len(level.boxes), width), np.float32)
-            whole[wanted[rows]] = found[rows]
-            features.append(torch.from_numpy(whole).to(self.where))
-            read.append(wanted[rows])
-            seconds |= {f"{name}_{t}": round(v, 3) for name, v in own.phases.items()}
-            if bad:  # what could not be decoded is no tile of the pyramid
-                gone = torch.from_numpy(np.setdiff1d(wanted, wanted[rows])).to(self.where)
-                if t:
-                    children = (*children[: t - 1], torch.where(torch.isin(children[t - 1], gone), -1, children[t - 1]), *children[t:])
+        reading = [_Reading(level, self.model.base.encoders[0].embed_dim, self.where) for level in levels]
+        good = self._read(slide, reading, 0, np.arange(len(levels[0].boxes)), progress)
+        without_bad(len(good), np.flatnonzero(~good).tolist(), slide.path)  # an error where nothing is left
+        depth = looked = 0
+        while True:
             clock = time.perf_counter()
-            keep = torch.from_numpy(read[0]).to(self.where)
-            pyramid = PyramidBag((features[0][keep], *features[1:]), (children[0][keep], *children[1:]))
-            with torch.inference_mode():
-                outs = [head(*pyramid) for head in heads]
-            seconds["head"] = seconds.get("head", 0.0) + time.perf_counter() - clock
-            if t + 1 < len(levels):
-                picked = [o.extra[f"selected{t}"] for o in outs if f"selected{t}" in o.extra]
-                if not picked:
-                    break
-                picked = torch.unique(torch.cat(picked))
-                kin = pyramid.children[t][picked] if t == 0 else children[t][picked]
-                wanted = torch.unique(kin[kin >= 0]).cpu().numpy()
+            outs, wanted = self._look(reading, depth)
+            looked += time.perf_counter() - clock
+            if wanted is None:
+                break
+            depth = max(depth, wanted[0])
+            self._read(slide, reading, *wanted, progress)
         per_fold, attention, _ = ensemble(*(torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy() for k in ("logits", "attention")), None)
         names = ["lr", "hr"] if len(levels) == 2 else ["lr", "mid", "hr"]
-        counts = {name: len(read[t]) if t < len(read) else 0 for t, name in enumerate(names)}
-        tables = {name: attention_rows(level.boxes[rows], np.full(len(rows), 1 / len(rows)))
-                  for name, level, rows in zip(names[1:], levels[1:], read[1:]) if len(rows)}
-        record = {"tiles_read": counts, "candidates": len(levels[-1].boxes), "bad_tiles": bad_tiles, "runtime": "torch"}
-        return Prediction(per_fold.mean(0), per_fold, attention, None, {k: v[read[0]] for k, v in levels[0].tiles.items()},
+        rows = [np.flatnonzero(r.there) for r in reading]
+        tables = {name: attention_rows(level.boxes[own], np.full(len(own), 1 / len(own)))
+                  for name, level, own in zip(names[1:], levels[1:], rows[1:]) if len(own)}
+        record = {"tiles_read": {name: len(own) for name, own in zip(names, rows)}, "candidates": len(levels[-1].boxes),
+                  "bad_tiles": int(sum((r.tried & ~r.there).sum() for r in reading)), "runtime": "torch"}
+        seconds |= {f"{phase}_{t}": value for t, r in enumerate(reading) for phase, value in r.seconds.phases.items()} | {"head": looked}
+        return Prediction(per_fold.mean(0), per_fold, attention, None, {k: v[rows[0]] for k, v in levels[0].tiles.items()},
                           {k: round(v, 3) for k, v in seconds.items()}, record, tables)
+
+    def _read(self, slide: Slide, reading: list[_Reading], t: int, wanted: np.ndarray, progress: Progress) -> np.ndarray:
+        """Read and encode the tiles ``wanted`` of level t; bool, those that could be decoded."""
+        own, bad = reading[t], []
+        px = (self.tiles, *self.model.levels)[t].tile_px
+        with (read_ahead(slide, own.level.boxes[wanted], own.level.read_from, px, device=self.where, batch=self.batch, bad=bad) as pixels,
+              progress() as step):
+            (found,) = embed_tiles(self.model.base.encoders, pixels, len(wanted), device=self.where, batch=self.batch, seconds=own.seconds, progress=step)
+        good = np.ones(len(wanted), bool)
+        good[bad] = False
+        own.tried[wanted], own.there[wanted[good]] = True, True
+        own.features[torch.from_numpy(wanted[good]).to(self.where)] = torch.from_numpy(found[good]).to(self.where)
+        return good
+
+    def _look(self, reading: list[_Reading], depth: int) -> tuple[list[MILOutput], tuple[int, np.ndarray] | None]:
+        """What the heads say of the levels up to ``depth``, and the tiles that they want to see and that were not read: level, rows.
+
+        Where tiles turn out to be damaged the heads may pick others, so the highest level that lacks any comes first.
+        """
+        rows = torch.from_numpy(np.flatnonzero(reading[0].there)).to(self.where)
+        children = [torch.from_numpy(below.without_bad(above.level.children)).to(self.where) for above, below in zip(reading, reading[1:])]
+        children[0] = children[0][rows]
+        pyramid = PyramidBag((reading[0].features[rows], *(r.features for r in reading[1 : depth + 1])), tuple(children))
+        with torch.inference_mode():
+            outs = [head(*pyramid) for head in self.model.base.heads]
+        for t, kin in enumerate(children[: depth + 1]):
+            picked = [o.extra[f"selected{t}"] for o in outs if f"selected{t}" in o.extra]
+            wanted = torch.unique(kin[torch.cat(picked)]).cpu().numpy() if picked else np.empty(0, np.int64)
+            wanted = wanted[wanted >= 0]
+            wanted = wanted[~reading[t + 1].tried[wanted]]
+            if len(wanted):
+                return outs, (t + 1, wanted)
+        return outs, None
+
+
+class _Reading:
+    """What was read of a level: features [N, D], zero where not; tiles ``tried``, and those of them that are ``there``, bool [N]."""
+
+    def __init__(self, level: Level, width: int, where: torch.device):
+        self.level, self.seconds = level, Seconds()
+        self.features = torch.zeros(len(level.boxes), width, device=where)
+        self.tried, self.there = np.zeros(len(level.boxes), bool), np.zeros(len(level.boxes), bool)
+
+    def without_bad(self, children: np.ndarray) -> np.ndarray:
+        """``children`` with -1 for tiles that cannot be decoded: they are no tiles of the pyramid."""
+        bad = np.append(self.tried & ~self.there, False)  # the last one stands for -1
+        return np.where(bad[children], -1, children)

@@ -41,13 +41,13 @@ def embed_tiles(
         seconds: filled with ``read`` and ``encode``; progress: called with the number of tiles done.
 
     Returns:
-        float32 [N, D_e] for each encoder, in table order.
+        float32 [N, D_e] for each encoder, in table order; of no meaning for tiles that could not be decoded.
 
     Raises:
         InputError: the slide is damaged at a tile. MachineError: out of memory with a single tile.
     """
     out = encode_tiles(lambda x: tuple(e(x)["final"] for e in encoders), tiles, count, device=device, batch=batch, seconds=seconds, progress=progress)
-    return out or [np.empty((0, e.embed_dim), np.float32) for e in encoders]
+    return out or [np.zeros((count, e.embed_dim), np.float32) for e in encoders]  # there were none, or none could be decoded
 
 
 def features_settings(encoder: Encoder) -> dict[str, Any]:

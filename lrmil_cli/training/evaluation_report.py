@@ -170,7 +170,7 @@ def _reading_json(m: ModelEvaluation) -> dict[str, Any] | None:
     labels, said = m.predictions.cases().labels, m.predictions.probabilities.argmax(1)
     sure = ~own.uncertain
     curve = m.curve
-    return {"lr_tiles": float(own.lr.mean()), "hr_tiles": float(own.hr.mean()), "seconds": float(own.seconds.mean()),
+    return {"lr_tiles": float(own.lr.mean()), "mid_tiles": None if own.mid is None else float(own.mid.mean()), "hr_tiles": float(own.hr.mean()), "seconds": float(own.seconds.mean()),
             "uncertain": int(own.uncertain.sum()), "accuracy_of_the_sure": float((said == labels)[sure].mean()) if sure.any() else None,
             "curve": None if curve is None else {k: v.tolist() for k, v in vars(curve).items()}}
 
@@ -334,9 +334,10 @@ def _reading_blocks(e: Evaluation) -> list[Block]:
     if not told:
         return []
     some = any(r["uncertain"] for _, r in told)
-    rows = [[m.name, f"{r['lr_tiles']:.1f}", f"{r['hr_tiles']:.1f}", f"{r['seconds']:.2f}",
+    mid = any(r["mid_tiles"] for _, r in told)
+    rows = [[m.name, f"{r['lr_tiles']:.1f}", *([f"{r['mid_tiles'] or 0:.1f}"] if mid else []), f"{r['hr_tiles']:.1f}", f"{r['seconds']:.2f}",
              *([str(r["uncertain"]), show(r["accuracy_of_the_sure"])] if some else [])] for m, r in told]
-    headers = ["a slide", "LR tiles", "HR tiles", "seconds", *(["uncertain", "accuracy of the others"] if some else [])]
+    headers = ["a slide", "LR tiles", *(["tiles between"] if mid else []), "HR tiles", "seconds", *(["uncertain", "accuracy of the others"] if some else [])]
     out: list[Block] = [Heading("What was read"), Table(headers, rows, "Means over slides; seconds as `lrmil predict` took them, without imports.")]
     curves = [(m.name, m.curve) for m in e.models if m.curve is not None]
     if curves:

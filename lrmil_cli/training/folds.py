@@ -38,7 +38,7 @@ def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
     patients = table["patient_id"].to_numpy()
     for k, column in enumerate(_fold_columns(manifest, labels, patients, folds, seed), 1):
         table[f"fold_{k}"] = column
-        _check_fold(column, labels, k, manifest)
+        check_fold(column, labels, k, manifest)
     return table
 
 
@@ -119,14 +119,18 @@ def _draw_val(test: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: 
     return out.astype(str)
 
 
-def _check_fold(column: np.ndarray, labels: np.ndarray, k: int, manifest: Manifest) -> None:
+def check_fold(column: np.ndarray, labels: np.ndarray, k: int, manifest: Manifest, advice: str = "change the split or --folds") -> None:
+    """A fold can be trained: it has training and validation slides, and training slides of every class.
+
+    Raises:
+        InputError: it cannot.
+    """
     for part in ("train", "val"):
         if not (column == part).any():
-            raise InputError(f"{manifest.path}: fold {k} has no {part} slides; change the split or --folds")
+            raise InputError(f"{manifest.path}: fold {k} has no {part} slides; {advice}")
     absent = sorted(set(labels) - set(labels[column == "train"]))
     if absent:
-        raise InputError(f"{manifest.path}: fold {k} has no training slide of class {manifest.classes[absent[0]]!r}; "
-                         "change the split or --folds")
+        raise InputError(f"{manifest.path}: fold {k} has no training slide of class {manifest.classes[absent[0]]!r}; {advice}")
 
 
 def _mask(n: int, index: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ def fit_head(
         score = (row["val_auc"] if row["val_auc"] is not None and settings.monitor == "auc" else 0.0, -row["val_ce"])
         if score > best or epoch == settings.select_from + 1:
             best, best_epoch, best_state = score, epoch, copy.deepcopy(head.state_dict())
-        elif epoch - best_epoch >= settings.patience and epoch >= settings.min_epochs:
+        elif epoch - best_epoch >= settings.patience and epoch >= settings.min_epochs and epoch > settings.select_from:
             break
     head.load_state_dict(best_state)
     head.eval()

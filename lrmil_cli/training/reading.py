@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+#: Micrometres per pixel below which a model's own tiles are called HR.
+FINE = 1.0
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Reading:
     """Of the predictions of one model, slide by slide.
 
     Attributes:
-        lr, hr: tiles read, int [n]; seconds: float [n]; uncertain: bool [n], answers that abstain.
+        lr, hr, mid: tiles read of each magnification, int [n]; of a model of HR tiles alone these are HR; seconds: float [n]; uncertain: bool [n], answers that abstain.
         first, second: probabilities [n, C] at LR and at HR, NaN where the slide was not read there; None but for a cascade.
         agree: bool [n], whether the fold heads agree at LR; confidence: float [n], calibrated probability of the LR answer.
     """
@@ -27,6 +30,7 @@ class Reading:
     second: np.ndarray | None = None
     agree: np.ndarray | None = None
     confidence: np.ndarray | None = None
+    mid: np.ndarray | None = None
 
     def take(self, index: np.ndarray) -> Reading:
         """The slides ``index``."""
@@ -46,18 +50,22 @@ def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> R
     """
     if not all("tiles_read" in r for r in records):
         return None
-    count = lambda side: np.array([int(r["tiles_read"].get(side, 0)) for r in records], np.int64)  # noqa: E731
-    own = (count("lr"), count("hr"), np.array([sum(map(float, r["seconds"].values())) for r in records]),
-           np.array([bool(r.get("uncertain")) for r in records]))
+    # A model of HR tiles alone calls its own tiles LR, as any other does.
+    fine = np.array([float(r["settings"]["tiles"]["mpp"]) < FINE for r in records])
+    count = lambda name: np.array([int(r["tiles_read"].get(name, 0)) for r in records], np.int64)  # noqa: E731
+    lr, hr, mid = count("lr"), count("hr"), count("mid")
+    own = Reading(np.where(fine, 0, lr), np.where(fine, lr, hr), np.array([sum(map(float, r["seconds"].values())) for r in records]),
+                  np.array([bool(r.get("uncertain")) for r in records]), mid=mid if mid.any() else None)
     if not all("escalation" in r for r in records):
-        return Reading(*own)
+        return own
 
     def answers(side: str) -> np.ndarray:
         said = [(r["escalation"].get(side) or {}).get("probabilities") for r in records]
         return np.array([[np.nan if s is None else float(s[c]) for c in classes] for s in said])
 
     first = [r["escalation"]["lr"] for r in records]
-    return Reading(*own, answers("lr"), answers("hr"), np.array([bool(f["agree"]) for f in first]), np.array([float(f["confidence"]) for f in first]))
+    return replace(own, first=answers("lr"), second=answers("hr"), agree=np.array([bool(f["agree"]) for f in first]),
+                   confidence=np.array([float(f["confidence"]) for f in first]))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lrmil_cli.distill.windows import make_images
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.training.bags import list_tables
+from tests.layouts import write_trident
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,25 @@ def test_what_cannot_be_done_is_said(chain, dmin, tmp_path, lrmil):
     assert said.code == 3 and "--head dmin" in said.err
     said = lrmil(*[a if a != "demo-vit" else chain.encoder for a in student(chain, dmin, out, "--method", "ahdmil")])
     assert said.code == 3 and "not of" in said.err
+    # features of another tool, although the teacher's are ours
+    own = read_features(chain.teacher / "features" / "s13.h5")
+    for name in list_tables(chain.tiles_hr, "tiles"):
+        table = read_table(chain.tiles_hr / f"{name}.tiles.csv", "tiles")[1]
+        write_trident(tmp_path / "trident" / f"{name}.h5", table[["x", "y"]].to_numpy(), np.zeros((len(table), own.features.shape[1]), np.float32), patch_size=128,
+                      size=(1536, 1536))
+    assert lrmil("match", chain.tiles_lr, tmp_path / "trident", "-o", tmp_path / "pairs").code == 0
+    line = student(chain, dmin, out, "--method", "hdmil", "--features", tmp_path / "trident")
+    line[line.index("--pairs") + 1] = tmp_path / "pairs"
+    said = lrmil(*line)
+    assert said.code == 3 and "those that lrmil made" in said.err, said.err
+    # a manifest without the validation slides of the teacher's fold
+    lines = chain.manifest.read_text().splitlines()
+    part = tmp_path / "part.csv"
+    part.write_text("\n".join(f"{chain.manifest.parent / row}" if n else row for n, row in enumerate(lines) if ",val" not in row) + "\n")
+    line = student(chain, dmin, out, "--method", "hdmil")
+    line[1] = part
+    said = lrmil(*line)
+    assert said.code == 3 and "no val slides" in said.err and "teacher" in said.err, said.err
     assert not out.exists()
 
 
@@ -137,7 +157,8 @@ def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on
     assert lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, "--json").records[0]["status"] == "skipped"
 
 
-@pytest.mark.parametrize(("more", "least", "most"), [(["--keep-max", "0.1"], 0.0, 0.1), (["--keep-min", "0.9"], 0.9, 1.0), (["--keep-min", "1"], 1.0, 1.0)])
+@pytest.mark.parametrize(("more", "least", "most"), [(["--keep-max", "0.1"], 0.0, 0.1), (["--keep-min", "0.9"], 0.9, 1.0), (["--keep-min", "1"], 1.0, 1.0),
+                                                    (["--keep-min", "0.5", "--keep-max", "0.5"], 0.0, 0.5)])
 def test_a_budget_holds(chain, hdmil, tmp_path, lrmil, more, least, most):
     slide = chain.manifest.parent / "slides" / "s13.svs"
     assert lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, *more).code == 0
@@ -185,3 +206,12 @@ def test_prediction_from_pixels_is_what_training_said_of_the_test_slide(chain, d
     assert record["probabilities"]["tumor"] == pytest.approx(own["prob_tumor"], abs=1e-5)
     assert record["tiles_read"]["hr"] == own["hr_read"] and record["candidates"] == own["hr_tiles"]
     assert f"{record['tiles_read']['lr']} LR tiles and {record['tiles_read']['hr']} HR tiles; seconds" in said.err
+
+
+def test_abstaining_leaves_what_was_read_as_it_is(chain, hdmil, tmp_path, lrmil):
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    assert lrmil("predict", slide, "-m", hdmil, "-o", tmp_path / "plain").code == 0
+    said = lrmil("predict", slide, "-m", hdmil, "--abstain", "--confidence", "1", "-o", tmp_path / "p", "--json")
+    assert said.code == 0 and said.records[0]["status"] == "uncertain"
+    (plain, _), (own, _) = predicted(tmp_path / "plain"), predicted(tmp_path / "p")
+    assert own["tiles_read"] == plain["tiles_read"] and own["tiles_read"]["hr"] > 0 and "answered_at" not in own

@@ -84,6 +84,8 @@ def test_predict_and_embed_fail_by_default_and_count_what_they_skip(chain, tmp_p
     assert 0 < gone.sum() < len(gone)
     said = lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p")
     assert said.code == 3 and "damaged at level" in said.err and "Traceback" not in said.err and not (tmp_path / "p" / "s13.attention.csv").exists()
+    dry = [lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p", "--dry-run", "--json", "--batch-size", "99", *more) for more in ([], ["--on-bad-tile", "skip"])]
+    assert [d.code for d in dry] == [3, 0] and dry[1].records[0]["tiles"] == len(rows)  # the dry run looked at all tiles
     said = lrmil("predict", slide, "-m", chain.model, "--on-bad-tile", "skip", "-o", tmp_path / "p", "--json")
     assert said.code == 0 and f"{gone.sum()} of {len(rows)} tiles cannot be decoded" in said.err
     record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())

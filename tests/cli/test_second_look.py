@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.heads.checkpoint import load_head
+from lrmil_cli.slides.slide import open_slide
+from tests.cli.test_bad_tiles import damage
+from tests.conftest import blob_image, write_tiff
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +112,28 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_slide(chain, slides, 
     assert said.code == 3 and "no teacher.json" in said.err
     said = lrmil("predict", slides[0], "-m", chain.model, "-o", tmp_path / "p", "--escalate", chain.teacher, "--hr-encoder", chain.encoder)
     assert said.code == 3 and "--hr-encoder" in said.err and not (tmp_path / "p").exists()
+
+
+def test_where_no_hr_tile_can_be_decoded_the_first_answer_stays(chain, slides, tmp_path, lrmil):
+    slide = tmp_path / "s13.svs"
+    shutil.copy(slides[1], slide)
+    with open_slide(slide) as opened:
+        count = opened.blocks(0).rows * opened.blocks(0).cols
+    # Corners stay: a slide whose first level does not even begin is no slide.
+    damage(slide, 0, range(1, count - 1))
+    args = ["predict", slide, "-m", chain.model, "--escalate", chain.teacher, "--confidence", "1", "--budget", "2"]
+    assert lrmil(*args, "-o", tmp_path / "strict").code == 3
+    said = lrmil(*args, "--on-bad-tile", "skip", "-o", tmp_path / "p")
+    assert said.code == 0, said.err
+    assert lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "plain").code == 0
+    own, plain = record(tmp_path / "p", slide), record(tmp_path / "plain", slide)
+    assert own["answered_at"] == "lr" and own["escalation"]["hr"] is None and own["bad_tiles"] > 0 and own["probabilities"] == plain["probabilities"]
+
+
+def test_upsampling_is_allowed_at_both_magnifications(chain, tmp_path, lrmil):
+    slide = write_tiff(tmp_path / "coarse.svs", blob_image(1200, 900), mpp=1.0)
+    args = ["predict", slide, "-m", chain.model, "--escalate", chain.teacher, "--confidence", "1", "--budget", "2"]
+    said = lrmil(*args, "-o", tmp_path / "strict")
+    assert said.code == 3 and "--allow-upsample" in said.err
+    said = lrmil(*args, "--allow-upsample", "-o", tmp_path / "p")
+    assert said.code == 0 and record(tmp_path / "p", slide)["tiles_read"]["hr"] > 0, said.err

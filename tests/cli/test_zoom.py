@@ -1,6 +1,7 @@
 """``distill-student --method zoommil`` and its prediction on small slides: HR tiles are read only under the tiles that were picked."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from lrmil_cli.distill.zooming import load_zoom
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.heads import Bag
+from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.training.bags import bag_of
+from tests.cli.test_bad_tiles import damage
 
 HEAD = ["--head-option", "embed_dim=16", "--head-option", "hidden=8", "--head-option", "k=2", "--epochs", "2", "--lr", "1e-3"]
 
@@ -77,6 +80,8 @@ def test_three_levels(chain, tmp_path, lrmil):
     assert said.code == 0, said.err
     record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
     assert 0 < record["tiles_read"]["mid"] <= 2 * 4 and 0 < record["tiles_read"]["hr"] <= 2 * 4
+    judged = lrmil("evaluate", tmp_path / "p", "--slides", chain.manifest, "-o", tmp_path / "e", "--bootstrap", "0", "--json").records[0]["models"][0]["reading"]
+    assert [judged[f"{k}_tiles"] for k in ("lr", "mid", "hr")] == [record["tiles_read"][k] for k in ("lr", "mid", "hr")]
     low, high = (read_pairs(tmp_path / n / "s13.pairs.csv") for n in ("low", "high"))
     bag = make_pyramid(bag_of(read_features(tmp_path / "z.features" / "s13.h5"), torch.device("cpu")),
                        [read_features(tmp_path / "mid-features" / "s13.h5"), read_features(chain.teacher / "features" / "s13.h5")], [low, high])
@@ -99,7 +104,7 @@ def test_pyramids_follow_the_pairs(chain):
 def test_what_cannot_be_done_is_said(chain, zoom, tmp_path, lrmil):
     out = tmp_path / "m.safetensors"
     for more, code, words in (
-        (("--k", "3"), 2, "--k does nothing with --method zoommil"), (("--head-option", "levels=2.5"), 2, "levels"), (("--mid-pairs", "x"), 2, "go together"),
+        (("--k", "3"), 2, "--k does nothing with --method zoommil"), (("--head-option", "levels=3"), 2, "--mid-pairs three"), (("--mid-pairs", "x"), 2, "go together"),
         (("--features", tmp_path), 3, "lrmil embed"), (("--input-size", "64"), 3, "one encoder")):
         said = lrmil(*student(chain, out, *more))
         assert said.code == code and words in said.err, said.err
@@ -110,3 +115,52 @@ def test_what_cannot_be_done_is_said(chain, zoom, tmp_path, lrmil):
     said = lrmil("evaluate", zoom, "--receipt", "-o", tmp_path / "e")
     assert said.code == 3 and "of zoommil" in said.err
     assert not out.exists() and np.isfinite(json.loads(lrmil("info", zoom, "--json").out)["calibration"]["temperature"])
+
+
+def test_where_the_children_of_a_pick_are_damaged_the_next_best_is_read(chain, tmp_path, lrmil):
+    """Never a tile that was not read: the answer is the head's on the pyramid without the damaged tiles."""
+    slide = tmp_path / "s13.svs"
+    shutil.copy(chain.manifest.parent / "slides" / "s13.svs", slide)
+    model = tmp_path / "z.safetensors"
+    assert run(["k=1" if a == "k=2" else str(a) for a in student(chain, model, "-q")]) == 0
+    assert lrmil("predict", slide, "-m", model, "-o", tmp_path / "whole").code == 0
+    _, first = read_table(tmp_path / "whole" / "s13.hr.attention.csv", "attention")
+    paired = read_pairs(chain.pairs / "s13.pairs.csv")
+    parents = [next(b for b in paired.lr_boxes.tolist() if (b[0] <= x < b[0] + b[2]) and (b[1] <= y < b[1] + b[3])) for x, y in first[["x", "y"]].to_numpy()]
+    assert len({tuple(p) for p in parents}) == 1
+    x, y, side, _ = parents[0]
+    with open_slide(slide) as opened:
+        blocks = opened.blocks(0)
+    damage(slide, 0, [row * blocks.cols + col for row in range(y // 256, (y + side) // 256) for col in range(x // 256, (x + side) // 256)])
+    skip = ["--on-bad-tile", "skip"]
+    said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p", *skip)
+    assert said.code == 0, said.err
+    record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
+    assert record["bad_tiles"] == len(first) and 0 < record["tiles_read"]["hr"] <= 16
+    features = {}
+    for name, mpp in (("lr", "2.0"), ("hr", "0.5")):
+        for line in (["tile", slide, "--mpp", mpp, "--tile-px", "128", "-o", tmp_path / name / "s13.tiles.csv", *skip],
+                     ["embed", tmp_path / name / "s13.tiles.csv", "--encoder", "demo-vit", "-o", tmp_path / f"{name}.h5", *skip]):
+            said = lrmil(*line)
+            assert said.code == 0, said.err
+        features[name] = read_features(tmp_path / f"{name}.h5")
+    assert lrmil("match", tmp_path / "lr" / "s13.tiles.csv", tmp_path / "hr" / "s13.tiles.csv", "-o", tmp_path / "pairs.csv").code == 0
+    pyramid = make_pyramid(bag_of(features["lr"], torch.device("cpu")), [features["hr"]], [read_pairs(tmp_path / "pairs.csv")])
+    with torch.inference_mode():
+        out = load_zoom(model).base.heads[0](*pyramid)
+    assert list(record["probabilities"].values()) == pytest.approx(torch.softmax(out.logits.double(), 0).tolist(), abs=1e-5)
+    assert record["tiles_read"]["hr"] == int((pyramid.children[0][out.extra["selected0"]] >= 0).sum())
+
+
+def test_slides_that_are_tiled_differently_are_refused(chain, tmp_path, lrmil):
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    shutil.copytree(chain.pairs, tmp_path / "pairs")
+    features = shutil.copytree(chain.teacher / "features", tmp_path / "features")
+    for line in (["tile", slide, "--mpp", "0.5", "--tile-px", "64", "-o", tmp_path / "hr.csv"],
+                 ["match", chain.tiles_lr / "s13.tiles.csv", tmp_path / "hr.csv", "-o", tmp_path / "pairs" / "s13.pairs.csv", "--overwrite"]):
+        said = lrmil(*line)
+        assert said.code == 0, said.err
+    line = student(chain, tmp_path / "z.safetensors", "--features", features)
+    line[line.index("--pairs") + 1] = tmp_path / "pairs"
+    said = lrmil(*line)
+    assert said.code == 3 and "tile all slides alike" in said.err, said.err

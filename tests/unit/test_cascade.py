@@ -78,5 +78,7 @@ def test_nothing_read_is_no_curve_and_records_without_counts_are_no_reading():
     assert cascade_curve(one.astype(int), Reading(one, one, one, one > 1)) is None
     assert cascade_curve(one.astype(int), Reading(one, one, one, one > 1, np.ones((2, 2)), np.full((2, 2), np.nan), one > 0, one)) is None
     assert read_reading([{"seconds": {}}], ["a", "b"]) is None
-    plain = read_reading([{"seconds": {"a": 1, "b": 2}, "tiles_read": {"lr": 3}}], ["a", "b"])
+    plain = read_reading([{"seconds": {"a": 1, "b": 2}, "tiles_read": {"lr": 3}, "settings": {"tiles": {"mpp": 2.0}}}], ["a", "b"])
+    fine = read_reading([{"seconds": {"a": 1}, "tiles_read": {"lr": 3}, "settings": {"tiles": {"mpp": 0.5}}}], ["a", "b"])
+    assert (fine.lr.tolist(), fine.hr.tolist(), fine.mid) == ([0], [3], None)
     assert (plain.lr, plain.hr, plain.seconds, plain.uncertain) == ([3], [0], [3.0], [False]) and plain.first is None

@@ -174,6 +174,7 @@ def test_schedules_stopping_and_selection():
     assert len(fit(patience=1, min_epochs=12).curves) >= 12
     late = fit(patience=30, select_from=25)
     assert late.best_epoch > 25
+    assert fit(patience=1, select_from=20).best_epoch > 20  # no stopping before there is an epoch to choose
     by_loss = fit(patience=30, monitor="loss")
     assert by_loss.best_epoch == 1 + int(np.argmin([r["val_ce"] for r in by_loss.curves]))
     wrong = [*labels[:16], *(1 - np.array(labels[16:]))]  # validation gets worse as training gets better
