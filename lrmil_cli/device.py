@@ -54,13 +54,20 @@ def to_device(array: np.ndarray, device: Any) -> Any:
     return tensor.to(device)
 
 
+def has_bf16() -> bool:
+    """Whether the GPU computes in bf16; older ones only emulate it, slowly, and say so all the same."""
+    import torch
+
+    return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+
+
 def autocast(device: Any) -> AbstractContextManager:
     """Mixed precision on a GPU (bf16, or fp16 where there is no bf16); fp32 on a CPU, where bf16 can be slower."""
     import torch
 
     if device.type != "cuda":
         return nullcontext()
-    return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    return torch.autocast("cuda", torch.bfloat16 if has_bf16() else torch.float16)
 
 
 def full_precision(device: Any) -> AbstractContextManager:
@@ -83,7 +90,7 @@ def grad_scaler(device: Any) -> Any:
     """Loss scaler for training: active only where autocast uses fp16."""
     import torch
 
-    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported())
+    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and not has_bf16())
 
 
 def synchronize(device: Any) -> None:

@@ -148,10 +148,10 @@ def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
         UsageError: one file name for several slides, or a name that is neither a folder nor a table.
     """
     path = Path(output)
-    if path.is_dir() or output.endswith("/") or (many and table_suffix(output) is None):
+    if path.is_dir() or output.endswith("/") or (many and table_suffix(output) is None and not path.is_file()):
         return path / f"{item_id}.{kind}.csv"
-    if many:
-        raise UsageError(f"-o {output} is one file, but there are several slides; give a folder")
+    if many or (path.is_file() and table_suffix(output) is None):
+        raise UsageError(f"-o {output} is one file; for several slides give a folder" if many else f"-o {output} is a file, but no table; choose another name")
     if table_suffix(output) is None:
         if path.suffix and not path.exists():
             raise UsageError(f"-o {output}: give a folder, or a name that ends in .csv, .csv.gz or .parquet")

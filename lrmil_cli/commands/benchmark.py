@@ -11,7 +11,7 @@ import typer
 
 from lrmil_cli.commands import options
 from lrmil_cli.commands.report import Report
-from lrmil_cli.errors import UsageError
+from lrmil_cli.errors import InputError, UsageError
 
 #: What is timed where the user names no encoder: the size that most pathology encoders are larger than.
 DEFAULT_ENCODER = "vit_small_patch16_224"
@@ -103,6 +103,8 @@ def benchmark(
             title = f"{settings.mpp:g} um/px" + (", shifted" if off else "")
             tables[title] = record[key]
             report.say(f"readers, {title}: {len(boxes)} tiles of level {level}, all from the file cache" + "".join(f"; {n}" for n in notes))
+    if not tables:
+        raise InputError(f"{slide}: coarser than any side that would be read; give an --mpp and --hr-mpp that it has")
     texts.append(reports.readers_table(tables))
     if plot is not None:
         reports.plot(plot, record, tables, head + (f"\n{texts[0]}" if not read_only else ""))

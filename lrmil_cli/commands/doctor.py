@@ -39,7 +39,7 @@ def doctor(
     from lrmil_cli.errors import LrmilError
 
     report = Report(json)
-    files = [*([model] if model else []), *(p for p in paths or [] if p.endswith(".safetensors"))]
+    files = [*([model] if model else []), *(p for p in paths or [] if p.endswith((".safetensors", ".onnx")))]
     machine = check_machine(device)
     # Heavy imports come after the machine was found to have what they need.
     broken = any(c.name in ("packages", "device") and c.status == FAIL for c in machine)
@@ -54,7 +54,7 @@ def doctor(
         from lrmil_cli.slides.slide import open_slide
         from lrmil_cli.slides.tiles import TileSettings
 
-        slides = expand_slides([p for p in paths or [] if not p.endswith(".safetensors")])
+        slides = expand_slides([p for p in paths or [] if not p.endswith((".safetensors", ".onnx"))])
         opened = []
         for file in files:
             checks, good = check_model(file)
@@ -63,7 +63,7 @@ def doctor(
         first = next((m for m in opened if m.tiles is not None), None)
         settings = first.tiles if first else TileSettings()
         settings = replace(settings, mpp=mpp or settings.mpp)
-        if slides and first and not quick:
+        if slides and first and first.encoders and not quick:
             where = pick_device(device)
             # A model with one encoder a fold encodes every tile with each of them.
             rate = encoder_speed(first.encoders[0].to(where), where, PROBE_SECONDS, settings.tile_px) / len(first.encoders)

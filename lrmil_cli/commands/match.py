@@ -43,6 +43,9 @@ def match(
     if output == "-" and (many or json):
         raise UsageError("-o - takes the pairs of one slide, without --json")
 
+    if output != "-":
+        output_path(output, "any", "pairs", many)
+
     def one(item: Tables) -> Outcome:
         lr_header, lr_rows = read_table(item.path, "tiles")
         slide_id = lr_header["slide"]["id"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Annotated, Any, Optional
@@ -33,6 +34,9 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**kwargs: Any) -> None:
         for name, (variable, _) in _COMMON.items():
             variable.set(kwargs.pop(name))
+        for name, value in kwargs.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give a number")
         command(**kwargs)
 
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)

@@ -12,7 +12,7 @@ from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, planned, run_batch
 from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
 from lrmil_cli.commands.report import Report
-from lrmil_cli.errors import UsageError
+from lrmil_cli.errors import InputError, UsageError
 
 
 def tile(
@@ -40,7 +40,7 @@ def tile(
 ) -> None:
     """Find the tissue of slides; write the tiles with it."""
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
-    from lrmil_cli.files.tables import read_table, table_suffix, write_table
+    from lrmil_cli.files.tables import read_table, read_table_header, table_suffix, write_table
     from lrmil_cli.qupath.pictures import rings, tile_picture
     from lrmil_cli.slides.slide import open_slide
     from lrmil_cli.slides.tiles import TileSettings, tile_slide
@@ -57,6 +57,8 @@ def tile(
     many = len(inputs) > 1
     if output == "-" and (many or json or thumbnail):
         raise UsageError("-o - takes the table of one slide, without --json and --thumbnail")
+    if output != "-":
+        output_path(output, "any", "tiles", many)  # a name that cannot be meant is said before any work
     read_region = region_reader(roi, roi_class, min_inside, origin, image_size, many, report)
     if roi is None and (origin != "auto" or image_size):
         raise UsageError("--origin and --image-size say where the regions of --roi lie; give that too")
@@ -69,14 +71,18 @@ def tile(
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
             picture = None if not thumbnail else Path(str(target)[: -len(table_suffix(target))] + ".png")
             if output != "-" and up_to_date(target, digest(own, made_of), lambda p: read_table(p, "tiles")[0], overwrite):
-                if picture is None or picture.exists():
+                if on_bad_tile == "fail" and read_table_header(target, "tiles").get("damaged"):
+                    raise InputError(f"{target}: parts of the slide cannot be decoded and passed for glass (--on-bad-tile skip); say that again to use it, or "
+                                     "copy the slide again and add --overwrite")
+                # A picture from before the table was written is of another one.
+                if picture is None or (picture.exists() and picture.stat().st_mtime_ns >= Path(target).stat().st_mtime_ns):
                     return Outcome(str(target), "skipped", f"up to date ({target})")
             began = time.perf_counter()
             rows, level, tissue = tile_slide(slide, settings, region)
             if dry_run:
                 return planned(len(rows), time.perf_counter() - began, slide, target)
             header = make_header("tiles", slide=slide.describe(), settings=own, level=level,
-                                 level_mpp=slide.mpp * slide.levels[level].downsample, roi=region.about if region else None,
+                                 level_mpp=slide.mpp * slide.levels[level].downsample, roi=region.about if region else None, **({"damaged": True} if slide.lost else {}),
                                  history=[step("tile", own, made_of)])
             if picture is not None:
                 picture.unlink(missing_ok=True)  # of another table; killed before the new one, this run must not look complete

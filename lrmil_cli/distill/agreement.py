@@ -26,7 +26,7 @@ def compare_attention(student: Tensor, teacher: Tensor, matched: Tensor, k: int)
     """
     from scipy.stats import spearmanr
 
-    a, b = (t[matched].double().cpu().numpy() for t in (student, teacher))
+    a, b = (t[matched].cpu().double().numpy() for t in (student, teacher))
     n = len(a)
     k = min(k, n // 2)
     correlation = None

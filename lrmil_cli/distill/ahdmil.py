@@ -223,7 +223,7 @@ def predict(head: DMIN, screener: Screener, slides: Sequence[Instances]) -> tupl
     with torch.no_grad():
         for slide in slides:
             logits, screening = answer(head, screener, slide)
-            said.append(torch.softmax(logits.double(), 0).cpu().numpy()[None])
+            said.append(torch.softmax(logits.cpu().double(), 0).numpy()[None])
             kept.append(screening.kept_rate)
             read.append(float(screening.used.any(0).float().mean()))
     return np.concatenate(said), np.array(kept), np.array(read)

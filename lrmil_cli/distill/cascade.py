@@ -180,8 +180,8 @@ class Cascade:
         bag = Bag(torch.from_numpy(features), torch.from_numpy(boxes[:, :2].copy())).to(self._where)
         with torch.inference_mode():
             outs = [head(*bag) for head in self.high.heads]
-        per_fold = np.stack([torch.softmax(o.logits.double(), 0).cpu().numpy() for o in outs])
-        attention = np.mean([o.attention.double().cpu().numpy() for o in outs], axis=0)
+        per_fold = np.stack([torch.softmax(o.logits.cpu().double(), 0).numpy() for o in outs])
+        attention = np.mean([o.attention.cpu().double().numpy() for o in outs], axis=0)
         seconds.add("hr_head", time.perf_counter() - clock)
         temperature = (self.high.teacher.header.get("calibration") or {}).get("temperature", 1.0)
         again, sure, agree = doubt(per_fold, self.rule.confidence, temperature)

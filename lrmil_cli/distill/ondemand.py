@@ -190,5 +190,5 @@ class ScreenedPredictor(OnDevice):
         """All candidates: attention (0 where not read), whether they were read, and the screener's score, the largest class's sigmoid."""
         whole, kept = np.zeros(len(c.boxes)), np.zeros(len(c.boxes))
         whole[read], kept[read] = attention, 1.0
-        scores = torch.sigmoid(torch.stack([s.scores.amax(0) for s in decided])).mean(0).double().cpu().numpy()
+        scores = torch.sigmoid(torch.stack([s.scores.amax(0) for s in decided])).mean(0).cpu().double().numpy()
         return {**attention_rows(c.boxes, whole), "kept": kept, "screening": scores}

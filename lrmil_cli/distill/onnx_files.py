@@ -71,17 +71,18 @@ def export_files(
 
 
 def _up_to_date(paths: Sequence[Path], weights: str, overwrite: bool) -> bool:
-    if not all(p.exists() for p in paths):
+    there = [p for p in paths if p.exists()]
+    for path in there:
+        try:
+            if read_graph(path)[0].get("graph_of", {}).get("weights") == weights:
+                continue
+            reason = "is of another model"
+        except InputError:
+            reason = "is damaged, or not a file this command made"
+        if not overwrite:
+            raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it")
         return False
-    try:
-        if all(read_graph(p)[0].get("graph_of", {}).get("weights") == weights for p in paths):
-            return True
-        reason = "is of another model"
-    except InputError:
-        reason = "is damaged, or not a file this command made"
-    if not overwrite:
-        raise UsageError(f"{paths[0]} exists and {reason}; add --overwrite to replace it")
-    return False
+    return len(there) == len(paths)
 
 
 def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path, str, float | None]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from lrmil_cli.distill.encoder import Stage1Settings, distill
+from lrmil_cli.distill.guide import folds_like
 from lrmil_cli.distill.student import align
 from lrmil_cli.distill.targets import PairedSlide, one_tile_a_cell, only_readable, read_pairs
 from lrmil_cli.distributed import World
@@ -25,7 +26,7 @@ from lrmil_cli.files.tables import write_table
 from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.training.bags import bag_of, list_tables
 from lrmil_cli.training.curves import plot_curves
-from lrmil_cli.training.folds import fold_names, make_folds, members
+from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
 #: Without a fold, one slide in ten validates (method 4.4).
@@ -66,6 +67,8 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
         found = list_tables(arg, "pairs") if Path(arg).is_dir() else {arg: Path(arg)}
         if not found:
             raise InputError(f"{arg}: no pairs tables (*.pairs.csv) in this folder; make them with `lrmil match`")
+        if double := sorted(paths.keys() & found.keys()):
+            raise InputError(f"{arg}: pairs of slide {double[0]} were given before; give each slide once")
         paths |= found
     whole = [read_pairs(p) for p in paths.values()]
     slides = [one_tile_a_cell(p) for p in whole]
@@ -85,10 +88,10 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
         held = set(order[: max(1, len(slides) // VAL_SHARE)].tolist()) if len(slides) > 1 else set()
         train = [s for i, s in enumerate(slides) if i not in held]
         return Cohort(slides, train, [s for i, s in enumerate(slides) if i in held], None, guide, *counts)
-    table = guide.folds if guide else make_folds(read_manifest(manifest, need_labels=True), folds, seed)
+    table = folds_like(read_manifest(manifest, need_labels=True), guide, folds, seed)
     names = fold_names(table)
     if fold is None or fold > len(names):
-        raise UsageError(f"--fold {fold}: {manifest} has folds 1 to {len(names)}")
+        raise UsageError(f"--fold {fold}: {guide.path if guide else manifest} has folds 1 to {len(names)}")
     parts = members(table, names[fold - 1])
     missing = [s for s in parts["train"] + parts["val"] if s not in by_id]
     if missing:
@@ -118,22 +121,22 @@ def run(
     Raises:
         UsageError: the output is there and was made otherwise; InputError, MachineError: as the parts.
     """
-    own = {**settings.as_json(), "encoder": teacher.digest(), "fold": cohort.fold}
+    own = {**settings.as_json(), "encoder": teacher.digest(), "fold": cohort.fold, "train": [s.slide_id for s in cohort.train],
+           "val": [s.slide_id for s in cohort.val]}
     if world.size > 1:
         own["processes"] = world.size
     if on_bad_tile == "skip":
         own["on_bad_tile"] = on_bad_tile
     inputs = {f"pairs/{s.slide_id}": last_digest(s.header) for s in cohort.slides}
-    attention = None
     if settings.final_loss == "attention":
         inputs["teacher"] = last_digest(cohort.teacher.header)
-        attention = teacher_attention(cohort)
     wanted = digest(own, inputs)
     if up_to_date(output, wanted, lambda p: load_tensors(p, "encoder")[0], overwrite):
         return Result(True, "up to date", {})
     if on_bad_tile == "skip":
         for slides in (cohort.train, cohort.val):
             slides[:] = [only_readable(s, workers, say) for s in slides]
+    attention = teacher_attention(cohort) if settings.final_loss == "attention" else None
     say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
         f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
     result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, workers=workers, world=world, say=say)
@@ -148,8 +151,7 @@ def run(
     info = result.encoder.info
     about = {"mpp_hr": hr["mpp"], "mpp_lr": lr["mpp"], "tile_px": lr["tile_px"], "ratio": cohort.slides[0].ratio,
              **settings.as_json(), **numbers, "fold": cohort.fold, "base_spec": absolute_spec(spec),
-             # Every slide whose pixels decided the weights; evaluation checks its test slides against it.
-             "slides": [s.slide_id for s in cohort.slides], "start": start, "best": best}
+             **_seen(cohort, settings, teacher.info.distilled or {}), "start": start, "best": best}
     result.encoder.info = replace(info, name=output.name, base=info.base or info.name, mpp=lr["mpp"], distilled=about)
     history = [step("distill-encoder", own, inputs)]
     curves = pd.DataFrame([{"fold": cohort.fold or 0, **row} for row in result.curves])
@@ -163,6 +165,18 @@ def run(
     return Result(False, text, numbers)
 
 
+def _seen(cohort: Cohort, settings: Stage1Settings, before: dict[str, Any]) -> dict[str, list[str]]:
+    """Every slide whose pixels decided the weights, and every one whose label did, by the attention of a teacher that was trained on it;
+    evaluation checks its test slides against them.
+
+    Args:
+        before: of an encoder that is itself distilled.
+    """
+    own = [s.slide_id for s in cohort.slides]
+    labels = own if settings.final_loss == "attention" else []
+    return {key: list(dict.fromkeys([*new, *before.get(key, [])])) for key, new in (("slides", own), ("label_slides", labels))}
+
+
 def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
     """Softmax attention of the fold's teacher head on each target row, of training and validation slides only.
 
@@ -172,7 +186,7 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
     header, head = cohort.teacher.head(cohort.fold)
     allowed = set(header["train"]) | set(header["val"])
     out = {}
-    for paired in cohort.slides:
+    for paired in cohort.train + cohort.val:
         if paired.slide_id not in allowed:
             raise InputError(f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used")
         path = cohort.teacher.features / f"{paired.slide_id}.h5"

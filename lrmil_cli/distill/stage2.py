@@ -99,6 +99,8 @@ def train_student(
     names = fold_names(table)
     tables = tile_tables(manifest, tiles)
     encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"], warn)
+    for n, name in enumerate(names):
+        student.check_no_label_leak(encoders[of_fold[n]].info.distilled, members(table, name)["test"], n + 1)
     plain = _baseline_encoder(baseline, encoders[0], tables[0][1]["settings"]["tile_px"], warn)
     if guide is not None and distill.uses_teacher:
         _compare_embeddings(guide, encoders[0].info.embedding, say, warn)
@@ -261,16 +263,16 @@ def _agreement(
 def _baseline_encoder(baseline: str | None, lr: Encoder, tile_px: int, warn: Callable[[str], None]) -> Encoder | None:
     """The undistilled encoder, for the LR-only student.
 
-    None where it is not wanted, or where the student's own encoder is not distilled: then the student is the baseline.
+    None where it is not wanted, or, unless it is named, where the student's own encoder is not distilled.
 
     Raises:
         InputError, MachineError: it cannot be had; the message says how to name it or do without.
     """
-    about = lr.info.distilled
-    if baseline is None or about is None:
+    about, auto = lr.info.distilled, baseline == "auto"
+    if baseline is None or (auto and about is None):
         return None
-    spec = about.get("base_spec") if baseline == "auto" else baseline
-    if lr.info.random_init or spec is None:
+    spec = about.get("base_spec") if auto else baseline
+    if spec is None or (auto and lr.info.random_init):
         warn("no LR-only student is trained for comparison: the encoder file does not say what it was distilled from "
              "(or that had random weights); name it with --baseline-encoder")
         return None

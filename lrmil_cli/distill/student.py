@@ -253,7 +253,7 @@ def crossfit_targets(
     Raises:
         InputError: as :func:`fold_targets`, or too few patients for the inner folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
 
     labels = np.array([manifest.classes.index(e.label) for e in manifest])
     patients = np.array([e.patient_id for e in manifest])
@@ -265,10 +265,11 @@ def crossfit_targets(
     bags = [b if b is not None else Bag(torch.zeros(1, 1)) for b in high.bags]
     first = bags[int(usable[0])].features
     for n, (inner, held) in enumerate(splitter.split(usable, labels[usable], patients[usable])):
-        cut = max(1, len(inner) // 8)
-        order = np.random.default_rng((training.seed, fold, n)).permutation(usable[inner])
+        groups = patients[usable][inner]
+        early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=training.seed + 100 * fold + n)
+        fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
         head = seeded_head(spec, first.shape[1], len(manifest.classes), training.seed + 100 * fold + n).to(first.device)
-        fit_head(head, bags, labels.tolist(), order[cut:].tolist(), order[:cut].tolist(), training)
+        fit_head(head, bags, labels.tolist(), fitted, watched, training)
         targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
     missing = [i for i in train if i not in targets]
     return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist()) if missing else targets
@@ -314,6 +315,18 @@ def matched_counts(parents: list[Tensor | None], n_lr: list[int], ratio: int) ->
         counts["unmatched"] += int((children == 0).sum())
         counts["incomplete"] += int(((children > 0) & (children < ratio**2)).sum())
     return counts
+
+
+def check_no_label_leak(encoder_header: dict[str, Any] | None, test: list[str], fold: int) -> None:
+    """An LR encoder that was distilled with a teacher's attention must not have learned from a test slide's label (method 4.6).
+
+    Raises:
+        InputError: it has.
+    """
+    leaked = sorted(set((encoder_header or {}).get("label_slides", [])) & set(test))
+    if leaked:
+        raise InputError(f"fold {fold}: the LR encoder learned from the teacher's attention on slide {leaked[0]} (--final-loss attention), so from its label, "
+                         "and it is a test slide of this fold; make one encoder a fold (distill-encoder --slides --fold)")
 
 
 def encoder_leak(encoder_header: dict[str, Any] | None, folds: pd.DataFrame, names: list[str]) -> bool:

@@ -106,6 +106,10 @@ def load_encoder(
 
 def absolute_spec(spec: str) -> str:
     """The same encoder from any working directory: a path in it, whole or after ``@`` or ``local-dir:``, made absolute."""
+    import timm
+
+    if spec == "demo-vit" or find_alias(spec) or timm.is_model(spec):  # a name wins over a folder of that name
+        return spec
     for mark in ("local-dir:", "@", ""):
         name, found, path = spec.rpartition(mark) if mark else ("", "", spec)
         if (found or not mark) and path and Path(path).exists():

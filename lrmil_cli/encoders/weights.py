@@ -81,10 +81,14 @@ def plain_state(state: Any, where: str) -> State:
 
 def strip_prefixes(state: State) -> State:
     """The trunk alone, where a checkpoint keeps it under one or more of :data:`KNOWN_PREFIXES`."""
-    for prefix in KNOWN_PREFIXES:
-        inside = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
-        if inside and ("patch_embed.proj.weight" in inside or any(k.startswith(p) for k in inside for p in KNOWN_PREFIXES)):
-            state = inside
+    while "patch_embed.proj.weight" not in state:
+        for prefix in KNOWN_PREFIXES:
+            inside = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+            if inside and ("patch_embed.proj.weight" in inside or any(k.startswith(p) for k in inside for p in KNOWN_PREFIXES)):
+                state = inside
+                break
+        else:
+            break
     return state
 
 

@@ -80,9 +80,9 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, as UTF-8.
+    """Write ``text`` to ``path`` atomically, as UTF-8; bytes of file names that are none stay as they are.
 
     Raises:
         MachineError: as :func:`atomic_path`.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))

@@ -34,6 +34,7 @@ MADE_BY = {
     "predictions": "lrmil train-teacher or lrmil distill-student",
     "metrics": "lrmil train-teacher or lrmil distill-student",
     "curves": "lrmil train-teacher or lrmil distill-student",
+    "agreement": "lrmil distill-student",
     "folds": "lrmil train-teacher",
     "evaluation": "lrmil evaluate",
     "differences": "lrmil evaluate",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.atomic import write_bytes
-from lrmil_cli.files.header import MADE_BY, check_header, check_seal, parse_header, sealed
+from lrmil_cli.files.header import MADE_BY, check_header, check_seal, digest, last_digest, parse_header, sealed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,12 @@ def dumps_csv(header: dict[str, Any], rows: pd.DataFrame | Mapping[str, np.ndarr
 def _numbers_csv(columns: Mapping[str, np.ndarray]) -> str:
     """Columns of numbers as pandas would write them, without importing it: it takes as long as a small slide."""
     texts = ([str(v) for v in c.tolist()] if c.dtype.kind in "iu" else ["" if v != v else f"{v:.9g}" for v in c.tolist()] for c in columns.values())
-    return "\n".join([",".join(columns), *map(",".join, zip(*texts)), ""])
+    return "\n".join([",".join(map(_quoted, columns)), *map(",".join, zip(*texts)), ""])
+
+
+def _quoted(name: str) -> str:
+    """A column's name in CSV: classes may hold commas and quotes."""
+    return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\r\n') else name
 
 
 def as_frame(rows: pd.DataFrame | Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -124,6 +129,9 @@ def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFram
         except (ValueError, pd.errors.ParserError) as e:
             raise InputError(f"{where}: the rows are damaged ({_one_line(e)}); run `{MADE_BY[kind]}` again") from e
     rows = _check_rows(rows, header, kind, where)
+    if "content" not in header:  # edited by hand: another table than the command made, and what is made of it is of it alone
+        edited = {"command": "edited by hand", "digest": digest({"rows": rows.to_csv(index=False)}, {"before": last_digest(header)})}
+        return {**header, "history": [*header["history"], edited]}, rows
     try:
         # Windows and git may have changed the ends of lines, which is no other table.
         return check_seal(header, where, body.replace("\r\n", "\n").encode()), rows

@@ -65,6 +65,7 @@ class Slide:
         by_blocks: whether blocks are decoded directly where that is possible.
         on_bad_tile: ``fail``, or ``skip``: what cannot be decoded is left out of tiles, and is glass in overviews.
         damaged: levels below the first that did not decode when the slide was opened.
+        lost: whether anything damaged passed for glass.
     """
 
     def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp, workers: int = 1, by_blocks: bool = True,
@@ -78,6 +79,7 @@ class Slide:
         self.mpp_source = mpp.source
         self.on_bad_tile = on_bad_tile
         self.damaged: dict[int, InputError] = {}
+        self.lost = False
         self._handle = handle
         self.width, self.height = (int(v) for v in handle.dimensions)
         self.levels = tuple(
@@ -181,6 +183,7 @@ class Slide:
                 except InputError:
                     if not bad_is_glass:
                         raise
+                    self.lost = True
                     memory[:] = WHITE
                     pixels = memory
                 paste_block(out, x, y, pixels, *blocks.rect(index)[:2])
@@ -194,6 +197,7 @@ class Slide:
             return self._read_region(level, x, y, width, height)
         except InputError:
             if max(width, height) <= PART_PX:
+                self.lost = True
                 return np.full((height, width, 3), WHITE, np.uint8)
         if width >= height:
             half = width // 2

@@ -31,10 +31,21 @@ def head_spec(name: str, options: dict[str, Any]) -> HeadSpec:
     """A head that can be built.
 
     Raises:
-        UsageError: unknown head or option, said before any tile is encoded.
+        UsageError: unknown head or option, or options that no bag goes through, said before any tile is encoded.
     """
-    if build_head(name, 8, 2, options).takes == "pyramid":
-        raise UsageError(f"--head {name} looks at a pyramid of tiles; train it with `lrmil distill-student --method {name}`")
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        head = build_head(name, 8, 2, options)
+        if head.takes == "pyramid":
+            raise UsageError(f"--head {name} looks at a pyramid of tiles; train it with `lrmil distill-student --method {name}`")
+        try:
+            terms = head.loss_terms(head(torch.randn(20, 8), torch.arange(40).view(20, 2)), torch.tensor(1))
+            possible = all(bool(torch.isfinite(loss)) for _, loss in terms.values())
+        except (RuntimeError, ValueError, ArithmeticError, IndexError):
+            possible = False
+    if not possible:
+        raise UsageError(f"--head {name}: nothing can be trained with the options {options}; `lrmil info --heads` lists what they mean")
     return HeadSpec(name, options)
 
 

@@ -167,7 +167,7 @@ def predict_bags(head: MILHead, bags: Sequence[Bag]) -> np.ndarray:
 
 def _probabilities(out: MILOutput) -> np.ndarray:
     """float64 [C]."""
-    return torch.softmax(out.logits.double(), 0).cpu().numpy()
+    return torch.softmax(out.logits.cpu().double(), 0).numpy()  # an Apple GPU knows no float64
 
 
 def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> Tensor:

@@ -177,8 +177,8 @@ def _with_training(found: Predictions, model: dict[str, Any], folder: Path) -> P
         except InputError:
             continue
         if last_digest(header) == model["digest"]:
-            pixels = [s for e in header.get("encoders", []) for s in (e.get("distilled") or {}).get("slides", [])]
-            return replace(found, seen=frozenset(header.get("slides", [])) - _held_out(path, header), pixels=frozenset(pixels))
+            pixels, labels = (frozenset(s for e in header.get("encoders", []) for s in (e.get("distilled") or {}).get(key, [])) for key in ("slides", "label_slides"))
+            return replace(found, seen=frozenset(header.get("slides", [])) - _held_out(path, header) | labels, pixels=pixels)
     return replace(found, remarks=(f"the model file {model['path']} was not found, so whether it was trained on these slides is "
                                    "not checked",))
 

@@ -17,6 +17,7 @@ from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.heads import Bag
 from lrmil_cli.slides.reader import iter_batches, overview, read_rows
 from lrmil_cli.slides.slide import open_slide
+from lrmil_cli.training.teacher import read_teacher
 from tests.conftest import blob_image, write_tiff
 
 
@@ -267,3 +268,36 @@ def test_a_middle_level_that_lacks_tiles_keeps_its_children(damaged, tmp_path):
         for own in hr[kin[kin >= 0]]:
             assert (lr[row] <= own).all() and (own < lr[row] + 512).all()
     assert (children >= 0).sum() == sum(((hr >= c) & (hr < c + 512)).all(1).sum() for c in lr)
+
+
+def test_attention_stays_with_its_tiles_where_some_are_left_out(damaged, tmp_path, lrmil, monkeypatch):
+    from lrmil_cli.distill import stage1
+
+    manifest, at, _ = damaged
+    skip = ["--on-bad-tile", "skip"]
+    assert lrmil("train-teacher", manifest, "--tiles", at["hr"], "--encoder", "demo-vit", "--epochs", "1", *skip, "-o", tmp_path / "teacher").code == 0
+    seen = {}
+    real = stage1.distill
+    monkeypatch.setattr(stage1, "distill", lambda teacher, train, val, *a, **k: seen.update(slides=train, attention=k["attention"]) or real(teacher, train, val, *a, **k))
+    said = lrmil("distill-encoder", at["pairs"], "--slides", manifest, "--fold", "1", "--teacher", tmp_path / "teacher", "--encoder", "demo-vit", "--epochs", "1",
+                 "--final-loss", "attention", "--max-tiles-per-slide", "2", "-o", tmp_path / "e.safetensors", *skip)
+    assert said.code == 0 and "teach nothing" in said.err, said.err
+    paired = next(p for p in seen["slides"] if p.slide_id == "s00")
+    bag = read_features(tmp_path / "teacher" / "features" / "s00.h5")
+    _, head = read_teacher(tmp_path / "teacher").head(1)
+    with torch.inference_mode():
+        whole = dict(zip(map(tuple, bag.coords.tolist()), head(torch.from_numpy(bag.features)).attention.tolist()))
+    assert seen["attention"]["s00"] == pytest.approx([whole[tuple(b)] for b in paired.hr_boxes[:, :2].tolist()], abs=1e-6)
+
+
+def test_a_lenient_tile_table_is_not_good_enough_for_a_strict_run(tmp_path, lrmil):
+    path = write_tiff(tmp_path / "o.svs", blob_image(3200, 2400))
+    line = ["tile", path, "--mpp", "0.5", "--tile-px", "64", "-o", tmp_path / "t.csv"]
+    damage(path, 1, [0])
+    said = lrmil(*line)
+    assert said.code == 3 and not (tmp_path / "t.csv").exists()
+    skip = ["--on-bad-tile", "skip"]
+    assert lrmil(*line, *skip).code == 0 and read_table(tmp_path / "t.csv", "tiles")[0]["damaged"] is True
+    said = lrmil(*line)
+    assert said.code == 3 and "passed for glass" in said.err
+    assert lrmil(*line, *skip, "--json").records[0]["status"] == "skipped"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lrmil_cli.encoders.spec import load_encoder_file
 from lrmil_cli.files.tables import read_table
 from tests.conftest import shell
 from tests.unit.test_geojson import check_contract
@@ -176,6 +177,9 @@ def test_folds_one_encoder_a_fold_and_the_ensemble(chain, tmp_path, lrmil):
     student = ["distill-student", manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--teacher", tmp_path / "t", "--epochs", "3"]
     said = lrmil(*student, "--encoder", tmp_path / "e{fold}.safetensors", "-o", tmp_path / "m.safetensors")
     assert said.code == 0, said.err
+    # The encoder of fold 1 learned from the teacher's attention, so from labels of fold 2's test slides.
+    said = lrmil(*student, "--encoder", tmp_path / "e1.safetensors", "-o", tmp_path / "leak.safetensors")
+    assert said.code == 3 and "from its label" in said.err and "fold 2" in said.err, said.err
     about = lrmil("info", tmp_path / "m.safetensors", "--json").records[0]
     assert len(about["encoders"]) == 2 and len(about["heads"]) == 2 and about["encoder_saw_test_pixels"] is False
     _, oof = read_table(tmp_path / "m.predictions.csv", "predictions")
@@ -184,7 +188,7 @@ def test_folds_one_encoder_a_fold_and_the_ensemble(chain, tmp_path, lrmil):
     assert len(record["folds"]["tumor"]) == 2
     assert record["probabilities"]["tumor"] == pytest.approx(np.mean(record["folds"]["tumor"]), abs=1e-5)
     # a shared encoder that saw test pixels is said to have done so
-    shared = lrmil(*student, "--encoder", tmp_path / "e1.safetensors", "-o", tmp_path / "shared.safetensors")
+    shared = lrmil(*student, "--encoder", chain.encoder, "-o", tmp_path / "shared.safetensors")
     assert shared.code == 0 and "saw the pixels" in shared.err
     # a student whose folds are not the teacher's would be taught by heads that saw its test labels
     header = json.loads((tmp_path / "t" / "teacher.json").read_text())
@@ -215,3 +219,24 @@ def test_stage_1_goes_on_where_it_stopped(chain, tmp_path, lrmil, monkeypatch):
 
     a, b = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "part.safetensors")
     assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_another_split_is_another_encoder(chain, tmp_path, lrmil):
+    rows = pd.read_csv(chain.manifest)
+    rows["slide"] = [str(chain.manifest.parent / s) for s in rows["slide"]]
+    stage1 = ["distill-encoder", chain.pairs, "--slides", tmp_path / "slides.csv", "--fold", "1", "--encoder", "demo-vit", "--epochs", "1", "--lr", "1e-4", "--warmup", "1",
+              "--cache", chain.encoder.with_suffix(".cache"), "--max-tiles-per-slide", "2", "-o", tmp_path / "e.safetensors"]
+    rows.to_csv(tmp_path / "slides.csv", index=False)
+    assert lrmil(*stage1).code == 0
+    swapped = rows.copy()
+    swapped.loc[[6, 8], "split"] = ["val", "train"]
+    swapped.to_csv(tmp_path / "slides.csv", index=False)
+    said = lrmil(*stage1)
+    assert said.code == 2 and "--overwrite" in said.err, said.err
+
+
+def test_an_encoder_remembers_what_the_one_before_it_saw(chain, tmp_path, lrmil):
+    said = lrmil("distill-encoder", chain.pairs / "s15.pairs.csv", "--encoder", chain.encoder, "--epochs", "1", "--lr", "1e-4", "-o", tmp_path / "e.safetensors")
+    assert said.code == 0, said.err
+    seen = [load_encoder_file(e).info.distilled["slides"] for e in (chain.encoder, tmp_path / "e.safetensors")]
+    assert set(seen[1]) == {*seen[0], "s15"} and "s15" not in seen[0]

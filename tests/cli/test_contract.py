@@ -314,3 +314,48 @@ def test_json_is_one_object_a_slide_on_stdout_and_quiet_is_quiet(lrmil, slide, t
     assert said.err == "" and json.loads(said.out)["output"] == str(tmp_path / "t.csv")
     assert {"slide", "slide_id", "command", "status", "output", "error", "seconds"} <= set(said.records[0])
     assert np.isfinite(said.records[0]["seconds"])
+
+
+def test_info_of_a_manifest_says_what_it_is(cohort, lrmil):
+    said = lrmil("info", cohort)
+    assert said.code in (0, 3) and "internal" not in said.err and "agreement" not in said.err, said.err
+
+
+def test_one_table_for_several_slides_is_refused_and_leaves_nothing(tmp_path, lrmil):
+    slides = [write_tiff(tmp_path / f"{n}.svs", blob_image(700, 600)) for n in "ab"]
+    for _ in range(2):
+        said = lrmil("tile", *slides, "-o", tmp_path / "out.csv")
+        assert said.code == 2 and "give a folder" in said.err and not (tmp_path / "out.csv").exists()
+    for name in ("there.csv", "there"):
+        (tmp_path / name).write_text("x")
+        said = lrmil("tile", *slides, "-o", tmp_path / name)
+        assert said.code == 2 and (tmp_path / name).read_text() == "x", said.err
+
+
+def test_a_thumbnail_of_another_table_is_made_anew(tmp_path, lrmil):
+    slide = write_tiff(tmp_path / "a.svs", blob_image())
+    line = ["tile", slide, "--mpp", "0.5", "--tile-px", "128", "-o", tmp_path / "a.csv"]
+    assert lrmil(*line, "--thumbnail").code == 0
+    first = (tmp_path / "a.png").read_bytes()
+    assert lrmil(*line, "--thumbnail", "--json").records[0]["status"] == "skipped"
+    assert lrmil(*line, "--min-tissue", "0.99", "--overwrite").code == 0
+    assert lrmil(*line, "--min-tissue", "0.99", "--thumbnail").code == 0
+    assert (tmp_path / "a.png").read_bytes() != first
+
+
+def test_failures_of_slides_whose_names_are_no_text(tmp_path, lrmil):
+    folder = tmp_path / "in"
+    write_tiff(folder / "good.svs", blob_image(700, 600))
+    bad = os.fsencode(folder) + b"/sl\xea.svs"
+    try:
+        open(bad, "wb").close()
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    said = lrmil("tile", folder, "-o", tmp_path / "out")
+    assert said.code == 4 and b"sl\xea" in (tmp_path / "out" / "failures.csv").read_bytes(), said.err
+
+
+def test_a_slide_too_coarse_to_benchmark_is_an_input_error(tmp_path, lrmil):
+    slide = write_tiff(tmp_path / "a.svs", blob_image(700, 600), mpp=4.0)
+    said = lrmil("benchmark", slide, "--read-only")
+    assert said.code == 3 and "coarser" in said.err, said.err

@@ -51,3 +51,16 @@ def test_teacher_and_student_may_have_different_heads(chain, tmp_path, lrmil):
 def test_a_wrong_head_is_said_before_any_work(args, words, chain, tmp_path, lrmil):
     said = lrmil("train-teacher", chain.manifest, "--tiles", chain.tiles_hr, "--encoder", "demo-vit", *args, "-o", tmp_path / "t")
     assert said.code == 2 and words in said.err and not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("options", [("clam_sb", "embed_dim=0"), ("clam_mb", "k=-3"), ("transmil", "landmarks=-1"), ("abmil", "dropout=NaN"), ("dsmil", "query_dim=0")])
+def test_options_that_no_bag_goes_through_are_said_before_any_tile_is_encoded(chain, tmp_path, lrmil, options):
+    head, option = options
+    said = lrmil("train-teacher", chain.manifest, "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "--head", head, "--head-option", option, "-o", tmp_path / "t")
+    assert said.code == 2 and "Traceback" not in said.err and not (tmp_path / "t").exists(), said.err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_none_are_refused(chain, tmp_path, lrmil, value):
+    said = lrmil("train-teacher", chain.manifest, "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "--lr", value, "-o", tmp_path / "t")
+    assert said.code == 2 and "--lr" in said.err, said.err

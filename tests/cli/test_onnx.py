@@ -132,13 +132,21 @@ def test_a_student_comes_with_its_graphs_on_demand(chain, tmp_path, lrmil):
     assert {"m.onnx", "m.heads.onnx"} <= {p.name for p in tmp_path.iterdir()} and "m.heads.onnx" in said.err
 
 
-def test_doctor_looks_at_graphs(exported, tmp_path, lrmil):
+def test_doctor_looks_at_graphs(chain, exported, tmp_path, lrmil):
     for model in (exported, exported.with_name("model.onnx")):
         said = lrmil("doctor", "-m", model, "--json")
         assert "graphs" in said.out and "ONNX Runtime opens them" in said.out, said.err
     shutil.copy(exported.with_name("model.onnx"), tmp_path)
     said = lrmil("doctor", "-m", tmp_path / "model.onnx", "--json")
     assert said.code != 0 and "model.heads.onnx" in said.out + said.err
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    for line in (["doctor", slide, "-m", exported.with_name("model.onnx")], ["doctor", slide, exported.with_name("model.onnx")]):
+        said = lrmil(*line, "--json")
+        assert "internal" not in said.err and [r["kind"] for r in said.records] == ["machine", "model", "slide"], said.err
+    (tmp_path / "f.onnx").write_bytes(b"of someone else")
+    shutil.copy(exported, tmp_path / "f.safetensors")
+    said = lrmil("export-onnx", tmp_path / "f.safetensors")
+    assert said.code == 2 and (tmp_path / "f.onnx").read_bytes() == b"of someone else", said.err
 
 
 def test_exporting_again_is_up_to_date(exported, lrmil):

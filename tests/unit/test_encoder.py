@@ -324,5 +324,16 @@ def test_absolute_spec_names_the_same_encoder_from_anywhere(tmp_path, monkeypatc
     assert absolute_spec("uni@w.bin") == f"uni@{tmp_path}/w.bin"
     assert absolute_spec("e.safetensors") == f"{tmp_path}/e.safetensors"
     assert absolute_spec("local-dir:folder") == f"local-dir:{tmp_path}/folder"
+    for name in ("uni", "demo-vit", "vit_small_patch16_224"):
+        (tmp_path / name).mkdir()  # a name wins over a folder of that name
     for spec in ("demo-vit", "uni", "hf-hub:ORG/NAME@REV", "vit_small_patch16_224"):
         assert absolute_spec(spec) == spec
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "teacher.backbone.", "model.backbone.", "model.module.", "module.model.visual.trunk."])
+def test_the_trunk_is_found_under_nested_prefixes(prefix):
+    from lrmil_cli.encoders.weights import strip_prefixes
+
+    trunk = {"patch_embed.proj.weight": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.ones(1)}
+    found = strip_prefixes({**{prefix + k: v for k, v in trunk.items()}, **({"head.weight": torch.zeros(1)} if prefix else {})})
+    assert found == trunk
