@@ -122,8 +122,8 @@ class ZoomPredictor(OnDevice):
         per_fold, attention, _ = ensemble(*(torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy() for k in ("logits", "attention")), None)
         names = ["lr", "hr"] if len(levels) == 2 else ["lr", "mid", "hr"]
         rows = [np.flatnonzero(r.there) for r in reading]
-        tables = {name: attention_rows(level.boxes[own], np.full(len(own), 1 / len(own)))
-                  for name, level, own in zip(names[1:], levels[1:], rows[1:]) if len(own)}
+        tables = {name: attention_rows(levels[t].boxes[rows[t]], deep_attention(outs, t, len(levels[t].boxes))[rows[t]])
+                  for t, name in enumerate(names) if t and len(rows[t])}
         record = {"tiles_read": {name: len(own) for name, own in zip(names, rows)}, "candidates": len(levels[-1].boxes),
                   "bad_tiles": int(sum((r.tried & ~r.there).sum() for r in reading)), "runtime": "torch"}
         seconds |= {f"{phase}_{t}": value for t, r in enumerate(reading) for phase, value in r.seconds.phases.items()} | {"head": looked}
@@ -176,3 +176,12 @@ class _Reading:
         """``children`` with -1 for tiles that cannot be decoded: they are no tiles of the pyramid."""
         bad = np.append(self.tried & ~self.there, False)  # the last one stands for -1
         return np.where(bad[children], -1, children)
+
+
+def deep_attention(outs: list[MILOutput], t: int, count: int) -> np.ndarray:
+    """Attention float64 [count] over the tiles of a deeper level t, the mean over folds, with sum 1; 0 for what a fold did not look at."""
+    whole = np.zeros(count + 1)  # the last one stands for a child that is not there
+    for out in outs:
+        if f"looked{t}" in out.extra:
+            np.add.at(whole, out.extra[f"looked{t}"].cpu().numpy(), out.extra[f"attention{t}"].cpu().double().numpy())
+    return whole[:-1] / max(whole[:-1].sum(), 1e-300)

@@ -55,8 +55,9 @@ class ZoomMIL(MILHead):
             children: int64 [N_t, r_t] of each level but the last, rows in the next one, -1 for a child that is not there.
 
         Returns:
-            scores and attention over the lowest level; ``extra`` with ``selected<t>``, rows of level t that were picked (in evaluation), and
-            ``agreement``, how often the draws agree on a slot (in training).
+            scores and attention over the lowest level; ``extra``, in evaluation, with ``selected<t>``, rows of level t that were picked, and
+            of each deeper level ``looked<t>``, rows that were looked at (-1 for a child that is not there), with their ``attention<t>``; in
+            training with ``agreement``, how often the draws agree on a slot.
         """
         if isinstance(levels, Tensor) or children is None:
             raise UsageError("head zoommil looks at a pyramid of tiles; train it with `lrmil distill-student --method zoommil`")
@@ -73,7 +74,10 @@ class ZoomMIL(MILHead):
                 scores, extra["instances"] = own, h
             if not bool(valid.any()):
                 break
-            pooled = torch.softmax(own, 0).to(h.dtype) @ h
+            attention = torch.softmax(own, 0)
+            if t and not self.training:
+                extra[f"looked{t}"], extra[f"attention{t}"] = rows, attention
+            pooled = attention.to(h.dtype) @ h
             total = pooled if total is None else total + pooled
             if t == self.levels - 1:
                 break

@@ -59,7 +59,12 @@ def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyr
     assert encoded == [len(lr.coords), sum(inside)] and record["tiles_read"] == {"lr": len(lr.coords), "hr": sum(inside)}
     _, rows = read_table(tmp_path / "s13.attention.csv", "attention")
     assert rows["attention"].to_numpy() == pytest.approx(out.attention.numpy(), abs=1e-6)
-    assert len(read_table(tmp_path / "s13.hr.attention.csv", "attention")[1]) == sum(inside) and len(list((tmp_path / "maps").iterdir())) == 2
+    _, deep = read_table(tmp_path / "s13.hr.attention.csv", "attention")
+    assert len(deep) == sum(inside) and len(list((tmp_path / "maps").iterdir())) == 2
+    there, features = out.extra["looked1"] >= 0, read_features(chain.teacher / "features" / "s13.h5")
+    own = {tuple(features.coords[row].tolist()): a for row, a in zip(out.extra["looked1"][there].tolist(), out.extra["attention1"][there].tolist())}
+    assert deep["attention"].to_numpy() == pytest.approx([own[c] for c in zip(deep["x"], deep["y"])], abs=1e-5) and deep["attention"].sum() == pytest.approx(1)
+    assert "flat" not in said.err
     assert {"tissue", "read_0", "encode_0", "read_1", "encode_1", "head"} <= record["seconds"].keys()
     dry = lrmil("predict", slide, "-m", zoom, "-o", tmp_path / "new", "--dry-run", "--json")
     assert dry.code == 0 and dry.records[0]["tiles"] >= len(lr.coords)
