@@ -33,9 +33,12 @@ from lrmil_cli.commands import (
 from lrmil_cli.commands.options import debug, with_common_options
 from lrmil_cli.commands.report import printable
 from lrmil_cli.errors import LrmilError
+from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
 
 INTERRUPTED = 130
+#: As the shell counts a process that SIGPIPE ended.
+CLOSED_PIPE = 141
 
 app = typer.Typer(
     name="lrmil", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
@@ -79,18 +82,32 @@ def run(args: Sequence[str]) -> int:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except BrokenPipeError:
-        # The reader of our pipe is gone; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except (BrokenPipeError, SystemExit):  # the command line parser turns the first into the second
+        # The reader of our pipe is gone.
+        _close_stdout()
+        return _fail("the reader of the output is gone; what was finished is kept, the rest was not done", CLOSED_PIPE)
+    except OSError as e:
+        if e.errno not in FULL or e.filename is not None:
+            return _internal(e)
+        _close_stdout()
+        return _fail(f"cannot write to standard output: {e.strerror}; free space, or write to a file elsewhere", 5)
     except MemoryError:
         return _fail("out of memory; try a smaller --batch-size", 5)
     except Exception as e:
         if hasattr(e, "format_message"):  # the command line parser's errors; their module differs between versions of typer
             return _usage(e)
-        if debug.get():
-            raise
-        return _fail(f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:300]} (add --debug for the traceback)", 1)
+        return _internal(e)
+
+
+def _internal(e: Exception) -> int:
+    if debug.get():
+        raise e
+    return _fail(f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:300]} (add --debug for the traceback)", 1)
+
+
+def _close_stdout() -> None:
+    """Keep Python from complaining, at exit, of what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted() -> int:

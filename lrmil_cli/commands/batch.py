@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.commands.report import Report, printable
 from lrmil_cli.errors import InputError, LrmilError, NoTissueError, PartialError, UsageError
-from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.manifest import is_formula, read_manifest
 from lrmil_cli.files.tables import table_suffix
 
@@ -227,7 +227,7 @@ def _summary(outcomes: list[Outcome], failures: int) -> str:
 
 def _write_failures(path: Path, failures: list[tuple[Any, str, LrmilError]]) -> None:
     if not failures:
-        path.unlink(missing_ok=True)  # a list of an earlier run would be untrue now
+        remove(path)  # a list of an earlier run would be untrue now
         return
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")

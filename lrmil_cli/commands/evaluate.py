@@ -72,9 +72,12 @@ def evaluate(
     wanted = digest(settings, inputs)
     files = [f for f in FILES if f != "differences.csv" or len(models) > 1]
     _check_folder(folder)
-    for p in distilled:
-        from lrmil_cli.distill.receipt import write_receipt
+    if distilled:
+        from lrmil_cli.distill.receipt import receipt_header, write_receipt
 
+        for p in distilled:  # before anything is written
+            receipt_header(p.source)
+    for p in distilled:
         write_receipt(p.source, output=folder / f"{p.name}.receipt", level=level, draws=bootstrap, seed=seed)
         report.say(f"receipt: {folder / p.name}.receipt.html")
     if up_to_date(folder / FILES[-1], wanted, _read_header, overwrite) and all((folder / f).exists() for f in files):
@@ -117,7 +120,7 @@ def _check_folder(folder: Path) -> None:
 def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
     import json
 
-    from lrmil_cli.files.atomic import write_bytes, write_text
+    from lrmil_cli.files.atomic import remove, write_bytes, write_text
     from lrmil_cli.files.header import make_header
     from lrmil_cli.files.tables import write_table
     from lrmil_cli.training.evaluation_report import CURVE_PICTURE, blocks, differences_frame, metrics_frame, title
@@ -127,8 +130,8 @@ def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None
     png = evaluation_picture([(m.name, m.cases) for m in evaluation.models], evaluation.classes, evaluation.positive)
     page = blocks(evaluation, png, record["history"][-1])
     common = {"settings": record["settings"], "history": record["history"]}
-    (folder / FILES[-1]).unlink(missing_ok=True)  # it marks the folder as complete
-    (folder / CURVE_PICTURE).unlink(missing_ok=True)  # of an earlier run with a cascade
+    remove(folder / FILES[-1])  # it marks the folder as complete
+    remove(folder / CURVE_PICTURE)  # of an earlier run with a cascade
     for picture in page:
         if isinstance(picture, Picture):
             write_bytes(folder / picture.name, picture.png)
@@ -138,7 +141,7 @@ def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None
     if len(evaluation.models) > 1:
         write_table(folder / "differences.csv", make_header("differences", **common), differences_frame(evaluation))
     else:
-        (folder / "differences.csv").unlink(missing_ok=True)  # of an earlier run with more models
+        remove(folder / "differences.csv")  # of an earlier run with more models
     write_text(folder / "evaluation.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 

@@ -75,6 +75,8 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     if p.is_dir():
         from lrmil_cli.training.teacher import read_teacher_header
 
+        if not (p / "teacher.json").exists() and not list(p.glob("fold*")):
+            raise InputError(f"{path}: a folder, and not one of `lrmil train-teacher`; name one of the files in it")
         return read_teacher_header(p)
     if table_suffix(name):
         return _table(path)
@@ -149,13 +151,13 @@ def _tensors(path: str) -> dict[str, Any]:
 
     from lrmil_cli.errors import InputError
     from lrmil_cli.files.header import check_header
-    from lrmil_cli.files.tensors import read_tensor_metadata
+    from lrmil_cli.files.tensors import load_tensors, read_tensor_metadata
 
     meta = read_tensor_metadata(path)
     if "lrmil" not in meta:
         return {"kind": "safetensors", "note": "weights of another tool; use them as NAME@FILE with an alias or a timm name", "metadata": meta}
     try:
         about = json.loads(meta["lrmil"])
-        return check_header(about, about["kind"], path)
+        return load_tensors(path, check_header(about, about["kind"], path)["kind"])[0]  # whole, so that damage is found
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path}: its lrmil header is damaged") from e

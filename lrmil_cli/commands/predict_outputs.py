@@ -8,7 +8,7 @@ from typing import Any
 
 from lrmil_cli.commands import overlays
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import sealed
 from lrmil_cli.files.tables import write_table
 
@@ -57,7 +57,7 @@ def write_prediction(folder: Path, slide_id: str, record: dict[str, Any], header
         MachineError: a file cannot be written.
     """
     main = folder / f"{slide_id}.attention.csv"
-    main.unlink(missing_ok=True)  # what stands beside it is about to change
+    remove(main)  # what stands beside it is about to change
     write_text(folder / f"{slide_id}.prediction.json", json_format.dumps(sealed(record), indent=1, allow_nan=False) + "\n")
     for name in sorted(tables, reverse=True):
         write_table(folder / f"{slide_id}.{name}.attention.csv" if name else main, header, tables[name])

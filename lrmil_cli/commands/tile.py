@@ -39,6 +39,7 @@ def tile(
     dry_run: options.DryRun = False,
 ) -> None:
     """Find the tissue of slides; write the tiles with it."""
+    from lrmil_cli.files.atomic import remove
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.tables import read_table, read_table_header, table_suffix, write_table
     from lrmil_cli.qupath.pictures import rings, tile_picture
@@ -85,7 +86,7 @@ def tile(
                                  level_mpp=slide.mpp * slide.levels[level].downsample, roi=region.about if region else None, **({"damaged": True} if slide.lost else {}),
                                  history=[step("tile", own, made_of)])
             if picture is not None:
-                picture.unlink(missing_ok=True)  # of another table; killed before the new one, this run must not look complete
+                remove(picture)  # of another table; killed before the new one, this run must not look complete
             write_table(target, header, rows)
             if picture is not None:
                 tile_picture(picture, tissue, rows, rings(region.area) if region else ())

@@ -7,6 +7,7 @@ was taken and what was read.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ def doubt(per_fold: np.ndarray, confidence: float, temperature: float) -> tuple[
     if not agree:
         return "the fold heads disagree", sure, agree
     grey = sure < confidence or confidence == 1  # 1 means always, even where rounding makes a head perfectly sure
-    return (f"probability {sure:.2f} is below {confidence:g}" if grey else None), sure, agree
+    return (f"probability {math.floor(sure * 1e4) / 1e4:g} is below {confidence:g}" if grey else None), sure, agree
 
 
 @dataclass

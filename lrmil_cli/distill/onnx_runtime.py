@@ -129,13 +129,16 @@ def open_graphs(encoder_path: Path, heads_path: Path, path: str, *, model: dict[
     """
     from dataclasses import replace
 
+    if encoder_path.name.endswith(".heads.onnx"):
+        raise InputError(f"{encoder_path}: these are the heads of a model; name the graph beside it, {encoder_path.name.removesuffix('.heads.onnx')}.onnx")
     header, graph = read_graph(encoder_path)
     heads_header, heads = read_graph(heads_path)
     of = header.get("graph_of")
     if of is None or header.get("part") != "encoder" or heads_header.get("part") != "heads" or heads_header.get("graph_of") != of:
         raise InputError(f"{encoder_path}: it and {heads_path.name} are not the graphs of one model; run `lrmil export-onnx` again")
     if model is not None and of.get("weights") != model.get("content"):
-        raise InputError(f"{encoder_path}: made of another model than {path} is now; run `lrmil export-onnx {path} --overwrite`")
+        name = heads_path.with_name(heads_path.name.removesuffix(".heads.onnx") + ".safetensors")
+        raise InputError(f"{encoder_path}: made of another model than {name} is now; run `lrmil export-onnx {name} --overwrite`")
     tiles = settings_from_json(header["tiles"], str(encoder_path))
     header = {k: v for k, v in header.items() if k not in ("part", "int8")}
     return OnnxPredictor(path, {**header, "kind": "model"}, open_session(graph, str(encoder_path)), open_session(heads, str(heads_path)),

@@ -39,6 +39,18 @@ METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "
 COMPARISONS = (("distilled", "lr_only"), ("distilled", "teacher"), ("lr_only", "teacher"))
 
 
+def receipt_header(model: str | Path) -> dict[str, Any]:
+    """Header of a model file that there can be a receipt of.
+
+    Raises:
+        InputError: not a model, or of another method than LRMIL.
+    """
+    header = read_tensor_header(model, "model")
+    if header.get("method", "lrmil") != "lrmil":
+        raise InputError(f"{model}: a receipt is of a distilled student of LRMIL; this is a model of {header['method']}, compare it by `lrmil evaluate` without --receipt")
+    return header
+
+
 def build_receipt(model: str | Path, *, level: str = "slide", draws: int = 2000, seed: int = 0) -> tuple[dict[str, Any], list[tuple[str, Cases]]]:
     """The content of a receipt, and the cases of each model (for pictures).
 
@@ -49,9 +61,7 @@ def build_receipt(model: str | Path, *, level: str = "slide", draws: int = 2000,
         InputError: not a model, or its predictions are not beside it.
     """
     model = Path(model)
-    header = read_tensor_header(model, "model")
-    if header.get("method", "lrmil") != "lrmil":
-        raise InputError(f"{model}: a receipt is of a distilled student of LRMIL; this is a model of {header['method']}, compare it by `lrmil evaluate`")
+    header = receipt_header(model)
     classes = tuple(header["classes"])
     beside = {n: _beside(model, f) for n, f in FILES.items()}
     found = {n: _own_predictions(path, last_digest(header), classes) for n, path in beside.items() if n == "distilled" or path.exists()}

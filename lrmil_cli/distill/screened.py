@@ -195,15 +195,16 @@ def _folds(
 
 
 def _predictions(manifest: Manifest, results: list[FoldResult], slides: list[Instances]) -> tuple[pd.DataFrame, float | None]:
-    """Out-of-fold predictions with ``kept_rate`` (of the mask), ``hr_tiles`` (there) and ``hr_read``; and the mean kept rate."""
+    """Out-of-fold predictions with ``hr_tiles`` (there), ``hr_read`` and their share ``kept_rate``, as ``predict`` counts them: after the
+    fallbacks of an empty mask; and the mean kept rate."""
     table = crossval.predictions_table(manifest, results)
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     kept, read, there = [], [], []
     for r in results:
         fit: ScreenedFit = r.fit
         test = [slides[at[s]] for s in r.parts["test"]]
-        _, rates, shares = predict(fit.head, fit.screener, test)
-        kept += rates.tolist()
+        _, _, shares = predict(fit.head, fit.screener, test)
+        kept += shares.tolist()
         there += [len(s.features) for s in test]
         read += [round(share * len(s.features)) for share, s in zip(shares, test)]
     table = table.assign(kept_rate=np.array(kept, float), hr_tiles=np.array(there, np.int64), hr_read=np.array(read, np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -17,6 +18,9 @@ from lrmil_cli.errors import MachineError
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
 #: Folders that were looked through for them.
 _swept: set[Path] = set()
+
+#: What a full disk, or a quota, says.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield tmp
         os.replace(tmp, path)
     except OSError as e:
-        raise MachineError(f"cannot write {path}: {e.strerror or e}; free space or choose another --output") from e
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {'free space or ' if e.errno in FULL else ''}choose another --output") from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
@@ -67,6 +71,12 @@ def _alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file, if it is there."""
+    with suppress(FileNotFoundError, NotADirectoryError):  # what stands in the way of its folder is said when something is written
+        Path(path).unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

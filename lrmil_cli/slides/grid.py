@@ -83,7 +83,7 @@ def choose_level(
     if slide_mpp > mpp * (1 + UPSAMPLE_TOLERANCE) and not allow_upsample:
         raise InputError(
             f"{where}: {mpp:g} um/px was asked for, but the slide has {slide_mpp:.4g} um/px at its finest; "
-            f"use --mpp {slide_mpp:.3g} or coarser, or --allow-upsample to enlarge pixels"
+            f"--allow-upsample enlarges pixels, and where --mpp is an option, {slide_mpp:.3g} or coarser will do"
         )
     fine = [i for i, d in enumerate(downsamples) if slide_mpp * d <= mpp * (1 + LEVEL_TOLERANCE)]
     return max(fine, key=lambda i: downsamples[i], default=0)

@@ -205,6 +205,7 @@ def test_prediction_from_pixels_is_what_training_said_of_the_test_slide(chain, d
     own = read_table(tmp_path / "h.predictions.csv", "predictions")[1].set_index("slide_id").loc["s13"]
     assert record["probabilities"]["tumor"] == pytest.approx(own["prob_tumor"], abs=1e-5)
     assert record["tiles_read"]["hr"] == own["hr_read"] and record["candidates"] == own["hr_tiles"]
+    assert record["kept_rate"] == pytest.approx(own["kept_rate"], abs=1e-5)
     assert f"{record['tiles_read']['lr']} LR tiles and {record['tiles_read']['hr']} HR tiles; seconds" in said.err
 
 

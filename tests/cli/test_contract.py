@@ -359,3 +359,34 @@ def test_a_slide_too_coarse_to_benchmark_is_an_input_error(tmp_path, lrmil):
     slide = write_tiff(tmp_path / "a.svs", blob_image(700, 600), mpp=4.0)
     said = lrmil("benchmark", slide, "--read-only")
     assert said.code == 3 and "coarser" in said.err, said.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_standard_output_that_is_full_or_gone(chain):
+    line = [sys.executable, "-m", "lrmil_cli", "info", chain.model]
+    with open("/dev/full", "w") as full:
+        said = subprocess.run([*map(str, line)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert said.returncode == 5 and "cannot write to standard output" in said.stderr, said.stderr
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        said = subprocess.run([*map(str, line), "--json"], stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert said.returncode == 141 and "reader of the output is gone" in said.stderr and "Traceback" not in said.stderr, said.stderr
+
+
+def test_an_output_below_a_file_cannot_be_written(chain, tmp_path, lrmil):
+    (tmp_path / "file").write_text("x")
+    for line in (["predict", chain.manifest.parent / "slides" / "s13.svs", "-m", chain.model], ["evaluate", chain.model, "--bootstrap", "0"]):
+        said = lrmil(*line, "-o", tmp_path / "file" / "out")
+        assert said.code == 5 and "Not a directory" in said.err and "free space" not in said.err, said.err
+
+
+def test_info_of_folders_and_of_damaged_models(chain, tmp_path, lrmil):
+    said = lrmil("info", chain.pairs)
+    assert said.code == 3 and "name one of the files" in said.err and "train-teacher` with" not in said.err, said.err
+    assert lrmil("info", chain.teacher).code == 0
+    data = bytearray(chain.model.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "m.safetensors").write_bytes(data)
+    said = lrmil("info", tmp_path / "m.safetensors")
+    assert said.code == 3 and "internal" not in said.err, said.err

@@ -143,6 +143,8 @@ def test_doctor_looks_at_graphs(chain, exported, tmp_path, lrmil):
     for line in (["doctor", slide, "-m", exported.with_name("model.onnx")], ["doctor", slide, exported.with_name("model.onnx")]):
         said = lrmil(*line, "--json")
         assert "internal" not in said.err and [r["kind"] for r in said.records] == ["machine", "model", "slide"], said.err
+    said = lrmil("predict", slide, "-m", exported.with_name("model.heads.onnx"), "-o", tmp_path / "p")
+    assert said.code == 3 and "name the graph beside it" in said.err, said.err
     (tmp_path / "f.onnx").write_bytes(b"of someone else")
     shutil.copy(exported, tmp_path / "f.safetensors")
     said = lrmil("export-onnx", tmp_path / "f.safetensors")

@@ -14,7 +14,7 @@ def test_doubt_is_disagreement_or_a_calibrated_probability_in_the_grey_zone():
     reason, sure, agree = doubt(np.array([[0.9, 0.1], [0.4, 0.6]]), 0.1, 1.0)
     assert reason == "the fold heads disagree" and sure == pytest.approx(0.65) and not agree
     reason, sure, agree = doubt(np.array([[0.9, 0.1]]), 0.8, 3.0)  # a temperature of 3 makes 0.9 to 9^(1/3) : 1
-    assert reason == "probability 0.68 is below 0.8" and sure == pytest.approx(9 ** (1 / 3) / (9 ** (1 / 3) + 1)) and agree
+    assert reason == "probability 0.6753 is below 0.8" and sure == pytest.approx(9 ** (1 / 3) / (9 ** (1 / 3) + 1)) and agree
     assert doubt(np.array([[1.0, 0.0]]), 1.0, 1.0)[0] is not None  # 1 means always
 
 
