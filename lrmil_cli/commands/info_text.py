@@ -16,7 +16,8 @@ def render(path: str, about: dict[str, Any]) -> str:
         if key == "levels":
             lines += [f"  level {l['level']}: {l['width']} x {l['height']} px, {l['mpp']:g} um/px (1/{l['downsample']:g})" for l in value]
             continue
-        lines.append(f"  {key}: {_short(value)}")
+        if text := _short(value):
+            lines.append(f"  {key}: {text}")
     return "\n".join(lines + _history(about.get("history")))
 
 
@@ -70,7 +71,9 @@ def render_heads(rows: list[dict[str, Any]]) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None and (not isinstance(v, (dict, list)) or k in ("bounds",)))
+        plain = {k: v for k, v in value.items() if v is not None and (not isinstance(v, (dict, list)) or k == "bounds")}
+        # What holds nothing but lists or further groups shows these.
+        text = ", ".join(f"{k} {_short(v)}" for k, v in plain.items()) or "; ".join(f"{k} {_short(v)}" for k, v in value.items() if v)
     elif isinstance(value, list):
         text = f"{len(value)} entries" if value and isinstance(value[0], (dict, list)) or len(value) > 8 else ", ".join(map(str, value))
     elif isinstance(value, float):
