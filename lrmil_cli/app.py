@@ -83,9 +83,9 @@ def run(args: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except (BrokenPipeError, SystemExit):  # the command line parser turns the first into the second
-        # The reader of our pipe is gone.
+        # The reader of our pipe is gone: nobody wants the rest, and nothing is wrong that we could say.
         _close_stdout()
-        return _fail("the reader of the output is gone; what was finished is kept, the rest was not done", CLOSED_PIPE)
+        return CLOSED_PIPE
     except OSError as e:
         if e.errno not in FULL or e.filename is not None:
             return _internal(e)

@@ -371,7 +371,7 @@ def test_standard_output_that_is_full_or_gone(chain):
     os.close(read)
     with os.fdopen(write, "w") as gone:
         said = subprocess.run([*map(str, line), "--json"], stdout=gone, stderr=subprocess.PIPE, text=True)
-    assert said.returncode == 141 and "reader of the output is gone" in said.stderr and "Traceback" not in said.stderr, said.stderr
+    assert said.returncode == 141 and not said.stderr, said.stderr
 
 
 def test_an_output_below_a_file_cannot_be_written(chain, tmp_path, lrmil):
