@@ -121,7 +121,7 @@ def tiles_under(slide: Slide, lr: dict[str, np.ndarray], chosen: np.ndarray, hig
     """
     # The teacher learned from tiles at the slide's edge too, however little of them lies on it.
     found = find_children(slide, {k: lr[k][chosen] for k in ("col", "row")}, high.tiles, high.ratio, None, min_inside=0.0)
-    return boxes_of(found.tiles) if found.parent.size else np.empty((0, 4), np.int64), found.level
+    return boxes_of(found.tiles), found.level
 
 
 class Cascade:

@@ -226,7 +226,7 @@ def find_children(
         tiles, level, _ = find_tiles(slide, settings, tissue=tissue)
     except NoTissueError:  # its rule for tissue may be the stricter one
         nothing = np.empty(0, np.int64)
-        return Children({k: v[:0] for k, v in low.items()}, 0, nothing, nothing)
+        return Children(dict.fromkeys(("x", "y", "width", "height", "col", "row"), nothing), 0, nothing, nothing)
     parent, cell = match_tiles(low["col"], low["row"], tiles["col"], tiles["row"], ratio)
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
     keep = np.flatnonzero((parent >= 0) & (inside_share(grid, tiles["col"], tiles["row"]) >= min_inside))

@@ -21,6 +21,7 @@ from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, MachineError, UsageError
+from lrmil_cli.files.atomic import remove
 from lrmil_cli.files.foreign import NAMES
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
@@ -179,10 +180,10 @@ def train_student(
     beside[".metrics.csv"] = ("metrics", metrics_rows)
     stem = output.with_suffix("")
     for ending in ("json", "html", "md", "png"):
-        Path(f"{stem}.receipt.{ending}").unlink(missing_ok=True)
+        remove(f"{stem}.receipt.{ending}")
     for suffix, (kind, rows) in beside.items():
         if rows is None:  # of an earlier run, it would be untrue now
-            Path(f"{stem}{suffix}").unlink(missing_ok=True)
+            remove(f"{stem}{suffix}")
         else:
             write_table(f"{stem}{suffix}", make_header(kind, **common), rows)
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)

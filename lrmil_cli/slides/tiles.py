@@ -115,7 +115,7 @@ def find_tiles(
         InputError: the slide is damaged, or coarser than ``settings.mpp``.
     """
     level = slide_level(slide, settings)
-    tissue = tissue or find_tissue(slide, settings.tissue)
+    tissue = find_tissue(slide, settings.tissue) if tissue is None else tissue
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
     tiles = select_tiles(tissue, grid, settings.min_tissue)
     if not len(tiles["x"]):

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import check_seal, digest, last_digest, make_header, parse_header, sealed, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import read_table, write_table
@@ -128,7 +128,7 @@ def train_teacher(
         say(f"{problem}; what is damaged is made again")
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file; -o names the teacher's folder")
-    (output / "teacher.json").unlink(missing_ok=True)
+    remove(output / "teacher.json")
     for stale in output.glob("fold*"):
         if stale.is_dir() and stale.name[4:].isdigit() and int(stale.name[4:]) > len(crossval.fold_names(folds)):
             shutil.rmtree(stale)

@@ -376,7 +376,8 @@ def test_standard_output_that_is_full_or_gone(chain):
 
 def test_an_output_below_a_file_cannot_be_written(chain, tmp_path, lrmil):
     (tmp_path / "file").write_text("x")
-    for line in (["predict", chain.manifest.parent / "slides" / "s13.svs", "-m", chain.model], ["evaluate", chain.model, "--bootstrap", "0"]):
+    for line in (["predict", chain.manifest.parent / "slides" / "s13.svs", "-m", chain.model], ["evaluate", chain.model, "--bootstrap", "0"],
+                 ["train-teacher", chain.manifest, "--features", chain.teacher / "features", "--epochs", "1"]):
         said = lrmil(*line, "-o", tmp_path / "file" / "out")
         assert said.code == 5 and "Not a directory" in said.err and "free space" not in said.err, said.err
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from lrmil_cli.distill.cascade import Escalation, doubt
+from lrmil_cli.distill.cascade import Escalation, HighResolution, doubt, tiles_under
 from lrmil_cli.errors import UsageError
+from lrmil_cli.slides.slide import open_slide
+from lrmil_cli.slides.tiles import TileSettings
 from lrmil_cli.training.calibration import HIGHEST, LOWEST, calibrated, fit_temperature
 from lrmil_cli.training.reading import Reading, cascade_curve, read_reading
+from tests.conftest import blob_image, write_tiff
 
 
 def test_doubt_is_disagreement_or_a_calibrated_probability_in_the_grey_zone():
@@ -82,3 +85,11 @@ def test_nothing_read_is_no_curve_and_records_without_counts_are_no_reading():
     fine = read_reading([{"seconds": {"a": 1}, "tiles_read": {"lr": 3}, "settings": {"tiles": {"mpp": 0.5}}}], ["a", "b"])
     assert (fine.lr.tolist(), fine.hr.tolist(), fine.mid) == ([0], [3], None)
     assert (plain.lr, plain.hr, plain.seconds, plain.uncertain) == ([3], [0], [3.0], [False]) and plain.first is None
+
+
+def test_no_hr_tile_under_a_tile_is_no_box(tmp_path):
+    """The teacher's rule for tissue may be the stricter one."""
+    with open_slide(write_tiff(tmp_path / "a.svs", blob_image(700, 600))) as slide:
+        high = HighResolution(None, None, [], TileSettings(mpp=0.5, tile_px=512, min_tissue=1.0), 4)
+        boxes, _ = tiles_under(slide, {"col": np.array([0]), "row": np.array([0])}, np.array([0]), high)
+    assert boxes.shape == (0, 4)
