@@ -96,7 +96,7 @@ def grid_table(side: int, mpp: float):
 
 
 def match_seconds(hr_tiles: int) -> float:
-    from lrmil_cli.distill.pairs import match_tables
+    from lrmil_cli.matching.pairs import match_tables
 
     side = round(hr_tiles**0.5 / 4)
     lr, hr = grid_table(side, 2.0), grid_table(4 * side, 0.5)
@@ -124,10 +124,10 @@ def geojson_seconds(tiles: int) -> float:
 
 def bare_model(path: Path) -> None:
     """A model of the demo's encoder with an untrained head: what it costs does not depend on what it learned."""
-    from lrmil_cli.distill.model import save_model
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.files.header import make_header, step
     from lrmil_cli.heads import build_head
+    from lrmil_cli.models.model_file import save_model
     from lrmil_cli.slides.tiles import TileSettings
 
     encoder = load_encoder("demo-vit", tile_px=256)

@@ -68,9 +68,9 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     import h5py
     import torch
 
-    from lrmil_cli.distill.model import load_model, save_model
-    from lrmil_cli.distill.targets import read_pairs
+    from lrmil_cli.distill.hr_tokens import read_pairs
     from lrmil_cli.encoders.spec import load_encoder
+    from lrmil_cli.evaluation.predictions import read_predictions
     from lrmil_cli.files.features import read_features, write_features
     from lrmil_cli.files.foreign import read_bag
     from lrmil_cli.files.graphs import read_graph, write_graph
@@ -79,13 +79,13 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     from lrmil_cli.files.tables import read_table, write_table
     from lrmil_cli.heads import build_head
     from lrmil_cli.heads.checkpoint import load_head, save_head
+    from lrmil_cli.models.model_file import load_model, save_model
     from lrmil_cli.qupath.files import read_documents
     from lrmil_cli.qupath.frame import qupath_frame
     from lrmil_cli.qupath.geojson import make_document
     from lrmil_cli.qupath.roi import read_roi
     from lrmil_cli.qupath.rules import describe_geojson
     from lrmil_cli.slides.tiles import TileSettings
-    from lrmil_cli.training.predictions import read_predictions
     from lrmil_cli.training.teacher import read_teacher_header
     from tests.layouts import write_clam_coords, write_clam_features, write_stamp, write_trident
 

@@ -13,11 +13,11 @@ import torch
 
 from lrmil_cli.benchmark.readers import middle_part
 from lrmil_cli.device import autocast, synchronize
-from lrmil_cli.distill.model import Model, predict_bags
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.heads import Bag, build_head
+from lrmil_cli.models.model_file import Model, predict_bags
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles

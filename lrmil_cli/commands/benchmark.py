@@ -63,8 +63,8 @@ def benchmark(
     if not read_only:
         from lrmil_cli.benchmark.speed import arithmetic, as_record, bare_model, measure, side_settings
         from lrmil_cli.device import device_label, pick_device
-        from lrmil_cli.distill.model import load_model
         from lrmil_cli.encoders.spec import load_encoder
+        from lrmil_cli.models.model_file import load_model
 
         where = pick_device(device)
         if model is not None:

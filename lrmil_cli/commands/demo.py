@@ -25,7 +25,7 @@ def demo(
     import time
 
     from lrmil_cli.app import run
-    from lrmil_cli.demo.run import run_chain
+    from lrmil_cli.chain.demo import run_chain
     from lrmil_cli.demo.slides import make_cohort
 
     report = Report(json)

@@ -53,8 +53,8 @@ def distill_encoder(
     A copy of the HR encoder learns to see in LR tiles what the HR encoder sees in the HR tiles under them. No labels
     are used.
     """
-    from lrmil_cli.distill import stage1
-    from lrmil_cli.distill.encoder import Stage1Settings
+    from lrmil_cli.distill import distill_encoder as stage1
+    from lrmil_cli.distill.encoder_training import Stage1Settings
     from lrmil_cli.distributed import join
     from lrmil_cli.encoders.aliases import licence_warning
     from lrmil_cli.encoders.spec import load_encoder

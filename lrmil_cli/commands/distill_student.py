@@ -9,9 +9,9 @@ from typing import Annotated, Optional
 import typer
 
 from lrmil_cli.commands import options, student_options
-from lrmil_cli.commands.distill_screened import distill_screened
-from lrmil_cli.commands.distill_zoom import distill_zoom
 from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.student_ahdmil import distill_screened
+from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
 
 Weight = Optional[float]
@@ -90,9 +90,9 @@ def distill_student(
     LR-only student and distilled student on the same held-out patients.
     """
     from lrmil_cli.device import pick_device
-    from lrmil_cli.distill.receipt import headline
-    from lrmil_cli.distill.stage2 import EncoderArgs, train_student
-    from lrmil_cli.distill.student import preset_settings
+    from lrmil_cli.distill.distill_student import EncoderArgs, train_student
+    from lrmil_cli.distill.teacher_targets import preset_settings
+    from lrmil_cli.evaluation.receipt import headline
     from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.recipes import train_settings
@@ -127,7 +127,7 @@ def distill_student(
         output=target, device=pick_device(device), batch_size=batch_size, overwrite=overwrite, say=report.say, warn=report.warn,
         workers=workers, on_bad_tile=on_bad_tile)
     if onnx:
-        from lrmil_cli.distill.onnx_files import export_files
+        from lrmil_cli.inference.onnx_files import export_files
 
         report.say(", ".join(map(str, export_files(output, overwrite=True, say=report.detail).files)))
     if result.receipt is None:

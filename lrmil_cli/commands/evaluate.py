@@ -12,7 +12,7 @@ from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from lrmil_cli.training.evaluation_report import Evaluation
+    from lrmil_cli.evaluation.report import Evaluation
 
 #: In the order they are written; the last one marks the folder as complete.
 FILES = ("evaluation.png", "evaluation.html", "evaluation.md", "metrics.csv", "differences.csv", "evaluation.json")
@@ -37,12 +37,12 @@ def evaluate(
 
     Example: lrmil evaluate teacher/ student=model.safetensors -o evaluation
     """
+    from lrmil_cli.evaluation.metrics import METRICS
+    from lrmil_cli.evaluation.predictions import join, read_predictions
+    from lrmil_cli.evaluation.report import as_json, evaluate_models, inputs_for_digest, pairs
+    from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.manifest import read_manifest
-    from lrmil_cli.training.evaluation import LEVELS
-    from lrmil_cli.training.evaluation_report import as_json, evaluate_models, inputs_for_digest, pairs
-    from lrmil_cli.training.metrics import METRICS
-    from lrmil_cli.training.predictions import join, read_predictions
 
     report = Report(json)
     folder = Path(output)
@@ -73,7 +73,7 @@ def evaluate(
     files = [f for f in FILES if f != "differences.csv" or len(models) > 1]
     _check_folder(folder)
     if distilled:
-        from lrmil_cli.distill.receipt import receipt_header, write_receipt
+        from lrmil_cli.evaluation.receipt import receipt_header, write_receipt
 
         for p in distilled:  # before anything is written
             receipt_header(p.source)
@@ -120,12 +120,12 @@ def _check_folder(folder: Path) -> None:
 def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
     import json
 
+    from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
+    from lrmil_cli.evaluation.plots import evaluation_picture
+    from lrmil_cli.evaluation.report import CURVE_PICTURE, blocks, differences_frame, metrics_frame, title
     from lrmil_cli.files.atomic import remove, write_bytes, write_text
     from lrmil_cli.files.header import make_header
     from lrmil_cli.files.tables import write_table
-    from lrmil_cli.training.evaluation_report import CURVE_PICTURE, blocks, differences_frame, metrics_frame, title
-    from lrmil_cli.training.page import Picture, to_html, to_markdown
-    from lrmil_cli.training.plots import evaluation_picture
 
     png = evaluation_picture([(m.name, m.cases) for m in evaluation.models], evaluation.classes, evaluation.positive)
     page = blocks(evaluation, png, record["history"][-1])

@@ -25,7 +25,7 @@ def export_onnx(
     (pip install 'lrmil-cli[cpu]') predict then starts in a second: it finds them beside the model, or takes MODEL.onnx by itself.
     The heads transmil, dtfd and dmin have no such form and are refused.
     """
-    from lrmil_cli.distill.onnx_files import export_files
+    from lrmil_cli.inference.onnx_files import export_files
 
     report = Report(json)
     if not model.endswith(".safetensors"):

@@ -32,10 +32,10 @@ def match(
     fail_fast: options.FailFast = False,
 ) -> None:
     """Find the HR tiles under each LR tile. Two tables of one slide, or two folders matched by slide id."""
-    from lrmil_cli.distill.pairs import match_foreign, match_tables
     from lrmil_cli.files.foreign import SUFFIXES, read_foreign
     from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
     from lrmil_cli.files.tables import read_table, write_table
+    from lrmil_cli.matching.pairs import match_foreign, match_tables
 
     report = Report(json)
     items = _pairs_of(lr, hr)
@@ -80,7 +80,7 @@ def _summary(about: dict[str, Any], tool: str | None) -> str:
 
 
 def _warnings(c: dict[str, Any]) -> list[str]:
-    from lrmil_cli.distill.pairs import ALIGNED
+    from lrmil_cli.matching.pairs import ALIGNED
 
     texts = []
     if c["unmatched"] > 0.2 * c["lr"]:

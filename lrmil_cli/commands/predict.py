@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import options, overlays, regions, screening, second_look
+from lrmil_cli.commands import hr_budget as screening
+from lrmil_cli.commands import options, overlays, regions, second_look
 from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, planned, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
@@ -55,10 +56,10 @@ def predict(
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
     from lrmil_cli.commands.predict_outputs import check_outputs, predicted_before, summary, write_prediction
-    from lrmil_cli.distill.prediction import attention_table, prediction_record
-    from lrmil_cli.distill.runtime import open_predictor
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
+    from lrmil_cli.inference.prediction import attention_table, prediction_record
+    from lrmil_cli.inference.runtime import open_predictor
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
     from lrmil_cli.slides.slide import open_slide
 

@@ -10,7 +10,7 @@ from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrmil_cli.distill.prediction import Predictor
+    from lrmil_cli.inference.prediction import Predictor
 
 #: LR tiles under which HR tiles are read, and the probability that is sure enough, unless the user says otherwise.
 BUDGET, CONFIDENCE = 16, 0.8
@@ -29,7 +29,7 @@ def with_second_look(
     """The predictor with what these options ask of it; itself where they ask nothing."""
     if escalate is None and not abstain:
         return predictor
-    from lrmil_cli.distill import cascade
+    from lrmil_cli.inference import second_look as cascade
 
     return cascade.with_second_look(
         predictor, teacher=escalate, budget=budget or BUDGET, confidence=CONFIDENCE if confidence is None else confidence, abstain=abstain,

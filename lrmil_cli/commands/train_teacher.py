@@ -51,12 +51,12 @@ def train_teacher(
     from lrmil_cli.device import pick_device
     from lrmil_cli.encoders.compiled import compile_encoder
     from lrmil_cli.encoders.spec import load_encoder
+    from lrmil_cli.evaluation.metrics import show
     from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training import teacher
     from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
-    from lrmil_cli.training.metrics import show
     from lrmil_cli.training.recipes import train_settings
 
     report = Report(json)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.distill.runtime import graph_paths
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
 from lrmil_cli.errors import InputError, LrmilError
+from lrmil_cli.inference.runtime import graph_paths
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, slide_level
 
@@ -29,9 +29,9 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
     """All checks of a model or encoder file, or of a model's graphs, and the file where it is good."""
     if str(path).endswith(".onnx"):
         return _check_graphs(path)
-    from lrmil_cli.distill.model import load_parts
     from lrmil_cli.encoders.spec import load_encoder_file
     from lrmil_cli.files.tensors import read_tensor_header, read_tensor_metadata
+    from lrmil_cli.models.model_file import load_parts
 
     try:
         kind = "encoder" if '"kind": "encoder"' in read_tensor_metadata(path).get("lrmil", "") else "model"
@@ -60,7 +60,7 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
 
 def _check_graphs(path: str | Path) -> tuple[list[Check], Opened | None]:
     """Whether the ONNX graphs of a model are whole, run here, and are of the model beside them."""
-    from lrmil_cli.distill.runtime import open_predictor
+    from lrmil_cli.inference.runtime import open_predictor
 
     try:
         found = open_predictor(str(path), runtime="onnx")

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import UsageError
+from lrmil_cli.evaluation.calibration import fit_temperature
+from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import MILHead, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
-from lrmil_cli.training.calibration import fit_temperature
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
-from lrmil_cli.training.metrics import evaluate, metrics_table, show
 
 
 @dataclass(frozen=True)

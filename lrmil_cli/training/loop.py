@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lrmil_cli.device import optimizer_for, seed_everything
 from lrmil_cli.errors import LrmilError
+from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.heads import Bag, MILHead, MILOutput
-from lrmil_cli.training.metrics import auc
 
 #: (index of the slide, what the head says of it) -> further loss terms {name: (weight, loss)}
 ExtraTerms = Callable[[int, MILOutput], dict[str, tuple[float, Tensor]]]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.distill.screened import load_screened
-from lrmil_cli.distill.screening import screen
-from lrmil_cli.distill.targets import read_pairs
-from lrmil_cli.distill.windows import make_images
+from lrmil_cli.distill.hr_tokens import read_pairs
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table
+from lrmil_cli.selective.screener import screen
+from lrmil_cli.selective.screening_images import make_images
+from lrmil_cli.selective.train_ahdmil import load_screened
 from lrmil_cli.training.bags import list_tables
 from tests.layouts import write_trident
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_done_is_said(chain, dmin, tmp_path, lrmil):
 @pytest.fixture(scope="module")
 def hdmil(chain, dmin, tmp_path_factory):
     """A model of HDMIL whose screener was moved so that it keeps about half of the tiles of a slide."""
-    from lrmil_cli.distill.model import save_model
+    from lrmil_cli.models.model_file import save_model
 
     at = tmp_path_factory.mktemp("hdmil")
     assert run([str(a) for a in student(chain, dmin, at / "h.safetensors", "--method", "hdmil", "-q")]) == 0
@@ -124,7 +124,7 @@ def predicted(folder, name="s13"):
 
 
 def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on_all_with_the_same_mask(chain, hdmil, tmp_path, lrmil, monkeypatch):
-    from lrmil_cli.distill import ondemand
+    from lrmil_cli.inference import screened_prediction as ondemand
 
     encoded, boxes = [], []
     embed, ahead = ondemand.embed_tiles, ondemand.read_ahead

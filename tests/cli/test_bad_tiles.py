@@ -9,12 +9,12 @@ import tifffile
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.distill.targets import read_pairs
-from lrmil_cli.distill.zoom import make_pyramid
+from lrmil_cli.distill.hr_tokens import read_pairs
 from lrmil_cli.files.features import Features, read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.heads import Bag
+from lrmil_cli.selective.train_zoommil import make_pyramid
 from lrmil_cli.slides.reader import iter_batches, overview, read_rows
 from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.training.teacher import read_teacher
@@ -271,7 +271,7 @@ def test_a_middle_level_that_lacks_tiles_keeps_its_children(damaged, tmp_path):
 
 
 def test_attention_stays_with_its_tiles_where_some_are_left_out(damaged, tmp_path, lrmil, monkeypatch):
-    from lrmil_cli.distill import stage1
+    from lrmil_cli.distill import distill_encoder as stage1
 
     manifest, at, _ = damaged
     skip = ["--on-bad-tile", "skip"]

@@ -5,7 +5,7 @@ import pytest
 
 from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
 from lrmil_cli.slides.slide import open_slide
-from tests.unit.test_reader import boxes_of, write
+from tests.unit.slides.test_reader import boxes_of, write
 
 SMALL = ["--tile-px", "64", "--rounds", "1", "--max-tiles", "10"]
 

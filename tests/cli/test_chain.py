@@ -10,7 +10,7 @@ import pytest
 from lrmil_cli.encoders.spec import load_encoder_file
 from lrmil_cli.files.tables import read_table
 from tests.conftest import shell
-from tests.unit.test_geojson import check_contract
+from tests.unit.qupath.test_geojson import check_contract
 
 
 def test_every_step_left_what_the_next_one_reads(chain):
@@ -196,7 +196,7 @@ def test_folds_one_encoder_a_fold_and_the_ensemble(chain, tmp_path, lrmil):
 
 
 def test_stage_1_goes_on_where_it_stopped(chain, tmp_path, lrmil, monkeypatch):
-    from lrmil_cli.distill import encoder
+    from lrmil_cli.distill import encoder_training as encoder
 
     args = ["distill-encoder", chain.pairs, "--encoder", "demo-vit", "--epochs", "3", "--lr", "1e-4", "--warmup", "1", "--batch-size", "16",
             "--cache", tmp_path / "cache", "--max-tiles-per-slide", "3"]

@@ -8,7 +8,7 @@ import pytest
 from shapely.geometry import Point, shape
 
 from lrmil_cli.files.tables import read_table
-from tests.unit.test_geojson import check_contract
+from tests.unit.qupath.test_geojson import check_contract
 
 
 @pytest.fixture(scope="module")

@@ -44,8 +44,8 @@ def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
     """Against a clock that encoding turns: 2 s a tile after a slow first batch."""
     import torch
 
-    from lrmil_cli.distill import model as m
     from lrmil_cli.encoders.pipeline import BatchSize
+    from lrmil_cli.models import model_file as m
     from lrmil_cli.slides.slide import open_slide
 
     loaded, now, calls = m.load_model(chain.model), [0.0], []

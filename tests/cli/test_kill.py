@@ -177,7 +177,7 @@ def test_a_prediction_and_a_teacher_with_a_changed_digit_are_refused(chain, tmp_
 
 
 def test_the_receipt_of_an_overwritten_model_is_not_taken_for_its_own(chain, tmp_path, lrmil, monkeypatch):
-    from lrmil_cli.distill import stage2
+    from lrmil_cli.distill import distill_student as stage2
 
     line = ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--preset", "patch", "--encoder", chain.encoder, "--no-baseline",
             "--lr-features", chain.model.with_suffix(".features"), "-o", tmp_path / "m.safetensors", "--overwrite"]

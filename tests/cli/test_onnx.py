@@ -75,7 +75,7 @@ def test_int8_is_asked_for_and_counts_as_another_result(exported, slide, tmp_pat
 
 
 def test_graphs_of_another_model_are_noticed(exported, chain, slide, tmp_path, lrmil):
-    from lrmil_cli.distill.model import load_model, save_model
+    from lrmil_cli.models.model_file import load_model, save_model
 
     model = load_model(exported)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_exporting_again_is_up_to_date(exported, lrmil):
 
 @pytest.mark.parametrize("size", [64, 128, 112, 200])
 def test_the_resizing_by_matrices_is_that_of_the_encoder(size):
-    from lrmil_cli.distill.onnx_export import resize_matrix
+    from lrmil_cli.inference.onnx_export import resize_matrix
 
     e = load_encoder("demo-vit", tile_px=128)
     e.info = type(e.info)(**{**e.info.__dict__, "image_size": size})
@@ -173,11 +173,11 @@ def test_the_resizing_by_matrices_is_that_of_the_encoder(size):
 @pytest.mark.parametrize(("head", "options", "fits"), [
     ("clam_mb", {"embed_dim": 16, "hidden": 8}, True), ("meanpool", {"embed_dim": 16}, True), ("maxpool", {"embed_dim": 16}, True), ("dsmil", {}, True), ("dtfd", {}, False)])
 def test_heads_export_for_any_number_of_tiles_or_are_refused(head, options, fits, tmp_path):
-    from lrmil_cli.distill.model import Model
-    from lrmil_cli.distill.onnx_export import export_model
-    from lrmil_cli.distill.onnx_runtime import open_session
     from lrmil_cli.errors import UsageError
     from lrmil_cli.heads import build_head
+    from lrmil_cli.inference.onnx_export import export_model
+    from lrmil_cli.inference.onnx_predictor import open_session
+    from lrmil_cli.models.model_file import Model
     from lrmil_cli.slides.tiles import TileSettings
 
     e = load_encoder("demo-vit", tile_px=64)

@@ -18,7 +18,7 @@ from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.slides.slide import Slide
 from tests.conftest import blob_image, shell, without_checksum
 from tests.mirax import write_mirax
-from tests.unit.test_geojson import check_contract
+from tests.unit.qupath.test_geojson import check_contract
 
 
 def roi_file(path, *boxes, **properties):
@@ -257,7 +257,7 @@ def test_a_map_that_is_missing_is_made_from_the_table_without_predicting_again(c
     slide = chain.manifest.parent / "slides" / "s13.svs"
     args = ["predict", slide, "-m", chain.model, "-o", tmp_path / "p"]
     assert lrmil(*args).code == 0
-    from lrmil_cli.distill import model
+    from lrmil_cli.models import model_file as model
 
     monkeypatch.setattr(model, "predict_slide", lambda *a, **k: 1 / 0)
     said = lrmil(*args, "--overlay", tmp_path / "o.png", "--geojson", tmp_path / "g.geojson", "--json")

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lrmil_cli.evaluation.metrics import evaluate
 from lrmil_cli.files.tables import read_table
-from lrmil_cli.training.metrics import evaluate
 
 
 def receipt_of(model):
@@ -64,9 +64,9 @@ def test_agreement_against_an_independent_computation(chain):
     """Teacher's softmax attention averaged per LR tile through the pairs table, ranks by pandas."""
     import torch
 
-    from lrmil_cli.distill.model import load_model
     from lrmil_cli.files.features import read_features
     from lrmil_cli.heads.checkpoint import load_head
+    from lrmil_cli.models.model_file import load_model
 
     _, teacher = load_head(chain.teacher / "fold1" / "head.safetensors")
     model = load_model(chain.model)

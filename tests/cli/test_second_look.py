@@ -26,7 +26,7 @@ def record(folder, slide):
 
 
 def test_the_second_answer_is_the_teachers_on_the_tiles_under_the_budget(chain, slides, tmp_path, lrmil, monkeypatch):
-    from lrmil_cli.distill import cascade
+    from lrmil_cli.inference import second_look as cascade
 
     encoded = []
     real = cascade.embed_tiles

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrmil_cli.distill.encoder import own_part, step_scale
+from lrmil_cli.distill.encoder_training import own_part, step_scale
 from lrmil_cli.distill.losses import masked_region_mean
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.spec import load_encoder

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.distill.targets import read_pairs
-from lrmil_cli.distill.zoom import make_pyramid
-from lrmil_cli.distill.zooming import load_zoom
+from lrmil_cli.distill.hr_tokens import read_pairs
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.heads import Bag
+from lrmil_cli.inference.zoomed_prediction import load_zoom
+from lrmil_cli.selective.train_zoommil import make_pyramid
 from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.training.bags import bag_of
 from tests.cli.test_bad_tiles import damage
@@ -34,7 +34,7 @@ def zoom(chain, tmp_path_factory):
 
 
 def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyramid(chain, zoom, tmp_path, lrmil, monkeypatch):
-    from lrmil_cli.distill import zooming
+    from lrmil_cli.inference import zoomed_prediction as zooming
 
     boxes, encoded = [], []
     ahead, embed = zooming.read_ahead, zooming.embed_tiles

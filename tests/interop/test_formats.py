@@ -157,7 +157,7 @@ def test_a_real_pretrained_vit_loads_strictly():
 
 @needs_shared
 def test_the_small_aperio_slide_runs_from_tile_to_geojson(chain, tmp_path, lrmil):
-    from tests.unit.test_geojson import check_contract
+    from tests.unit.qupath.test_geojson import check_contract
 
     slide = SHARED / "data/wsi/CMU-1-Small-Region.svs"
     for mpp, name in (("2.0", "lr"), ("0.5", "hr")):

@@ -1,0 +1,1 @@
+"""The whole chain as steps with their command lines."""

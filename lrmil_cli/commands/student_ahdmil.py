@@ -1,0 +1,31 @@
+"""``lrmil distill-student --method ahdmil`` and ``hdmil``: LR tiles + DMIN teacher -> a model that reads the HR tiles it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.student_options import screen_changes
+from lrmil_cli.errors import UsageError
+
+
+def distill_screened(report: Report, values: dict[str, Any]) -> None:
+    """Run it with the parameters of ``distill-student``, by name."""
+    from lrmil_cli.device import pick_device
+    from lrmil_cli.files.manifest import read_manifest
+    from lrmil_cli.selective.asymmetric_distillation import screen_settings
+    from lrmil_cli.selective.train_ahdmil import train_screened
+
+    method, output = values["method"], values["output"]
+    for option in ("teacher", "pairs"):
+        if values[option] is None:
+            raise UsageError(f"--method {method} learns from a teacher with --head dmin on pairs of tiles: give --teacher and --pairs")
+    settings = screen_settings(method, screen_changes(values))
+    result = train_screened(
+        read_manifest(values["manifest"], need_labels=True), method=method, settings=settings, output=Path(output), device=pick_device(values["device"]),
+        say=report.say, warn=report.warn,
+        **{k: values[k] for k in ("tiles", "pairs", "teacher", "encoder", "features", "input_size", "embedding", "overwrite", "workers", "on_bad_tile")})
+    report.say(f"{output}: {result.text}")
+    report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": output, "method": method,
+                   "metrics": result.metrics, "kept_rate": result.kept_rate})

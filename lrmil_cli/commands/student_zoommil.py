@@ -1,0 +1,41 @@
+"""``lrmil distill-student --method zoommil``: a head that picks where to zoom in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lrmil_cli.commands import options
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import UsageError
+
+
+def distill_zoom(report: Report, values: dict[str, Any]) -> None:
+    """Train ZoomMIL by the parameters of distill-student."""
+    from lrmil_cli.device import pick_device
+    from lrmil_cli.files.manifest import read_manifest
+    from lrmil_cli.heads import build_head
+    from lrmil_cli.selective.train_zoommil import train_zoom
+    from lrmil_cli.training.crossval import HeadSpec
+    from lrmil_cli.training.recipes import train_settings
+
+    if values["pairs"] is None:
+        raise UsageError("--method zoommil needs --pairs, which say what lies under each LR tile")
+    if (values["mid_pairs"] is None) != (values["mid_features"] is None):
+        raise UsageError("--mid-pairs and --mid-features go together")
+    own = options.head_options(False, 0, None, values["head_option"])
+    if "levels" in own:
+        raise UsageError("--head-option levels does nothing: --pairs make two levels, --mid-pairs three")
+    build_head("zoommil", 8, 2, own)
+    names = ("lr", "epochs", "patience", "weight_decay", "class_weights", "balanced_sampling", "seed")
+    target = Path(values["output"])
+    result = train_zoom(
+        read_manifest(values["manifest"], need_labels=True), **{k: values[k] for k in (
+            "tiles", "pairs", "encoder", "features", "teacher", "mid_pairs", "mid_features", "folds", "input_size", "embedding", "batch_size", "overwrite", "workers",
+            "on_bad_tile")},
+        lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"), head=HeadSpec("zoommil", own),
+        training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in names}), output=target, device=pick_device(values["device"]),
+        say=report.say, warn=report.warn)
+    report.say(f"{target}: {result.text}")
+    report.result({"command": "distill-student", "method": "zoommil", "status": "skipped" if result.there else "ok", "output": str(target),
+                   "metrics": result.metrics})

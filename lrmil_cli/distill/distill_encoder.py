@@ -1,0 +1,198 @@
+"""Stage 1 as a whole: which slides train and validate, the run, the encoder file with its history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lrmil_cli.distill.encoder_training import Stage1Settings, distill
+from lrmil_cli.distill.hr_tokens import PairedSlide, one_tile_a_cell, only_readable, read_pairs
+from lrmil_cli.distill.teacher_targets import align
+from lrmil_cli.distributed import World
+from lrmil_cli.encoders.spec import absolute_spec, save_encoder
+from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.foreign import read_bag
+from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.tables import write_table
+from lrmil_cli.files.tensors import load_tensors
+from lrmil_cli.training.bags import bag_of, list_tables
+from lrmil_cli.training.curves import plot_curves
+from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.follow_teacher import folds_like
+from lrmil_cli.training.teacher import Teacher, read_teacher
+
+#: Without a fold, one slide in ten validates (method 4.4).
+VAL_SHARE = 10
+
+
+@dataclass
+class Cohort:
+    """Paired slides of a run, split; ``teacher`` where attention is wanted; ``left_out`` of ``pairs`` HR tiles teach nothing."""
+
+    slides: list[PairedSlide]
+    train: list[PairedSlide]
+    val: list[PairedSlide]
+    fold: int | None
+    teacher: Teacher | None
+    pairs: int
+    left_out: int
+
+
+@dataclass
+class Result:
+    """For the summary line: was it there already, text, numbers."""
+
+    there: bool
+    text: str
+    numbers: dict[str, Any]
+
+
+def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int, teacher: str | None, seed: int) -> Cohort:
+    """Read the pairs tables and split the slides.
+
+    Raises:
+        InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs, or with
+            HR tiles that lie off the LR grid everywhere.
+    """
+    paths: dict[str, Path] = {}
+    for arg in pairs:
+        found = list_tables(arg, "pairs") if Path(arg).is_dir() else {arg: Path(arg)}
+        if not found:
+            raise InputError(f"{arg}: no pairs tables (*.pairs.csv) in this folder; make them with `lrmil match`")
+        if double := sorted(paths.keys() & found.keys()):
+            raise InputError(f"{arg}: pairs of slide {double[0]} were given before; give each slide once")
+        paths |= found
+    whole = [read_pairs(p) for p in paths.values()]
+    slides = [one_tile_a_cell(p) for p in whole]
+    number = sum(len(p.hr_index) for p in whole)
+    counts = number, number - sum(len(p.hr_index) for p in slides)
+    by_id = {s.slide_id: s for s in slides}
+    if len(by_id) < len(slides):
+        raise InputError("two pairs tables are of the same slide; give each slide once")
+    first = slides[0]
+    for s in slides:
+        for side in ("lr", "hr"):
+            if s.ratio != first.ratio or _scale(s, side) != _scale(first, side):
+                raise InputError(f"pairs of {s.slide_id} and {first.slide_id} differ in mpp, tile size or ratio; tile all slides alike")
+    guide = read_teacher(teacher) if teacher else None
+    if manifest is None:
+        order = np.random.default_rng(seed).permutation(len(slides))
+        held = set(order[: max(1, len(slides) // VAL_SHARE)].tolist()) if len(slides) > 1 else set()
+        train = [s for i, s in enumerate(slides) if i not in held]
+        return Cohort(slides, train, [s for i, s in enumerate(slides) if i in held], None, guide, *counts)
+    table = folds_like(read_manifest(manifest, need_labels=True), guide, folds, seed)
+    names = fold_names(table)
+    if fold is None or fold > len(names):
+        raise UsageError(f"--fold {fold}: {guide.path if guide else manifest} has folds 1 to {len(names)}")
+    parts = members(table, names[fold - 1])
+    missing = [s for s in parts["train"] + parts["val"] if s not in by_id]
+    if missing:
+        raise InputError(f"slide {missing[0]} of fold {fold} has no pairs table ({len(missing)} missing); make it with `lrmil match`")
+    train, val = ([by_id[s] for s in parts[p]] for p in ("train", "val"))
+    return Cohort(train + val, train, val, fold, guide, *counts)
+
+
+def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
+    """What must be alike in all slides. The mpp of another tool's tiles follows the scanner; there the ratio holds it in bounds."""
+    s = paired.header[side]["settings"]
+    return s["tile_px"], s.get("made_by"), None if "side_level0_px" in s else s["mpp"]
+
+
+def run(
+    cohort: Cohort, teacher: Encoder, spec: str, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
+    overwrite: bool, say: Callable[[str], None], workers: int | None = None, world: World = World(),
+    on_bad_tile: str = "fail",
+) -> Result:
+    """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
+
+    Args:
+        teacher: the HR encoder; spec: what it was loaded from, kept so that the undistilled encoder can be found again.
+        world: processes that train together; the first one writes.
+        on_bad_tile: ``fail``, or ``skip``: all tiles are read once before, and what cannot be decoded teaches nothing.
+
+    Raises:
+        UsageError: the output is there and was made otherwise; InputError, MachineError: as the parts.
+    """
+    own = {**settings.as_json(), "encoder": teacher.digest(), "fold": cohort.fold, "train": [s.slide_id for s in cohort.train],
+           "val": [s.slide_id for s in cohort.val]}
+    if world.size > 1:
+        own["processes"] = world.size
+    if on_bad_tile == "skip":
+        own["on_bad_tile"] = on_bad_tile
+    inputs = {f"pairs/{s.slide_id}": last_digest(s.header) for s in cohort.slides}
+    if settings.final_loss == "attention":
+        inputs["teacher"] = last_digest(cohort.teacher.header)
+    wanted = digest(own, inputs)
+    if up_to_date(output, wanted, lambda p: load_tensors(p, "encoder")[0], overwrite):
+        return Result(True, "up to date", {})
+    if on_bad_tile == "skip":
+        for slides in (cohort.train, cohort.val):
+            slides[:] = [only_readable(s, workers, say) for s in slides]
+    attention = teacher_attention(cohort) if settings.final_loss == "attention" else None
+    say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
+        f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
+    result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, workers=workers, world=world, say=say)
+    start, best = result.curves[0], result.curves[result.best_epoch]
+    numbers = {"epochs": len(result.curves) - 1, "best_epoch": result.best_epoch, "val_loss": best["val_loss"],
+               "val_loss_start": start["val_loss"], "ratio_to_start": best["val_loss"] / max(start["val_loss"], 1e-30)}
+    text = (f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
+            f"at epoch {result.best_epoch} of {numbers['epochs']}")
+    if not world.first:
+        return Result(False, text, numbers)
+    hr, lr = (cohort.slides[0].header[k]["settings"] for k in ("hr", "lr"))
+    info = result.encoder.info
+    about = {"mpp_hr": hr["mpp"], "mpp_lr": lr["mpp"], "tile_px": lr["tile_px"], "ratio": cohort.slides[0].ratio,
+             **settings.as_json(), **numbers, "fold": cohort.fold, "base_spec": absolute_spec(spec),
+             **_seen(cohort, settings, teacher.info.distilled or {}), "start": start, "best": best}
+    result.encoder.info = replace(info, name=output.name, base=info.base or info.name, mpp=lr["mpp"], distilled=about)
+    history = [step("distill-encoder", own, inputs)]
+    curves = pd.DataFrame([{"fold": cohort.fold or 0, **row} for row in result.curves])
+    path = output.with_name(output.stem + ".curves.csv")
+    write_table(path, make_header("curves", settings={}, history=history), curves)
+    cosines = [f"val_cosine_{l}" for l in settings.layers]
+    plot_curves(path.with_suffix(".png"), curves, [("validation loss", ["val_loss", "train_loss"]), ("cosine to the HR class token", cosines)],
+                {cohort.fold or 0: result.best_epoch})
+    save_encoder(output, result.encoder, history, own)  # last: it marks the run as complete
+    result.checkpoint.unlink(missing_ok=True)
+    return Result(False, text, numbers)
+
+
+def _seen(cohort: Cohort, settings: Stage1Settings, before: dict[str, Any]) -> dict[str, list[str]]:
+    """Every slide whose pixels decided the weights, and every one whose label did, by the attention of a teacher that was trained on it;
+    evaluation checks its test slides against them.
+
+    Args:
+        before: of an encoder that is itself distilled.
+    """
+    own = [s.slide_id for s in cohort.slides]
+    labels = own if settings.final_loss == "attention" else []
+    return {key: list(dict.fromkeys([*new, *before.get(key, [])])) for key, new in (("slides", own), ("label_slides", labels))}
+
+
+def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
+    """Softmax attention of the fold's teacher head on each target row, of training and validation slides only.
+
+    Raises:
+        InputError: HR features are missing, or of other tiles.
+    """
+    header, head = cohort.teacher.head(cohort.fold)
+    allowed = set(header["train"]) | set(header["val"])
+    out = {}
+    for paired in cohort.train + cohort.val:
+        if paired.slide_id not in allowed:
+            raise InputError(f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used")
+        path = cohort.teacher.features / f"{paired.slide_id}.h5"
+        features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
+        rows = align(paired, features, str(path))
+        with torch.inference_mode():
+            attention = head(*bag_of(features, torch.device("cpu"))).attention.numpy()
+        out[paired.slide_id] = np.where(rows >= 0, attention[rows], 0).astype(np.float32)
+    return out

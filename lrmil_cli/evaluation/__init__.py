@@ -1,0 +1,1 @@
+"""How good predictions are: metrics, intervals, calibration, predictions tables, pages, the receipt."""

@@ -1,0 +1,145 @@
+"""Predicting with the ONNX graphs of a model: nothing here imports torch or timm, which takes longer than a small slide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.files.graphs import read_graph
+from lrmil_cli.files.header import last_digest
+from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.slides.reader import iter_batches, without_bad
+from lrmil_cli.slides.region import Region
+from lrmil_cli.slides.slide import Slide, default_workers
+from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
+
+#: Tiles encoded at a time; more gain nothing on a CPU.
+BATCH = 8
+
+
+def open_session(graph: bytes | str, what: str) -> Any:
+    """A session of ONNX Runtime on the CPU, with a thread a core.
+
+    Raises:
+        MachineError: ONNX Runtime is not installed. InputError: it cannot open the graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise MachineError("running an ONNX graph needs ONNX Runtime: pip install 'lrmil-cli[cpu]', or use --runtime torch") from e
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = default_workers()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # its errors are classes of its own
+        raise InputError(f"{what}: ONNX Runtime cannot open it ({' '.join(str(e).split())[:120]})") from e
+
+
+@dataclass
+class OnnxPredictor:
+    """LRMIL by its graphs; as :class:`lrmil_cli.inference.torch_predictor.LowResolution`, to 1e-4."""
+
+    path: str
+    header: dict[str, Any]
+    encoder: Any
+    heads: Any
+    tiles: TileSettings
+    int8: bool
+    batch: int = BATCH
+    ahead: int = 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.header["classes"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        own = {"model": last_digest(self.header), "tiles": self.tiles.as_json()}
+        # Without it, the same prediction as torch's: what one has made is up to date for the other.
+        return {**own, "runtime": "onnx-int8"} if self.int8 else own
+
+    @property
+    def device(self) -> str:
+        return f"cpu ({default_workers()} threads, ONNX Runtime{', int8' if self.int8 else ''})"
+
+    def encode(self, slide: Slide, boxes: np.ndarray, level: int, step=lambda n: None, seconds: dict[str, float] | None = None,
+               bad: list[int] | None = None) -> list[np.ndarray]:
+        """Features float32 [N, D] of each encoder, in the order of ``boxes``; ``bad`` as of :func:`iter_batches`."""
+        seconds = {} if seconds is None else seconds
+        out: list[np.ndarray] = []
+        clock = time.perf_counter()
+        for rows, pixels in iter_batches(slide, boxes, level, self.tiles.tile_px, self.batch, bad):
+            began = time.perf_counter()
+            seconds["read"] = seconds.get("read", 0.0) + began - clock
+            results = self.encoder.run(None, {"tiles": pixels})
+            if not out:
+                out = [np.empty((len(boxes), r.shape[1]), np.float32) for r in results]
+            for array, result in zip(out, results):
+                array[rows] = result
+            step(len(rows))
+            clock = time.perf_counter()
+            seconds["encode"] = seconds.get("encode", 0.0) + clock - began
+        return out
+
+    def classify(self, features: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """As :func:`lrmil_cli.inference.prediction.ensemble`, of the features of one slide."""
+        known = {i.name for i in self.heads.get_inputs()}
+        logits, attention, *rows = self.heads.run(None, {f"features{n}": f for n, f in enumerate(features) if f"features{n}" in known})
+        return ensemble(logits, attention, rows[0] if rows else None)
+
+    def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
+        clock = time.perf_counter()
+        tiles, level, _ = find_tiles(slide, self.tiles, region)
+        return expected_seconds(boxes_of(tiles), self.batch, time.perf_counter() - clock, lambda some: self.encode(slide, some, level, bad=[]))
+
+    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+        clock = time.perf_counter()
+        tiles, level, _ = find_tiles(slide, self.tiles, region)
+        seconds = {"tissue": time.perf_counter() - clock}
+        boxes, bad = boxes_of(tiles), []
+        yield
+        with progress() as step:
+            features = self.encode(slide, boxes, level, step, seconds, bad)
+        rows = without_bad(len(boxes), bad, slide.path)
+        clock = time.perf_counter()
+        p = self.classify([f[rows] for f in features])
+        seconds["head"] = time.perf_counter() - clock
+        return Prediction(p[0].mean(0), *p, {k: v[rows] for k, v in tiles.items()}, {k: round(v, 3) for k, v in seconds.items()},
+                          {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "onnx-int8" if self.int8 else "onnx"})
+
+
+def open_graphs(encoder_path: Path, heads_path: Path, path: str, *, model: dict[str, Any] | None, batch_size: int | None,
+                allow_upsample: bool) -> OnnxPredictor:
+    """Open both graphs of a model.
+
+    Args:
+        path: what the user named; model: header of the model file with its ``content``, to see that the graphs are of it; None where
+            only the graphs are there.
+
+    Raises:
+        InputError: a graph is missing, damaged, of another model, or of an earlier one of the same name.
+        MachineError: ONNX Runtime is not installed.
+    """
+    from dataclasses import replace
+
+    if encoder_path.name.endswith(".heads.onnx"):
+        raise InputError(f"{encoder_path}: these are the heads of a model; name the graph beside it, {encoder_path.name.removesuffix('.heads.onnx')}.onnx")
+    header, graph = read_graph(encoder_path)
+    heads_header, heads = read_graph(heads_path)
+    of = header.get("graph_of")
+    if of is None or header.get("part") != "encoder" or heads_header.get("part") != "heads" or heads_header.get("graph_of") != of:
+        raise InputError(f"{encoder_path}: it and {heads_path.name} are not the graphs of one model; run `lrmil export-onnx` again")
+    if model is not None and of.get("weights") != model.get("content"):
+        name = heads_path.with_name(heads_path.name.removesuffix(".heads.onnx") + ".safetensors")
+        raise InputError(f"{encoder_path}: made of another model than {name} is now; run `lrmil export-onnx {name} --overwrite`")
+    tiles = settings_from_json(header["tiles"], str(encoder_path))
+    header = {k: v for k, v in header.items() if k not in ("part", "int8")}
+    return OnnxPredictor(path, {**header, "kind": "model"}, open_session(graph, str(encoder_path)), open_session(heads, str(heads_path)),
+                         replace(tiles, allow_upsample=True) if allow_upsample else tiles, ".int8." in encoder_path.name, batch_size or BATCH)

@@ -1,0 +1,219 @@
+"""A second look: answer at low resolution, and read high resolution only where that answer is not sure (``predict --escalate``).
+
+The LR model answers first. Where its fold heads disagree, or its calibrated probability lies in the grey zone, the HR tiles
+under its most attended LR tiles are read, and the teacher's heads answer from those alone. Every prediction says which road
+was taken and what was read.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrmil_cli.device import pick_device
+from lrmil_cli.encoders.embed import embed_tiles, features_settings
+from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
+from lrmil_cli.encoders.spec import load_encoder
+from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.evaluation.calibration import calibrated
+from lrmil_cli.files.header import last_digest
+from lrmil_cli.heads import Bag, MILHead
+from lrmil_cli.inference.prediction import Prediction, Predictor, Progress, attention_rows
+from lrmil_cli.matching.pairs import find_children
+from lrmil_cli.slides.grid import split_ratio
+from lrmil_cli.slides.region import Region
+from lrmil_cli.slides.slide import Slide
+from lrmil_cli.slides.tiles import TileSettings, boxes_of, settings_from_json
+from lrmil_cli.training.teacher import Teacher, read_teacher
+
+
+@dataclass(frozen=True)
+class Escalation:
+    """When to look again, and how far.
+
+    Attributes:
+        budget: LR tiles, by attention, under which HR tiles are read at most; 0 for no second look.
+        confidence: an answer of a lower calibrated probability is in the grey zone.
+        temperature: of the calibration, from the model file.
+    """
+
+    budget: int
+    confidence: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence <= 1:
+            raise UsageError(f"--confidence {self.confidence:g}: give a probability over 0, and 1 at most")
+
+
+def doubt(per_fold: np.ndarray, confidence: float, temperature: float) -> tuple[str | None, float, bool]:
+    """Why an answer is not sure, None if it is; its calibrated probability; whether the heads agree.
+
+    Args:
+        per_fold: probabilities [F, C] of the fold heads.
+    """
+    mean = per_fold.mean(0)
+    sure = float(calibrated(mean, temperature).max())
+    agree = len(set(per_fold.argmax(1).tolist())) == 1
+    if not agree:
+        return "the fold heads disagree", sure, agree
+    grey = sure < confidence or confidence == 1  # 1 means always, even where rounding makes a head perfectly sure
+    return (f"probability {math.floor(sure * 1e4) / 1e4:g} is below {confidence:g}" if grey else None), sure, agree
+
+
+@dataclass
+class HighResolution:
+    """What answers at high resolution: the teacher's fold heads, their encoder, and how a slide is tiled for them."""
+
+    teacher: Teacher
+    encoder: Encoder
+    heads: list[MILHead]
+    tiles: TileSettings
+    ratio: int
+
+
+def open_high_resolution(
+    teacher: str, base: Predictor, encoder: str | None, device: torch.device, *, allow_upsample: bool = False
+) -> HighResolution:
+    """Load the teacher of a cascade and its encoder.
+
+    Args:
+        encoder: spec of the HR encoder; None for the one that the model's LR encoder was distilled from.
+
+    Raises:
+        InputError: teacher and model do not fit each other, or the encoder is not the one whose features the teacher knows.
+        UsageError: it is not known which encoder that was.
+    """
+    guide = read_teacher(teacher)
+    if guide.classes != base.classes:
+        raise InputError(f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model {', '.join(base.classes)}")
+    if guide.header.get("made_by", "lrmil") != "lrmil":
+        raise InputError(f"{teacher}: trained on the features of another tool, whose tiles do not lie on the grid of this model; train one "
+                         "with --tiles and --encoder")
+    about = (base.header.get("encoders") or [{}])[0].get("distilled") or {}
+    spec = encoder or about.get("base_spec")
+    if spec is None:
+        raise UsageError(f"{base.path} does not say which encoder its own was distilled from; name the teacher's with --hr-encoder SPEC")
+    tiles = settings_from_json(guide.header["tiles"], str(guide.path / "teacher.json"))
+    tiles = replace(tiles, allow_upsample=tiles.allow_upsample or allow_upsample)
+    known = guide.header["encoder"]
+    loaded = load_encoder(spec, tile_px=tiles.tile_px, input_size=known.get("image_size"), embedding=known.get("embedding"))
+    known_digest = guide.header.get("encoder_digest")  # teachers made before it was kept have none; the width still tells
+    if known_digest not in (None, loaded.digest()) or loaded.embed_dim != guide.header["in_dim"]:
+        raise InputError(f"{teacher}: the teacher was trained on features of {known['name']}, not of {spec}; name that encoder with --hr-encoder")
+    heads = [guide.head(k)[1].to(device) for k in range(1, guide.header["folds"] + 1)]
+    ratio = split_ratio(base.tiles.tile_px, base.tiles.mpp, tiles.tile_px, tiles.mpp)
+    return HighResolution(guide, loaded.to(device), heads, tiles, ratio)
+
+
+def tiles_under(slide: Slide, lr: dict[str, np.ndarray], chosen: np.ndarray, high: HighResolution) -> tuple[np.ndarray, int]:
+    """HR tiles with tissue under some LR tiles of a slide, int64 [M, 4] in level-0 px, and the level they are read from.
+
+    Args:
+        lr: columns ``col, row`` of the slide's LR tiles; chosen: rows of them.
+    """
+    # The teacher learned from tiles at the slide's edge too, however little of them lies on it.
+    found = find_children(slide, {k: lr[k][chosen] for k in ("col", "row")}, high.tiles, high.ratio, None, min_inside=0.0)
+    return boxes_of(found.tiles), found.level
+
+
+class Cascade:
+    """A predictor with a second look by another (:class:`Escalation`), or, with a budget of 0, one that only says when it is unsure.
+
+    Whatever the base predictor is, it is asked first; what it says stays in the record beside the second answer.
+    """
+
+    def __init__(self, base: Predictor, settings: Escalation, high: HighResolution | None, *, abstain: bool, where: torch.device | None = None,
+                 batch: BatchSize | None = None):
+        self.base, self.rule, self.high, self.abstain, self._where, self._batch = base, settings, high, abstain, where, batch
+        self.path, self.header, self.classes, self.tiles, self.device, self.ahead = (
+            base.path, base.header, base.classes, base.tiles, base.device, base.ahead)
+        own: dict[str, Any] = {"confidence": settings.confidence, "abstain": abstain}
+        if high is not None:
+            own |= {"budget": settings.budget, "teacher": last_digest(high.teacher.header), "encoder": features_settings(high.encoder)["encoder"], "hr_tiles": high.tiles.as_json()}
+        self.settings = {**base.settings, "cascade": own}
+
+    def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
+        return self.base.plan(slide, region)
+
+    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+        p = yield from self.base.predict(slide, region, progress)
+        reason, sure, agree = doubt(p.per_fold, self.rule.confidence, self.rule.temperature)
+        record: dict[str, Any] = {"confidence": round(sure, 6)}
+        if self.high is not None:
+            first = {"probabilities": self._named(p.probabilities), "confidence": round(sure, 6), "agree": agree}
+            record = {"answered_at": "lr", "tiles_read": {**p.record["tiles_read"], "hr": 0}, "escalation": {"reason": reason, "lr": first}}
+            if reason is not None:
+                p, reason = self._again(p, slide, progress, record, reason)
+        if self.abstain:
+            record["uncertain"] = reason
+        p.record = {**p.record, **record}
+        return p
+
+    def _again(self, p: Prediction, slide: Slide, progress: Progress, record: dict[str, Any], reason: str) -> tuple[Prediction, str | None]:
+        """The answer at high resolution, and why it is not sure either; the old one where no HR tile has tissue, or none can be decoded."""
+        seconds, clock = Seconds(), time.perf_counter()
+        # Of tiles with the same attention those of the lower row, so that the same slide gives the same tiles.
+        chosen = np.argsort(-p.attention, kind="stable")[: self.rule.budget]
+        boxes, level = tiles_under(slide, p.tiles, chosen, self.high)
+        seconds.add("hr_tissue", time.perf_counter() - clock)
+        if not len(boxes):
+            record["escalation"]["hr"] = None
+            return p, reason
+        hr_seconds, bad = Seconds(), []
+        with read_ahead(slide, boxes, level, self.high.tiles.tile_px, device=self._where, batch=self._batch, bad=bad) as pixels, progress() as step:
+            (features,) = embed_tiles([self.high.encoder], pixels, len(boxes), device=self._where, batch=self._batch, seconds=hr_seconds, progress=step)
+        boxes, features = np.delete(boxes, bad, axis=0), np.delete(features, bad, axis=0)
+        record["bad_tiles"] = p.record.get("bad_tiles", 0) + len(bad)
+        if not len(boxes):
+            record["escalation"]["hr"] = None
+            return p, reason
+        for phase, value in hr_seconds.phases.items():
+            seconds.add(f"hr_{phase}", value)
+        clock = time.perf_counter()
+        bag = Bag(torch.from_numpy(features), torch.from_numpy(boxes[:, :2].copy())).to(self._where)
+        with torch.inference_mode():
+            outs = [head(*bag) for head in self.high.heads]
+        per_fold = np.stack([torch.softmax(o.logits.cpu().double(), 0).numpy() for o in outs])
+        attention = np.mean([o.attention.cpu().double().numpy() for o in outs], axis=0)
+        seconds.add("hr_head", time.perf_counter() - clock)
+        temperature = (self.high.teacher.header.get("calibration") or {}).get("temperature", 1.0)
+        again, sure, agree = doubt(per_fold, self.rule.confidence, temperature)
+        record["answered_at"] = "hr"
+        record["tiles_read"]["hr"] = len(boxes)
+        record["escalation"]["hr"] = {"probabilities": self._named(per_fold.mean(0)), "confidence": round(sure, 6), "agree": agree,
+                                      "lr_tiles": len(chosen), "teacher": str(self.high.teacher.path)}
+        return replace(p, probabilities=per_fold.mean(0), per_fold=per_fold, seconds={**p.seconds, **seconds.rounded()},
+                       tables={**p.tables, "hr": attention_rows(boxes, attention / attention.sum())}), again
+
+    def _named(self, probabilities: np.ndarray) -> dict[str, float]:
+        return {c: round(float(v), 9) for c, v in zip(self.classes, probabilities)}
+
+
+def with_second_look(
+    base: Predictor, *, teacher: str | None, budget: int, confidence: float, abstain: bool, encoder: str | None, device: str,
+    batch_size: int | None, warn: Callable[[str], None], allow_upsample: bool = False,
+) -> Predictor:
+    """The predictor with a second look by ``teacher``, or, without one, with an eye on its own doubt.
+
+    Raises:
+        UsageError, InputError, MachineError: as :func:`open_high_resolution`; a model of another method than LRMIL.
+    """
+    if base.header.get("method", "lrmil") != "lrmil" and teacher is not None:
+        raise UsageError(f"--escalate is for models of LRMIL; {base.path} reads HR tiles by itself ({base.header['method']})")
+    temperature = (base.header.get("calibration") or {}).get("temperature")
+    if temperature is None:
+        warn(f"{base.path} holds no calibration (it was made before there was one); its probabilities are taken as they are")
+    rule = Escalation(budget if teacher else 0, confidence, temperature or 1.0)
+    if teacher is None:
+        return Cascade(base, rule, None, abstain=abstain)
+    where = pick_device(device)
+    return Cascade(base, rule, open_high_resolution(teacher, base, encoder, where, allow_upsample=allow_upsample), abstain=abstain, where=where,
+                   batch=BatchSize(batch_size, where, warn))

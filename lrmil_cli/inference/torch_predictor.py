@@ -1,0 +1,81 @@
+"""Predicting with torch: one class a method, each a :class:`lrmil_cli.inference.prediction.Predictor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+
+import torch
+
+from lrmil_cli.device import pick_device
+from lrmil_cli.encoders.compiled import compile_encoder
+from lrmil_cli.encoders.pipeline import BatchSize
+from lrmil_cli.errors import UsageError
+from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
+from lrmil_cli.models import model_file as models
+from lrmil_cli.slides.region import Region
+from lrmil_cli.slides.slide import Slide
+
+#: Methods whose models pick the HR tiles that are read.
+SCREENED = ("ahdmil", "hdmil")
+ZOOM = "zoommil"
+
+
+class LowResolution(models.OnDevice):
+    """LRMIL: LR tiles alone (method 7)."""
+
+    def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
+        return models.plan_slide(self.base, slide, device=self.where, batch=self.batch, region=region)
+
+    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+        return models.predict_slide(self.base, slide, device=self.where, batch=self.batch, region=region, progress=progress)
+
+
+def open_torch(
+    path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, compile: bool = False,
+    budget: dict[str, float] | None = None, warn: Callable[[str], None] = lambda text: None,
+) -> Predictor:
+    """Load a model of any method onto a device.
+
+    Args:
+        budget: fields of :class:`lrmil_cli.inference.screened_prediction.Budget` that differ from its defaults.
+
+    Raises:
+        InputError: not a model file, or damaged. UsageError: a budget for a model that reads no HR tiles.
+        MachineError: the device.
+    """
+    where = pick_device(device)
+    batch = BatchSize(batch_size, where, warn)
+    method = read_tensor_header(path, "model").get("method", "lrmil")
+    if method in SCREENED:
+        from lrmil_cli.inference.screened_prediction import Budget, ScreenedPredictor
+        from lrmil_cli.selective.train_ahdmil import load_screened
+
+        budget = Budget(**(budget or {}))
+        loaded = load_screened(path).to(where)
+        if allow_upsample:
+            loaded.base.tiles, loaded.hr_tiles = (replace(t, allow_upsample=True) for t in (loaded.base.tiles, loaded.hr_tiles))
+        _compile(loaded.base, loaded.hr_tiles.tile_px, where, compile)
+        return ScreenedPredictor(path, loaded.base, where, batch, loaded, budget)
+    if budget:
+        raise UsageError(f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}")
+    if method == ZOOM:
+        from lrmil_cli.inference.zoomed_prediction import ZoomPredictor, load_zoom
+
+        zoom = load_zoom(path).to(where)
+        if allow_upsample:
+            zoom.base.tiles, *zoom.levels = (replace(t, allow_upsample=True) for t in (zoom.base.tiles, *zoom.levels))
+        _compile(zoom.base, zoom.base.tiles.tile_px, where, compile)
+        return ZoomPredictor(path, zoom.base, where, batch, zoom)
+    plain = models.load_model(path).to(where)
+    if allow_upsample:
+        plain.tiles = replace(plain.tiles, allow_upsample=True)
+    _compile(plain, plain.tiles.tile_px, where, compile)
+    return LowResolution(path, plain, where, batch)
+
+
+def _compile(model: models.Model, tile_px: int, where: torch.device, wanted: bool) -> None:
+    if wanted:
+        for encoder in model.encoders:
+            compile_encoder(encoder, tile_px, where)

@@ -1,0 +1,1 @@
+"""LR and HR tiles of one slide."""

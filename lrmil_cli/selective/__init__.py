@@ -1,0 +1,1 @@
+"""Training of models that read some HR tiles: AHDMIL, HDMIL, ZoomMIL."""

@@ -1,0 +1,161 @@
+"""Screening images: for each HR tile the window of its LR tile that covers it, or of an overview of the slide (method-ahdmil 2)."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from lrmil_cli.distill.hr_tokens import PairedSlide, tile_level
+from lrmil_cli.encoders.embed import open_tiled_slide
+from lrmil_cli.errors import UsageError
+from lrmil_cli.files.atomic import atomic_path
+from lrmil_cli.files.header import digest, last_digest
+from lrmil_cli.slides.reader import iter_batches, overview
+from lrmil_cli.slides.slide import WHITE, Slide
+
+SOURCES = ("lr-tiles", "thumbnail")
+#: The stride of the screening network is 32: below this side nothing is left of a window before its last layers.
+MIN_PX = 16
+#: LR tiles read at a time.
+BATCH = 32
+
+
+def check_windows(tile_px: int, ratio: int, screen_px: int, source: str) -> None:
+    """Whether windows of ``screen_px`` can be cut from LR tiles of ``tile_px`` that hold ``ratio`` x ``ratio`` HR tiles.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if source not in SOURCES:
+        raise UsageError(f"--screen-source {source}: choose one of {', '.join(SOURCES)}")
+    if screen_px < MIN_PX:
+        raise UsageError(f"--screen-px {screen_px}: the screening network needs windows of at least {MIN_PX} px")
+    if source == "lr-tiles":
+        if tile_px % ratio:
+            raise UsageError(f"LR tiles of {tile_px} px cannot be cut into {ratio} x {ratio} windows; use --screen-source thumbnail, or tile with "
+                             f"--tile-px {tile_px // ratio * ratio or ratio}")
+        if screen_px > tile_px // ratio:
+            raise UsageError(f"--screen-px {screen_px}: an HR tile covers {tile_px // ratio} px of its LR tile, which is not enlarged; "
+                             f"use {tile_px // ratio} or less" + ("" if tile_px // ratio >= MIN_PX else " (--screen-source thumbnail can do more)"))
+
+
+def cut_windows(tiles: np.ndarray, ratio: int, screen_px: int) -> np.ndarray:
+    """Windows of LR tiles, shrunk by area: uint8 [B, P, P, 3] -> uint8 [B, ratio ** 2, s, s, 3], cells row by row."""
+    b, side = len(tiles), tiles.shape[1] // ratio
+    cells = tiles.reshape(b, ratio, side, ratio, side, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b * ratio**2, side, side, 3)
+    if side != screen_px:
+        cells = np.stack([cv2.resize(c, (screen_px, screen_px), interpolation=cv2.INTER_AREA) for c in np.ascontiguousarray(cells)])
+    return cells.reshape(b, ratio**2, screen_px, screen_px, 3)
+
+
+def windows_of_tiles(
+    slide: Slide, lr_boxes: np.ndarray, level: int, tile_px: int, parent: np.ndarray, cell: np.ndarray, ratio: int, screen_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Screening images uint8 [N, s, s, 3] of HR tiles from the LR tiles they lie in, and which of them there are, bool [N].
+
+    Args:
+        lr_boxes: int64 [R, 4], level-0 px; parent: int64 [N], row of ``lr_boxes``; cell: int64 [N], row-major in the LR tile.
+
+    Raises:
+        InputError: the slide is damaged at an LR tile, and such tiles are not to be skipped.
+    """
+    out, bad = np.zeros((len(parent), screen_px, screen_px, 3), np.uint8), []
+    order = np.argsort(parent, kind="stable")
+    start = np.searchsorted(parent[order], np.arange(len(lr_boxes) + 1))
+    for rows, pixels in iter_batches(slide, lr_boxes, level, tile_px, BATCH, bad):
+        windows = cut_windows(pixels, ratio, screen_px)
+        for n, row in enumerate(rows):
+            children = order[start[row] : start[row + 1]]
+            out[children] = windows[n, cell[children]]
+    return out, ~np.isin(parent, bad)
+
+
+def windows_of_overview(slide: Slide, hr_boxes: np.ndarray, hr_step: float, screen_px: int) -> np.ndarray:
+    """Screening images uint8 [N, s, s, 3] of HR tiles from one overview of the slide.
+
+    Args:
+        hr_boxes: int64 [N, 4], level-0 px; hr_step: side of an HR tile in level-0 px, a real number.
+
+    Raises:
+        InputError: the slide is damaged.
+    """
+    image, scale_x, scale_y = overview(slide, slide.mpp * hr_step / screen_px)
+    # One HR tile is then exactly s px wide, so that windows lie side by side as the tiles do.
+    image = cv2.resize(image, None, fx=scale_x * screen_px / hr_step, fy=scale_y * screen_px / hr_step, interpolation=cv2.INTER_AREA)
+    at = np.rint(hr_boxes[:, :2] * screen_px / hr_step).astype(np.int64)
+    needed = at.max(0) + screen_px
+    image = cv2.copyMakeBorder(image, 0, max(0, int(needed[1]) - image.shape[0]), 0, max(0, int(needed[0]) - image.shape[1]),
+                               cv2.BORDER_CONSTANT, value=(WHITE,) * 3)
+    return np.stack([image[y : y + screen_px, x : x + screen_px] for x, y in at])
+
+
+def hr_step(header: dict[str, Any]) -> float:
+    """Side in level-0 px of the tiles of a header."""
+    s = header["settings"]
+    return s.get("side_level0_px") or s["tile_px"] * s["mpp"] / header["slide"]["mpp"]
+
+
+def make_images(
+    paired: PairedSlide, screen_px: int, source: str, slide_path: Path | None, workers: int | None, on_bad_tile: str = "fail"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Screening images uint8 [N, s, s, 3] of the HR tiles of a pairs table, in its order, and which of them there are, bool [N].
+
+    Raises:
+        InputError: the slide cannot be read, or is not the one that was tiled.
+    """
+    lr = paired.header["lr"]
+    with open_tiled_slide(lr, slide_path, workers, on_bad_tile=on_bad_tile) as slide:
+        if source == "thumbnail":  # what is damaged is glass there
+            return windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px), np.ones(len(paired.hr_boxes), bool)
+        cell = cells_of(paired)
+        return windows_of_tiles(slide, paired.lr_boxes, tile_level(slide, lr), lr["settings"]["tile_px"], paired.region, cell, paired.ratio, screen_px)
+
+
+def cells_of(paired: PairedSlide) -> np.ndarray:
+    """int64 [N], the cell of each HR tile of a pairs table: the one that holds its centre."""
+    lr, hr = paired.lr_boxes[paired.region], paired.hr_boxes
+    place = (hr[:, :2] + hr[:, 2:] / 2 - lr[:, :2]) / lr[:, 2:] * paired.ratio
+    col, row = np.clip(np.floor(place).astype(np.int64), 0, paired.ratio - 1).T
+    return row * paired.ratio + col
+
+
+def load_images(
+    slides: list[PairedSlide], paths: list[Path], screen_px: int, source: str, cache: Path, say: Callable[[str], None], workers: int | None = None,
+    on_bad_tile: str = "fail",
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Screening images of a cohort from ``cache``, as :func:`make_images` gives them; what is missing is cut from the slides and written first.
+
+    Args:
+        paths: where each slide is now; where it is not, the path that its tables name.
+
+    Raises:
+        InputError: a slide cannot be read. MachineError: the cache cannot be written.
+    """
+    out = []
+    for n, (paired, path) in enumerate(zip(slides, paths), 1):
+        key = digest({"px": screen_px, "source": source}, {"pairs": last_digest(paired.header)})
+        file = cache / f"{paired.slide_id}.{key[:16]}.screen.npz"
+        found = _stored(file, (len(paired.hr_boxes), screen_px, screen_px, 3))
+        if found is None or (on_bad_tile == "fail" and not found[1].all()):
+            found = make_images(paired, screen_px, source, path if path.exists() else None, workers, on_bad_tile)
+            with atomic_path(file) as tmp, open(tmp, "wb") as fh:
+                np.savez(fh, images=found[0], there=found[1])
+            bad = "" if found[1].all() else f" ({(~found[1]).sum()} lie in LR tiles that cannot be decoded and are left out)"
+            say(f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px{bad}")
+        out.append(found)
+    return out
+
+
+def _stored(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            images, there = arrays["images"], arrays["there"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+    fits = images.shape == shape and images.dtype == np.uint8 and there.shape == shape[:1] and there.dtype == bool
+    return (images, there) if fits else None

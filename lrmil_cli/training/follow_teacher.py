@@ -1,0 +1,67 @@
+"""What every student takes over from its teacher: classes, folds, features; checked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lrmil_cli.distill.teacher_targets import HighResolution
+from lrmil_cli.errors import InputError
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.training.folds import check_fold, fold_names, make_folds
+from lrmil_cli.training.teacher import Teacher
+
+
+def check_classes(guide: Teacher, manifest: Manifest) -> None:
+    """Teacher and student tell the same classes apart.
+
+    Raises:
+        InputError: they do not.
+    """
+    if guide.classes != manifest.classes:
+        raise InputError(f"{guide.path}: the teacher knows the classes {', '.join(guide.classes)}, the manifest has {', '.join(manifest.classes)}")
+
+
+def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int) -> pd.DataFrame:
+    """The teacher's folds, so that both are judged alike; drawn anew without a teacher.
+
+    Raises:
+        InputError: the manifest has a slide that the teacher's folds do not, or lacks all training or validation slides of one.
+    """
+    if guide is None:
+        return make_folds(manifest, folds, seed)
+    known = guide.folds.set_index("slide_id")
+    absent = [e.slide_id for e in manifest if e.slide_id not in known.index]
+    if absent:
+        raise InputError(f"{guide.path}: slide {absent[0]} is not in the teacher's folds.csv ({len(absent)} slide(s)); "
+                         "train teacher and student on one manifest")
+    table = known.loc[[e.slide_id for e in manifest]].reset_index()
+    changed = [e.slide_id for e, label in zip(manifest, table["label"]) if e.label != label]
+    if changed:
+        raise InputError(f"{guide.path}: slide {changed[0]} had another label when the teacher was trained; train it again")
+    labels = np.array([manifest.classes.index(e.label) for e in manifest])
+    for k, name in enumerate(fold_names(table), 1):
+        check_fold(table[name].to_numpy(), labels, k, manifest, f"the folds are those of {guide.path}; train it on this manifest too")
+    return table
+
+
+def check_features(
+    guide: Teacher, folder: Path, ids: list[str], high: HighResolution, warn: Callable[[str], None]
+) -> None:
+    """The teacher's heads understand the features that they were trained on and no others.
+
+    Raises:
+        InputError: the features in ``folder`` have another width.
+    """
+    width = guide.header["in_dim"]
+    for slide_id, bag in zip(ids, high.bags):
+        if bag is not None and bag.features.shape[1] != width:
+            raise InputError(f"{folder}: the features of {slide_id} are {bag.features.shape[1]} wide, the teacher was trained on {width}; "
+                             "--features names the folder that train-teacher used")
+    known = guide.header.get("feature_digests", {})
+    other = [i for i in ids if f"hr/{i}" in high.inputs and known.get(i, high.inputs[f"hr/{i}"]) != high.inputs[f"hr/{i}"]]
+    if other:
+        warn(f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was trained on")

@@ -1,0 +1,59 @@
+"""The HR side of a cohort in stage 2: bags of HR features, and which LR tile each of their tiles lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrmil_cli.distill.hr_tokens import read_pairs
+from lrmil_cli.distill.teacher_targets import HighResolution, align, region_parents
+from lrmil_cli.errors import InputError
+from lrmil_cli.files.foreign import read_bag
+from lrmil_cli.files.header import last_digest
+from lrmil_cli.training.bags import bag_of, find_table
+
+
+def load_high(
+    ids: list[str], wanted: Collection[str], folder: Path, pairs: str, lr_tables: list[tuple[Path, dict[str, Any]]], device: torch.device,
+    *, required: Collection[str],
+) -> HighResolution:
+    """HR bags and parents of the slides ``wanted`` of the cohort ``ids``.
+
+    Args:
+        folder: of the HR feature files; pairs: folder of pairs tables; lr_tables: path and header of each slide's LR tiles.
+        required: of them, those whose features and pairs must be there; others are left out where they lack one.
+
+    Raises:
+        InputError: features or pairs of a required slide are missing, or some do not fit the tiles.
+    """
+    out = HighResolution([], [])
+    ratios = set()
+    for slide_id, (_, lr_header) in zip(ids, lr_tables):
+        bag = parent = header = rows = None
+        if slide_id in wanted:
+            try:
+                path = folder / f"{slide_id}.h5"
+                paired = read_pairs(find_table(pairs, slide_id, "pairs"))
+                features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
+            except InputError:
+                if slide_id in required:
+                    raise
+            else:
+                if last_digest(paired.header["lr"]) != last_digest(lr_header):
+                    raise InputError(f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; run `lrmil match` again")
+                rows = align(paired, features, str(path))
+                parent = torch.from_numpy(region_parents(paired, len(features.coords), rows)).to(device)
+                bag, header = bag_of(features, device), features.header
+                out.inputs |= {f"hr/{slide_id}": last_digest(features.header), f"pairs/{slide_id}": last_digest(paired.header)}
+                ratios.add(paired.ratio)
+        out.bags.append(bag)
+        out.parents.append(parent)
+        out.headers.append(header)
+        out.rows.append(rows)
+    if len(ratios) > 1:
+        raise InputError(f"{pairs}: pairs of different ratios ({sorted(ratios)}); tile all slides alike")
+    out.ratio = next(iter(ratios), 1)
+    return out

@@ -1,0 +1,169 @@
+"""Teacher targets, the fold rule, presets."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lrmil_cli.distill import teacher_targets as student
+from lrmil_cli.distill.teacher_targets import (
+    DistillSettings,
+    HighResolution,
+    distillation_terms,
+    make_target,
+    preset_settings,
+    terms_of_fold,
+)
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.heads import Bag, MILHead, MILOutput, build_head
+from lrmil_cli.matching.pairs import match_tables
+
+
+def tile_table(cols, rows, mpp, width=4096, height=4096, fingerprint="f", slide_mpp=0.5):
+    from lrmil_cli.slides.grid import make_grid, tile_boxes
+
+    grid = make_grid(width, height, slide_mpp, mpp, 128)
+    col, row = (a.ravel() for a in np.meshgrid(np.arange(cols), np.arange(rows)))
+    slide = {"id": "s", "path": "s.svs", "width": width, "height": height, "mpp": slide_mpp, "fingerprint": fingerprint}
+    header = {"kind": "tiles", "version": 1, "slide": slide, "settings": {"mpp": mpp, "tile_px": 128}, "history": [{"digest": f"{mpp}"}]}
+    return header, pd.DataFrame({**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": 1.0})
+
+
+def test_match_counts_orphans_incomplete_and_off_the_slide():
+    lr_header, lr = tile_table(2, 2, 2.0, width=1100, height=1024)
+    hr_header, hr = tile_table(12, 8, 0.5, width=1100, height=1024)
+    lr = lr[lr["row"] * 2 + lr["col"] != 3].reset_index(drop=True)  # the bottom right LR tile was not kept
+    rows, about = match_tables(lr_header, lr, hr_header, hr)
+    c = about["counts"]
+    # columns 0-7 lie in the two LR columns; HR column 8 starts at 1024 < 1100 with 76 of 128 px inside, but has no parent
+    assert about["ratio"] == 4 and c["pairs"] == 3 * 16 and c["orphans"] == 16 + 4 * 8
+    assert (c["matched"], c["unmatched"], c["incomplete"]) == (3, 0, 0)
+    assert rows["cell_row"].max() == rows["cell_col"].max() == 3
+    first = rows.iloc[0]
+    assert (first["lr_x"], first["hr_x"], first["cell_row"], first["cell_col"]) == (0, 0, 0, 0)
+
+
+def test_a_child_that_lies_mostly_off_the_slide_is_dropped():
+    lr_header, lr = tile_table(1, 1, 2.0, width=300, height=512)
+    hr_header, hr = tile_table(3, 4, 0.5, width=300, height=512)
+    _, about = match_tables(lr_header, lr, hr_header, hr)
+    assert about["counts"]["outside"] == 4  # column 2: 44 of 128 px inside
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"fingerprint": "other"}, "tables? is of slide|of one slide"), ({"slide_mpp": 0.25}, "two scales")])
+def test_tables_that_do_not_belong_together(change, says):
+    lr_header, lr = tile_table(1, 1, 2.0)
+    hr_header, hr = tile_table(4, 4, 0.5, **change)
+    with pytest.raises(InputError, match=says):
+        match_tables(lr_header, lr, hr_header, hr)
+
+
+def test_swapped_tables_say_so():
+    lr_header, lr = tile_table(1, 1, 2.0)
+    hr_header, hr = tile_table(4, 4, 0.5)
+    with pytest.raises(InputError, match="swapped"):
+        match_tables(hr_header, hr, lr_header, lr)
+
+
+# ---- targets -----------------------------------------------------------------------
+def test_teacher_targets_have_one_score_a_tile_not_one_a_feature():
+    torch.manual_seed(0)
+    head, hr = build_head("abmil", 7, 2), torch.randn(23, 7)
+    parent = torch.tensor([i % 5 for i in range(22)] + [-1])
+    t = make_target(head.eval(), Bag(hr), parent, 6, DistillSettings())
+    assert t.region.shape == (6,) and t.matched.tolist() == [True] * 5 + [False] and t.logits.shape == (2,)
+    with torch.inference_mode():
+        e = head(hr).scores
+    want = [torch.logsumexp(e[parent == r], 0).item() - np.log((parent == r).sum().item()) for r in range(5)]
+    np.testing.assert_allclose(t.region[:5].numpy(), want, rtol=1e-5)
+    zero = make_target(head, Bag(hr), parent, 6, DistillSettings(unmatched="zero"))
+    assert zero.matched.all() and zero.region[5] == 0
+
+
+def test_the_objective_is_the_weighted_sum_of_its_terms():
+    torch.manual_seed(0)
+    teacher, pupil = build_head("abmil", 7, 2).eval(), build_head("abmil", 7, 2)
+    t = make_target(teacher, Bag(torch.randn(40, 7)), torch.arange(40) % 10, 10, DistillSettings())
+    out = pupil(torch.randn(10, 7))
+    terms = distillation_terms(out, t, DistillSettings())
+    assert {k: w for k, (w, _) in terms.items()} == {"bag_kd": 1.0, "soft": 1.0, "hard": 0.5}
+    assert set(distillation_terms(out, t, preset_settings("bag-soft", {}))) == {"bag_kd", "soft"}
+    assert distillation_terms(out, t, preset_settings("lr-only", {})) == {}
+
+
+def test_a_student_that_equals_its_teacher_has_no_bag_and_soft_loss():
+    torch.manual_seed(0)
+    head, x = build_head("abmil", 7, 2).eval(), torch.randn(9, 7)
+    t = make_target(head, Bag(x), torch.arange(9), 9, DistillSettings())  # one HR tile a region
+    terms = distillation_terms(head(x), t, DistillSettings())
+    assert terms["bag_kd"][1].item() == pytest.approx(0, abs=1e-6) and terms["soft"][1].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_hard_feature_without_projection_gives_the_head_no_gradient():
+    torch.manual_seed(0)
+    pupil = build_head("abmil", 7, 2)
+    t = make_target(build_head("abmil", 7, 2).eval(), Bag(torch.randn(20, 7)), torch.arange(20) % 10, 10, DistillSettings())
+    settings = DistillSettings(lambda_bag=0, lambda_soft=0, lambda_hard=1, hard="feature")
+    terms = terms_of_fold({0: t}, settings, 0)(0, pupil(torch.randn(10, 7)))
+    terms["hard"][1].backward()
+    assert all(p.grad is None or not p.grad.abs().sum() for p in pupil.parameters())
+    projected = build_head("abmil", 7, 2, {"embed_dim": 5})
+    terms_of_fold({0: t}, settings, 0)(0, projected(torch.randn(10, 7)))["hard"][1].backward()
+    assert projected.project[0].weight.grad.abs().sum() > 0
+
+
+def test_a_teacher_that_saw_a_test_slide_is_refused():
+    student.check_no_leak({"train": ["a", "b"], "val": ["c"]}, ["d"], 1)
+    for seen in ("b", "c"):
+        with pytest.raises(InputError, match=f"slide {seen}"):
+            student.check_no_leak({"train": ["a", "b"], "val": ["c"]}, ["d", seen], 1)
+
+
+def test_slides_without_a_teacher_are_an_error_or_asked_for():
+    head = build_head("abmil", 3, 2).eval()
+    high = HighResolution([Bag(torch.randn(4, 3)), None, Bag(torch.randn(4, 3))], [torch.tensor([0, 0, 1, 1]), None, torch.full((4,), -1)])
+    with pytest.raises(InputError, match=r"slide b.*2 slide\(s\).*ce-only"):
+        student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"], [0, 1, 0])
+    assert list(student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(missing_teacher="ce-only"), ["a", "b", "c"], [0, 1, 0])) == [0]
+
+
+def test_presets_and_bad_values():
+    assert preset_settings("lrmil", {"k": 8}).k == 8
+    official = preset_settings("official-code", {})
+    assert (official.region_attention, official.soft_reduction, official.hard) == ("mean-logit", "instances", "feature")
+    for bad in (lambda: preset_settings("lr", {}), lambda: DistillSettings(region_attention="mean"), lambda: DistillSettings(temperature_bag=0)):
+        with pytest.raises(UsageError):
+            bad()
+    assert "was distilled" in student.preset_warning("lr-only", True)
+    assert "not distilled" in student.preset_warning("lrmil", False)
+    assert student.preset_warning("patch", True) is None
+
+
+def test_matched_counts_leave_out_slides_the_teacher_does_not_speak_of():
+    counts = student.matched_counts([torch.tensor([0, 0, 0, 0, 1, -1]), None], [3, 9], 2)
+    assert counts == {"matched": 2, "unmatched": 1, "incomplete": 1}
+
+
+def test_encoder_leak_is_seen():
+    folds = pd.DataFrame({"slide_id": ["a", "b"], "fold_1": ["train", "test"]})
+    assert student.encoder_leak({"slides": ["a", "b"]}, folds, ["fold_1"])
+    assert not student.encoder_leak({"slides": ["a"]}, folds, ["fold_1"])
+    assert not student.encoder_leak(None, folds, ["fold_1"])
+
+
+class TwoRows(MILHead):
+    """A teacher that predicts class 1 and whose rows look at opposite ends."""
+
+    def forward(self, features, coords=None, *, generator=None):
+        rows = torch.stack([torch.arange(len(features)).float(), -torch.arange(len(features)).float()])
+        return MILOutput(torch.tensor([0.0, 1.0]), rows[1], torch.softmax(rows[1], 0), class_scores=rows)
+
+
+def test_the_attention_row_of_the_label_teaches_where_the_predicted_class_is_wrong():
+    hr, parent = Bag(torch.zeros(6, 3)), torch.arange(6)
+    predicted = make_target(TwoRows(3, 2), hr, parent, 6, DistillSettings(), 0)
+    label = make_target(TwoRows(3, 2), hr, parent, 6, DistillSettings(attention_row="label"), 0)
+    assert predicted.region.argmax() == 0 and label.region.argmax() == 5
+    single = make_target(build_head("abmil", 3, 2).eval(), hr, parent, 6, DistillSettings(attention_row="label"), 0)
+    assert single.region.shape == (6,)
