@@ -73,7 +73,8 @@ def run(args: Sequence[str]) -> int:
     command_line.set(shlex.join(["lrmil", *args]))
     debug.set(False)
     try:
-        code = app(args=list(args), standalone_mode=False)
+        # The runner is handed down: `demo` types command lines, and nothing below may import this file.
+        code = app(args=list(args), standalone_mode=False, obj=run)
         # Newer versions of typer turn Ctrl-C into this exit code, older ones into Abort.
         return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except LrmilError as e:

@@ -68,7 +68,6 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     import h5py
     import torch
 
-    from lrmil_cli.distill.hr_tokens import read_pairs
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.evaluation.predictions import read_predictions
     from lrmil_cli.files.features import read_features, write_features
@@ -79,6 +78,7 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     from lrmil_cli.files.tables import read_table, write_table
     from lrmil_cli.heads import build_head
     from lrmil_cli.heads.checkpoint import load_head, save_head
+    from lrmil_cli.matching.paired_slide import read_pairs
     from lrmil_cli.models.model_file import load_model, save_model
     from lrmil_cli.qupath.files import read_documents
     from lrmil_cli.qupath.frame import qupath_frame

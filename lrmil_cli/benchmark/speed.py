@@ -17,7 +17,8 @@ from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.heads import Bag, build_head
-from lrmil_cli.models.model_file import Model, predict_bags
+from lrmil_cli.inference.on_device import ensemble_bags
+from lrmil_cli.models.model_file import Model
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles
@@ -118,7 +119,7 @@ def _once(path: str | Path, model: Model, settings: TileSettings, floor: float, 
     began = time.perf_counter()
     corners = torch.from_numpy(boxes[:, :2].copy())
     bags = [Bag(torch.from_numpy(np.resize(f, (len(boxes), f.shape[1]))), corners).to(device) for f in features]
-    predict_bags(model, bags)
+    ensemble_bags(model, bags)
     seconds.add("head", time.perf_counter() - began)
     scale = len(boxes) / len(some)
     phases = {**seconds.phases, "read": seconds.phases["read"] * scale, "encode": seconds.phases["encode"] * scale}

@@ -12,6 +12,7 @@ from lrmil_cli.commands.report import Report
 
 
 def demo(
+    ctx: typer.Context,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for slides and results.", show_default=False)],
     slides: Annotated[int, typer.Option("--slides", min=18, help="Slides to make; a third of them is held out.")] = 60,
     seed: options.Seed = 0,
@@ -24,7 +25,6 @@ def demo(
     """
     import time
 
-    from lrmil_cli.app import run
     from lrmil_cli.chain.demo import run_chain
     from lrmil_cli.demo.slides import make_cohort
 
@@ -34,5 +34,5 @@ def demo(
     started = time.perf_counter()
     manifest = make_cohort(out / "cohort", slides, seed)
     report.say(f"{slides} slides in {time.perf_counter() - started:.0f} s")
-    summary = run_chain(out, manifest, seed, run, report.say)
+    summary = run_chain(out, manifest, seed, ctx.obj, report.say)
     report.result({"command": "demo", "status": "ok", "output": folder, **summary})

@@ -53,7 +53,7 @@ def distill_encoder(
     A copy of the HR encoder learns to see in LR tiles what the HR encoder sees in the HR tiles under them. No labels
     are used.
     """
-    from lrmil_cli.distill import distill_encoder as stage1
+    from lrmil_cli.distill.distill_encoder import collect, run
     from lrmil_cli.distill.encoder_training import Stage1Settings
     from lrmil_cli.distributed import join
     from lrmil_cli.encoders.aliases import licence_warning
@@ -79,7 +79,7 @@ def distill_encoder(
     with join(device) as (world, where):
         if not world.first:
             report.mute()
-        cohort = stage1.collect(pairs, slides, fold, folds, teacher, seed)
+        cohort = collect(pairs, slides, fold, folds, teacher, seed)
         if cohort.left_out:
             report.warn(f"{cohort.left_out} of {cohort.pairs} HR tiles are left out: they overlap others, or lie off the cells of their LR tile; "
                         "tile the HR side with `lrmil tile` to learn from all")
@@ -99,7 +99,7 @@ def distill_encoder(
             lambda_final, freeze_blocks, steps_per_epoch, max_tiles_per_slide, init, augment, seed)
         if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
             raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}")
-        result = stage1.run(cohort, model, encoder, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
+        result = run(cohort, model, encoder, settings, target, cache=Path(cache) if cache else target.with_suffix(".cache"),
                             device=where, overwrite=overwrite, say=report.say, workers=workers, on_bad_tile=on_bad_tile, world=world)
         report.say(f"{target}: {result.text}")
         report.result({"command": "distill-encoder", "status": "skipped" if result.there else "ok", "output": str(target), **result.numbers})

@@ -47,8 +47,7 @@ def embed(
     from lrmil_cli.encoders.embed import embed_table, features_settings
     from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
     from lrmil_cli.encoders.spec import load_encoder
-    from lrmil_cli.files.tables import read_table_header
-    from lrmil_cli.training.bags import list_tables
+    from lrmil_cli.files.tables import list_tables, read_table_header
 
     report = Report(json)
     items: list[TableInput] = []

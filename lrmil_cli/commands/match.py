@@ -92,7 +92,7 @@ def _warnings(c: dict[str, Any]) -> list[str]:
 
 
 def _pairs_of(lr: str, hr: str) -> list[Tables]:
-    from lrmil_cli.training.bags import list_tables
+    from lrmil_cli.files.tables import list_tables
 
     if Path(lr).is_dir() != Path(hr).is_dir():
         raise UsageError("give two tables, or two folders of tables")

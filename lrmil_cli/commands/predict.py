@@ -8,8 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import hr_budget as screening
-from lrmil_cli.commands import options, overlays, regions, second_look
+from lrmil_cli.commands import hr_budget, options, overlays, regions, second_look
 from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, planned, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
@@ -37,9 +36,9 @@ def predict(
     confidence: second_look.Confidence = None,
     hr_encoder: second_look.HrEncoder = None,
     abstain: second_look.Abstain = False,
-    keep_min: screening.KeepMin = None,
-    keep_max: screening.KeepMax = None,
-    keep_threshold: screening.KeepThreshold = None,
+    keep_min: hr_budget.KeepMin = None,
+    keep_max: hr_budget.KeepMax = None,
+    keep_threshold: hr_budget.KeepThreshold = None,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
@@ -75,7 +74,7 @@ def predict(
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     started = time.perf_counter()
     predictor = open_predictor(model, runtime=runtime, device=device, batch_size=batch_size, allow_upsample=allow_upsample,
-                               compile=compile, budget=screening.budget_options(keep_min, keep_max, keep_threshold), warn=report.warn)
+                               compile=compile, budget=hr_budget.budget_options(keep_min, keep_max, keep_threshold), warn=report.warn)
     predictor = second_look.with_second_look(predictor, escalate, budget, confidence, hr_encoder, abstain, device=device,
                                              batch_size=batch_size, allow_upsample=allow_upsample, report=report)
     report.detail(f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s")

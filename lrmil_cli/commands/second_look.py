@@ -29,9 +29,9 @@ def with_second_look(
     """The predictor with what these options ask of it; itself where they ask nothing."""
     if escalate is None and not abstain:
         return predictor
-    from lrmil_cli.inference import second_look as cascade
+    from lrmil_cli.inference.second_look import with_second_look
 
-    return cascade.with_second_look(
+    return with_second_look(
         predictor, teacher=escalate, budget=budget or BUDGET, confidence=CONFIDENCE if confidence is None else confidence, abstain=abstain,
         encoder=hr_encoder, device=device, batch_size=batch_size, allow_upsample=allow_upsample, warn=report.warn)
 

@@ -1,1 +1,1 @@
-"""The slides that ``lrmil demo`` makes, and the chain it runs on them."""
+"""The slides that ``lrmil demo`` makes: painted, with a known lesion."""

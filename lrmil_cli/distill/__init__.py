@@ -1,1 +1,1 @@
-"""The science: cross-resolution distillation of the encoder, slide-level distillation of the head."""
+"""LRMIL: cross-resolution distillation of the encoder (stage 1), slide-level distillation of the head (stage 2)."""

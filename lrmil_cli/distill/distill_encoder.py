@@ -12,8 +12,6 @@ import pandas as pd
 import torch
 
 from lrmil_cli.distill.encoder_training import Stage1Settings, distill
-from lrmil_cli.distill.hr_tokens import PairedSlide, one_tile_a_cell, only_readable, read_pairs
-from lrmil_cli.distill.teacher_targets import align
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.spec import absolute_spec, save_encoder
 from lrmil_cli.encoders.vit import Encoder
@@ -21,9 +19,11 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import read_manifest
-from lrmil_cli.files.tables import write_table
+from lrmil_cli.files.tables import list_tables, write_table
 from lrmil_cli.files.tensors import load_tensors
-from lrmil_cli.training.bags import bag_of, list_tables
+from lrmil_cli.matching.paired_slide import PairedSlide, one_tile_a_cell, only_readable, read_pairs
+from lrmil_cli.matching.tile_rows import align
+from lrmil_cli.training.bags import bag_of
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import folds_like

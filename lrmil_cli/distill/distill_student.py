@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lrmil_cli.distill import teacher_targets as student
 from lrmil_cli.distill.attention_agreement import slide_agreement
-from lrmil_cli.distill.teacher_targets import DistillSettings, HighResolution
+from lrmil_cli.distill.settings import DistillSettings, preset_warning
+from lrmil_cli.distill.student_loss import terms_of_fold
+from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
@@ -24,13 +25,15 @@ from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
+from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
-from lrmil_cli.training.high_resolution import load_high
+from lrmil_cli.training.high_resolution import HighResolution, load_high
+from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, encoder_leak
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
 
@@ -101,11 +104,11 @@ def train_student(
     tables = tile_tables(manifest, tiles)
     encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"], warn)
     for n, name in enumerate(names):
-        student.check_no_label_leak(encoders[of_fold[n]].info.distilled, members(table, name)["test"], n + 1)
+        check_no_label_leak(encoders[of_fold[n]].info.distilled, members(table, name)["test"], n + 1)
     plain = _baseline_encoder(baseline, encoders[0], tables[0][1]["settings"]["tile_px"], warn)
     if guide is not None and distill.uses_teacher:
         _compare_embeddings(guide, encoders[0].info.embedding, say, warn)
-    for note in (student.preset_warning(preset, encoders[0].info.distilled is not None), licence_warning(encoders[0].info)):
+    for note in (preset_warning(preset, encoders[0].info.distilled is not None), licence_warning(encoders[0].info)):
         if note:
             warn(note)
 
@@ -126,7 +129,7 @@ def train_student(
     lr_bags = [embedded(e, lr_features if len(encoders) == 1 else lr_features / f"fold{n}") for n, e in enumerate(encoders, 1)]
     plain_bags = embedded(plain, lr_features / "lr-only") if plain is not None else None
     if high is not None:
-        high.parents = [p if p is None or not h.get("bad_tiles") else student.to_read_rows(p, t, b.coords)
+        high.parents = [p if p is None or not h.get("bad_tiles") else to_read_rows(p, t, b.coords)
                         for p, h, (t, _), b in zip(high.parents, lr_bags[0].headers, tables, lr_bags[0].all)]
     counts = {}
     if taught:
@@ -154,7 +157,7 @@ def train_student(
         plain_results = crossval.train_folds(manifest, table, lambda k: plain_bags, head, training, say=lambda text: say(f"LR-only, {text}"))
         students["lr_only"] = (plain_results, lambda k: plain_bags)
     metrics_rows, pooled = crossval.score(manifest, results)
-    leaks = [student.encoder_leak(encoders[of_fold[n]].info.distilled, table, [name]) for n, name in enumerate(names)]
+    leaks = [encoder_leak(encoders[of_fold[n]].info.distilled, table, [name]) for n, name in enumerate(names)]
     if any(leaks):
         say("note: the LR encoder saw the pixels (not the labels) of test slides; for inductive numbers make one encoder a fold "
             "(distill-encoder --slides --fold)")
@@ -205,16 +208,16 @@ def _terms(
 
     def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
         header, head = guide.head(fold)
-        student.check_no_leak(header, members(table, fold_names(table)[fold - 1])["test"], fold)
+        check_no_leak(header, members(table, fold_names(table)[fold - 1])["test"], fold)
         train = [at[s] for s in train_ids]
         n_lr = [len(b.features) for b in bags_of(fold).all]
         if distill.crossfit:
             spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
-            targets = student.crossfit_targets(manifest, train, high, n_lr, distill, spec, training, fold, ids)
+            targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, training, fold, ids)
         else:
-            targets = student.fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
+            targets = fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
         untaught.update(ids[i] for i in train if i not in targets)
-        return student.terms_of_fold(targets, distill, training.seed + fold)
+        return terms_of_fold(targets, distill, training.seed + fold)
 
     return terms
 
@@ -223,7 +226,7 @@ def _regions(
     parents: list[torch.Tensor | None], ratio: int, guide: Teacher, n_lr: list[int], say: Callable[[str], None], warn: Callable[[str], None]
 ) -> dict[str, int]:
     """Counts of regions that the teacher speaks of, said aloud (method 6.6)."""
-    counts = student.matched_counts(parents, n_lr, ratio)
+    counts = matched_counts(parents, n_lr, ratio)
     regions = counts["matched"] + counts["unmatched"]
     say(f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete")
     if counts["unmatched"] > UNMATCHED_WARNING * regions:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrmil_cli.ahead import Prefetch
 from lrmil_cli.device import autocast, grad_scaler, seed_everything, to_device
-from lrmil_cli.distill.hr_tokens import PairedSlide, load_targets
+from lrmil_cli.distill.hr_tokens import load_targets
 from lrmil_cli.distill.losses import final_loss, masked_region_mean, patch_errors
 from lrmil_cli.distill.region_batches import Regions, TileReader, batches, hold_out, turn, turn_cells
 from lrmil_cli.distill.regions import pooling_matrix, region_means
@@ -22,6 +22,7 @@ from lrmil_cli.distributed import World
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.files.atomic import atomic_path
+from lrmil_cli.matching.paired_slide import PairedSlide
 
 
 @dataclass(frozen=True)

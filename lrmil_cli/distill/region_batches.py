@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrmil_cli.distill.hr_tokens import PairedSlide, tile_level
 from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import InputError
+from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
 from lrmil_cli.slides.reader import read_tile
 from lrmil_cli.slides.slide import Slide, default_workers
 

@@ -238,3 +238,28 @@ def _from_parquet(path: str | Path, kind: str, where: str) -> tuple[dict[str, An
 
 def _one_line(e: BaseException) -> str:
     return " ".join(str(e).split())[:160] or type(e).__name__
+
+
+def find_table(folder: str | Path, slide_id: str, kind: str) -> Path:
+    """The table ``<slide_id>.<kind>.csv`` (or .csv.gz, .parquet) in a folder.
+
+    Raises:
+        InputError: it is not there.
+    """
+    for suffix in SUFFIXES:
+        path = Path(folder) / f"{slide_id}.{kind}{suffix}"
+        if path.is_file():
+            return path
+    command = {"tiles": "lrmil tile", "pairs": "lrmil match"}[kind]
+    raise InputError(f"{folder}: no {kind} table of slide {slide_id} ({slide_id}.{kind}.csv); make it with `{command}`")
+
+
+def list_tables(folder: str | Path, kind: str) -> dict[str, Path]:
+    """All tables ``<slide_id>.<kind>.<suffix>`` in a folder, by slide id, sorted."""
+    out = {}
+    for path in sorted(Path(folder).iterdir()):
+        for suffix in SUFFIXES:
+            ending = f".{kind}{suffix}"
+            if path.name.endswith(ending) and not path.name.startswith(".") and path.is_file():
+                out.setdefault(path.name[: -len(ending)], path)
+    return out

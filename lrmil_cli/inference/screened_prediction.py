@@ -18,12 +18,12 @@ from torch import Tensor
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
+from lrmil_cli.inference.on_device import OnDevice
 from lrmil_cli.inference.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
-from lrmil_cli.matching.pairs import find_children
-from lrmil_cli.models.model_file import OnDevice
+from lrmil_cli.matching.children import find_children
+from lrmil_cli.selective.model_parts import ScreenedModel
 from lrmil_cli.selective.screener import Screening, screen, screening_of
 from lrmil_cli.selective.screening_images import windows_of_overview, windows_of_tiles
-from lrmil_cli.selective.train_ahdmil import ScreenedModel
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide

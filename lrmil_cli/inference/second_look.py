@@ -26,7 +26,7 @@ from lrmil_cli.evaluation.calibration import calibrated
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.inference.prediction import Prediction, Predictor, Progress, attention_rows
-from lrmil_cli.matching.pairs import find_children
+from lrmil_cli.matching.children import find_children
 from lrmil_cli.slides.grid import split_ratio
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide

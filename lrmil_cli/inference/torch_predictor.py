@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,24 +12,15 @@ from lrmil_cli.encoders.compiled import compile_encoder
 from lrmil_cli.encoders.pipeline import BatchSize
 from lrmil_cli.errors import UsageError
 from lrmil_cli.files.tensors import read_tensor_header
-from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
-from lrmil_cli.models import model_file as models
-from lrmil_cli.slides.region import Region
-from lrmil_cli.slides.slide import Slide
+from lrmil_cli.inference.low_resolution import LowResolution
+from lrmil_cli.inference.prediction import Predictor
+from lrmil_cli.models.model_file import Model, load_model
 
 #: Methods whose models pick the HR tiles that are read.
 SCREENED = ("ahdmil", "hdmil")
 ZOOM = "zoommil"
 
 
-class LowResolution(models.OnDevice):
-    """LRMIL: LR tiles alone (method 7)."""
-
-    def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
-        return models.plan_slide(self.base, slide, device=self.where, batch=self.batch, region=region)
-
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
-        return models.predict_slide(self.base, slide, device=self.where, batch=self.batch, region=region, progress=progress)
 
 
 def open_torch(
@@ -50,7 +41,7 @@ def open_torch(
     method = read_tensor_header(path, "model").get("method", "lrmil")
     if method in SCREENED:
         from lrmil_cli.inference.screened_prediction import Budget, ScreenedPredictor
-        from lrmil_cli.selective.train_ahdmil import load_screened
+        from lrmil_cli.selective.model_parts import load_screened
 
         budget = Budget(**(budget or {}))
         loaded = load_screened(path).to(where)
@@ -61,21 +52,22 @@ def open_torch(
     if budget:
         raise UsageError(f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}")
     if method == ZOOM:
-        from lrmil_cli.inference.zoomed_prediction import ZoomPredictor, load_zoom
+        from lrmil_cli.inference.zoomed_prediction import ZoomPredictor
+        from lrmil_cli.selective.model_parts import load_zoom
 
         zoom = load_zoom(path).to(where)
         if allow_upsample:
             zoom.base.tiles, *zoom.levels = (replace(t, allow_upsample=True) for t in (zoom.base.tiles, *zoom.levels))
         _compile(zoom.base, zoom.base.tiles.tile_px, where, compile)
         return ZoomPredictor(path, zoom.base, where, batch, zoom)
-    plain = models.load_model(path).to(where)
+    plain = load_model(path).to(where)
     if allow_upsample:
         plain.tiles = replace(plain.tiles, allow_upsample=True)
     _compile(plain, plain.tiles.tile_px, where, compile)
     return LowResolution(path, plain, where, batch)
 
 
-def _compile(model: models.Model, tile_px: int, where: torch.device, wanted: bool) -> None:
+def _compile(model: Model, tile_px: int, where: torch.device, wanted: bool) -> None:
     if wanted:
         for encoder in model.encoders:
             compile_encoder(encoder, tile_px, where)

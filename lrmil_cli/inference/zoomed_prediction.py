@@ -5,52 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
-from lrmil_cli.errors import InputError
 from lrmil_cli.heads import MILOutput, PyramidBag
+from lrmil_cli.inference.on_device import OnDevice
 from lrmil_cli.inference.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
-from lrmil_cli.matching.pairs import find_children
-from lrmil_cli.models.model_file import Model, OnDevice, load_parts
+from lrmil_cli.matching.children import find_children
+from lrmil_cli.selective.model_parts import ZoomModel
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
-from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
-
-
-@dataclass
-class ZoomModel:
-    """``base`` with the encoder, the heads and the lowest level's tiles; the tiles of the deeper ``levels``, and tiles along a side of a parent."""
-
-    base: Model
-    levels: list[TileSettings]
-    ratios: list[int]
-
-    def to(self, device: torch.device) -> ZoomModel:
-        self.base.to(device)
-        return self
-
-
-def load_zoom(path: str | Path) -> ZoomModel:
-    """Open a model file of ZoomMIL on the CPU, in evaluation mode.
-
-    Raises:
-        InputError: not such a file, or damaged.
-    """
-    base, _ = load_parts(path, ("zoommil",))
-    try:
-        levels = [settings_from_json(t, str(path)) for t in base.header["level_tiles"]]
-        ratios = [int(r) for r in base.header["ratios"]]
-        if not len(levels) == len(ratios) == base.heads[0].levels - 1:
-            raise ValueError("levels")
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise InputError(f"{path}: the model's metadata is incomplete ({e}); run `lrmil distill-student` again") from e
-    return ZoomModel(base, levels, ratios)
+from lrmil_cli.slides.tiles import boxes_of, find_tiles
 
 
 @dataclass

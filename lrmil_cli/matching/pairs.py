@@ -6,12 +6,11 @@ tile belongs to the LR tile that holds its centre, and how far it lies off its c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrmil_cli.errors import InputError, NoTissueError
+from lrmil_cli.errors import InputError
 from lrmil_cli.files.foreign import ForeignTiles, level0, origin
 from lrmil_cli.slides.grid import (
     inside_share,
@@ -22,8 +21,7 @@ from lrmil_cli.slides.grid import (
     split_ratio,
     tile_boxes,
 )
-from lrmil_cli.slides.slide import Slide, open_slide
-from lrmil_cli.slides.tiles import TileSettings, TissueMap, find_tiles
+from lrmil_cli.slides.slide import open_slide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,38 +197,8 @@ def scale_error(rows: pd.DataFrame, lr_header: dict[str, Any], hr_header: dict[s
     return round(error, 3)
 
 
-@dataclass(frozen=True)
-class Children:
-    """Finer tiles of a slide that lie in coarser ones: columns of ``tiles``, the pyramid level to read them from, and of each the row
-    ``parent`` int64 [N] of the coarser tile it lies in, and its ``cell`` there, row-major."""
-
-    tiles: dict[str, np.ndarray]
-    level: int
-    parent: np.ndarray
-    cell: np.ndarray
 
 
-def find_children(
-    slide: Slide, low: dict[str, np.ndarray], settings: TileSettings, ratio: int, tissue: TissueMap | None, min_inside: float = MIN_INSIDE
-) -> Children:
-    """The pairs that `tile` and `match` would give, straight from the slide; none where no finer tile has enough tissue.
-
-    Args:
-        low: columns ``col, row`` of the coarser tiles; settings: of the finer ones, ``ratio`` of them along a side; tissue: of the slide,
-            where it was looked for by the same settings before; min_inside: share of a tile that must lie on the slide.
-
-    Raises:
-        InputError: the slide is damaged, or too coarse.
-    """
-    try:
-        tiles, level, _ = find_tiles(slide, settings, tissue=tissue)
-    except NoTissueError:  # its rule for tissue may be the stricter one
-        nothing = np.empty(0, np.int64)
-        return Children(dict.fromkeys(("x", "y", "width", "height", "col", "row"), nothing), 0, nothing, nothing)
-    parent, cell = match_tiles(low["col"], low["row"], tiles["col"], tiles["row"], ratio)
-    grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
-    keep = np.flatnonzero((parent >= 0) & (inside_share(grid, tiles["col"], tiles["row"]) >= min_inside))
-    return Children({k: v[keep] for k, v in tiles.items()}, level, parent[keep], cell[keep])
 
 
 def boxes_of(x: np.ndarray, y: np.ndarray, header: dict[str, Any]) -> np.ndarray:

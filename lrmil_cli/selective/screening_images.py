@@ -10,11 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lrmil_cli.distill.hr_tokens import PairedSlide, tile_level
 from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import UsageError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
+from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
 from lrmil_cli.slides.reader import iter_batches, overview
 from lrmil_cli.slides.slide import WHITE, Slide
 

@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lrmil_cli.distill.hr_tokens import PairedSlide, read_pairs
-from lrmil_cli.distill.teacher_targets import HighResolution, check_no_leak
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
@@ -21,27 +19,25 @@ from lrmil_cli.evaluation.metrics import mean_sd, show
 from lrmil_cli.files.foreign import NAMES
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.tables import write_table
+from lrmil_cli.files.tables import find_table, write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
-from lrmil_cli.heads.dmin import DMIN
-from lrmil_cli.models.model_file import Model, load_parts, save_model
+from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
+from lrmil_cli.models.model_file import save_model
 from lrmil_cli.selective.asymmetric_distillation import (
-    METHODS,
     Instances,
     ScreenedFit,
     ScreenSettings,
     fit_screened,
     predict,
 )
-from lrmil_cli.selective.screener import Screener
 from lrmil_cli.selective.screening_images import check_windows, load_images
-from lrmil_cli.slides.tiles import TileSettings, settings_from_json
 from lrmil_cli.training import crossval
-from lrmil_cli.training.bags import find_table, tile_tables
+from lrmil_cli.training.bags import tile_tables
 from lrmil_cli.training.crossval import FoldResult
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
-from lrmil_cli.training.high_resolution import load_high
+from lrmil_cli.training.high_resolution import HighResolution, load_high
+from lrmil_cli.training.leaks import check_no_leak
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
 
 #: Panels of the curves: title, columns.
@@ -226,42 +222,5 @@ def _with_kept(metrics: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame
     return metrics.assign(kept_rate=[own.get(str(f)) for f in metrics["fold"]])
 
 
-@dataclass
-class ScreenedModel:
-    """A model of AHDMIL or HDMIL: ``base`` with the HR encoder, DMIN heads and LR tiles; a screener a fold; the HR tiles."""
-
-    base: Model
-    screeners: list[Screener]
-    hr_tiles: TileSettings
-    ratio: int
-    screen_px: int
-    source: str
-
-    @property
-    def heads(self) -> list[DMIN]:
-        return self.base.heads
-
-    def to(self, device: torch.device) -> ScreenedModel:
-        self.base.to(device)
-        for s in self.screeners:
-            s.to(device)
-        return self
 
 
-def load_screened(path: str | Path) -> ScreenedModel:
-    """Open a model file of AHDMIL or HDMIL on the CPU, in evaluation mode.
-
-    Raises:
-        InputError: not such a file, or damaged.
-    """
-    base, tensors = load_parts(path, tuple(METHODS))
-    try:
-        about, screeners = base.header["screen"], []
-        for n in range(len(base.heads)):
-            screener = Screener(len(base.classes), int(about["branches"]))
-            screener.load_state_dict({k[len(f"screen{n}."):]: v for k, v in tensors.items() if k.startswith(f"screen{n}.")})
-            screeners.append(screener.eval().requires_grad_(False))
-        return ScreenedModel(base, screeners, settings_from_json(base.header["hr_tiles"], str(path)), int(base.header["ratio"]),
-                             int(about["px"]), str(about["source"]))
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise InputError(f"{path}: the screener does not fit this version of lrmil ({' '.join(str(e).split())[:160]})") from e

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrmil_cli.distill.hr_tokens import PairedSlide, read_pairs
-from lrmil_cli.distill.teacher_targets import align, find_rows
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.embed import features_settings
 from lrmil_cli.encoders.spec import load_encoder
@@ -19,12 +17,14 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features, read_features
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.tables import write_table
+from lrmil_cli.files.tables import find_table, write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag, PyramidBag
+from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
+from lrmil_cli.matching.tile_rows import align, find_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
-from lrmil_cli.training.bags import Bags, embed_cohort, find_table, tile_tables
+from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.follow_teacher import check_classes, folds_like
 from lrmil_cli.training.loop import TrainSettings

@@ -1,1 +1,1 @@
-"""Training of MIL heads: loop, folds, early stopping, metrics."""
+"""Training of MIL heads: bags, folds, the loop, recipes, the teacher."""

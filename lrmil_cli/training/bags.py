@@ -18,7 +18,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features
 from lrmil_cli.files.foreign import NAMES, read_bag
 from lrmil_cli.files.manifest import Entry, Manifest
-from lrmil_cli.files.tables import SUFFIXES, read_table_header
+from lrmil_cli.files.tables import find_table, read_table_header
 from lrmil_cli.heads import Bag
 from lrmil_cli.slides.slide import open_slide
 
@@ -43,29 +43,8 @@ class Bags:
         return self.all[0].features.device
 
 
-def find_table(folder: str | Path, slide_id: str, kind: str) -> Path:
-    """The table ``<slide_id>.<kind>.csv`` (or .csv.gz, .parquet) in a folder.
-
-    Raises:
-        InputError: it is not there.
-    """
-    for suffix in SUFFIXES:
-        path = Path(folder) / f"{slide_id}.{kind}{suffix}"
-        if path.is_file():
-            return path
-    command = {"tiles": "lrmil tile", "pairs": "lrmil match"}[kind]
-    raise InputError(f"{folder}: no {kind} table of slide {slide_id} ({slide_id}.{kind}.csv); make it with `{command}`")
 
 
-def list_tables(folder: str | Path, kind: str) -> dict[str, Path]:
-    """All tables ``<slide_id>.<kind>.<suffix>`` in a folder, by slide id, sorted."""
-    out = {}
-    for path in sorted(Path(folder).iterdir()):
-        for suffix in SUFFIXES:
-            ending = f".{kind}{suffix}"
-            if path.name.endswith(ending) and not path.name.startswith(".") and path.is_file():
-                out.setdefault(path.name[: -len(ending)], path)
-    return out
 
 
 def tile_tables(manifest: Manifest, folder: str | Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lrmil_cli.distill.teacher_targets import HighResolution
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.training.folds import check_fold, fold_names, make_folds
+from lrmil_cli.training.high_resolution import HighResolution
 from lrmil_cli.training.teacher import Teacher
 
 

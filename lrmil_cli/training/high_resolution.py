@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from lrmil_cli.distill.hr_tokens import read_pairs
-from lrmil_cli.distill.teacher_targets import HighResolution, align, region_parents
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.training.bags import bag_of, find_table
+from lrmil_cli.files.tables import find_table
+from lrmil_cli.heads import Bag
+from lrmil_cli.matching.paired_slide import read_pairs
+from lrmil_cli.matching.tile_rows import align, region_parents
+from lrmil_cli.training.bags import bag_of
 
 
 def load_high(
@@ -57,3 +62,21 @@ def load_high(
         raise InputError(f"{pairs}: pairs of different ratios ({sorted(ratios)}); tile all slides alike")
     out.ratio = next(iter(ratios), 1)
     return out
+
+
+@dataclass
+class HighResolution:
+    """The HR side of a cohort, in manifest order; None where a slide was not asked for, or has no features or pairs.
+
+    Attributes:
+        bags: N_h tiles each; parents: int64 [N_h] each, LR tile of each HR tile, -1 for none; headers: of the feature files.
+        rows: row in the bag of each HR tile of the pairs table, see :func:`align`.
+        inputs: digests of what was read; ratio: HR tiles along the side of an LR tile.
+    """
+
+    bags: list[Bag | None]
+    parents: list[Tensor | None]
+    headers: list[dict[str, Any] | None] = field(default_factory=list)
+    rows: list[np.ndarray | None] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    ratio: int = 1

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.distill.hr_tokens import read_pairs
 from lrmil_cli.files.features import read_features
-from lrmil_cli.files.tables import read_table
+from lrmil_cli.files.tables import list_tables, read_table
+from lrmil_cli.matching.paired_slide import read_pairs
+from lrmil_cli.selective.model_parts import load_screened
 from lrmil_cli.selective.screener import screen
 from lrmil_cli.selective.screening_images import make_images
-from lrmil_cli.selective.train_ahdmil import load_screened
-from lrmil_cli.training.bags import list_tables
 from tests.layouts import write_trident
 
 

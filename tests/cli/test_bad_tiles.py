@@ -9,11 +9,11 @@ import tifffile
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.distill.hr_tokens import read_pairs
 from lrmil_cli.files.features import Features, read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.heads import Bag
+from lrmil_cli.matching.paired_slide import read_pairs
 from lrmil_cli.selective.train_zoommil import make_pyramid
 from lrmil_cli.slides.reader import iter_batches, overview, read_rows
 from lrmil_cli.slides.slide import open_slide

@@ -45,10 +45,11 @@ def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
     import torch
 
     from lrmil_cli.encoders.pipeline import BatchSize
-    from lrmil_cli.models import model_file as m
+    from lrmil_cli.inference import low_resolution as m
+    from lrmil_cli.models.model_file import load_model
     from lrmil_cli.slides.slide import open_slide
 
-    loaded, now, calls = m.load_model(chain.model), [0.0], []
+    loaded, now, calls = load_model(chain.model), [0.0], []
 
     def encode(encoders, tiles, count, **kwargs):
         calls.append(count)

@@ -257,9 +257,9 @@ def test_a_map_that_is_missing_is_made_from_the_table_without_predicting_again(c
     slide = chain.manifest.parent / "slides" / "s13.svs"
     args = ["predict", slide, "-m", chain.model, "-o", tmp_path / "p"]
     assert lrmil(*args).code == 0
-    from lrmil_cli.models import model_file as model
+    from lrmil_cli.inference import low_resolution
 
-    monkeypatch.setattr(model, "predict_slide", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(low_resolution, "predict_slide", lambda *a, **k: 1 / 0)
     said = lrmil(*args, "--overlay", tmp_path / "o.png", "--geojson", tmp_path / "g.geojson", "--json")
     assert said.code == 0 and said.records[0]["status"] == "ok" and (tmp_path / "o.png").exists() and (tmp_path / "g.geojson").exists()
     piped = lrmil(*args, "--geojson", "-")

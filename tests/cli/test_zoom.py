@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.distill.hr_tokens import read_pairs
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.heads import Bag
-from lrmil_cli.inference.zoomed_prediction import load_zoom
+from lrmil_cli.matching.paired_slide import read_pairs
+from lrmil_cli.selective.model_parts import load_zoom
 from lrmil_cli.selective.train_zoommil import make_pyramid
 from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.training.bags import bag_of

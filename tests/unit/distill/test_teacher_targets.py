@@ -5,18 +5,15 @@ import pandas as pd
 import pytest
 import torch
 
-from lrmil_cli.distill import teacher_targets as student
-from lrmil_cli.distill.teacher_targets import (
-    DistillSettings,
-    HighResolution,
-    distillation_terms,
-    make_target,
-    preset_settings,
-    terms_of_fold,
-)
+from lrmil_cli.distill.settings import DistillSettings, preset_settings, preset_warning
+from lrmil_cli.distill.student_loss import distillation_terms, terms_of_fold
+from lrmil_cli.distill.teacher_targets import fold_targets, make_target
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.heads import Bag, MILHead, MILOutput, build_head
 from lrmil_cli.matching.pairs import match_tables
+from lrmil_cli.matching.tile_rows import matched_counts
+from lrmil_cli.training.high_resolution import HighResolution
+from lrmil_cli.training.leaks import check_no_leak, encoder_leak
 
 
 def tile_table(cols, rows, mpp, width=4096, height=4096, fingerprint="f", slide_mpp=0.5):
@@ -114,18 +111,18 @@ def test_hard_feature_without_projection_gives_the_head_no_gradient():
 
 
 def test_a_teacher_that_saw_a_test_slide_is_refused():
-    student.check_no_leak({"train": ["a", "b"], "val": ["c"]}, ["d"], 1)
+    check_no_leak({"train": ["a", "b"], "val": ["c"]}, ["d"], 1)
     for seen in ("b", "c"):
         with pytest.raises(InputError, match=f"slide {seen}"):
-            student.check_no_leak({"train": ["a", "b"], "val": ["c"]}, ["d", seen], 1)
+            check_no_leak({"train": ["a", "b"], "val": ["c"]}, ["d", seen], 1)
 
 
 def test_slides_without_a_teacher_are_an_error_or_asked_for():
     head = build_head("abmil", 3, 2).eval()
     high = HighResolution([Bag(torch.randn(4, 3)), None, Bag(torch.randn(4, 3))], [torch.tensor([0, 0, 1, 1]), None, torch.full((4,), -1)])
     with pytest.raises(InputError, match=r"slide b.*2 slide\(s\).*ce-only"):
-        student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"], [0, 1, 0])
-    assert list(student.fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(missing_teacher="ce-only"), ["a", "b", "c"], [0, 1, 0])) == [0]
+        fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"], [0, 1, 0])
+    assert list(fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(missing_teacher="ce-only"), ["a", "b", "c"], [0, 1, 0])) == [0]
 
 
 def test_presets_and_bad_values():
@@ -135,21 +132,21 @@ def test_presets_and_bad_values():
     for bad in (lambda: preset_settings("lr", {}), lambda: DistillSettings(region_attention="mean"), lambda: DistillSettings(temperature_bag=0)):
         with pytest.raises(UsageError):
             bad()
-    assert "was distilled" in student.preset_warning("lr-only", True)
-    assert "not distilled" in student.preset_warning("lrmil", False)
-    assert student.preset_warning("patch", True) is None
+    assert "was distilled" in preset_warning("lr-only", True)
+    assert "not distilled" in preset_warning("lrmil", False)
+    assert preset_warning("patch", True) is None
 
 
 def test_matched_counts_leave_out_slides_the_teacher_does_not_speak_of():
-    counts = student.matched_counts([torch.tensor([0, 0, 0, 0, 1, -1]), None], [3, 9], 2)
+    counts = matched_counts([torch.tensor([0, 0, 0, 0, 1, -1]), None], [3, 9], 2)
     assert counts == {"matched": 2, "unmatched": 1, "incomplete": 1}
 
 
 def test_encoder_leak_is_seen():
     folds = pd.DataFrame({"slide_id": ["a", "b"], "fold_1": ["train", "test"]})
-    assert student.encoder_leak({"slides": ["a", "b"]}, folds, ["fold_1"])
-    assert not student.encoder_leak({"slides": ["a"]}, folds, ["fold_1"])
-    assert not student.encoder_leak(None, folds, ["fold_1"])
+    assert encoder_leak({"slides": ["a", "b"]}, folds, ["fold_1"])
+    assert not encoder_leak({"slides": ["a"]}, folds, ["fold_1"])
+    assert not encoder_leak(None, folds, ["fold_1"])
 
 
 class TwoRows(MILHead):

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrmil_cli.distill.hr_tokens import one_tile_a_cell, read_pairs
-from lrmil_cli.distill.teacher_targets import region_parents
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.foreign import ForeignTiles, level0, read_bag, read_foreign
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.files.tables import write_table
+from lrmil_cli.matching.paired_slide import one_tile_a_cell, read_pairs
 from lrmil_cli.matching.pairs import match_foreign, match_tables
+from lrmil_cli.matching.tile_rows import region_parents
 from lrmil_cli.slides.grid import loose_ratio, match_boxes
 from tests.layouts import write_clam_coords, write_clam_features, write_stamp, write_trident
 from tests.unit.distill.test_teacher_targets import tile_table

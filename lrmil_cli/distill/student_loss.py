@@ -1,0 +1,59 @@
+"""The loss of the student head besides the labels (eq. 6): what of it is on, slide by slide."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lrmil_cli.distill.losses import bag_distillation, hard_attention, hard_feature, soft_attention
+from lrmil_cli.distill.settings import DistillSettings
+from lrmil_cli.distill.teacher_targets import Target
+from lrmil_cli.heads import MILOutput
+from lrmil_cli.training.loop import ExtraTerms
+
+
+def distillation_terms(
+    out: MILOutput, target: Target, settings: DistillSettings, classifier: nn.Linear | None = None
+) -> dict[str, tuple[float, Tensor]]:
+    """The terms of equation 6 besides the cross-entropy: ``{name: (lambda, loss)}``, only those that are on."""
+    terms: dict[str, tuple[float, Tensor]] = {}
+    if settings.lambda_bag:
+        terms["bag_kd"] = (settings.lambda_bag, bag_distillation(out.logits, target.logits, settings.temperature_bag))
+    if settings.lambda_soft:
+        terms["soft"] = (settings.lambda_soft, soft_attention(
+            out.scores, target.region, target.matched, settings.temperature_attention, settings.soft_reduction))
+    if settings.lambda_hard and target.selection is not None:
+        if settings.hard == "feature":
+            terms["hard"] = (settings.lambda_hard, hard_feature(out.extra["instances"], classifier, *target.selection))
+        else:
+            terms["hard"] = (settings.lambda_hard, hard_attention(out.scores, *target.selection))
+    return terms
+
+
+def terms_of_fold(
+    targets: dict[int, Target], settings: DistillSettings, seed: int
+) -> ExtraTerms:
+    """The function that the training loop calls for each training bag.
+
+    The classifier of ``hard="feature"`` belongs to no head; it is trained by its own optimiser inside the closure.
+    """
+    classifier: nn.Linear | None = None
+    optimizer: torch.optim.Optimizer | None = None
+
+    def terms(i: int, out: MILOutput) -> dict[str, tuple[float, Tensor]]:
+        nonlocal classifier, optimizer
+        if i not in targets:
+            return {}
+        if settings.hard == "feature" and settings.lambda_hard and classifier is None:
+            instances = out.extra["instances"]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                classifier = nn.Linear(instances.shape[1], 2).to(instances.device)
+            optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-4)
+        elif optimizer is not None:
+            # Gradients of the last backward pass are applied here, one step behind the head's.
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return distillation_terms(out, targets[i], settings, classifier)
+
+    return terms
