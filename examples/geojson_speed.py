@@ -28,8 +28,16 @@ def make_table(n):
     cols = int(np.ceil(np.sqrt(n)))
     i = np.arange(n)
     attention = np.random.default_rng(0).gamma(0.3, 1, n)
-    rows = pd.DataFrame({"x": i % cols * SIDE, "y": i // cols * SIDE, "width": SIDE, "height": SIDE, "attention": attention / attention.sum(),
-                         "percentile": (np.argsort(np.argsort(attention)) / (n - 1) * 100).round(4)})
+    rows = pd.DataFrame(
+        {
+            "x": i % cols * SIDE,
+            "y": i // cols * SIDE,
+            "width": SIDE,
+            "height": SIDE,
+            "attention": attention / attention.sum(),
+            "percentile": (np.argsort(np.argsort(attention)) / (n - 1) * 100).round(4),
+        }
+    )
     slide = {"id": "s", "path": "s.svs", "width": cols * SIDE, "height": cols * SIDE, "mpp": 0.5, "fingerprint": "f"}
     return {"slide": slide, "history": [{"command": "predict", "digest": "d"}]}, rows
 
@@ -41,8 +49,14 @@ def plain(path, header, rows):
     features = []
     for x, y, w, h, *numbers in zip(*(rows[c].tolist() for c in ("x", "y", "width", "height")), *columns):
         ring = [[x, y], [x + w, y], [x + w, y + h], [x, y + h], [x, y]]
-        features.append({"type": "Feature", "id": str(uuid.uuid5(NAMESPACE, f"f|d|{x}|{y}|{w}|{h}")), "geometry": {"type": "Polygon", "coordinates": [ring]},
-                         "properties": {"objectType": "tile", "measurements": dict(zip(values, numbers))}})
+        features.append(
+            {
+                "type": "Feature",
+                "id": str(uuid.uuid5(NAMESPACE, f"f|d|{x}|{y}|{w}|{h}")),
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {"objectType": "tile", "measurements": dict(zip(values, numbers))},
+            }
+        )
     path.write_bytes(gzip.compress(json.dumps({"type": "FeatureCollection", "features": features}).encode()))
 
 

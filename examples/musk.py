@@ -23,8 +23,12 @@ from lrmil_cli.training.crossval import HeadSpec, seeded_head
 from lrmil_cli.training.loop import TrainSettings, fit_head, predict_bags
 
 HEADS = {"ABMIL": {"embed_dim": 128, "hidden": 64}, "gated ABMIL": {"embed_dim": 128, "hidden": 64, "gated": True}}
-PUBLISHED = {("musk1", "ABMIL"): "0.892 +- 0.040", ("musk1", "gated ABMIL"): "0.900 +- 0.050",
-             ("musk2", "ABMIL"): "0.858 +- 0.048", ("musk2", "gated ABMIL"): "0.863 +- 0.042"}
+PUBLISHED = {
+    ("musk1", "ABMIL"): "0.892 +- 0.040",
+    ("musk1", "gated ABMIL"): "0.900 +- 0.050",
+    ("musk2", "ABMIL"): "0.858 +- 0.048",
+    ("musk2", "gated ABMIL"): "0.863 +- 0.042",
+}
 
 
 def read(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -73,7 +77,10 @@ def main() -> None:
         for head, options in HEADS.items():
             own = [accuracy_of_repeat(bags, labels, options, settings, r) for r in range(args.repeats)]
             sd = f"{np.std(own, ddof=1):.3f}" if len(own) > 1 else "?"
-            print(f"{name:<8}{head:<14}{f'{np.mean(own):.3f} +- {sd}':<34}{PUBLISHED.get((name, head), ''):<18}", flush=True)
+            print(
+                f"{name:<8}{head:<14}{f'{np.mean(own):.3f} +- {sd}':<34}{PUBLISHED.get((name, head), ''):<18}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

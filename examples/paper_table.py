@@ -32,13 +32,15 @@ def read(path: str) -> dict[str, dict[str, str]]:
             text = "undefined"
             if row["mean"]:
                 scale, form = (1, ".3f") if row["metric"] == "brier" else (100, ".1f")
-                text = f"{scale * float(row['mean']):{form}}" + (f" ± {scale * float(row['sd']):{form}}" if row["sd"] else "")
+                text = f"{scale * float(row['mean']):{form}}" + (
+                    f" ± {scale * float(row['sd']):{form}}" if row["sd"] else ""
+                )
             out.setdefault(row["model"], {})[row["metric"]] = text
     return out
 
 
 def spread(values: list[float], form: str) -> str:
-    """"mean ± sd" of some numbers."""
+    """ "mean ± sd" of some numbers."""
     return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
@@ -61,9 +63,21 @@ def methods_table(models: dict[str, dict[str, str]], folders: dict[str, str]) ->
     rows = []
     for name, own in models.items():
         lr, hr, seconds = found[name]
-        rows.append([name, *(own.get(m, "") for m in ("accuracy", "auc", "f1_weighted", "brier")), f"{statistics.mean(lr):.1f}", spread(hr, ".1f"),
-                     spread(seconds, ".2f"), f"{statistics.mean(seconds) / full:.2f}", PAPER.get(name, "")])
-    return table(["method", "accuracy %", "AUC %", "F1 %", "Brier", "LR tiles", "HR tiles", "seconds", "of full HR", "paper"], rows)
+        rows.append(
+            [
+                name,
+                *(own.get(m, "") for m in ("accuracy", "auc", "f1_weighted", "brier")),
+                f"{statistics.mean(lr):.1f}",
+                spread(hr, ".1f"),
+                spread(seconds, ".2f"),
+                f"{statistics.mean(seconds) / full:.2f}",
+                PAPER.get(name, ""),
+            ]
+        )
+    return table(
+        ["method", "accuracy %", "AUC %", "F1 %", "Brier", "LR tiles", "HR tiles", "seconds", "of full HR", "paper"],
+        rows,
+    )
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
@@ -81,16 +95,27 @@ def main() -> None:
     if kind == "methods":
         print(methods_table(models, dict(a.split("=", 1) for a in sys.argv[3:])))
     elif kind == "ablation":
-        rows = [[name, *("x" if t in TERMS[name] else "" for t in "pbsh"), *own] if name in TERMS else [f"HR {name}", "", "", "", "", *own]
-                for name, own in scores.items()]
+        rows = [
+            [name, *("x" if t in TERMS[name] else "" for t in "pbsh"), *own]
+            if name in TERMS
+            else [f"HR {name}", "", "", "", "", *own]
+            for name, own in scores.items()
+        ]
         print(table(["preset", "patch", "bag", "soft", "hard", "accuracy %", "AUC %"], rows))
     elif kind == "topk":
         print(table(["top-k", "accuracy %", "AUC %"], [[name, *own] for name, own in scores.items()]))
     else:
         cost = json.load(open(sys.argv[3], encoding="utf-8"))["cost"] if len(sys.argv) > 3 else {}
         tiles = {side: f"{cost[side]['tiles']:.0f}" if side in cost else "" for side in ("hr", "lr")}
-        print(table(["reads", "method", "accuracy %", "AUC %", "tiles a slide"],
-                    [["5x" if n == "lrmil" else "20x", n, *own, tiles["lr" if n == "lrmil" else "hr"]] for n, own in scores.items()]))
+        print(
+            table(
+                ["reads", "method", "accuracy %", "AUC %", "tiles a slide"],
+                [
+                    ["5x" if n == "lrmil" else "20x", n, *own, tiles["lr" if n == "lrmil" else "hr"]]
+                    for n, own in scores.items()
+                ],
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -60,8 +60,20 @@ def _directory(fh, link: int, width: int, height: int, text: bytes, offsets: np.
         places.append(fh.tell())
         fh.write(data + b"\0" * (len(data) % 2))
     n = len(offsets)
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, places[0]), (259, 3, 1, 8), (262, 3, 1, 2), (270, 2, len(text), places[1]),
-            (277, 3, 1, 3), (284, 3, 1, 1), (322, 4, 1, BLOCK), (323, 4, 1, BLOCK), (324, 4, n, places[2]), (325, 4, n, places[3])]
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, places[0]),
+        (259, 3, 1, 8),
+        (262, 3, 1, 2),
+        (270, 2, len(text), places[1]),
+        (277, 3, 1, 3),
+        (284, 3, 1, 1),
+        (322, 4, 1, BLOCK),
+        (323, 4, 1, BLOCK),
+        (324, 4, n, places[2]),
+        (325, 4, n, places[3]),
+    ]
     start = fh.tell()
     fh.write(struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", 0))
     end = fh.tell()
@@ -89,9 +101,26 @@ def grid_table(side: int, mpp: float):
     row, col = (a.ravel() for a in np.indices((side, side)))
     step = round(256 * mpp / 0.5)
     size = side * step
-    slide = {"id": "s", "path": "s.svs", "width": size, "height": size, "mpp": 0.5, "mpp_source": "metadata", "vendor": "aperio", "fingerprint": "f"}
-    header = {"kind": "tiles", "version": 1, "slide": slide, "settings": {"mpp": mpp, "tile_px": 256}, "history": [{"command": "tile", "digest": "d"}]}
-    rows = pd.DataFrame({"x": col * step, "y": row * step, "width": step, "height": step, "col": col, "row": row, "tissue": 1.0})
+    slide = {
+        "id": "s",
+        "path": "s.svs",
+        "width": size,
+        "height": size,
+        "mpp": 0.5,
+        "mpp_source": "metadata",
+        "vendor": "aperio",
+        "fingerprint": "f",
+    }
+    header = {
+        "kind": "tiles",
+        "version": 1,
+        "slide": slide,
+        "settings": {"mpp": mpp, "tile_px": 256},
+        "history": [{"command": "tile", "digest": "d"}],
+    }
+    rows = pd.DataFrame(
+        {"x": col * step, "y": row * step, "width": step, "height": step, "col": col, "row": row, "tissue": 1.0}
+    )
     return header, rows
 
 
@@ -132,8 +161,15 @@ def bare_model(path: Path) -> None:
 
     encoder = load_encoder("demo-vit", tile_px=256)
     head = build_head("abmil", encoder.embed_dim, 2)
-    header = make_header("model", settings={}, classes=["a", "b"], tiles=TileSettings().as_json(), attention_kind="native",
-                         history=[step("distill-student", {}, {})], calibration={"temperature": 1.0})
+    header = make_header(
+        "model",
+        settings={},
+        classes=["a", "b"],
+        tiles=TileSettings().as_json(),
+        attention_kind="native",
+        history=[step("distill-student", {}, {})],
+        calibration={"temperature": 1.0},
+    )
     save_model(path, header, [encoder], [head], [0])
 
 
@@ -168,7 +204,18 @@ def main() -> None:
             if not slide.exists():
                 sparse_slide(slide, width, height)
             found["tile"].append(command("tile", slide, "--mpp", "2.0", "-o", out / "tiles" / str(width)))
-            found["predict"].append(command("predict", slide, "-m", folder / "model.safetensors", "--runtime", "torch", "-o", out / "out" / str(width)))
+            found["predict"].append(
+                command(
+                    "predict",
+                    slide,
+                    "-m",
+                    folder / "model.safetensors",
+                    "--runtime",
+                    "torch",
+                    "-o",
+                    out / "out" / str(width),
+                )
+            )
         for name, own in found.items():
             show(f"{name}, 10,000 x 8,000 px and up", "s", [s for s, _ in own], ".2f")
             show(f"{name}, peak memory", "MB", [m for _, m in own], ".0f")

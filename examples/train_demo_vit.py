@@ -69,7 +69,9 @@ def view(tiles: torch.Tensor) -> torch.Tensor:
         part = torch.rot90(part, int(torch.randint(4, ())), (2, 3))
         parts.append(part.flip(3) if torch.rand(()) < 0.5 else part)
     out = torch.cat(parts)
-    out = out.clamp_min(1 / 255) ** (1 + 0.05 * torch.randn(len(out), 3, 1, 1))  # a power of light is a factor of absorption
+    out = out.clamp_min(1 / 255) ** (
+        1 + 0.05 * torch.randn(len(out), 3, 1, 1)
+    )  # a power of light is a factor of absorption
     return (out - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
@@ -112,8 +114,15 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    model = timm.create_model(ARCHITECTURE, pretrained=False, img_size=IMAGE_SIZE, num_classes=0,
-                              embed_dim=WIDTH, depth=args.depth, num_heads=HEADS)
+    model = timm.create_model(
+        ARCHITECTURE,
+        pretrained=False,
+        img_size=IMAGE_SIZE,
+        num_classes=0,
+        embed_dim=WIDTH,
+        depth=args.depth,
+        num_heads=HEADS,
+    )
     if args.start:
         model.load_state_dict({key: value.float() for key, value in safetensors.torch.load_file(args.start).items()})
     recipe_head, tokens_head = nn.Linear(WIDTH, len(RECIPE_NAMES)), nn.Linear(WIDTH, len(RECIPE_NAMES))

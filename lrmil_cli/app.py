@@ -41,18 +41,31 @@ INTERRUPTED = 130
 CLOSED_PIPE = 141
 
 app = typer.Typer(
-    name="lrmil", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
+    name="lrmil",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
     help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
-         "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> export-geojson. "
-         "Start with `lrmil demo DIR`. Research use only.",
+    "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> export-geojson. "
+    "Start with `lrmil demo DIR`. Research use only.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, function in (
-    ("tile", tile.tile), ("match", match.match), ("distill-encoder", distill_encoder.distill_encoder),
-    ("train-teacher", train_teacher.train_teacher), ("distill-student", distill_student.distill_student),
-    ("predict", predict.predict), ("export-geojson", export_geojson.export_geojson),
-    ("export-onnx", export_onnx.export_onnx), ("evaluate", evaluate.evaluate), ("embed", embed.embed), ("benchmark", benchmark.benchmark), ("info", info.info),
-    ("doctor", doctor.doctor), ("demo", demo.demo),
+    ("tile", tile.tile),
+    ("match", match.match),
+    ("distill-encoder", distill_encoder.distill_encoder),
+    ("train-teacher", train_teacher.train_teacher),
+    ("distill-student", distill_student.distill_student),
+    ("predict", predict.predict),
+    ("export-geojson", export_geojson.export_geojson),
+    ("export-onnx", export_onnx.export_onnx),
+    ("evaluate", evaluate.evaluate),
+    ("embed", embed.embed),
+    ("benchmark", benchmark.benchmark),
+    ("info", info.info),
+    ("doctor", doctor.doctor),
+    ("demo", demo.demo),
 ):
     app.command(name)(with_common_options(function))
 
@@ -64,7 +77,9 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
     pass
 
 
@@ -95,7 +110,9 @@ def run(args: Sequence[str]) -> int:
     except MemoryError:
         return _fail("out of memory; try a smaller --batch-size", 5)
     except Exception as e:
-        if hasattr(e, "format_message"):  # the command line parser's errors; their module differs between versions of typer
+        if hasattr(
+            e, "format_message"
+        ):  # the command line parser's errors; their module differs between versions of typer
             return _usage(e)
         return _internal(e)
 
@@ -103,7 +120,9 @@ def run(args: Sequence[str]) -> int:
 def _internal(e: Exception) -> int:
     if debug.get():
         raise e
-    return _fail(f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:300]} (add --debug for the traceback)", 1)
+    return _fail(
+        f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:300]} (add --debug for the traceback)", 1
+    )
 
 
 def _close_stdout() -> None:

@@ -73,7 +73,9 @@ def join(device: str = "auto") -> Iterator[tuple[World, torch.device]]:
         yield World(), pick_device(device)
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    where = pick_device(f"cuda:{local}" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else device)
+    where = pick_device(
+        f"cuda:{local}" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else device
+    )
     if where.type == "cuda":
         torch.cuda.set_device(where)
     world = World(int(os.environ["RANK"]), size)

@@ -17,7 +17,9 @@ import tifffile
 from lrmil_cli.app import run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the folder of real slides is not on this machine")
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "data").is_dir(), reason="the folder of real slides is not on this machine"
+)
 
 
 @dataclass
@@ -49,7 +51,15 @@ def lrmil(capsys):
 def shell(command: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
     """Run a shell line with ``lrmil`` on the PATH, real pipes and all."""
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
 
 
 def without_checksum(text: str) -> str:
@@ -57,26 +67,50 @@ def without_checksum(text: str) -> str:
     return re.sub(r',\s*"content": "\w+"', "", text)
 
 
-def write_tiff(path: Path, image: np.ndarray, *, mpp: float | None = 0.5, levels=(1, 4), description: str | None = None, ome: bool = False,
-               **options) -> Path:
+def write_tiff(
+    path: Path,
+    image: np.ndarray,
+    *,
+    mpp: float | None = 0.5,
+    levels=(1, 4),
+    description: str | None = None,
+    ome: bool = False,
+    **options,
+) -> Path:
     """A tiled pyramidal TIFF: Aperio-like by its description, OME, or generic with a resolution tag."""
     import cv2
 
-    options = {"tile": (256, 256), "compression": "deflate", "photometric": "rgb" if image.ndim == 3 else "minisblack", **options}
+    options = {
+        "tile": (256, 256),
+        "compression": "deflate",
+        "photometric": "rgb" if image.ndim == 3 else "minisblack",
+        **options,
+    }
     if description is None and mpp is not None and not ome:
         description = f"Aperio Image Library (test)\n{image.shape[1]}x{image.shape[0]}|AppMag = 20|MPP = {mpp}"
-    pyramid = [image if d == 1 else cv2.resize(image, (image.shape[1] // d, image.shape[0] // d), interpolation=cv2.INTER_AREA) for d in levels]
+    pyramid = [
+        image if d == 1 else cv2.resize(image, (image.shape[1] // d, image.shape[0] // d), interpolation=cv2.INTER_AREA)
+        for d in levels
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tifffile.TiffWriter(path, ome=ome) as tw:
         if ome:
-            meta = {"axes": "YXS", "PhysicalSizeX": mpp, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm"}
+            meta = {
+                "axes": "YXS",
+                "PhysicalSizeX": mpp,
+                "PhysicalSizeXUnit": "µm",
+                "PhysicalSizeY": mpp,
+                "PhysicalSizeYUnit": "µm",
+            }
             tw.write(pyramid[0], subifds=len(levels) - 1, metadata=meta, **options)
             for p in pyramid[1:]:
                 tw.write(p, subfiletype=1, metadata=None, **options)
             return path
         tw.write(pyramid[0], description=description, metadata=None, software=False, **options)
         if description:
-            tw.write(pyramid[-1][:64, :64], metadata=None, software=False, photometric=options["photometric"])  # Aperio's thumbnail page
+            tw.write(
+                pyramid[-1][:64, :64], metadata=None, software=False, photometric=options["photometric"]
+            )  # Aperio's thumbnail page
         for p in pyramid[1:]:
             tw.write(p, description=description, metadata=None, software=False, **options)
     return path
@@ -88,7 +122,9 @@ def blob_image(width: int = 1600, height: int = 1200, seed: int = 0) -> np.ndarr
     image = np.full((height, width, 3), 244, np.uint8)
     yy, xx = np.mgrid[0:height, 0:width]
     disc = (xx - width * 0.45) ** 2 + (yy - height * 0.5) ** 2 < (0.36 * min(width, height)) ** 2
-    texture = np.kron(rng.integers(0, 60, (height // 8 + 1, width // 8 + 1, 1)), np.ones((8, 8, 1), int))[:height, :width]
+    texture = np.kron(rng.integers(0, 60, (height // 8 + 1, width // 8 + 1, 1)), np.ones((8, 8, 1), int))[
+        :height, :width
+    ]
     image[disc] = (np.array([214, 130, 178]) - texture[disc] * np.array([1, 1, 0.4])).astype(np.uint8)
     return image
 
@@ -117,7 +153,9 @@ def cohort(tmp_path_factory) -> Path:
     lines = ["slide,label,split"]
     for i in range(16):
         make_slide(folder / "slides" / f"s{i:02d}.svs", seed=100 + i, positive=bool(i % 2), size_px=1536)
-        lines.append(f"slides/s{i:02d}.svs,{'tumor' if i % 2 else 'normal'},{'train' if i < 8 else 'val' if i < 12 else 'test'}")
+        lines.append(
+            f"slides/s{i:02d}.svs,{'tumor' if i % 2 else 'normal'},{'train' if i < 8 else 'val' if i < 12 else 'test'}"
+        )
     (folder / "slides.csv").write_text("\n".join(lines) + "\n")
     return folder / "slides.csv"
 
@@ -140,16 +178,57 @@ class Chain:
 def chain(tmp_path_factory, cohort) -> Chain:
     """Run the chain with few epochs: enough to be real, not enough to be good."""
     at = tmp_path_factory.mktemp("chain")
-    c = Chain(at, cohort, at / "lr", at / "hr", at / "pairs", at / "lr-encoder.safetensors", at / "teacher", at / "model.safetensors")
+    c = Chain(
+        at,
+        cohort,
+        at / "lr",
+        at / "hr",
+        at / "pairs",
+        at / "lr-encoder.safetensors",
+        at / "teacher",
+        at / "model.safetensors",
+    )
     heads = ["--epochs", "8", "--lr", "1e-3"]
     for line in (
         ["tile", cohort, "--mpp", "2.0", "--tile-px", "128", "-o", c.tiles_lr],
         ["tile", cohort, "--mpp", "0.5", "--tile-px", "128", "-o", c.tiles_hr],
         ["match", c.tiles_lr, c.tiles_hr, "-o", c.pairs],
-        ["distill-encoder", c.pairs, "--slides", cohort, "--fold", "1", "--encoder", "demo-vit", "--epochs", "2", "--lr", "3e-4", "--warmup", "4",
-         "--batch-size", "32", "-o", c.encoder],
+        [
+            "distill-encoder",
+            c.pairs,
+            "--slides",
+            cohort,
+            "--fold",
+            "1",
+            "--encoder",
+            "demo-vit",
+            "--epochs",
+            "2",
+            "--lr",
+            "3e-4",
+            "--warmup",
+            "4",
+            "--batch-size",
+            "32",
+            "-o",
+            c.encoder,
+        ],
         ["train-teacher", cohort, "--tiles", c.tiles_hr, "--encoder", "demo-vit", *heads, "-o", c.teacher],
-        ["distill-student", cohort, "--tiles", c.tiles_lr, "--pairs", c.pairs, "--encoder", c.encoder, "--teacher", c.teacher, *heads, "-o", c.model],
+        [
+            "distill-student",
+            cohort,
+            "--tiles",
+            c.tiles_lr,
+            "--pairs",
+            c.pairs,
+            "--encoder",
+            c.encoder,
+            "--teacher",
+            c.teacher,
+            *heads,
+            "-o",
+            c.model,
+        ],
     ):
         assert run([*map(str, line), "--quiet"]) == 0, line
     return c

@@ -26,7 +26,23 @@ from pathlib import Path
 
 import numpy as np
 
-VALUES = ("null", "true", "-1", "0", "1e999", "NaN", "[]", "{}", '""', '"x"', "99999999999999999999", "[[[]]]", '{"kind":1}', '"\\u0000"', "1.5")
+VALUES = (
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e999",
+    "NaN",
+    "[]",
+    "{}",
+    '""',
+    '"x"',
+    "99999999999999999999",
+    "[[[]]]",
+    '{"kind":1}',
+    '"\\u0000"',
+    "1.5",
+)
 
 
 #: Readers that hand bytes without a checksum of ours to libhdf5 (of our own features, where the damage took the checksum away).
@@ -57,7 +73,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     if not found:
         return bytes(out[: rng.randrange(len(out) + 1)])
     for hit in sorted(rng.sample(found, min(len(found), rng.choice((1, 1, 2, 4)))), key=lambda m: -m.start()):
-        text = text[: hit.start()] + rng.choice(VALUES) + text[hit.end():]
+        text = text[: hit.start()] + rng.choice(VALUES) + text[hit.end() :]
     # What carries a checksum is only read further without it.
     return re.sub(r',\s*"(content|rows)": ?("\w+"|\d+)', "", text).encode("latin-1")
 
@@ -89,25 +105,70 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     from lrmil_cli.training.teacher import read_teacher_header
     from tests.layouts import write_clam_coords, write_clam_features, write_stamp, write_trident
 
-    slide = {"id": "s", "path": "/nowhere/s.svs", "width": 4000, "height": 3000, "mpp": 0.5, "mpp_source": "metadata", "vendor": "aperio", "fingerprint": "f"}
+    slide = {
+        "id": "s",
+        "path": "/nowhere/s.svs",
+        "width": 4000,
+        "height": 3000,
+        "mpp": 0.5,
+        "mpp_source": "metadata",
+        "vendor": "aperio",
+        "fingerprint": "f",
+    }
     history = [step("tile", {}, {})]
     tiles = {"mpp": 2.0, "tile_px": 256, "min_tissue": 0.1, "allow_upsample": False, "tissue": {}}
-    box = {"x": np.array([0, 1024]), "y": np.array([0, 0]), "width": np.array([1024, 1024]), "height": np.array([1024, 1024])}
+    box = {
+        "x": np.array([0, 1024]),
+        "y": np.array([0, 0]),
+        "width": np.array([1024, 1024]),
+        "height": np.array([1024, 1024]),
+    }
     head_of = lambda kind, **more: make_header(kind, slide=slide, settings=tiles, history=history, **more)  # noqa: E731
     table = {**box, "col": np.array([0, 1]), "row": np.array([0, 0]), "tissue": np.array([0.5, 1.0])}
     write_table(folder / "a.tiles.csv", head_of("tiles", level=1), table)
     write_table(folder / "a.tiles.csv.gz", head_of("tiles", level=1), table)
     write_table(folder / "a.tiles.parquet", head_of("tiles", level=1), table)
     attention = {**box, "attention": np.array([0.3, 0.7]), "percentile": np.array([0.0, 100.0])}
-    write_table(folder / "a.attention.csv", head_of("attention", prediction={"predicted": "a", "probabilities": {"a": 1.0}, "tiles": 2}), attention)
-    pair = {"lr_index": [0, 1], "hr_index": [0, 1], "lr_x": [0, 1024], "lr_y": [0, 0], "hr_x": [0, 1024], "hr_y": [0, 0], "cell_row": [0, 0], "cell_col": [0, 0]}
-    write_table(folder / "a.pairs.csv", head_of("pairs", ratio=4, lr=head_of("tiles", level=1), hr=head_of("tiles", level=0)),
-                {k: np.array(v) for k, v in pair.items()})
+    write_table(
+        folder / "a.attention.csv",
+        head_of("attention", prediction={"predicted": "a", "probabilities": {"a": 1.0}, "tiles": 2}),
+        attention,
+    )
+    pair = {
+        "lr_index": [0, 1],
+        "hr_index": [0, 1],
+        "lr_x": [0, 1024],
+        "lr_y": [0, 0],
+        "hr_x": [0, 1024],
+        "hr_y": [0, 0],
+        "cell_row": [0, 0],
+        "cell_col": [0, 0],
+    }
+    write_table(
+        folder / "a.pairs.csv",
+        head_of("pairs", ratio=4, lr=head_of("tiles", level=1), hr=head_of("tiles", level=0)),
+        {k: np.array(v) for k, v in pair.items()},
+    )
     import pandas as pd
 
-    write_table(folder / "a.predictions.csv", make_header("predictions", settings={}, history=history), pd.DataFrame(
-        {"slide_id": ["a", "b"], "patient_id": ["a", "b"], "label": ["x", "y"], "fold": [1, 1], "predicted": ["x", "y"], "prob_x": [0.7, 0.2], "prob_y": [0.3, 0.8]}))
-    (folder / "slides.csv").write_text("slide,label,patient_id,split,mpp\na.svs,x,p1,train,0.5\nb.svs,y,p2,val,\nc.svs,x,p3,test,0.25\nd.svs,y,p4,train,\n")
+    write_table(
+        folder / "a.predictions.csv",
+        make_header("predictions", settings={}, history=history),
+        pd.DataFrame(
+            {
+                "slide_id": ["a", "b"],
+                "patient_id": ["a", "b"],
+                "label": ["x", "y"],
+                "fold": [1, 1],
+                "predicted": ["x", "y"],
+                "prob_x": [0.7, 0.2],
+                "prob_y": [0.3, 0.8],
+            }
+        ),
+    )
+    (folder / "slides.csv").write_text(
+        "slide,label,patient_id,split,mpp\na.svs,x,p1,train,0.5\nb.svs,y,p2,val,\nc.svs,x,p3,test,0.25\nd.svs,y,p4,train,\n"
+    )
     features, coords = np.ones((2, 4), np.float32), np.array([[0, 0], [1024, 0]])
     write_features(folder / "a.h5", head_of("features", encoder={"name": "e"}, tiles=tiles), features, coords)
     write_trident(folder / "trident.h5", coords, features, size=(4000, 3000))
@@ -117,27 +178,70 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     with h5py.File(folder / "object.h5", "w") as h5:
         h5.create_dataset("coords", data=np.array(["a", "b"], dtype=object), dtype=h5py.string_dtype())
     head = build_head("abmil", 8, 2, {"hidden": 4})
-    save_head(folder / "head.safetensors", head, make_header("head", settings={}, history=history, fold=1, train=["a"], val=["b"], classes=["x", "y"]))
+    save_head(
+        folder / "head.safetensors",
+        head,
+        make_header("head", settings={}, history=history, fold=1, train=["a"], val=["b"], classes=["x", "y"]),
+    )
     encoder = load_encoder("demo-vit", tile_px=64)
-    whole = make_header("model", settings={}, history=history, classes=["x", "y"], tiles=TileSettings(tile_px=64).as_json())
-    save_model(folder / "model.safetensors", whole, [encoder], [build_head("abmil", encoder.embed_dim, 2, {"hidden": 4})], [0])
+    whole = make_header(
+        "model", settings={}, history=history, classes=["x", "y"], tiles=TileSettings(tile_px=64).as_json()
+    )
+    save_model(
+        folder / "model.safetensors", whole, [encoder], [build_head("abmil", encoder.embed_dim, 2, {"hidden": 4})], [0]
+    )
     # The header alone is what a reader takes apart; weights behind it only make the inputs large.
     data = (folder / "model.safetensors").read_bytes()
     (folder / "small.safetensors").write_bytes(data[: 8 + int.from_bytes(data[:8], "little") + 64])
     torch.save({"w": torch.zeros(2)}, folder / "w.pt")
     document = "".join(make_document(*read_table(folder / "a.attention.csv", "attention"), "tiles").pieces)
     (folder / "map.geojson").write_text(document)
-    roi = {"type": "FeatureCollection", "features": [
-        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [900.5, 10], [900, 800], [0, 0]]]},
-         "properties": {"objectType": "annotation", "name": "r", "classification": {"name": "Tumor", "color": [200, 0, 0]}, "measurements": {"a": 1.5}}},
-        {"type": "Feature", "geometry": {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [1, 2]}]}, "properties": None}]}
+    roi = {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [900.5, 10], [900, 800], [0, 0]]]},
+                "properties": {
+                    "objectType": "annotation",
+                    "name": "r",
+                    "classification": {"name": "Tumor", "color": [200, 0, 0]},
+                    "measurements": {"a": 1.5},
+                },
+            },
+            {
+                "type": "Feature",
+                "geometry": {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [1, 2]}]},
+                "properties": None,
+            },
+        ],
+    }
     (folder / "roi.geojson").write_text(json.dumps(roi))
     (folder / "roi.geojson.gz").write_bytes(gzip.compress(json.dumps(roi).encode()))
-    teacher = make_header("teacher", settings={}, history=history, classes=["x", "y"], features="/nowhere", encoder={"name": "e"}, tiles=tiles, in_dim=8, folds=1)
+    teacher = make_header(
+        "teacher",
+        settings={},
+        history=history,
+        classes=["x", "y"],
+        features="/nowhere",
+        encoder={"name": "e"},
+        tiles=tiles,
+        in_dim=8,
+        folds=1,
+    )
     (folder / "teacher.json").write_text(json.dumps(sealed(teacher)))
-    record = make_header("prediction", slide=slide, settings={}, history=history, model={"path": "m.safetensors", "digest": "d"}, predicted="x",
-                         probabilities={"x": 0.6, "y": 0.4}, tiles_read={"lr": 3, "hr": 0}, seconds={"read": 1.0},
-                         escalation={"lr": {"probabilities": {"x": 0.6, "y": 0.4}, "agree": True, "confidence": 0.6}, "hr": None})
+    record = make_header(
+        "prediction",
+        slide=slide,
+        settings={},
+        history=history,
+        model={"path": "m.safetensors", "digest": "d"},
+        predicted="x",
+        probabilities={"x": 0.6, "y": 0.4},
+        tiles_read={"lr": 3, "hr": 0},
+        seconds={"read": 1.0},
+        escalation={"lr": {"probabilities": {"x": 0.6, "y": 0.4}, "agree": True, "confidence": 0.6}, "hr": None},
+    )
     (folder / "s.prediction.json").write_text(json.dumps(sealed(record)))
     write_graph(folder / "g.onnx", b"body" * 20, whole)
 
@@ -154,18 +258,30 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     return {
         "tile tables": (at("a.tiles.csv", "a.tiles.csv.gz"), lambda p: read_table(p, "tiles")),
         "Parquet": (at("a.tiles.parquet"), lambda p: read_table(p, "tiles")),
-        "attention to GeoJSON": (at("a.attention.csv"), lambda p: [*make_document(*read_table(p, "attention"), "tiles").pieces]),
+        "attention to GeoJSON": (
+            at("a.attention.csv"),
+            lambda p: [*make_document(*read_table(p, "attention"), "tiles").pieces],
+        ),
         "pairs": (at("a.pairs.csv"), read_pairs),
         "predictions": (at("a.predictions.csv"), lambda p: read_predictions(str(p))),
         "prediction JSON": (at("s.prediction.json"), lambda p: read_predictions(str(p))),
         "manifest": (at("slides.csv"), lambda p: read_manifest(p, need_labels=True)),
         "features": (at("a.h5"), read_features),
-        "other tools' features": (at("trident.h5", "clam.h5", "clamf.h5", "stamp.h5", "object.h5"), lambda p: read_bag(p, 0.5)),
+        "other tools' features": (
+            at("trident.h5", "clam.h5", "clamf.h5", "stamp.h5", "object.h5"),
+            lambda p: read_bag(p, 0.5),
+        ),
         "head file": (at("head.safetensors"), load_head),
         "model header": (at("small.safetensors"), load_model),
-        "encoder weights": (at("w.pt", "small.safetensors"), lambda p: load_encoder(f"vit_tiny_patch16_224@{p}", tile_px=64)),
+        "encoder weights": (
+            at("w.pt", "small.safetensors"),
+            lambda p: load_encoder(f"vit_tiny_patch16_224@{p}", tile_px=64),
+        ),
         "regions of QuPath": (at("roi.geojson", "roi.geojson.gz"), roi_of),
-        "any GeoJSON": (at("map.geojson", "roi.geojson"), lambda p: describe_geojson([d for _, d in read_documents(p)], str(p))),
+        "any GeoJSON": (
+            at("map.geojson", "roi.geojson"),
+            lambda p: describe_geojson([d for _, d in read_documents(p)], str(p)),
+        ),
         "teacher.json": (at("teacher.json"), teacher_of),
         "ONNX graph": (at("g.onnx"), read_graph),
     }
@@ -178,6 +294,7 @@ def attack(name: str, start: int, count: int, seed: int, kept: str, at, refused,
     from lrmil_cli.errors import LrmilError
 
     warnings.simplefilter("ignore")
+
     def late(*_: object) -> None:
         raise TimeoutError("took longer than ten seconds")
 
@@ -216,7 +333,9 @@ def attack(name: str, start: int, count: int, seed: int, kept: str, at, refused,
         answer.put(None)
 
 
-def fuzz(inputs: int, seed: int = 0, kept: str = "fuzz-failures", say: Callable[[str], None] = lambda text: None) -> list[str]:
+def fuzz(
+    inputs: int, seed: int = 0, kept: str = "fuzz-failures", say: Callable[[str], None] = lambda text: None
+) -> list[str]:
     """Attack all readers; returns what went wrong. For a process in which torch has done nothing yet."""
     with tempfile.TemporaryDirectory() as temporary:
         names = list(readers(Path(temporary)))
@@ -239,13 +358,20 @@ def fuzz(inputs: int, seed: int = 0, kept: str = "fuzz-failures", say: Callable[
                 problem = f"input {at.value}: the process ended with {process.exitcode}"
                 break
         done = count if problem is None else at.value + 1
-        say(f"{name:<24}{done:>8} inputs, {refused.value:>8} refused" + (f", {crashes} stopped libhdf5" if crashes else "")
-            + (f"   FAILED: {problem}" if problem else ""))
+        say(
+            f"{name:<24}{done:>8} inputs, {refused.value:>8} refused"
+            + (f", {crashes} stopped libhdf5" if crashes else "")
+            + (f"   FAILED: {problem}" if problem else "")
+        )
         if problem:
             wrong.append(f"{name}: {problem}")
     return wrong
 
 
 if __name__ == "__main__":
-    problems = fuzz(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000, seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0, say=lambda t: print(t, flush=True))
+    problems = fuzz(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 100_000,
+        seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0,
+        say=lambda t: print(t, flush=True),
+    )
     sys.exit("\n".join(problems) or 0)

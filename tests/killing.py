@@ -36,9 +36,26 @@ def run_child(args: list[str], kill_after: float | None) -> tuple[int, float]:
 
 
 def main() -> None:
-    for name in ("torch", "timm", "pandas", "cv2", "h5py", "tiffslide", "sklearn.metrics", "matplotlib.pyplot", "scipy.stats", "safetensors.torch",
-                 "lrmil_cli.app", "lrmil_cli.distill.distill_encoder", "lrmil_cli.distill.distill_student", "lrmil_cli.models.model_file", "lrmil_cli.inference.torch_predictor", "lrmil_cli.evaluation.receipt",
-                 "lrmil_cli.qupath.pictures", "lrmil_cli.training.teacher"):
+    for name in (
+        "torch",
+        "timm",
+        "pandas",
+        "cv2",
+        "h5py",
+        "tiffslide",
+        "sklearn.metrics",
+        "matplotlib.pyplot",
+        "scipy.stats",
+        "safetensors.torch",
+        "lrmil_cli.app",
+        "lrmil_cli.distill.distill_encoder",
+        "lrmil_cli.distill.distill_student",
+        "lrmil_cli.models.model_file",
+        "lrmil_cli.inference.torch_predictor",
+        "lrmil_cli.evaluation.receipt",
+        "lrmil_cli.qupath.pictures",
+        "lrmil_cli.training.teacher",
+    ):
         importlib.import_module(name)
     print("ready", flush=True)
     for line in sys.stdin:

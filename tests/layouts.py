@@ -18,14 +18,30 @@ def _dataset(h5: h5py.File, key: str, values: np.ndarray, attributes: dict) -> N
 
 
 def write_trident(
-    path: Path, coords: np.ndarray, features: np.ndarray | None = None, *, patch_size: int = 256, source: int = 20, target: int = 20,
-    overlap: int = 0, size: tuple[int, int] | None = None, encoder: str = "uni_v1", batch_axis: bool = False,
+    path: Path,
+    coords: np.ndarray,
+    features: np.ndarray | None = None,
+    *,
+    patch_size: int = 256,
+    source: int = 20,
+    target: int = 20,
+    overlap: int = 0,
+    size: tuple[int, int] | None = None,
+    encoder: str = "uni_v1",
+    batch_axis: bool = False,
 ) -> Path:
     """``<slide>.h5``, or without features ``patches/<slide>_patches.h5``. Without ``size``, as its first versions wrote it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.stem.removesuffix("_patches")
-    about = {"patch_size": patch_size, "patch_size_level0": patch_size * source // target, "level0_magnification": source,
-             "target_magnification": target, "overlap": overlap, "name": name, "savetodir": str(path.parent)}
+    about = {
+        "patch_size": patch_size,
+        "patch_size_level0": patch_size * source // target,
+        "level0_magnification": source,
+        "target_magnification": target,
+        "overlap": overlap,
+        "name": name,
+        "savetodir": str(path.parent),
+    }
     if size:
         about |= {"level0_width": size[0], "level0_height": size[1]}
     coords = np.asarray(coords, np.int64)
@@ -38,7 +54,13 @@ def write_trident(
 
 
 def write_clam_coords(
-    path: Path, coords: np.ndarray, *, patch_size: int = 256, level: int = 0, downsample: float | None = 1.0, size: tuple[int, int] = (10000, 10000),
+    path: Path,
+    coords: np.ndarray,
+    *,
+    patch_size: int = 256,
+    level: int = 0,
+    downsample: float | None = 1.0,
+    size: tuple[int, int] = (10000, 10000),
 ) -> Path:
     """``patches/<slide>.h5``."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,11 +83,26 @@ def write_clam_features(path: Path, coords: np.ndarray, features: np.ndarray) ->
 
 
 def write_stamp(
-    path: Path, coords_um: np.ndarray, features: np.ndarray, *, tile_um: float = 256.0, tile_px: int | None = 224, version: str = "2.4.0", **attributes,
+    path: Path,
+    coords_um: np.ndarray,
+    features: np.ndarray,
+    *,
+    tile_um: float = 256.0,
+    tile_px: int | None = 224,
+    version: str = "2.4.0",
+    **attributes,
 ) -> Path:
     """``<slide>.h5`` of STAMP 2; before 2.1 ``tile_size`` instead of ``tile_size_um`` and ``tile_size_px``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"stamp_version": version, "extractor": "uni2", "unit": "um", "tile_size_um": tile_um, "tile_size_px": tile_px, "code_hash": "0" * 8, "feat_type": "tile"}
+    about = {
+        "stamp_version": version,
+        "extractor": "uni2",
+        "unit": "um",
+        "tile_size_um": tile_um,
+        "tile_size_px": tile_px,
+        "code_hash": "0" * 8,
+        "feat_type": "tile",
+    }
     if tile_px is None:
         about = {"extractor": "uni", "unit": "um", "tile_size": tile_um}
     with h5py.File(path, "w") as h5:

@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 
 
-def write_mirax(path: Path, image: np.ndarray, grid: tuple[int, int], corner: tuple[int, int], *, side: int = 256, mpp: float = 0.5) -> Path:
+def write_mirax(
+    path: Path, image: np.ndarray, grid: tuple[int, int], corner: tuple[int, int], *, side: int = 256, mpp: float = 0.5
+) -> Path:
     """A one-level MIRAX slide of ``grid`` (columns, rows) camera images of ``side`` px; ``image`` (whole camera images) lies
     at camera image ``corner``, the rest was not scanned."""
     folder = path.with_suffix("")
@@ -23,14 +25,37 @@ def write_mirax(path: Path, image: np.ndarray, grid: tuple[int, int], corner: tu
             data += jpeg
     (folder / "Data0000.dat").write_bytes(data)
     sections = {
-        "GENERAL": {"SLIDE_ID": name, "IMAGENUMBER_X": grid[0], "IMAGENUMBER_Y": grid[1], "OBJECTIVE_MAGNIFICATION": 20, "CameraImageDivisionsPerSide": 1},
-        "HIERARCHICAL": {"HIER_COUNT": 1, "NONHIER_COUNT": 0, "INDEXFILE": "Index.dat", "HIER_0_NAME": "Slide zoom level", "HIER_0_COUNT": 1,
-                         "HIER_0_VAL_0_SECTION": "LEVEL_0"},
+        "GENERAL": {
+            "SLIDE_ID": name,
+            "IMAGENUMBER_X": grid[0],
+            "IMAGENUMBER_Y": grid[1],
+            "OBJECTIVE_MAGNIFICATION": 20,
+            "CameraImageDivisionsPerSide": 1,
+        },
+        "HIERARCHICAL": {
+            "HIER_COUNT": 1,
+            "NONHIER_COUNT": 0,
+            "INDEXFILE": "Index.dat",
+            "HIER_0_NAME": "Slide zoom level",
+            "HIER_0_COUNT": 1,
+            "HIER_0_VAL_0_SECTION": "LEVEL_0",
+        },
         "DATAFILE": {"FILE_COUNT": 1, "FILE_0": "Data0000.dat"},
-        "LEVEL_0": {"OVERLAP_X": 0, "OVERLAP_Y": 0, "MICROMETER_PER_PIXEL_X": mpp, "MICROMETER_PER_PIXEL_Y": mpp, "IMAGE_FORMAT": "JPEG",
-                    "IMAGE_FILL_COLOR_BGR": 16777215, "DIGITIZER_WIDTH": side, "DIGITIZER_HEIGHT": side, "IMAGE_CONCAT_FACTOR": 0},
+        "LEVEL_0": {
+            "OVERLAP_X": 0,
+            "OVERLAP_Y": 0,
+            "MICROMETER_PER_PIXEL_X": mpp,
+            "MICROMETER_PER_PIXEL_Y": mpp,
+            "IMAGE_FORMAT": "JPEG",
+            "IMAGE_FILL_COLOR_BGR": 16777215,
+            "DIGITIZER_WIDTH": side,
+            "DIGITIZER_HEIGHT": side,
+            "IMAGE_CONCAT_FACTOR": 0,
+        },
     }
-    (folder / "Slidedat.ini").write_text("".join(f"[{s}]\n" + "".join(f"{k} = {v}\n" for k, v in values.items()) for s, values in sections.items()))
+    (folder / "Slidedat.ini").write_text(
+        "".join(f"[{s}]\n" + "".join(f"{k} = {v}\n" for k, v in values.items()) for s, values in sections.items())
+    )
     start = b"01.02" + name.encode()
     table = len(start) + 8  # after the roots of the two hierarchies: pointers to the levels, then a list of one page
     index = start + struct.pack("<ii", table, 0) + struct.pack("<i", table + 4) + struct.pack("<ii", 0, table + 12)

@@ -27,7 +27,14 @@ def middle_part(boxes: np.ndarray, most: int) -> np.ndarray:
 
 
 def compare_readers(
-    path: str | Path, mpp: float, boxes: np.ndarray, level: int, tile_px: int, *, workers: int, rounds: int,
+    path: str | Path,
+    mpp: float,
+    boxes: np.ndarray,
+    level: int,
+    tile_px: int,
+    *,
+    workers: int,
+    rounds: int,
     done: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], list[str]]:
     """Tiles a second of each reader, the median of ``rounds`` in which they take turns, after each has read all once.

@@ -36,7 +36,13 @@ def sides_table(record: dict[str, Any], mpps: dict[str, float]) -> str:
     if any(partly.values()):
         counts = " and ".join(f"{s['measured']:,} {k.upper()}" for k, s in sides.items() if partly[k])
         lines.append(f"* measured on {counts} tiles, the rest extrapolated (--max-tiles)")
-    return "\n".join([*lines, "", f"HR takes {record['ratio']:.1f} times as long as LR, for {record['tile_ratio']:.1f} times the tiles."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"HR takes {record['ratio']:.1f} times as long as LR, for {record['tile_ratio']:.1f} times the tiles.",
+        ]
+    )
 
 
 def arithmetic_line(rates: dict[str, float]) -> str:

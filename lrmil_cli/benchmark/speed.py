@@ -56,8 +56,17 @@ def bare_model(encoder: Encoder, settings: TileSettings) -> Model:
 
 
 def measure(
-    path: str | Path, model: Model, sides: dict[str, TileSettings], *, device: torch.device, batch_size: int | None, workers: int | None,
-    slide_mpp: float | None, most: int | None, rounds: int, say: Callable[[str], None] = lambda text: None,
+    path: str | Path,
+    model: Model,
+    sides: dict[str, TileSettings],
+    *,
+    device: torch.device,
+    batch_size: int | None,
+    workers: int | None,
+    slide_mpp: float | None,
+    most: int | None,
+    rounds: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Side]:
     """Measure the sides of a slide in turn, ``rounds`` times after a warm-up, and return the round of the median total of each.
 
@@ -98,15 +107,26 @@ def _floor(model: Model, pieces: list[tuple[np.ndarray, np.ndarray]], device: to
     """Seconds a tile of the encoder alone."""
     count = sum(len(r) for r, _ in pieces)
     # Rows count from 0 where only some of the pieces are taken.
-    pieces = [(np.arange(len(r)) + start, p) for (r, p), start in zip(pieces, np.cumsum([0, *(len(r) for r, _ in pieces)]))]
+    pieces = [
+        (np.arange(len(r)) + start, p) for (r, p), start in zip(pieces, np.cumsum([0, *(len(r) for r, _ in pieces)]))
+    ]
     began = time.perf_counter()
     embed_tiles(model.encoders, pieces, count, device=device, batch=batch)
     synchronize(device)
     return (time.perf_counter() - began) / count
 
 
-def _once(path: str | Path, model: Model, settings: TileSettings, floor: float, device: torch.device, batch: BatchSize, workers: int | None,
-          slide_mpp: float | None, most: int) -> Side:
+def _once(
+    path: str | Path,
+    model: Model,
+    settings: TileSettings,
+    floor: float,
+    device: torch.device,
+    batch: BatchSize,
+    workers: int | None,
+    slide_mpp: float | None,
+    most: int,
+) -> Side:
     """One prediction, with at most ``most`` tiles encoded; floor: seconds a tile."""
     seconds = Seconds()
     began = time.perf_counter()
@@ -164,10 +184,17 @@ def operations(work: Callable[[], Any]) -> int:
 
 def as_record(sides: dict[str, Side]) -> dict[str, Any]:
     """What ``--json`` prints of the sides ``lr`` and ``hr``; seconds."""
-    out: dict[str, Any] = {name: {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(s).items()} for name, s in sides.items()}
+    out: dict[str, Any] = {
+        name: {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(s).items()} for name, s in sides.items()
+    }
     lr, hr = sides["lr"], sides["hr"]
-    return {**out, "ratio": hr.total / lr.total, "tile_ratio": hr.tiles / lr.tiles, "lr_overhead": lr.total / lr.encoder_floor,
-            "hr_overhead": hr.total / hr.encoder_floor}
+    return {
+        **out,
+        "ratio": hr.total / lr.total,
+        "tile_ratio": hr.tiles / lr.tiles,
+        "lr_overhead": lr.total / lr.encoder_floor,
+        "hr_overhead": hr.total / hr.encoder_floor,
+    }
 
 
 def side_settings(base: TileSettings, hr_mpp: float) -> dict[str, TileSettings]:

@@ -25,8 +25,23 @@ TILE_PX = 128
 #: The demo's encoder is tiny and its cohort small: larger steps than the defaults, which are meant for ViT-B and more.
 #: The last block and the final embedding are distilled, because the head reads the final class token; with blocks
 #: (0, 1, L-2) alone, a ViT of six blocks loses what the slide shows at 5x instead of gaining what it shows at 20x.
-STAGE1 = ["--layers", "-1", "--final-loss", "uniform", "--lambda-final", "5", "--lr", "5e-4", "--warmup", "10", "--epochs", "12",
-          "--batch-size", "16", "--augment"]
+STAGE1 = [
+    "--layers",
+    "-1",
+    "--final-loss",
+    "uniform",
+    "--lambda-final",
+    "5",
+    "--lr",
+    "5e-4",
+    "--warmup",
+    "10",
+    "--epochs",
+    "12",
+    "--batch-size",
+    "16",
+    "--augment",
+]
 HEADS = ["--lr", "1e-3", "--epochs", "100", "--patience", "30", "--weight-decay", "1e-2"]
 
 
@@ -47,7 +62,9 @@ class Steps:
             raise LrmilError(f"the demo's step `lrmil {args[0]}` ended with exit code {code}")
 
 
-def run_chain(folder: Path, manifest_path: Path, seed: int, run: Callable[[list[str]], int], say: Callable[[str], None]) -> dict[str, Any]:
+def run_chain(
+    folder: Path, manifest_path: Path, seed: int, run: Callable[[list[str]], int], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Run the chain on a cohort with a column ``split`` and lesion outlines in ``truth/``.
 
     Args:
@@ -67,15 +84,57 @@ def run_chain(folder: Path, manifest_path: Path, seed: int, run: Callable[[list[
     step("tile_lr", "tile", csv, "--mpp", "2.0", *px, "-o", at("tiles-lr"), "--overwrite", "--quiet")
     step("tile_hr", "tile", csv, "--mpp", "0.5", *px, "-o", at("tiles-hr"), "--overwrite", "--quiet")
     step("match", "match", at("tiles-lr"), at("tiles-hr"), "-o", at("pairs"), "--overwrite", "--quiet")
-    step("distill_encoder", "distill-encoder", at("pairs"), "--slides", csv, "--fold", "1", "--encoder", "demo-vit", *STAGE1,
-         "-o", at("lr-encoder.safetensors"), *extra)
-    step("train_teacher", "train-teacher", csv, "--tiles", at("tiles-hr"), "--encoder", "demo-vit", *HEADS, "-o", at("teacher"), *extra)
-    step("distill_student", "distill-student", csv, "--tiles", at("tiles-lr"), "--pairs", at("pairs"), "--teacher", at("teacher"), *HEADS,
-         "--encoder", at("lr-encoder.safetensors"), "-o", at("model.safetensors"), *extra)
+    step(
+        "distill_encoder",
+        "distill-encoder",
+        at("pairs"),
+        "--slides",
+        csv,
+        "--fold",
+        "1",
+        "--encoder",
+        "demo-vit",
+        *STAGE1,
+        "-o",
+        at("lr-encoder.safetensors"),
+        *extra,
+    )
+    step(
+        "train_teacher",
+        "train-teacher",
+        csv,
+        "--tiles",
+        at("tiles-hr"),
+        "--encoder",
+        "demo-vit",
+        *HEADS,
+        "-o",
+        at("teacher"),
+        *extra,
+    )
+    step(
+        "distill_student",
+        "distill-student",
+        csv,
+        "--tiles",
+        at("tiles-lr"),
+        "--pairs",
+        at("pairs"),
+        "--teacher",
+        at("teacher"),
+        *HEADS,
+        "--encoder",
+        at("lr-encoder.safetensors"),
+        "-o",
+        at("model.safetensors"),
+        *extra,
+    )
     test = [e for e in manifest if e.split == "test"]
     held_out = folder / "held-out.csv"
     write_text(held_out, "slide,slide_id,label\n" + "".join(f"{e.path},{e.slide_id},{e.label}\n" for e in test))
-    step("predict", "predict", str(held_out), "--model", at("model.safetensors"), "-o", at("predictions"), "--overwrite")
+    step(
+        "predict", "predict", str(held_out), "--model", at("model.safetensors"), "-o", at("predictions"), "--overwrite"
+    )
     shown = _shown(test, folder)
     attention = at("predictions", f"{shown}.attention.csv")
     step("export_geojson", "export-geojson", attention, "-o", at(f"{shown}.heatmap.geojson"), "--overwrite")
@@ -84,10 +143,12 @@ def run_chain(folder: Path, manifest_path: Path, seed: int, run: Callable[[list[
     picture = folder / f"{shown}.overlay.png"
     draw_truth(picture, manifest, folder, shown)
     say("\n" + table(summary))
-    say(f"\nIn QuPath: open {next(e.path for e in test if e.slide_id == shown)}, then drop on it\n"
+    say(
+        f"\nIn QuPath: open {next(e.path for e in test if e.slide_id == shown)}, then drop on it\n"
         f"  {at(f'{shown}.heatmap.geojson')}  (attention; Measure > Show measurement maps)\n"
         f"  {truth_path(folder, shown)}  (the planted lesion)\n"
-        f"Without QuPath: {picture}\nWhat distillation bought: {at('model.receipt.html')}\nAll figures: {at('summary.json')}")
+        f"Without QuPath: {picture}\nWhat distillation bought: {at('model.receipt.html')}\nAll figures: {at('summary.json')}"
+    )
     return summary
 
 
@@ -98,6 +159,7 @@ def truth_path(folder: Path, slide_id: str) -> Path:
 
 def _shown(test: list[Any], folder: Path) -> str:
     """The positive held-out slide to show: the one whose prediction is surest."""
+
     def probability(slide_id: str) -> float:
         record = json.loads((folder / "predictions" / f"{slide_id}.prediction.json").read_text())
         return record["probabilities"]["tumor"]
@@ -136,8 +198,10 @@ def attention_scores(folder: Path, manifest: Manifest) -> dict[str, float | None
         scores.append(values)
         own.append(_auc(hit.astype(int), values))
     defined = [v for v in own if v is not None]
-    return {"attention_auc": _auc(np.concatenate(truth), np.concatenate(scores)),
-            "attention_auc_per_slide": float(np.mean(defined)) if defined else None}
+    return {
+        "attention_auc": _auc(np.concatenate(truth), np.concatenate(scores)),
+        "attention_auc_per_slide": float(np.mean(defined)) if defined else None,
+    }
 
 
 def _auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
@@ -148,15 +212,29 @@ def summarize(folder: Path, manifest: Manifest, seed: int, seconds: dict[str, fl
     """The content of ``summary.json``; teacher, LR-only and distilled student are judged on the same held-out slides."""
     test = {e.slide_id for e in manifest if e.split == "test"}
     out: dict[str, Any] = {}
-    for name, file in (("teacher", "teacher/predictions.csv"), ("lr_only", "model.lr-only.predictions.csv"), ("distilled", "model.predictions.csv")):
+    for name, file in (
+        ("teacher", "teacher/predictions.csv"),
+        ("lr_only", "model.lr-only.predictions.csv"),
+        ("distilled", "model.predictions.csv"),
+    ):
         _, rows = read_table(folder / file, "predictions")
         if set(rows["slide_id"]) != test:
             raise LrmilError(f"{folder / file}: not the predictions of the held-out slides")
         labels = [manifest.classes.index(v) for v in rows["label"]]
         out[name] = evaluate(labels, rows[[f"prob_{c}" for c in manifest.classes]].to_numpy())
-    counts = {k: sum(len(read_table(p, "tiles")[1]) for p in (folder / f"tiles-{k}").glob("*.tiles.csv")) for k in ("hr", "lr")}
-    return {**out, **attention_scores(folder, manifest), "tiles": counts, "held_out_slides": len(test),
-            "slides": len(manifest), "seconds": {**seconds, "total": round(sum(seconds.values()), 2)}, "seed": seed}
+    counts = {
+        k: sum(len(read_table(p, "tiles")[1]) for p in (folder / f"tiles-{k}").glob("*.tiles.csv"))
+        for k in ("hr", "lr")
+    }
+    return {
+        **out,
+        **attention_scores(folder, manifest),
+        "tiles": counts,
+        "held_out_slides": len(test),
+        "slides": len(manifest),
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+        "seed": seed,
+    }
 
 
 def draw_truth(path: Path, manifest: Manifest, folder: Path, slide_id: str) -> None:
@@ -172,17 +250,32 @@ def draw_truth(path: Path, manifest: Manifest, folder: Path, slide_id: str) -> N
     with open_slide(entry.path, slide_id=slide_id) as slide:
         image, scale_x, scale_y = overview(slide, 2.0)
     p = header["prediction"]
-    attention_picture(path, image, scale_x, scale_y, rows, header["slide"],
-                      f"{slide_id}: {p['predicted']} (probability {p['probabilities'][p['predicted']]:.2f}); planted lesion in blue",
-                      [np.asarray(g.exterior.coords) for g in parts])
+    attention_picture(
+        path,
+        image,
+        scale_x,
+        scale_y,
+        rows,
+        header["slide"],
+        f"{slide_id}: {p['predicted']} (probability {p['probabilities'][p['predicted']]:.2f}); planted lesion in blue",
+        [np.asarray(g.exterior.coords) for g in parts],
+    )
 
 
 def table(summary: dict[str, Any]) -> str:
     """What the demo ends with, for a terminal of 80 columns."""
     tiles = summary["tiles"]
-    lines = [f"{summary['held_out_slides']} held-out slides of {summary['slides']}           accuracy   AUC     tiles read"]
-    for name, key, t in (("teacher, 20x", "teacher", "hr"), ("student, 5x, labels only", "lr_only", "lr"), ("student, 5x, distilled", "distilled", "lr")):
+    lines = [
+        f"{summary['held_out_slides']} held-out slides of {summary['slides']}           accuracy   AUC     tiles read"
+    ]
+    for name, key, t in (
+        ("teacher, 20x", "teacher", "hr"),
+        ("student, 5x, labels only", "lr_only", "lr"),
+        ("student, 5x, distilled", "distilled", "lr"),
+    ):
         m = summary[key]
         lines.append(f"{name:<36}{show(m['accuracy']):<11}{show(m['auc']):<8}{tiles[t]:>6} (all slides)")
-    lines.append(f"attention of the distilled student finds the planted lesion: AUC {show(summary['attention_auc'])} over LR tiles")
+    lines.append(
+        f"attention of the distilled student finds the planted lesion: AUC {show(summary['attention_auc'])} over LR tiles"
+    )
     return "\n".join(lines)

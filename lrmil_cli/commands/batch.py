@@ -63,7 +63,11 @@ def expand_slides(args: list[str]) -> list[SlideInput]:
         elif arg.lower().endswith(".csv"):
             slides += [SlideInput(e.path, e.slide_id, e.mpp) for e in read_manifest(arg)]
         elif Path(arg).is_dir():
-            found = sorted(p for p in Path(arg).iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file() and not p.name.startswith("."))
+            found = sorted(
+                p
+                for p in Path(arg).iterdir()
+                if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file() and not p.name.startswith(".")
+            )
             if not found:
                 raise InputError(f"{arg}: no slides in this folder (looked for {' '.join(SLIDE_SUFFIXES)})")
             slides += [SlideInput(p, p.stem) for p in found]
@@ -71,7 +75,9 @@ def expand_slides(args: list[str]) -> list[SlideInput]:
             slides.append(SlideInput(Path(arg), Path(arg).stem))
     twice = [i for i, n in Counter(s.slide_id for s in slides).items() if n > 1]
     if twice:
-        raise InputError(f"two slides have the id {twice[0]!r}; their outputs would overwrite each other (use a manifest with slide_id)")
+        raise InputError(
+            f"two slides have the id {twice[0]!r}; their outputs would overwrite each other (use a manifest with slide_id)"
+        )
     return slides
 
 
@@ -87,7 +93,9 @@ def _from_stdin() -> list[SlideInput]:
                 path = Path(record["slide"])
                 mpp = record.get("mpp")
                 # A slide that an earlier command of the pipe could not use is tried all the same: it fails here too, and is not lost.
-                slides.append(SlideInput(path, str(record.get("slide_id") or path.stem), None if mpp is None else float(mpp)))
+                slides.append(
+                    SlideInput(path, str(record.get("slide_id") or path.stem), None if mpp is None else float(mpp))
+                )
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
         else:
@@ -115,9 +123,15 @@ def find_tables(argument: str) -> list[TableItem] | None:
     if argument != "-":
         if not Path(argument).is_dir():
             return None
-        found = sorted(p for p in Path(argument).iterdir() if ".attention." in p.name and table_suffix(p) and not p.name.startswith("."))
+        found = sorted(
+            p
+            for p in Path(argument).iterdir()
+            if ".attention." in p.name and table_suffix(p) and not p.name.startswith(".")
+        )
         if not found:
-            raise InputError(f"{argument}: no attention tables (*.attention.csv) in this folder; make them with `lrmil predict`")
+            raise InputError(
+                f"{argument}: no attention tables (*.attention.csv) in this folder; make them with `lrmil predict`"
+            )
         return [TableItem(str(p), p.name.partition(".attention.")[0]) for p in found]
     if sys.stdin.buffer.peek(1)[:1] != b"{":
         return None
@@ -129,7 +143,9 @@ def find_tables(argument: str) -> list[TableItem] | None:
             if path is None and error is None:
                 raise KeyError("attention")
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise InputError(f"standard input: not a JSON line of `lrmil predict --json -o DIR`: {line.strip()[:60]}") from e
+            raise InputError(
+                f"standard input: not a JSON line of `lrmil predict --json -o DIR`: {line.strip()[:60]}"
+            ) from e
         items.append(TableItem(str(path or record.get("slide")), slide_id, error))
     return items
 
@@ -137,8 +153,12 @@ def find_tables(argument: str) -> list[TableItem] | None:
 def planned(tiles: int, seconds: float, slide: Slide, output: str | Path) -> Outcome:
     """What a dry run says of a slide whose output would be made, by about ``seconds`` of work."""
     text = f"would be made: {tiles} tiles, slide {slide.mpp:.4g} um/px ({slide.mpp_source}), about {max(1, round(seconds))} s -> {output}"
-    return Outcome(str(output), "planned", text, {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source,
-                                                  "expected_seconds": round(seconds, 2)})
+    return Outcome(
+        str(output),
+        "planned",
+        text,
+        {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source, "expected_seconds": round(seconds, 2)},
+    )
 
 
 def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
@@ -151,7 +171,11 @@ def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
     if path.is_dir() or output.endswith("/") or (many and table_suffix(output) is None and not path.is_file()):
         return path / f"{item_id}.{kind}.csv"
     if many or (path.is_file() and table_suffix(output) is None):
-        raise UsageError(f"-o {output} is one file; for several slides give a folder" if many else f"-o {output} is a file, but no table; choose another name")
+        raise UsageError(
+            f"-o {output} is one file; for several slides give a folder"
+            if many
+            else f"-o {output} is a file, but no table; choose another name"
+        )
     if table_suffix(output) is None:
         if path.suffix and not path.exists():
             raise UsageError(f"-o {output}: give a folder, or a name that ends in .csv, .csv.gz or .parquet")
@@ -164,8 +188,15 @@ Turn = Generator[None, None, Outcome]
 
 
 def run_batch(
-    command: str, items: list[Any], work: Callable[[Any], Outcome | Turn], report: Report, *, fail_fast: bool = False,
-    failures_in: Path | None = None, ahead: int = 0, dry_run: bool = False,
+    command: str,
+    items: list[Any],
+    work: Callable[[Any], Outcome | Turn],
+    report: Report,
+    *,
+    fail_fast: bool = False,
+    failures_in: Path | None = None,
+    ahead: int = 0,
+    dry_run: bool = False,
 ) -> None:
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
@@ -182,7 +213,9 @@ def run_batch(
     failures: list[tuple[Any, str, LrmilError]] = []
     outcomes: list[Outcome] = []
     failures_in = None if dry_run else failures_in
-    turns = in_turn(work, items, ahead) if inspect.isgeneratorfunction(work) else (partial(work, item) for item in items)
+    turns = (
+        in_turn(work, items, ahead) if inspect.isgeneratorfunction(work) else (partial(work, item) for item in items)
+    )
     for item, finish in zip(items, turns):
         started = time.perf_counter()
         record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
@@ -198,8 +231,16 @@ def run_batch(
             if fail_fast:
                 break
             continue
-        report.result({**record, "status": outcome.status, "output": outcome.output, "error": None,
-                       "seconds": _since(started), **outcome.extra})
+        report.result(
+            {
+                **record,
+                "status": outcome.status,
+                "output": outcome.output,
+                "error": None,
+                "seconds": _since(started),
+                **outcome.extra,
+            }
+        )
         outcomes.append(outcome)
         if outcome.message:
             report.say(f"{item.slide_id}: {outcome.message}")
@@ -221,8 +262,10 @@ def _summary(outcomes: list[Outcome], failures: int) -> str:
     """What a dry run found in all."""
     made = [o.extra for o in outcomes if o.status == "planned"]
     tiles, seconds = sum(e["tiles"] for e in made), sum(e["expected_seconds"] for e in made)
-    return (f"dry run, nothing was written: {len(made)} would be made ({tiles} tiles, about {max(1, round(seconds))} s), "
-            f"{len(outcomes) - len(made)} up to date, {failures} would fail")
+    return (
+        f"dry run, nothing was written: {len(made)} would be made ({tiles} tiles, about {max(1, round(seconds))} s), "
+        f"{len(outcomes) - len(made)} up to date, {failures} would fail"
+    )
 
 
 def _write_failures(path: Path, failures: list[tuple[Any, str, LrmilError]]) -> None:

@@ -19,15 +19,44 @@ DEFAULT_ENCODER = "vit_small_patch16_224"
 
 def benchmark(
     slide: Annotated[str, typer.Argument(metavar="SLIDE", help="A slide of yours.", show_default=False)],
-    model: Annotated[Optional[str], typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Time this model.", show_default=False)] = None,
+    model: Annotated[
+        Optional[str],
+        typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Time this model.", show_default=False),
+    ] = None,
     encoder: options.EncoderOrNone = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Compare readers only; nothing is encoded.")] = False,
-    mpp: Annotated[Optional[float], typer.Option("--mpp", min=0.05, help="Um per pixel of LR.  [default: 2.0, or as the model says]", show_default=False)] = None,
+    mpp: Annotated[
+        Optional[float],
+        typer.Option(
+            "--mpp", min=0.05, help="Um per pixel of LR.  [default: 2.0, or as the model says]", show_default=False
+        ),
+    ] = None,
     hr_mpp: Annotated[float, typer.Option("--hr-mpp", min=0.05, help="Um per pixel of HR.")] = 0.5,
-    tile_px: Annotated[Optional[int], typer.Option("--tile-px", min=16, max=4096, help="Side of a tile in pixels.  [default: 256, or as the model says]", show_default=False)] = None,
-    max_tiles: Annotated[Optional[int], typer.Option("--max-tiles", min=1, help="Tiles measured at most on each side; the rest is extrapolated.  [default: 128 on a CPU, 2048 on a GPU]", show_default=False)] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="LR and HR take turns so many times; the median counts.")] = 3,
-    plot: Annotated[Optional[str], typer.Option("--plot", metavar="FILE.png", help="Also draw it.", show_default=False)] = None,
+    tile_px: Annotated[
+        Optional[int],
+        typer.Option(
+            "--tile-px",
+            min=16,
+            max=4096,
+            help="Side of a tile in pixels.  [default: 256, or as the model says]",
+            show_default=False,
+        ),
+    ] = None,
+    max_tiles: Annotated[
+        Optional[int],
+        typer.Option(
+            "--max-tiles",
+            min=1,
+            help="Tiles measured at most on each side; the rest is extrapolated.  [default: 128 on a CPU, 2048 on a GPU]",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="LR and HR take turns so many times; the median counts.")
+    ] = 3,
+    plot: Annotated[
+        Optional[str], typer.Option("--plot", metavar="FILE.png", help="Also draw it.", show_default=False)
+    ] = None,
     embedding: options.Embedding = None,
     input_size: options.InputSize = None,
     random_init: options.RandomInit = False,
@@ -57,8 +86,21 @@ def benchmark(
         raise UsageError("--read-only encodes nothing; leave out --model, --encoder and --random-init")
     base = TileSettings(mpp or 2.0, tile_px or 256)
     began = time.perf_counter()
-    record: dict[str, Any] = {"slide": slide, "slide_id": Path(slide).stem, "command": "benchmark", "status": "ok", "output": plot, "error": None,
-                              "hr": None, "lr": None, "gflops": None, "device": None, "encoder": None, "rounds": rounds, "file_cache": "warm"}
+    record: dict[str, Any] = {
+        "slide": slide,
+        "slide_id": Path(slide).stem,
+        "command": "benchmark",
+        "status": "ok",
+        "output": plot,
+        "error": None,
+        "hr": None,
+        "lr": None,
+        "gflops": None,
+        "device": None,
+        "encoder": None,
+        "rounds": rounds,
+        "file_cache": "warm",
+    }
     texts = []
     if not read_only:
         from lrmil_cli.benchmark.speed import arithmetic, as_record, bare_model, measure, side_settings
@@ -71,18 +113,45 @@ def benchmark(
             timed = load_model(model)
             base = replace(timed.tiles, mpp=mpp or timed.tiles.mpp, tile_px=tile_px or timed.tiles.tile_px)
         else:
-            timed = bare_model(load_encoder(encoder or DEFAULT_ENCODER, tile_px=base.tile_px, input_size=input_size, embedding=embedding,
-                                            random_init=random_init or encoder is None, warn=report.warn), base)
+            timed = bare_model(
+                load_encoder(
+                    encoder or DEFAULT_ENCODER,
+                    tile_px=base.tile_px,
+                    input_size=input_size,
+                    embedding=embedding,
+                    random_init=random_init or encoder is None,
+                    warn=report.warn,
+                ),
+                base,
+            )
         if hr_mpp >= base.mpp:
             raise UsageError(f"--hr-mpp {hr_mpp:g} must be finer than --mpp {base.mpp:g}")
         sides = side_settings(base, hr_mpp)
         info = timed.encoders[0].info
-        record |= {"device": device_label(where), "encoder": info.name + (", random weights" if info.random_init else "")}
-        record |= as_record(measure(slide, timed.to(where), sides, device=where, batch_size=batch_size, workers=workers, slide_mpp=slide_mpp,
-                                    most=max_tiles, rounds=rounds, say=report.say))
+        record |= {
+            "device": device_label(where),
+            "encoder": info.name + (", random weights" if info.random_init else ""),
+        }
+        record |= as_record(
+            measure(
+                slide,
+                timed.to(where),
+                sides,
+                device=where,
+                batch_size=batch_size,
+                workers=workers,
+                slide_mpp=slide_mpp,
+                most=max_tiles,
+                rounds=rounds,
+                say=report.say,
+            )
+        )
         record["gflops"] = arithmetic(timed, where, batch_size=batch_size or 8, tile_px=base.tile_px, rounds=rounds)
-        texts += [f"{record['encoder']}; {record['device']}", reports.sides_table(record, {k: s.mpp for k, s in sides.items()}),
-                  reports.arithmetic_line(record["gflops"])]
+        texts += [
+            f"{record['encoder']}; {record['device']}",
+            reports.sides_table(record, {k: s.mpp for k, s in sides.items()}),
+            reports.arithmetic_line(record["gflops"]),
+        ]
     with open_slide(slide, slide_mpp=slide_mpp, workers=workers) as opened:
         record["workers"] = opened.workers
         head = f"{Path(slide).name}: {opened.width} x {opened.height} px, {opened.mpp:.4g} um/px, {len(opened.levels)} levels"
@@ -96,13 +165,20 @@ def benchmark(
                 continue
             tiles, level, _ = find_tiles(opened, settings)
             if opened.by_blocks and opened.blocks(level) is None:
-                report.warn(f"{slide}: level {level} has no blocks that can be decoded one by one; it is read through tiffslide, which is slower")
+                report.warn(
+                    f"{slide}: level {level} has no blocks that can be decoded one by one; it is read through tiffslide, which is slower"
+                )
             boxes = middle_part(boxes_of(tiles), max_tiles or 512)
             boxes = shifted(boxes, opened.levels[level].downsample) if off else boxes
-            record[key], notes = compare_readers(slide, opened.mpp, boxes, level, settings.tile_px, workers=opened.workers, rounds=max(rounds, 9))
+            record[key], notes = compare_readers(
+                slide, opened.mpp, boxes, level, settings.tile_px, workers=opened.workers, rounds=max(rounds, 9)
+            )
             title = f"{settings.mpp:g} um/px" + (", shifted" if off else "")
             tables[title] = record[key]
-            report.say(f"readers, {title}: {len(boxes)} tiles of level {level}, all from the file cache" + "".join(f"; {n}" for n in notes))
+            report.say(
+                f"readers, {title}: {len(boxes)} tiles of level {level}, all from the file cache"
+                + "".join(f"; {n}" for n in notes)
+            )
     if not tables:
         raise InputError(f"{slide}: coarser than any side that would be read; give an --mpp and --hr-mpp that it has")
     texts.append(reports.readers_table(tables))

@@ -17,11 +17,33 @@ WIDTH = 80
 
 
 def doctor(
-    paths: Annotated[Optional[list[str]], typer.Argument(metavar="SLIDE|MODEL...", help="Slides (also folders, a manifest or -) and model files to look at besides the machine.", show_default=False)] = None,
-    model: Annotated[Optional[str], typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Model that the slides should fit.", show_default=False)] = None,
-    mpp: Annotated[Optional[float], typer.Option("--mpp", min=0.01, help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0]", show_default=False)] = None,
+    paths: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="SLIDE|MODEL...",
+            help="Slides (also folders, a manifest or -) and model files to look at besides the machine.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            "-m", "--model", metavar="MODEL.safetensors", help="Model that the slides should fit.", show_default=False
+        ),
+    ] = None,
+    mpp: Annotated[
+        Optional[float],
+        typer.Option(
+            "--mpp",
+            min=0.01,
+            help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0]",
+            show_default=False,
+        ),
+    ] = None,
     slide_mpp: options.SlideMpp = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Measure no speed, and look at fewer blocks of a slide.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure no speed, and look at fewer blocks of a slide.")
+    ] = False,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
@@ -66,13 +88,24 @@ def doctor(
         if slides and first and first.encoders and not quick:
             where = pick_device(device)
             # A model with one encoder a fold encodes every tile with each of them.
-            rate = encoder_speed(first.encoders[0].to(where), where, PROBE_SECONDS, settings.tile_px) / len(first.encoders)
+            rate = encoder_speed(first.encoders[0].to(where), where, PROBE_SECONDS, settings.tile_px) / len(
+                first.encoders
+            )
         for item in slides:
-            checks = check_slide(item.path, settings, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp,
-                                 blocks=12 if quick else 40, rate=rate)
+            checks = check_slide(
+                item.path,
+                settings,
+                slide_id=item.slide_id,
+                slide_mpp=slide_mpp,
+                manifest_mpp=item.mpp,
+                blocks=12 if quick else 40,
+                rate=rate,
+            )
             for m in opened if all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks) else []:
                 try:
-                    with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp) as slide:
+                    with open_slide(
+                        item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp
+                    ) as slide:
                         checks += check_fit(m, slide)
                 except LrmilError as e:
                     checks.append(failed("fit", e, str(item.path)))
@@ -86,7 +119,15 @@ def _tell(report: Report, kind: str, subject: str, checks: list[Check]) -> list[
 
     from lrmil_cli.doctor.check import worst
 
-    report.result({"command": "doctor", "kind": kind, "subject": subject, "status": worst(checks).lower(), "checks": [{k: v for k, v in asdict(c).items() if k != "code"} for c in checks]})
+    report.result(
+        {
+            "command": "doctor",
+            "kind": kind,
+            "subject": subject,
+            "status": worst(checks).lower(),
+            "checks": [{k: v for k, v in asdict(c).items() if k != "code"} for c in checks],
+        }
+    )
     if not report.as_json:
         print(render(subject, checks), flush=True)
     return checks
@@ -100,7 +141,9 @@ def render(subject: str, checks: list[Check]) -> str:
         blank = " " * len(head)
         lines += wrap(c.found, WIDTH, initial_indent=head, subsequent_indent=blank)
         if c.fix:
-            lines += wrap(f"-> {c.fix}", WIDTH, initial_indent=blank, subsequent_indent=blank + "   ", break_on_hyphens=False)
+            lines += wrap(
+                f"-> {c.fix}", WIDTH, initial_indent=blank, subsequent_indent=blank + "   ", break_on_hyphens=False
+            )
     return "\n".join(lines)
 
 

@@ -23,9 +23,16 @@ class TableInput:
 
 
 def embed(
-    tiles: Annotated[list[str], typer.Argument(metavar="TILES|DIR...", help="Tile tables, or folders of them.", show_default=False)],
+    tiles: Annotated[
+        list[str], typer.Argument(metavar="TILES|DIR...", help="Tile tables, or folders of them.", show_default=False)
+    ],
     encoder: options.Encoder,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE.h5|DIR", help="Feature file of one table, or a folder.", show_default=False)],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o", "--output", metavar="FILE.h5|DIR", help="Feature file of one table, or a folder.", show_default=False
+        ),
+    ],
     embedding: options.Embedding = None,
     input_size: options.InputSize = None,
     random_init: options.RandomInit = False,
@@ -65,7 +72,9 @@ def embed(
         raise UsageError(f"-o {output} is one file, but there are several tables; give a folder")
     where = pick_device(device)
     tile_px = read_table_header(items[0].path, "tiles")["settings"]["tile_px"]
-    model = load_encoder(encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init, warn=report.warn).to(where)
+    model = load_encoder(
+        encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init, warn=report.warn
+    ).to(where)
     report.encoder(model.info)
     if compile:
         compile_encoder(model, tile_px, where)
@@ -74,8 +83,17 @@ def embed(
     def one(item: TableInput) -> Turn:
         target = Path(output) if single_file else Path(output) / f"{item.slide_id}.h5"
         features, there, seconds = yield from embed_table(
-            model, item.path, target, settings=settings, device=where, batch=batch, workers=workers, on_bad_tile=on_bad_tile, overwrite=overwrite,
-            progress=lambda: report.progress(item.slide_id, None))
+            model,
+            item.path,
+            target,
+            settings=settings,
+            device=where,
+            batch=batch,
+            workers=workers,
+            on_bad_tile=on_bad_tile,
+            overwrite=overwrite,
+            progress=lambda: report.progress(item.slide_id, None),
+        )
         if there:
             return Outcome(str(target), "skipped", f"up to date ({target})")
         n, d = features.features.shape
@@ -84,7 +102,18 @@ def embed(
         bad = features.header.get("bad_tiles", 0)
         if bad:
             report.warn(options.bad_tiles_text(item.slide_id, bad, n))
-        return Outcome(str(target), message=f"{n} tiles x {d} features ({spent}; {device_label(where)}) -> {target}",
-                       extra={"tiles": n, "bad_tiles": bad, "width": d, "phases": phases})
+        return Outcome(
+            str(target),
+            message=f"{n} tiles x {d} features ({spent}; {device_label(where)}) -> {target}",
+            extra={"tiles": n, "bad_tiles": bad, "width": d, "phases": phases},
+        )
 
-    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=slides_ahead(where))
+    run_batch(
+        "embed",
+        items,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=Path(output) if many else None,
+        ahead=slides_ahead(where),
+    )

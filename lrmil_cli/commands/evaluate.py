@@ -19,14 +19,61 @@ FILES = ("evaluation.png", "evaluation.html", "evaluation.md", "metrics.csv", "d
 
 
 def evaluate(
-    predictions: Annotated[list[str], typer.Argument(metavar="[NAME=]PRED...", show_default=False, help="A model file or a teacher folder (their out-of-fold predictions), a predictions table, or the folder that predict wrote. NAME= says what to call it.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder for evaluation.html, .md, .json and .png, metrics.csv and differences.csv.", show_default=False)],
-    slides: Annotated[Optional[str], typer.Option("--slides", metavar="slides.csv", help="Labels and patients. Needed for the folder that predict wrote; tables bring their own.", show_default=False)] = None,
+    predictions: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]PRED...",
+            show_default=False,
+            help="A model file or a teacher folder (their out-of-fold predictions), a predictions table, or the folder that predict wrote. NAME= says what to call it.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Folder for evaluation.html, .md, .json and .png, metrics.csv and differences.csv.",
+            show_default=False,
+        ),
+    ],
+    slides: Annotated[
+        Optional[str],
+        typer.Option(
+            "--slides",
+            metavar="slides.csv",
+            help="Labels and patients. Needed for the folder that predict wrote; tables bring their own.",
+            show_default=False,
+        ),
+    ] = None,
     level: Annotated[str, typer.Option("--level", help="slide, or patient: mean of a patient's slides.")] = "slide",
-    metric: Annotated[Optional[list[str]], typer.Option("--metric", help="Only this metric; repeat for more: accuracy, auc, balanced_accuracy, f1_weighted, brier, log_loss.", show_default=False)] = None,
-    positive: Annotated[Optional[str], typer.Option("--positive", metavar="CLASS", help="Of two classes, the one that ROC, calibration and sensitivity are about.  [default: the second]", show_default=False)] = None,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", min=0, help="Draws of patients for the 95 % intervals; 0 for none.")] = 2000,
-    receipt: Annotated[bool, typer.Option("--receipt", help="Also write the receipt of each model file given (NAME.receipt.html, .md, .json): teacher, LR-only and distilled student, as distill-student does, at this --level.")] = False,
+    metric: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--metric",
+            help="Only this metric; repeat for more: accuracy, auc, balanced_accuracy, f1_weighted, brier, log_loss.",
+            show_default=False,
+        ),
+    ] = None,
+    positive: Annotated[
+        Optional[str],
+        typer.Option(
+            "--positive",
+            metavar="CLASS",
+            help="Of two classes, the one that ROC, calibration and sensitivity are about.  [default: the second]",
+            show_default=False,
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=0, help="Draws of patients for the 95 % intervals; 0 for none.")
+    ] = 2000,
+    receipt: Annotated[
+        bool,
+        typer.Option(
+            "--receipt",
+            help="Also write the receipt of each model file given (NAME.receipt.html, .md, .json): teacher, LR-only and distilled student, as distill-student does, at this --level.",
+        ),
+    ] = False,
     seed: options.Seed = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     overwrite: options.Overwrite = False,
@@ -59,7 +106,10 @@ def evaluate(
         raise UsageError("--receipt: none of the arguments is a model file of distill-student")
     classes = models[0].classes
     if positive is not None and (positive not in classes or len(classes) != 2):
-        raise UsageError(f"--positive {positive}: the classes are {', '.join(classes)}" + ("" if len(classes) == 2 else "; it is for two classes"))
+        raise UsageError(
+            f"--positive {positive}: the classes are {', '.join(classes)}"
+            + ("" if len(classes) == 2 else "; it is for two classes")
+        )
     for m in models:
         for leak in m.leaks:
             report.warn(f"{m.name}: {leak}")
@@ -67,7 +117,14 @@ def evaluate(
             report.say(f"{m.name}: {remark}")
 
     chosen = None if not metric else [n for n in METRICS if n in metric]
-    settings = {"level": level, "metrics": chosen, "positive": positive, "bootstrap": bootstrap, "seed": seed, "models": [m.name for m in models]}
+    settings = {
+        "level": level,
+        "metrics": chosen,
+        "positive": positive,
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "models": [m.name for m in models],
+    }
     inputs = {m.name: digest({"predictions": inputs_for_digest(m)}, {}) for m in models}
     wanted = digest(settings, inputs)
     files = [f for f in FILES if f != "differences.csv" or len(models) > 1]
@@ -85,8 +142,15 @@ def evaluate(
         _tell(report, folder, "skipped", _read_header(folder / FILES[-1]))
         return
     with report.progress("models", len(models) + len(pairs(len(models)))) as bar:
-        evaluation = evaluate_models(models, level=level, metrics=chosen, positive=None if positive is None else classes.index(positive),
-                                     draws=bootstrap, seed=seed, done=bar)
+        evaluation = evaluate_models(
+            models,
+            level=level,
+            metrics=chosen,
+            positive=None if positive is None else classes.index(positive),
+            draws=bootstrap,
+            seed=seed,
+            done=bar,
+        )
     history = [step("evaluate", settings, inputs)]
     record = make_header("evaluation", settings=settings, **as_json(evaluation), history=history)
     _write(folder, evaluation, record)
@@ -114,7 +178,9 @@ def _check_folder(folder: Path) -> None:
             try:
                 read_table_header(folder / name, kind)
             except InputError as e:
-                raise UsageError(f"{folder / name} exists and was not made by this command; choose another --output") from e
+                raise UsageError(
+                    f"{folder / name} exists and was not made by this command; choose another --output"
+                ) from e
 
 
 def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
@@ -148,8 +214,15 @@ def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None
 def _tell(report: Report, folder: Path, status: str, record: dict[str, Any]) -> None:
     """The result on stdout: tables for people, or one JSON object."""
     if report.as_json:
-        report.result({"command": "evaluate", "status": status, "output": str(folder), "error": None,
-                       **{k: v for k, v in record.items() if k not in ("kind", "version")}})
+        report.result(
+            {
+                "command": "evaluate",
+                "status": status,
+                "output": str(folder),
+                "error": None,
+                **{k: v for k, v in record.items() if k not in ("kind", "version")},
+            }
+        )
     elif not report.quiet:
         from lrmil_cli.commands.evaluation_tables import print_tables
 

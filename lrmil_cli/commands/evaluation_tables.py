@@ -14,10 +14,18 @@ def print_tables(record: dict[str, Any]) -> None:
     from lrmil_cli.evaluation.report import TITLES
 
     console = Console(highlight=False, markup=False, emoji=False)
-    several, folds = len(record["models"]) > 1, any(m["of_folds"] > 1 for model in record["models"] for m in model["metrics"].values())
+    several, folds = (
+        len(record["models"]) > 1,
+        any(m["of_folds"] > 1 for model in record["models"] for m in model["metrics"].values()),
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name, justify, wanted in (("model", "left", several), (f"{record['level']} level", "left", True), ("value", "right", True),
-                                  ("95 % interval", "left", True), ("over folds (sd)", "left", folds)):
+    for name, justify, wanted in (
+        ("model", "left", several),
+        (f"{record['level']} level", "left", True),
+        ("value", "right", True),
+        ("95 % interval", "left", True),
+        ("over folds (sd)", "left", folds),
+    ):
         if wanted:
             table.add_column(name, justify=justify, overflow="fold" if name == "model" else "ellipsis")
     for model in record["models"]:
@@ -27,20 +35,32 @@ def print_tables(record: dict[str, Any]) -> None:
             table.add_row(*([name] if several else []), *cells)
             name = ""
             if metric == "accuracy":
-                table.add_row(*([""] if several else []), "majority rate", _number(model["majority_rate"]), f"always {model['majority_class']}",
-                              *([""] if folds else []))
+                table.add_row(
+                    *([""] if several else []),
+                    "majority rate",
+                    _number(model["majority_rate"]),
+                    f"always {model['majority_class']}",
+                    *([""] if folds else []),
+                )
         table.add_section()
     console.print(table)
     if record["differences"]:
         console.print()
         n = record["differences"][0]["n"]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for name, justify in ((f"difference, {n} {record['level']}s", "left"), ("metric", "left"), ("value", "right"), ("95 % interval", "left")):
+        for name, justify in (
+            (f"difference, {n} {record['level']}s", "left"),
+            ("metric", "left"),
+            ("value", "right"),
+            ("95 % interval", "left"),
+        ):
             table.add_column(name, justify=justify, overflow="fold")
         last = None
         for d in record["differences"]:
             pair = f"{d['model']} - {d['reference']}"
-            table.add_row("" if pair == last else pair, TITLES[d["metric"]], _number(d["value"], "+"), _interval(d, "+"))
+            table.add_row(
+                "" if pair == last else pair, TITLES[d["metric"]], _number(d["value"], "+"), _interval(d, "+")
+            )
             last = pair
         console.print(table)
 

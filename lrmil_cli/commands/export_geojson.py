@@ -24,14 +24,43 @@ from lrmil_cli.commands.report import Report
 
 
 def export_geojson(
-    attention: Annotated[str, typer.Argument(metavar="ATTENTION|DIR|-", help="Attention table made by predict, a folder of them, or - for a table or the JSON Lines of predict --json on stdin.", show_default=False)],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE.geojson[.gz]|DIR|-", help="What QuPath opens, a folder for several slides, or - for stdout. With --style both the regions go into FILE.regions.geojson.", show_default=False)],
+    attention: Annotated[
+        str,
+        typer.Argument(
+            metavar="ATTENTION|DIR|-",
+            help="Attention table made by predict, a folder of them, or - for a table or the JSON Lines of predict --json on stdin.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.geojson[.gz]|DIR|-",
+            help="What QuPath opens, a folder for several slides, or - for stdout. With --style both the regions go into FILE.regions.geojson.",
+            show_default=False,
+        ),
+    ],
     style: StyleName = "tiles",
     top: Top = None,
     threshold: Threshold = None,
     colormap: Colormap = None,
-    png: Annotated[Optional[str], typer.Option("--png", metavar="FILE.png|DIR", help="Also write a picture: the slide beside its attention. Needs the slide.", show_default=False)] = None,
-    slide: Annotated[Optional[str], typer.Option("--slide", help="Where the slide is now, for --png.  [default: where predict found it]", show_default=False)] = None,
+    png: Annotated[
+        Optional[str],
+        typer.Option(
+            "--png",
+            metavar="FILE.png|DIR",
+            help="Also write a picture: the slide beside its attention. Needs the slide.",
+            show_default=False,
+        ),
+    ] = None,
+    slide: Annotated[
+        Optional[str],
+        typer.Option(
+            "--slide", help="Where the slide is now, for --png.  [default: where predict found it]", show_default=False
+        ),
+    ] = None,
     origin: Origin = "auto",
     image_size: ImageSize = None,
     json: options.Json = False,
@@ -54,7 +83,9 @@ def export_geojson(
     size = parse_image_size(image_size)
     items = find_tables(attention)
     many = items is not None
-    if many and (output == "-" or not is_folder(output) or slide is not None or (png is not None and not is_folder(png))):
+    if many and (
+        output == "-" or not is_folder(output) or slide is not None or (png is not None and not is_folder(png))
+    ):
         raise UsageError("several slides: give folders to -o and --png, and leave out --slide")
     if not many and output != "-":
         check_name(output)
@@ -65,19 +96,47 @@ def export_geojson(
             raise InputError(item.error)
         header, rows = read_table(item.path, "attention")
         slide_id = header["slide"]["id"]
-        name = Path(item.path).name.removesuffix(table_suffix(item.path) or "").removesuffix(".attention") if many else ""
-        target = str(Path(output) / f"{name}.{'regions' if style == 'regions' else 'heatmap'}.geojson.gz") if many else output
+        name = (
+            Path(item.path).name.removesuffix(table_suffix(item.path) or "").removesuffix(".attention") if many else ""
+        )
+        target = (
+            str(Path(output) / f"{name}.{'regions' if style == 'regions' else 'heatmap'}.geojson.gz")
+            if many
+            else output
+        )
         files = write_geojson(report, header, rows, target, chosen, origin, size, overwrite)
         if png is not None:
             picture = str(Path(png) / f"{name}.overlay.png") if many else png
-            files["png"] = {"path": picture, "written": _picture(picture, slide, header, rows, chosen.colormap, overwrite), "objects": len(rows)}
-        told = [f"{f['path']}: " + (f"{f['objects']} {'tiles' if kind == 'png' else kind}" if f["written"] else "up to date")
-                for kind, f in files.items() if f["path"] != "-"]
-        return Outcome(target, "ok" if any(f["written"] for f in files.values()) else "skipped", "; ".join(told),
-                       {"slide": header["slide"]["path"], "slide_id": slide_id, "tiles": len(rows), "files": {kind: f["path"] for kind, f in files.items()}})
+            files["png"] = {
+                "path": picture,
+                "written": _picture(picture, slide, header, rows, chosen.colormap, overwrite),
+                "objects": len(rows),
+            }
+        told = [
+            f"{f['path']}: "
+            + (f"{f['objects']} {'tiles' if kind == 'png' else kind}" if f["written"] else "up to date")
+            for kind, f in files.items()
+            if f["path"] != "-"
+        ]
+        return Outcome(
+            target,
+            "ok" if any(f["written"] for f in files.values()) else "skipped",
+            "; ".join(told),
+            {
+                "slide": header["slide"]["path"],
+                "slide_id": slide_id,
+                "tiles": len(rows),
+                "files": {kind: f["path"] for kind, f in files.items()},
+            },
+        )
 
-    run_batch("export-geojson", items if many else [TableItem(attention, Path(attention).name.partition(".")[0])], one, report,
-              failures_in=Path(output) if many else None)
+    run_batch(
+        "export-geojson",
+        items if many else [TableItem(attention, Path(attention).name.partition(".")[0])],
+        one,
+        report,
+        failures_in=Path(output) if many else None,
+    )
 
 
 def _picture(png: str, slide: str | None, header: dict[str, Any], rows: Any, colormap: str, overwrite: bool) -> bool:

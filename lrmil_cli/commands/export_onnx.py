@@ -13,9 +13,25 @@ from lrmil_cli.errors import UsageError
 
 
 def export_onnx(
-    model: Annotated[str, typer.Argument(metavar="MODEL.safetensors", help="Model made by distill-student.", show_default=False)],
-    int8: Annotated[bool, typer.Option("--int8", help="Also write MODEL.int8.onnx: about half as fast again on a CPU, with slightly other numbers; predict --runtime onnx-int8 uses it.")] = False,
-    check: Annotated[Optional[list[str]], typer.Option("--check", metavar="SLIDE|DIR|slides.csv", help="With --int8: slides to measure its effect on; it is shown, and kept in the graph. May be repeated.", show_default=False)] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL.safetensors", help="Model made by distill-student.", show_default=False)
+    ],
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Also write MODEL.int8.onnx: about half as fast again on a CPU, with slightly other numbers; predict --runtime onnx-int8 uses it.",
+        ),
+    ] = False,
+    check: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--check",
+            metavar="SLIDE|DIR|slides.csv",
+            help="With --int8: slides to measure its effect on; it is shown, and kept in the graph. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -33,17 +49,29 @@ def export_onnx(
     if check and not int8:
         raise UsageError("--check measures what int8 changes; give --int8 too")
     slides = expand_slides(check) if check else []
-    made = export_files(model, int8=int8, slides=[(s.path, s.slide_id, s.mpp) for s in slides], overwrite=overwrite, say=report.say)
+    made = export_files(
+        model, int8=int8, slides=[(s.path, s.slide_id, s.mpp) for s in slides], overwrite=overwrite, say=report.say
+    )
     for path, there in made.files.items():
         report.say(f"{path}: {'up to date' if there else 'written'}")
     if made.effect:
         report.say(describe_effect(made.effect))
-    report.result({"command": "export-onnx", "status": "skipped" if all(made.files.values()) else "ok", "output": str(next(iter(made.files))),
-                   "files": [str(p) for p in made.files], "error": None, "int8": made.effect})
+    report.result(
+        {
+            "command": "export-onnx",
+            "status": "skipped" if all(made.files.values()) else "ok",
+            "output": str(next(iter(made.files))),
+            "files": [str(p) for p in made.files],
+            "error": None,
+            "int8": made.effect,
+        }
+    )
 
 
 def describe_effect(effect: dict[str, Any]) -> str:
     """What int8 changes, in two lines."""
-    return (f"int8 on {effect['slides']} slide(s), {effect['tiles']} tiles: cosine of the features to fp32, each centred, {effect['cosine_median']:.4f} "
-            f"in the median, {effect['cosine_worst']:.4f} at worst;\nprobabilities change by {effect['probability_change']:.4f} at most, "
-            f"{effect['labels_changed']} predicted label(s) change")
+    return (
+        f"int8 on {effect['slides']} slide(s), {effect['tiles']} tiles: cosine of the features to fp32, each centred, {effect['cosine_median']:.4f} "
+        f"in the median, {effect['cosine_worst']:.4f} at worst;\nprobabilities change by {effect['probability_change']:.4f} at most, "
+        f"{effect['labels_changed']} predicted label(s) change"
+    )

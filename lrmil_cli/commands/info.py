@@ -12,10 +12,24 @@ from lrmil_cli.commands.report import Report, printable
 
 
 def info(
-    path: Annotated[Optional[str], typer.Argument(metavar="FILE|DIR", help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction, or any GeoJSON.", show_default=False)] = None,
-    encoders: Annotated[bool, typer.Option("--encoders", help="List the encoders that --encoder knows by a short name.")] = False,
-    heads: Annotated[bool, typer.Option("--heads", help="List the MIL heads and their options for --head-option.")] = False,
-    qupath_scripts: Annotated[Optional[str], typer.Option("--qupath-scripts", metavar="DIR", help="Copy the scripts for QuPath there.", show_default=False)] = None,
+    path: Annotated[
+        Optional[str],
+        typer.Argument(
+            metavar="FILE|DIR",
+            help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction, or any GeoJSON.",
+            show_default=False,
+        ),
+    ] = None,
+    encoders: Annotated[
+        bool, typer.Option("--encoders", help="List the encoders that --encoder knows by a short name.")
+    ] = False,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="List the MIL heads and their options for --head-option.")
+    ] = False,
+    qupath_scripts: Annotated[
+        Optional[str],
+        typer.Option("--qupath-scripts", metavar="DIR", help="Copy the scripts for QuPath there.", show_default=False),
+    ] = None,
     slide_mpp: options.SlideMpp = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -29,7 +43,9 @@ def info(
 
     report = Report(json)
     if encoders + heads + (path is not None) + (qupath_scripts is not None) != 1:
-        raise UsageError("give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; see `lrmil info --help`")
+        raise UsageError(
+            "give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; see `lrmil info --help`"
+        )
     if qupath_scripts is not None:
         from lrmil_cli.qupath.scripts import copy_scripts
 
@@ -118,8 +134,16 @@ def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
     from lrmil_cli.slides.slide import open_slide
 
     with open_slide(path, slide_mpp=slide_mpp) as slide:
-        levels = [{"level": i, "width": l.width, "height": l.height, "downsample": round(l.downsample, 4),
-                   "mpp": round(slide.mpp * l.downsample, 4)} for i, l in enumerate(slide.levels)]
+        levels = [
+            {
+                "level": i,
+                "width": l.width,
+                "height": l.height,
+                "downsample": round(l.downsample, 4),
+                "mpp": round(slide.mpp * l.downsample, 4),
+            }
+            for i, l in enumerate(slide.levels)
+        ]
         return {"kind": "slide", "reader": slide.reader, **slide.describe(), "levels": levels}
 
 
@@ -142,8 +166,13 @@ def _table(path: str) -> dict[str, Any]:
     except InputError:
         raise wrong from None
     counts = {c: sum(e.label == c for e in manifest) for c in manifest.classes}
-    return {"kind": "manifest", "slides": len(manifest), "patients": len({e.patient_id for e in manifest}), "classes": counts,
-            "missing": [str(e.path) for e in manifest if not e.path.exists()]}
+    return {
+        "kind": "manifest",
+        "slides": len(manifest),
+        "patients": len({e.patient_id for e in manifest}),
+        "classes": counts,
+        "missing": [str(e.path) for e in manifest if not e.path.exists()],
+    }
 
 
 def _tensors(path: str) -> dict[str, Any]:
@@ -155,7 +184,11 @@ def _tensors(path: str) -> dict[str, Any]:
 
     meta = read_tensor_metadata(path)
     if "lrmil" not in meta:
-        return {"kind": "safetensors", "note": "weights of another tool; use them as NAME@FILE with an alias or a timm name", "metadata": meta}
+        return {
+            "kind": "safetensors",
+            "note": "weights of another tool; use them as NAME@FILE with an alias or a timm name",
+            "metadata": meta,
+        }
     try:
         about = json.loads(meta["lrmil"])
         return load_tensors(path, check_header(about, about["kind"], path)["kind"])[0]  # whole, so that damage is found

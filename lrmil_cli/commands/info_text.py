@@ -14,7 +14,10 @@ def render(path: str, about: dict[str, Any]) -> str:
         if key in ("kind", "history", "version", "feature_digests") or value is None:
             continue
         if key == "levels":
-            lines += [f"  level {l['level']}: {l['width']} x {l['height']} px, {l['mpp']:g} um/px (1/{l['downsample']:g})" for l in value]
+            lines += [
+                f"  level {l['level']}: {l['width']} x {l['height']} px, {l['mpp']:g} um/px (1/{l['downsample']:g})"
+                for l in value
+            ]
             continue
         if text := _short(value):
             lines.append(f"  {key}: {text}")
@@ -31,13 +34,18 @@ def _history(history: list[dict[str, Any]] | None) -> list[str]:
 
 def render_geojson(path: str, about: dict[str, Any]) -> str:
     """What QuPath will make of a file."""
-    lines = [f"{path}: GeoJSON, {'QuPath 0.5 to 0.7 opens it' if about['opens'] else 'QuPath will import NOTHING of it'}"]
+    lines = [
+        f"{path}: GeoJSON, {'QuPath 0.5 to 0.7 opens it' if about['opens'] else 'QuPath will import NOTHING of it'}"
+    ]
     lines += [f"  wrong: {text}" for text in about["fatal"]]
     lines += [f"  not as meant: {text}" for text in about["silent"]]
     lines += [f"  note: {text}" for text in about["notes"]]
     lines.append("  objects: " + (", ".join(f"{n} {kind}" for kind, n in about["objects"].items()) or "none"))
     for name, (count, low, high) in about["measurements"].items():
-        lines.append(f"  measurement: {name}: {low:.6g} to {high:.6g}" + ("" if count == sum(about["objects"].values()) else f" ({count} objects)"))
+        lines.append(
+            f"  measurement: {name}: {low:.6g} to {high:.6g}"
+            + ("" if count == sum(about["objects"].values()) else f" ({count} objects)")
+        )
     lines += [f"  class: {name}: {n} objects" for name, n in about["classes"].items()]
     for key in ("slide", "style", "offset", "image", "prediction"):
         if about["lrmil"].get(key) is not None:
@@ -49,10 +57,21 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
     """The table of encoders, two lines each, for a terminal of 80 columns."""
     lines = ["name           width blocks patch input  licence, access"]
     for r in rows:
-        lines.append(f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  {r['license']}, {r['access']}")
-        lines.append(f"  {r['hub']}" + (f" (for MIL its authors use --embedding {r['embedding']})" if r["embedding"] != "cls" else ""))
-    return "\n".join([*lines, "", "input: side in px for ratio 4 and tiles of 256 px. Gated: ask for access on the",
-                      "page at huggingface.co and run `hf auth login`, or give a file as NAME@FILE."])
+        lines.append(
+            f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  {r['license']}, {r['access']}"
+        )
+        lines.append(
+            f"  {r['hub']}"
+            + (f" (for MIL its authors use --embedding {r['embedding']})" if r["embedding"] != "cls" else "")
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "input: side in px for ratio 4 and tiles of 256 px. Gated: ask for access on the",
+            "page at huggingface.co and run `hf auth login`, or give a file as NAME@FILE.",
+        ]
+    )
 
 
 def render_heads(rows: list[dict[str, Any]]) -> str:
@@ -63,19 +82,38 @@ def render_heads(rows: list[dict[str, Any]]) -> str:
     lines = []
     for r in rows:
         lines.append(fill(f"{r['name']}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
-        lines.append(fill(", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in r["options"].items()), 80,
-                          initial_indent="  ", subsequent_indent="  ", break_long_words=False))
-    return "\n".join([*lines, "", "Set with --head-option KEY=VALUE; these are the defaults. Derived attention is",
-                      "not what the head pools with, but computed from it."])
+        lines.append(
+            fill(
+                ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in r["options"].items()),
+                80,
+                initial_indent="  ",
+                subsequent_indent="  ",
+                break_long_words=False,
+            )
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Set with --head-option KEY=VALUE; these are the defaults. Derived attention is",
+            "not what the head pools with, but computed from it.",
+        ]
+    )
 
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         plain = {k: v for k, v in value.items() if v is not None and (not isinstance(v, (dict, list)) or k == "bounds")}
         # What holds nothing but lists or further groups shows these.
-        text = ", ".join(f"{k} {_short(v)}" for k, v in plain.items()) or "; ".join(f"{k} {_short(v)}" for k, v in value.items() if v)
+        text = ", ".join(f"{k} {_short(v)}" for k, v in plain.items()) or "; ".join(
+            f"{k} {_short(v)}" for k, v in value.items() if v
+        )
     elif isinstance(value, list):
-        text = f"{len(value)} entries" if value and isinstance(value[0], (dict, list)) or len(value) > 8 else ", ".join(map(str, value))
+        text = (
+            f"{len(value)} entries"
+            if value and isinstance(value[0], (dict, list)) or len(value) > 8
+            else ", ".join(map(str, value))
+        )
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:

@@ -24,9 +24,23 @@ class Tables:
 
 
 def match(
-    lr: Annotated[str, typer.Argument(metavar="LR", help="Tile table at low resolution, or a folder of them.", show_default=False)],
-    hr: Annotated[str, typer.Argument(metavar="HR", help="Tile table at high resolution; or a .h5 file of TRIDENT, CLAM or STAMP (coordinates, features); or a folder of one of these.", show_default=False)],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE|DIR|-", help="Pairs table, a folder, or - for stdout.", show_default=False)],
+    lr: Annotated[
+        str, typer.Argument(metavar="LR", help="Tile table at low resolution, or a folder of them.", show_default=False)
+    ],
+    hr: Annotated[
+        str,
+        typer.Argument(
+            metavar="HR",
+            help="Tile table at high resolution; or a .h5 file of TRIDENT, CLAM or STAMP (coordinates, features); or a folder of one of these.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o", "--output", metavar="FILE|DIR|-", help="Pairs table, a folder, or - for stdout.", show_default=False
+        ),
+    ],
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
@@ -59,24 +73,42 @@ def match(
             rows, about = match_tables(lr_header, lr_rows, hr_header, hr_rows)
         else:
             rows, about, hr_header = match_foreign(lr_header, lr_rows, foreign)
-        header = make_header("pairs", slide=lr_header["slide"], settings={}, **about, lr=lr_header, hr=hr_header,
-                             history=[*lr_header["history"], *hr_header["history"], step("match", {}, inputs)])
+        header = make_header(
+            "pairs",
+            slide=lr_header["slide"],
+            settings={},
+            **about,
+            lr=lr_header,
+            hr=hr_header,
+            history=[*lr_header["history"], *hr_header["history"], step("match", {}, inputs)],
+        )
         write_table(target, header, rows)
         for text in _warnings(about["counts"]):
             report.warn(f"{slide_id}: {text}")
-        return Outcome(str(target), message=_summary(about, foreign.tool if foreign else None), extra={"ratio": about["ratio"], **about["counts"]})
+        return Outcome(
+            str(target),
+            message=_summary(about, foreign.tool if foreign else None),
+            extra={"ratio": about["ratio"], **about["counts"]},
+        )
 
-    run_batch("match", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many and output != "-" else None)
+    run_batch(
+        "match", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many and output != "-" else None
+    )
 
 
 def _summary(about: dict[str, Any], tool: str | None) -> str:
     """One line on a slide; ``tool`` made its HR tiles, None for lrmil."""
     c = about["counts"]
-    fit = f"grids agree to {c['scale_error_px']:g} px" if tool is None else \
-        f"{tool} grid, {c['offset']:.2f} of an HR side off the cells (median), {c['straddling']} HR tiles on a border, {c['shared']} share a cell"
-    return (f"ratio {about['ratio']}, {c['lr']} LR and {c['hr']} HR tiles, {c['pairs']} pairs; {c['matched']} LR tiles "
-            f"covered ({c['pairs'] / max(1, c['matched']):.1f} HR each, {c['incomplete']} incomplete), {c['unmatched']} without HR; {c['orphans']} HR "
-            f"orphans, {c['outside']} off the slide; {fit}")
+    fit = (
+        f"grids agree to {c['scale_error_px']:g} px"
+        if tool is None
+        else f"{tool} grid, {c['offset']:.2f} of an HR side off the cells (median), {c['straddling']} HR tiles on a border, {c['shared']} share a cell"
+    )
+    return (
+        f"ratio {about['ratio']}, {c['lr']} LR and {c['hr']} HR tiles, {c['pairs']} pairs; {c['matched']} LR tiles "
+        f"covered ({c['pairs'] / max(1, c['matched']):.1f} HR each, {c['incomplete']} incomplete), {c['unmatched']} without HR; {c['orphans']} HR "
+        f"orphans, {c['outside']} off the slide; {fit}"
+    )
 
 
 def _warnings(c: dict[str, Any]) -> list[str]:
@@ -84,10 +116,14 @@ def _warnings(c: dict[str, Any]) -> list[str]:
 
     texts = []
     if c["unmatched"] > 0.2 * c["lr"]:
-        texts.append(f"{c['unmatched'] / c['lr']:.0%} of the LR tiles have no HR tile; do the tissue settings disagree?")
+        texts.append(
+            f"{c['unmatched'] / c['lr']:.0%} of the LR tiles have no HR tile; do the tissue settings disagree?"
+        )
     if c.get("misaligned") or c.get("offset", 0) > ALIGNED:
-        texts.append(f"HR tiles lie {c['offset']:.2f} of their side off the LR cells in the median, {c['misaligned']} of {c['pairs']} by more than "
-                     "a quarter; good for distill-student, but distill-encoder leaves those out: tile HR with `lrmil tile` for it")
+        texts.append(
+            f"HR tiles lie {c['offset']:.2f} of their side off the LR cells in the median, {c['misaligned']} of {c['pairs']} by more than "
+            "a quarter; good for distill-student, but distill-encoder leaves those out: tile HR with `lrmil tile` for it"
+        )
     return texts
 
 
@@ -106,7 +142,9 @@ def _pairs_of(lr: str, hr: str) -> list[Tables]:
         raise InputError(f"{lr}: no tile tables (*.tiles.csv) in this folder; make them with `lrmil tile`")
     missing = sorted(set(low) - set(high))
     if missing and len(missing) == len(low):
-        raise InputError(f"{hr}: no tiles of any slide in {lr} (looked for {missing[0]}.tiles.csv, {missing[0]}.h5, {missing[0]}_patches.h5)")
+        raise InputError(
+            f"{hr}: no tiles of any slide in {lr} (looked for {missing[0]}.tiles.csv, {missing[0]}.h5, {missing[0]}_patches.h5)"
+        )
     # A slide without HR tiles fails by name and does not stop the others.
     return [Tables(s, str(p), str(high.get(s, Path(hr) / f"{s}{ending}"))) for s, p in low.items()]
 
@@ -115,5 +153,7 @@ def _foreign_files(folder: str) -> dict[str, Path]:
     """``<slide_id>.h5`` and TRIDENT's ``<slide_id>_patches.h5`` in a folder, by slide id."""
     from lrmil_cli.files.foreign import SUFFIXES
 
-    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+    found = sorted(
+        p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+    )
     return {p.stem.removesuffix("_patches"): p for p in found} | {p.stem: p for p in found}

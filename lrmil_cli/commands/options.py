@@ -39,52 +39,168 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: give a number")
         command(**kwargs)
 
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-             for name, (_, annotation) in _COMMON.items()]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, (_, annotation) in _COMMON.items()
+    ]
     wrapped.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
     wrapped.__annotations__ = {p.name: p.annotation for p in wrapped.__signature__.parameters.values()}
     del wrapped.__wrapped__  # typer would look through to the undecorated function
     return wrapped
 
 
-Slides = Annotated[list[str], typer.Argument(
-    metavar="SLIDE|DIR|slides.csv|-...", help="Slides, folders of slides, a manifest, or - for a list on stdin (one path a line, or JSON Lines).",
-    show_default=False)]
-Manifest = Annotated[str, typer.Argument(metavar="slides.csv", help="Table with the columns slide, label (and slide_id, patient_id, split or fold, mpp).", show_default=False)]
+Slides = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SLIDE|DIR|slides.csv|-...",
+        help="Slides, folders of slides, a manifest, or - for a list on stdin (one path a line, or JSON Lines).",
+        show_default=False,
+    ),
+]
+Manifest = Annotated[
+    str,
+    typer.Argument(
+        metavar="slides.csv",
+        help="Table with the columns slide, label (and slide_id, patient_id, split or fold, mpp).",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a slide on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs made from other inputs or settings.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop a batch at the first slide that fails.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be made, is up to date or would fail, how many tiles, and about how long.")]
-SlideMpp = Annotated[Optional[float], typer.Option("--slide-mpp", help="Level-0 um per pixel; wins over the metadata.", show_default=False)]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Write nothing; say what would be made, is up to date or would fail, how many tiles, and about how long.",
+    ),
+]
+SlideMpp = Annotated[
+    Optional[float],
+    typer.Option("--slide-mpp", help="Level-0 um per pixel; wins over the metadata.", show_default=False),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-BatchSize = Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Tiles encoded at a time.  [default: 16 on a CPU, on a GPU what turns out to be fastest]", show_default=False)]
-Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="Threads that read slides.  [default: one a core, at most 8]", show_default=False)]
-OnBadTile = Annotated[str, typer.Option("--on-bad-tile", help="fail, or skip: leave out tiles whose pixels cannot be decoded, and say how many.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Translate the encoder by torch.compile, where a compiler works: up to a minute at the start, then about a tenth faster on a CPU, more on a GPU.")]
-_ENCODER = typer.Option("--encoder", metavar="SPEC", show_default=False,
+BatchSize = Annotated[
+    Optional[int],
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Tiles encoded at a time.  [default: 16 on a CPU, on a GPU what turns out to be fastest]",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    Optional[int],
+    typer.Option(
+        "--workers", min=1, help="Threads that read slides.  [default: one a core, at most 8]", show_default=False
+    ),
+]
+OnBadTile = Annotated[
+    str,
+    typer.Option(
+        "--on-bad-tile", help="fail, or skip: leave out tiles whose pixels cannot be decoded, and say how many."
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Translate the encoder by torch.compile, where a compiler works: up to a minute at the start, then about a tenth faster on a CPU, more on a GPU.",
+    ),
+]
+_ENCODER = typer.Option(
+    "--encoder",
+    metavar="SPEC",
+    show_default=False,
     help="An alias (conch, uni, virchow2, ...: `lrmil info --encoders`), hf-hub:ORG/NAME, a timm name, NAME@weights.bin (alias or timm "
-         "name with local weights), local-dir:FOLDER, a file made by distill-encoder, or demo-vit.")
+    "name with local weights), local-dir:FOLDER, a file made by distill-encoder, or demo-vit.",
+)
 Encoder = Annotated[str, _ENCODER]
 EncoderOrNone = Annotated[Optional[str], _ENCODER]
-Embedding = Annotated[Optional[str], typer.Option("--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False)]
-InputSize = Annotated[Optional[int], typer.Option("--input-size", min=8, help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]", show_default=False)]
-RandomInit = Annotated[bool, typer.Option("--random-init", help="Random encoder weights, for dry runs; the files say so.")]
-Head = Annotated[str, typer.Option("--head", help="MIL head: meanpool, maxpool, abmil, clam_sb, clam_mb, dmin, dsmil, transmil or dtfd.")]
-HeadOption = Annotated[Optional[list[str]], typer.Option("--head-option", metavar="KEY=VALUE", help="An option of the head, such as size=big or subtyping=true; `lrmil info --heads` lists them. May be repeated.", show_default=False)]
+Embedding = Annotated[
+    Optional[str],
+    typer.Option(
+        "--embedding", help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]", show_default=False
+    ),
+]
+InputSize = Annotated[
+    Optional[int],
+    typer.Option(
+        "--input-size",
+        min=8,
+        help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]",
+        show_default=False,
+    ),
+]
+RandomInit = Annotated[
+    bool, typer.Option("--random-init", help="Random encoder weights, for dry runs; the files say so.")
+]
+Head = Annotated[
+    str,
+    typer.Option("--head", help="MIL head: meanpool, maxpool, abmil, clam_sb, clam_mb, dmin, dsmil, transmil or dtfd."),
+]
+HeadOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--head-option",
+        metavar="KEY=VALUE",
+        help="An option of the head, such as size=big or subtyping=true; `lrmil info --heads` lists them. May be repeated.",
+        show_default=False,
+    ),
+]
 Gated = Annotated[bool, typer.Option("--gated", help="Gated attention: short for --head-option gated=true.")]
-Classifier = Annotated[Optional[str], typer.Option("--classifier", metavar="linear|cka", help="Bag classifier of abmil, clam_sb, clam_mb and dmin; cka is a layer of Chebyshev polynomials: short for --head-option classifier=NAME.  [default: as the head says]", show_default=False)]
-ProjDim = Annotated[int, typer.Option("--proj-dim", min=0, help="Width of a projection in front of the head: short for --head-option embed_dim=N.  [0: as the head says]")]
+Classifier = Annotated[
+    Optional[str],
+    typer.Option(
+        "--classifier",
+        metavar="linear|cka",
+        help="Bag classifier of abmil, clam_sb, clam_mb and dmin; cka is a layer of Chebyshev polynomials: short for --head-option classifier=NAME.  [default: as the head says]",
+        show_default=False,
+    ),
+]
+ProjDim = Annotated[
+    int,
+    typer.Option(
+        "--proj-dim",
+        min=0,
+        help="Width of a projection in front of the head: short for --head-option embed_dim=N.  [0: as the head says]",
+    ),
+]
 Folds = Annotated[int, typer.Option("--folds", help="Folds to draw, where nothing else defines them.")]
-Recipe = Annotated[str, typer.Option("--recipe", help="common: the same training for every head, for comparisons; published: as its authors trained the head (optimiser, rates, epochs, stopping, sampling). Options given beside it win.")]
-HeadLearningRate = Annotated[Optional[float], typer.Option("--lr", help="Learning rate.  [default: 1e-4, or the recipe's]", show_default=False)]
-HeadEpochs = Annotated[Optional[int], typer.Option("--epochs", min=1, help="Epochs at most.  [default: 200, or the recipe's]", show_default=False)]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        help="common: the same training for every head, for comparisons; published: as its authors trained the head (optimiser, rates, epochs, stopping, sampling). Options given beside it win.",
+    ),
+]
+HeadLearningRate = Annotated[
+    Optional[float], typer.Option("--lr", help="Learning rate.  [default: 1e-4, or the recipe's]", show_default=False)
+]
+HeadEpochs = Annotated[
+    Optional[int],
+    typer.Option("--epochs", min=1, help="Epochs at most.  [default: 200, or the recipe's]", show_default=False),
+]
 LearningRate = Annotated[float, typer.Option("--lr", help="Learning rate (Adam).")]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Epochs at most.")]
-HeadPatience = Annotated[Optional[int], typer.Option("--patience", min=1, help="Epochs without a better validation AUC before stopping.  [default: 20, or the recipe's]", show_default=False)]
-WeightDecay = Annotated[Optional[float], typer.Option("--weight-decay", min=0.0, help="Weight decay.  [default: 0, or the recipe's]", show_default=False)]
+HeadPatience = Annotated[
+    Optional[int],
+    typer.Option(
+        "--patience",
+        min=1,
+        help="Epochs without a better validation AUC before stopping.  [default: 20, or the recipe's]",
+        show_default=False,
+    ),
+]
+WeightDecay = Annotated[
+    Optional[float],
+    typer.Option("--weight-decay", min=0.0, help="Weight decay.  [default: 0, or the recipe's]", show_default=False),
+]
 ClassWeights = Annotated[bool, typer.Option("--class-weights", help="Weigh the loss against class frequency.")]
-BalancedSampling = Annotated[bool, typer.Option("--balanced-sampling", help="Draw slides of all classes equally often.")]
+BalancedSampling = Annotated[
+    bool, typer.Option("--balanced-sampling", help="Draw slides of all classes equally often.")
+]
 
 
 def bad_tiles_text(slide_id: str, bad: int, read: int) -> str:
@@ -99,7 +215,11 @@ def head_options(gated: bool, proj_dim: int, classifier: str | None, pairs: list
     Raises:
         UsageError: not KEY=VALUE, or a key given twice.
     """
-    given = ({"gated": True} if gated else {}) | ({"embed_dim": proj_dim} if proj_dim else {}) | ({"classifier": classifier} if classifier else {})
+    given = (
+        ({"gated": True} if gated else {})
+        | ({"embed_dim": proj_dim} if proj_dim else {})
+        | ({"classifier": classifier} if classifier else {})
+    )
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
         if not (key and equals):

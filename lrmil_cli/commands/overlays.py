@@ -16,13 +16,44 @@ if TYPE_CHECKING:
     from lrmil_cli.slides.region import Region
     from lrmil_cli.slides.slide import Slide
 
-StyleName = Annotated[str, typer.Option("--style", help="For QuPath: tiles (a heatmap), regions (outlines of high attention, as locked annotations) or both, as two files.")]
-Top = Annotated[Optional[float], typer.Option("--top", metavar="F", help="Regions: the share F of tiles with the highest attention.  [default: bands of percentiles]", show_default=False)]
-Threshold = Annotated[Optional[float], typer.Option("--threshold", metavar="T", help="Regions: tiles whose attention is at least T times that of the highest.", show_default=False)]
-Colormap = Annotated[Optional[str], typer.Option("--colormap", help="Colours of regions and of the picture: viridis, magma, inferno, plasma, cividis or gray.  [default: viridis]", show_default=False)]
+StyleName = Annotated[
+    str,
+    typer.Option(
+        "--style",
+        help="For QuPath: tiles (a heatmap), regions (outlines of high attention, as locked annotations) or both, as two files.",
+    ),
+]
+Top = Annotated[
+    Optional[float],
+    typer.Option(
+        "--top",
+        metavar="F",
+        help="Regions: the share F of tiles with the highest attention.  [default: bands of percentiles]",
+        show_default=False,
+    ),
+]
+Threshold = Annotated[
+    Optional[float],
+    typer.Option(
+        "--threshold",
+        metavar="T",
+        help="Regions: tiles whose attention is at least T times that of the highest.",
+        show_default=False,
+    ),
+]
+Colormap = Annotated[
+    Optional[str],
+    typer.Option(
+        "--colormap",
+        help="Colours of regions and of the picture: viridis, magma, inferno, plasma, cividis or gray.  [default: viridis]",
+        show_default=False,
+    ),
+]
 
 
-def make_style(style: str, top: float | None, threshold: float | None, colormap: str | None, *, geojson: bool, picture: bool) -> Style:
+def make_style(
+    style: str, top: float | None, threshold: float | None, colormap: str | None, *, geojson: bool, picture: bool
+) -> Style:
     """The style that options ask for; ``geojson`` and ``picture`` say whether such a file was asked for at all.
 
     Raises:
@@ -33,7 +64,9 @@ def make_style(style: str, top: float | None, threshold: float | None, colormap:
     if not geojson and (style != "tiles" or top is not None or threshold is not None):
         raise UsageError("--style, --top and --threshold are about GeoJSON; give --geojson too")
     if colormap is not None and not picture and not (geojson and style != "tiles"):
-        raise UsageError("--colormap colours regions and pictures; QuPath colours tiles itself (Measure > Show measurement maps)")
+        raise UsageError(
+            "--colormap colours regions and pictures; QuPath colours tiles itself (Measure > Show measurement maps)"
+        )
     chosen = Style(style, top, threshold, colormap or "viridis")
     check_style(chosen)
     return chosen
@@ -50,8 +83,18 @@ def place(path: str, name: str) -> str:
 
 
 def write_overlays(
-    report: Report, slide: Slide, header: dict[str, Any], tables: dict[str, Any], *, geojson: str | None, picture: str | None, style: Style,
-    origin: str, image_size: tuple[int, int] | None, region: Region | None, overwrite: bool,
+    report: Report,
+    slide: Slide,
+    header: dict[str, Any],
+    tables: dict[str, Any],
+    *,
+    geojson: str | None,
+    picture: str | None,
+    style: Style,
+    origin: str,
+    image_size: tuple[int, int] | None,
+    region: Region | None,
+    overwrite: bool,
 ) -> dict[str, dict[str, Any]]:
     """Write the GeoJSON and the picture that were asked for (paths or folders), but for what is up to date.
 
@@ -70,7 +113,9 @@ def write_overlays(
         ending = f"{'regions' if style.style == 'regions' else 'heatmap'}.geojson.gz"
         for name, rows in tables.items():
             if name and geojson == "-":
-                report.warn(f"{slide.slide_id}: the map of the {name} tiles is left out on stdout; give --geojson a folder")
+                report.warn(
+                    f"{slide.slide_id}: the map of the {name} tiles is left out on stdout; give --geojson a folder"
+                )
                 continue
             path = with_name(place(geojson, f"{slide.slide_id}.{ending}"), name)
             made = write_geojson(report, header, as_frame(rows), path, style, origin, image_size, overwrite)
@@ -79,7 +124,10 @@ def write_overlays(
         path = place(picture, f"{slide.slide_id}.overlay.png")
         outlines = rings(region.area) if region else ()
         main = as_frame(tables[""])
-        files["overlay"] = {"path": path, "written": write_picture(path, slide, header, main, style.colormap, outlines, overwrite)}
+        files["overlay"] = {
+            "path": path,
+            "written": write_picture(path, slide, header, main, style.colormap, outlines, overwrite),
+        }
     return files
 
 
@@ -96,7 +144,14 @@ def with_name(path: str, name: str) -> str:
 
 
 def write_geojson(
-    report: Report, header: dict[str, Any], rows: Any, output: str, style: Style, origin: str, image_size: tuple[int, int] | None, overwrite: bool
+    report: Report,
+    header: dict[str, Any],
+    rows: Any,
+    output: str,
+    style: Style,
+    origin: str,
+    image_size: tuple[int, int] | None,
+    overwrite: bool,
 ) -> dict[str, dict[str, Any]]:
     """Write what ``style`` asks for, but for what is up to date.
 

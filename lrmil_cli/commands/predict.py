@@ -16,10 +16,44 @@ from lrmil_cli.errors import UsageError
 
 def predict(
     slides: options.Slides,
-    model: Annotated[str, typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Model made by distill-student; or MODEL.onnx, made of one by export-onnx.", show_default=False)],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR|-", help="Folder for <slide>.prediction.json and <slide>.attention.csv, or - for the attention table of one slide on stdout.", show_default=False)],
-    overlay: Annotated[Optional[str], typer.Option("--overlay", metavar="FILE.png|DIR", help="Also write a picture: the slide beside its attention.", show_default=False)] = None,
-    geojson: Annotated[Optional[str], typer.Option("--geojson", metavar="FILE.geojson[.gz]|DIR|-", help="Also write the attention for QuPath.", show_default=False)] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="MODEL.safetensors",
+            help="Model made by distill-student; or MODEL.onnx, made of one by export-onnx.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR|-",
+            help="Folder for <slide>.prediction.json and <slide>.attention.csv, or - for the attention table of one slide on stdout.",
+            show_default=False,
+        ),
+    ],
+    overlay: Annotated[
+        Optional[str],
+        typer.Option(
+            "--overlay",
+            metavar="FILE.png|DIR",
+            help="Also write a picture: the slide beside its attention.",
+            show_default=False,
+        ),
+    ] = None,
+    geojson: Annotated[
+        Optional[str],
+        typer.Option(
+            "--geojson",
+            metavar="FILE.geojson[.gz]|DIR|-",
+            help="Also write the attention for QuPath.",
+            show_default=False,
+        ),
+    ] = None,
     style: overlays.StyleName = "tiles",
     top: overlays.Top = None,
     threshold: overlays.Threshold = None,
@@ -30,7 +64,9 @@ def predict(
     origin: regions.Origin = "auto",
     image_size: regions.ImageSize = None,
     slide_mpp: options.SlideMpp = None,
-    allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants.")] = False,
+    allow_upsample: Annotated[
+        bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants.")
+    ] = False,
     escalate: second_look.Escalate = None,
     budget: second_look.Budget = None,
     confidence: second_look.Confidence = None,
@@ -43,7 +79,13 @@ def predict(
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
-    runtime: Annotated[str, typer.Option("--runtime", help="auto, torch, onnx or onnx-int8. auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; onnx-int8 changes the numbers a little.")] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            "--runtime",
+            help="auto, torch, onnx or onnx-int8. auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; onnx-int8 changes the numbers a little.",
+        ),
+    ] = "auto",
     compile: options.Compile = False,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -65,7 +107,9 @@ def predict(
     report = Report(json)
     inputs = expand_slides(slides)
     many = len(inputs) > 1
-    chosen = overlays.make_style(style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None)
+    chosen = overlays.make_style(
+        style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None
+    )
     check_outputs(output, overlay, geojson, many, json)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
     size = parse_image_size(image_size)
@@ -73,21 +117,53 @@ def predict(
     if (origin != "auto" or size) and geojson is None and roi is None:
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     started = time.perf_counter()
-    predictor = open_predictor(model, runtime=runtime, device=device, batch_size=batch_size, allow_upsample=allow_upsample,
-                               compile=compile, budget=hr_budget.budget_options(keep_min, keep_max, keep_threshold), warn=report.warn)
-    predictor = second_look.with_second_look(predictor, escalate, budget, confidence, hr_encoder, abstain, device=device,
-                                             batch_size=batch_size, allow_upsample=allow_upsample, report=report)
-    report.detail(f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s")
+    predictor = open_predictor(
+        model,
+        runtime=runtime,
+        device=device,
+        batch_size=batch_size,
+        allow_upsample=allow_upsample,
+        compile=compile,
+        budget=hr_budget.budget_options(keep_min, keep_max, keep_threshold),
+        warn=report.warn,
+    )
+    predictor = second_look.with_second_look(
+        predictor,
+        escalate,
+        budget,
+        confidence,
+        hr_encoder,
+        abstain,
+        device=device,
+        batch_size=batch_size,
+        allow_upsample=allow_upsample,
+        report=report,
+    )
+    report.detail(
+        f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s"
+    )
 
     def one(item: SlideInput) -> Turn:
         began = time.perf_counter()
         table = "-" if output == "-" else Path(output) / f"{item.slide_id}.attention.csv"
-        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers, on_bad_tile=on_bad_tile) as slide:
+        with open_slide(
+            item.path,
+            slide_id=item.slide_id,
+            slide_mpp=slide_mpp,
+            manifest_mpp=item.mpp,
+            workers=workers,
+            on_bad_tile=on_bad_tile,
+        ) as slide:
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
-            there = None if output == "-" else predicted_before(Path(output), item.slide_id, digest(predictor.settings, made_of), overwrite,
-                                                                   on_bad_tile == "skip")
+            there = (
+                None
+                if output == "-"
+                else predicted_before(
+                    Path(output), item.slide_id, digest(predictor.settings, made_of), overwrite, on_bad_tile == "skip"
+                )
+            )
             if there:
                 header, tables = there
                 record = header["prediction"]
@@ -110,16 +186,38 @@ def predict(
             if dry_run:
                 return Outcome(str(output), "skipped", message, {"prediction": record})
             files = overlays.write_overlays(
-                report, slide, header, tables, geojson=geojson, picture=overlay, style=chosen, origin=origin, image_size=size, region=region,
-                overwrite=overwrite)
+                report,
+                slide,
+                header,
+                tables,
+                geojson=geojson,
+                picture=overlay,
+                style=chosen,
+                origin=origin,
+                image_size=size,
+                region=region,
+                overwrite=overwrite,
+            )
             if output == "-":
                 write_table("-", header, tables[""])
         made = [f["path"] for f in files.values() if f["written"]]
         if there and made:
             message += f"; made {', '.join(made)}"
-        extra = {"prediction": record, "attention": None if output == "-" else str(table), "files": {kind: f["path"] for kind, f in files.items()}}
+        extra = {
+            "prediction": record,
+            "attention": None if output == "-" else str(table),
+            "files": {kind: f["path"] for kind, f in files.items()},
+        }
         status = "skipped" if there and not made else "uncertain" if record.get("uncertain") else "ok"
         return Outcome(str(output), status, message, extra)
 
-    run_batch("predict", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, ahead=predictor.ahead,
-              dry_run=dry_run)
+    run_batch(
+        "predict",
+        inputs,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=Path(output) if many else None,
+        ahead=predictor.ahead,
+        dry_run=dry_run,
+    )

@@ -42,13 +42,19 @@ def check_outputs(output: str, overlay: str | None, geojson: str | None, many: b
 def summary(record: dict[str, Any]) -> str:
     """A prediction in one line."""
     levels = {name: n for name, n in record.get("tiles_read", {}).items() if n}
-    read = " and ".join(f"{n} {name.upper()} tiles" for name, n in levels.items()) if len(levels) > 1 else f"{record['tiles']} tiles"
+    read = (
+        " and ".join(f"{n} {name.upper()} tiles" for name, n in levels.items())
+        if len(levels) > 1
+        else f"{record['tiles']} tiles"
+    )
     spent = ", ".join(f"{k} {v:.2f}" for k, v in record["seconds"].items())
     doubt = f"uncertain ({record['uncertain']}): " if record.get("uncertain") else ""
     return f"{doubt}{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {read}; seconds: {spent}; {record['device']}"
 
 
-def write_prediction(folder: Path, slide_id: str, record: dict[str, Any], header: dict[str, Any], tables: dict[str, dict[str, Any]]) -> None:
+def write_prediction(
+    folder: Path, slide_id: str, record: dict[str, Any], header: dict[str, Any], tables: dict[str, dict[str, Any]]
+) -> None:
     """Write the record of a slide and its tables: ``<slide>.attention.csv`` for the one named "", ``<slide>.<name>.attention.csv`` for others.
 
     The main table comes last: it marks the slide as done.
@@ -58,12 +64,16 @@ def write_prediction(folder: Path, slide_id: str, record: dict[str, Any], header
     """
     main = folder / f"{slide_id}.attention.csv"
     remove(main)  # what stands beside it is about to change
-    write_text(folder / f"{slide_id}.prediction.json", json_format.dumps(sealed(record), indent=1, allow_nan=False) + "\n")
+    write_text(
+        folder / f"{slide_id}.prediction.json", json_format.dumps(sealed(record), indent=1, allow_nan=False) + "\n"
+    )
     for name in sorted(tables, reverse=True):
         write_table(folder / f"{slide_id}.{name}.attention.csv" if name else main, header, tables[name])
 
 
-def predicted_before(folder: Path, slide_id: str, wanted: str, overwrite: bool, skip_bad: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def predicted_before(
+    folder: Path, slide_id: str, wanted: str, overwrite: bool, skip_bad: bool
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Header and tables of a slide whose prediction is there, whole and up to date; None where it must be made.
 
     Args:
@@ -77,13 +87,24 @@ def predicted_before(folder: Path, slide_id: str, wanted: str, overwrite: bool, 
     from lrmil_cli.files.tables import read_table
 
     main = folder / f"{slide_id}.attention.csv"
-    if not up_to_date(main, wanted, lambda p: read_table(p, "attention")[0], overwrite) or not (folder / f"{slide_id}.prediction.json").exists():
+    if (
+        not up_to_date(main, wanted, lambda p: read_table(p, "attention")[0], overwrite)
+        or not (folder / f"{slide_id}.prediction.json").exists()
+    ):
         return None
     header, rows = read_table(main, "attention")
     if header["prediction"].get("bad_tiles") and not skip_bad:
-        raise InputError(f"{main}: {header['prediction']['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); say "
-                         "that again to use it, or copy the slide again and add --overwrite")
+        raise InputError(
+            f"{main}: {header['prediction']['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); say "
+            "that again to use it, or copy the slide again and add --overwrite"
+        )
     try:
-        return header, {"": rows, **{name: read_table(folder / f"{slide_id}.{name}.attention.csv", "attention")[1] for name in header.get("tables", [])}}
+        return header, {
+            "": rows,
+            **{
+                name: read_table(folder / f"{slide_id}.{name}.attention.csv", "attention")[1]
+                for name in header.get("tables", [])
+            },
+        }
     except InputError:  # a further table is gone or damaged
         return None

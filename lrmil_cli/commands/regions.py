@@ -15,15 +15,56 @@ if TYPE_CHECKING:
     from lrmil_cli.slides.region import Region
     from lrmil_cli.slides.slide import Slide
 
-Origin = Annotated[str, typer.Option("--origin", help="QuPath's origin: auto, bounds (cropped to OpenSlide's bounds) or full.")]
-ImageSize = Annotated[Optional[str], typer.Option("--image-size", metavar="WxH", help="Size of the image in QuPath; tells whether it is cropped to its bounds.", show_default=False)]
-Roi = Annotated[Optional[str], typer.Option("--roi", metavar="QUPATH.geojson|DIR", help="Use only tiles inside the annotations of a GeoJSON file that QuPath exported; for several slides a folder of SLIDE_ID.geojson.", show_default=False)]
-RoiClass = Annotated[Optional[list[str]], typer.Option("--roi-class", metavar="NAME", help="Of --roi only annotations of this class. May be repeated.", show_default=False)]
-MinInside = Annotated[Optional[float], typer.Option("--min-inside", min=0.0, max=1.0, help="Share of a tile that must lie inside --roi.  [default: 0.5]", show_default=False)]
+Origin = Annotated[
+    str, typer.Option("--origin", help="QuPath's origin: auto, bounds (cropped to OpenSlide's bounds) or full.")
+]
+ImageSize = Annotated[
+    Optional[str],
+    typer.Option(
+        "--image-size",
+        metavar="WxH",
+        help="Size of the image in QuPath; tells whether it is cropped to its bounds.",
+        show_default=False,
+    ),
+]
+Roi = Annotated[
+    Optional[str],
+    typer.Option(
+        "--roi",
+        metavar="QUPATH.geojson|DIR",
+        help="Use only tiles inside the annotations of a GeoJSON file that QuPath exported; for several slides a folder of SLIDE_ID.geojson.",
+        show_default=False,
+    ),
+]
+RoiClass = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--roi-class",
+        metavar="NAME",
+        help="Of --roi only annotations of this class. May be repeated.",
+        show_default=False,
+    ),
+]
+MinInside = Annotated[
+    Optional[float],
+    typer.Option(
+        "--min-inside",
+        min=0.0,
+        max=1.0,
+        help="Share of a tile that must lie inside --roi.  [default: 0.5]",
+        show_default=False,
+    ),
+]
 
 
 def region_reader(
-    roi: str | None, classes: list[str] | None, min_inside: float | None, origin: str, image_size: str | None, many: bool, report: Report
+    roi: str | None,
+    classes: list[str] | None,
+    min_inside: float | None,
+    origin: str,
+    image_size: str | None,
+    many: bool,
+    report: Report,
 ) -> Callable[[Slide], Region | None]:
     """A function of an open slide that returns its regions of interest, None where none were asked for.
 
@@ -40,7 +81,9 @@ def region_reader(
             raise UsageError("--roi-class and --min-inside choose from --roi; give that too")
         return lambda slide: None
     if many and not Path(roi).is_dir():
-        raise UsageError(f"--roi {roi} is one file, but there are several slides; give a folder with SLIDE_ID.geojson for each")
+        raise UsageError(
+            f"--roi {roi} is one file, but there are several slides; give a folder with SLIDE_ID.geojson for each"
+        )
 
     def read(slide: Slide) -> Region:
         from lrmil_cli.qupath.frame import qupath_frame

@@ -47,8 +47,10 @@ class Report:
 
     def encoder(self, info: EncoderInfo) -> None:
         """What encoder it is that the command loaded, with ``--verbose``."""
-        self.detail(f"encoder {info.name}: {info.image_size} px, embedding {info.embedding}, licence {info.license}"
-                    + (f"; {info.note}" if info.note else ""))
+        self.detail(
+            f"encoder {info.name}: {info.image_size} px, embedding {info.embedding}, licence {info.license}"
+            + (f"; {info.note}" if info.note else "")
+        )
 
     def result(self, record: dict[str, Any]) -> None:
         """One JSON object on one line of stdout, with ``--json`` only."""

@@ -15,16 +15,64 @@ if TYPE_CHECKING:
 #: LR tiles under which HR tiles are read, and the probability that is sure enough, unless the user says otherwise.
 BUDGET, CONFIDENCE = 16, 0.8
 
-Escalate = Annotated[Optional[str], typer.Option("--escalate", metavar="DIR", help="Where the answer is not sure (the fold heads disagree, or its calibrated probability is below --confidence), read 20x under the most attended 5x tiles and let this teacher answer.", show_default=False)]
-Budget = Annotated[Optional[int], typer.Option("--budget", metavar="N", min=1, help=f"With --escalate: read 20x under N tiles of 5x at most.  [default: {BUDGET}]", show_default=False)]
-Confidence = Annotated[Optional[float], typer.Option("--confidence", metavar="P", help=f"With --escalate or --abstain: an answer of a lower calibrated probability is not sure; with 1 none is.  [default: {CONFIDENCE}]", show_default=False)]
-HrEncoder = Annotated[Optional[str], typer.Option("--hr-encoder", metavar="SPEC", help="With --escalate: the encoder of the teacher.  [default: the one that the model's encoder was distilled from]", show_default=False)]
-Abstain = Annotated[bool, typer.Option("--abstain", help="Call an answer that is not sure (after --escalate, where given) uncertain: status `uncertain` in --json, `uncertain` with the reason in the prediction.")]
+Escalate = Annotated[
+    Optional[str],
+    typer.Option(
+        "--escalate",
+        metavar="DIR",
+        help="Where the answer is not sure (the fold heads disagree, or its calibrated probability is below --confidence), read 20x under the most attended 5x tiles and let this teacher answer.",
+        show_default=False,
+    ),
+]
+Budget = Annotated[
+    Optional[int],
+    typer.Option(
+        "--budget",
+        metavar="N",
+        min=1,
+        help=f"With --escalate: read 20x under N tiles of 5x at most.  [default: {BUDGET}]",
+        show_default=False,
+    ),
+]
+Confidence = Annotated[
+    Optional[float],
+    typer.Option(
+        "--confidence",
+        metavar="P",
+        help=f"With --escalate or --abstain: an answer of a lower calibrated probability is not sure; with 1 none is.  [default: {CONFIDENCE}]",
+        show_default=False,
+    ),
+]
+HrEncoder = Annotated[
+    Optional[str],
+    typer.Option(
+        "--hr-encoder",
+        metavar="SPEC",
+        help="With --escalate: the encoder of the teacher.  [default: the one that the model's encoder was distilled from]",
+        show_default=False,
+    ),
+]
+Abstain = Annotated[
+    bool,
+    typer.Option(
+        "--abstain",
+        help="Call an answer that is not sure (after --escalate, where given) uncertain: status `uncertain` in --json, `uncertain` with the reason in the prediction.",
+    ),
+]
 
 
 def with_second_look(
-    predictor: Predictor, escalate: str | None, budget: int | None, confidence: float | None, hr_encoder: str | None, abstain: bool, *,
-    device: str, batch_size: int | None, allow_upsample: bool, report: Report,
+    predictor: Predictor,
+    escalate: str | None,
+    budget: int | None,
+    confidence: float | None,
+    hr_encoder: str | None,
+    abstain: bool,
+    *,
+    device: str,
+    batch_size: int | None,
+    allow_upsample: bool,
+    report: Report,
 ) -> Predictor:
     """The predictor with what these options ask of it; itself where they ask nothing."""
     if escalate is None and not abstain:
@@ -32,11 +80,22 @@ def with_second_look(
     from lrmil_cli.inference.second_look import with_second_look
 
     return with_second_look(
-        predictor, teacher=escalate, budget=budget or BUDGET, confidence=CONFIDENCE if confidence is None else confidence, abstain=abstain,
-        encoder=hr_encoder, device=device, batch_size=batch_size, allow_upsample=allow_upsample, warn=report.warn)
+        predictor,
+        teacher=escalate,
+        budget=budget or BUDGET,
+        confidence=CONFIDENCE if confidence is None else confidence,
+        abstain=abstain,
+        encoder=hr_encoder,
+        device=device,
+        batch_size=batch_size,
+        allow_upsample=allow_upsample,
+        warn=report.warn,
+    )
 
 
-def check_second_look(escalate: str | None, budget: int | None, confidence: float | None, hr_encoder: str | None, abstain: bool) -> None:
+def check_second_look(
+    escalate: str | None, budget: int | None, confidence: float | None, hr_encoder: str | None, abstain: bool
+) -> None:
     """Options that would do nothing, said before any work.
 
     Raises:

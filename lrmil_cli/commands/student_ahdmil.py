@@ -20,12 +20,42 @@ def distill_screened(report: Report, values: dict[str, Any]) -> None:
     method, output = values["method"], values["output"]
     for option in ("teacher", "pairs"):
         if values[option] is None:
-            raise UsageError(f"--method {method} learns from a teacher with --head dmin on pairs of tiles: give --teacher and --pairs")
+            raise UsageError(
+                f"--method {method} learns from a teacher with --head dmin on pairs of tiles: give --teacher and --pairs"
+            )
     settings = screen_settings(method, screen_changes(values))
     result = train_screened(
-        read_manifest(values["manifest"], need_labels=True), method=method, settings=settings, output=Path(output), device=pick_device(values["device"]),
-        say=report.say, warn=report.warn,
-        **{k: values[k] for k in ("tiles", "pairs", "teacher", "encoder", "features", "input_size", "embedding", "overwrite", "workers", "on_bad_tile")})
+        read_manifest(values["manifest"], need_labels=True),
+        method=method,
+        settings=settings,
+        output=Path(output),
+        device=pick_device(values["device"]),
+        say=report.say,
+        warn=report.warn,
+        **{
+            k: values[k]
+            for k in (
+                "tiles",
+                "pairs",
+                "teacher",
+                "encoder",
+                "features",
+                "input_size",
+                "embedding",
+                "overwrite",
+                "workers",
+                "on_bad_tile",
+            )
+        },
+    )
     report.say(f"{output}: {result.text}")
-    report.result({"command": "distill-student", "status": "skipped" if result.there else "ok", "output": output, "method": method,
-                   "metrics": result.metrics, "kept_rate": result.kept_rate})
+    report.result(
+        {
+            "command": "distill-student",
+            "status": "skipped" if result.there else "ok",
+            "output": output,
+            "method": method,
+            "metrics": result.metrics,
+            "kept_rate": result.kept_rate,
+        }
+    )

@@ -30,12 +30,41 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     names = ("lr", "epochs", "patience", "weight_decay", "class_weights", "balanced_sampling", "seed")
     target = Path(values["output"])
     result = train_zoom(
-        read_manifest(values["manifest"], need_labels=True), **{k: values[k] for k in (
-            "tiles", "pairs", "encoder", "features", "teacher", "mid_pairs", "mid_features", "folds", "input_size", "embedding", "batch_size", "overwrite", "workers",
-            "on_bad_tile")},
-        lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"), head=HeadSpec("zoommil", own),
-        training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in names}), output=target, device=pick_device(values["device"]),
-        say=report.say, warn=report.warn)
+        read_manifest(values["manifest"], need_labels=True),
+        **{
+            k: values[k]
+            for k in (
+                "tiles",
+                "pairs",
+                "encoder",
+                "features",
+                "teacher",
+                "mid_pairs",
+                "mid_features",
+                "folds",
+                "input_size",
+                "embedding",
+                "batch_size",
+                "overwrite",
+                "workers",
+                "on_bad_tile",
+            )
+        },
+        lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"),
+        head=HeadSpec("zoommil", own),
+        training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in names}),
+        output=target,
+        device=pick_device(values["device"]),
+        say=report.say,
+        warn=report.warn,
+    )
     report.say(f"{target}: {result.text}")
-    report.result({"command": "distill-student", "method": "zoommil", "status": "skipped" if result.there else "ok", "output": str(target),
-                   "metrics": result.metrics})
+    report.result(
+        {
+            "command": "distill-student",
+            "method": "zoommil",
+            "status": "skipped" if result.there else "ok",
+            "output": str(target),
+            "metrics": result.metrics,
+        }
+    )

@@ -17,20 +17,41 @@ from lrmil_cli.errors import InputError, UsageError
 
 def tile(
     slides: options.Slides,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE|DIR|-", help="Tile table of one slide, a folder, or - for stdout.", show_default=False)],
-    mpp: Annotated[Optional[float], typer.Option("--mpp", help="Micrometres per pixel of the tiles.  [default: 2.0]", show_default=False)] = None,
-    mag: Annotated[Optional[float], typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5.", show_default=False)] = None,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|DIR|-",
+            help="Tile table of one slide, a folder, or - for stdout.",
+            show_default=False,
+        ),
+    ],
+    mpp: Annotated[
+        Optional[float],
+        typer.Option("--mpp", help="Micrometres per pixel of the tiles.  [default: 2.0]", show_default=False),
+    ] = None,
+    mag: Annotated[
+        Optional[float],
+        typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5.", show_default=False),
+    ] = None,
     tile_px: Annotated[int, typer.Option("--tile-px", min=16, max=4096, help="Side of a tile in pixels.")] = 256,
-    min_tissue: Annotated[float, typer.Option("--min-tissue", min=0.0, max=1.0, help="Share of a tile that must be tissue.")] = 0.1,
+    min_tissue: Annotated[
+        float, typer.Option("--min-tissue", min=0.0, max=1.0, help="Share of a tile that must be tissue.")
+    ] = 0.1,
     roi: Roi = None,
     roi_class: RoiClass = None,
     min_inside: MinInside = None,
     origin: Origin = "auto",
     image_size: ImageSize = None,
     slide_mpp: options.SlideMpp = None,
-    allow_upsample: Annotated[bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than --mpp.")] = False,
+    allow_upsample: Annotated[
+        bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than --mpp.")
+    ] = False,
     keep_pen: Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks out of the tissue mask.")] = False,
-    thumbnail: Annotated[bool, typer.Option("--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles.")] = False,
+    thumbnail: Annotated[
+        bool, typer.Option("--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles.")
+    ] = False,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
     json: options.Json = False,
@@ -51,8 +72,9 @@ def tile(
         raise UsageError("give --mpp or --mag, not both")
     if (mag is not None and mag <= 0) or (mpp is not None and mpp <= 0):
         raise UsageError("--mpp and --mag must be above 0")
-    settings = TileSettings(mpp or (10 / mag if mag else 2.0), tile_px, min_tissue, allow_upsample,
-                            TissueSettings(remove_pen=not keep_pen))
+    settings = TileSettings(
+        mpp or (10 / mag if mag else 2.0), tile_px, min_tissue, allow_upsample, TissueSettings(remove_pen=not keep_pen)
+    )
     report = Report(json)
     inputs = expand_slides(slides)
     many = len(inputs) > 1
@@ -66,33 +88,60 @@ def tile(
 
     def one(item: SlideInput) -> Outcome:
         target = output if output == "-" else output_path(output, item.slide_id, "tiles", many)
-        with open_slide(item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp, workers=workers, on_bad_tile=on_bad_tile) as slide:
+        with open_slide(
+            item.path,
+            slide_id=item.slide_id,
+            slide_mpp=slide_mpp,
+            manifest_mpp=item.mpp,
+            workers=workers,
+            on_bad_tile=on_bad_tile,
+        ) as slide:
             own = settings.as_json()
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
             picture = None if not thumbnail else Path(str(target)[: -len(table_suffix(target))] + ".png")
-            if output != "-" and up_to_date(target, digest(own, made_of), lambda p: read_table(p, "tiles")[0], overwrite):
+            if output != "-" and up_to_date(
+                target, digest(own, made_of), lambda p: read_table(p, "tiles")[0], overwrite
+            ):
                 if on_bad_tile == "fail" and read_table_header(target, "tiles").get("damaged"):
-                    raise InputError(f"{target}: parts of the slide cannot be decoded and passed for glass (--on-bad-tile skip); say that again to use it, or "
-                                     "copy the slide again and add --overwrite")
+                    raise InputError(
+                        f"{target}: parts of the slide cannot be decoded and passed for glass (--on-bad-tile skip); say that again to use it, or "
+                        "copy the slide again and add --overwrite"
+                    )
                 # A picture from before the table was written is of another one.
-                if picture is None or (picture.exists() and picture.stat().st_mtime_ns >= Path(target).stat().st_mtime_ns):
+                if picture is None or (
+                    picture.exists() and picture.stat().st_mtime_ns >= Path(target).stat().st_mtime_ns
+                ):
                     return Outcome(str(target), "skipped", f"up to date ({target})")
             began = time.perf_counter()
             rows, level, tissue = tile_slide(slide, settings, region)
             if dry_run:
                 return planned(len(rows), time.perf_counter() - began, slide, target)
-            header = make_header("tiles", slide=slide.describe(), settings=own, level=level,
-                                 level_mpp=slide.mpp * slide.levels[level].downsample, roi=region.about if region else None, **({"damaged": True} if slide.lost else {}),
-                                 history=[step("tile", own, made_of)])
+            header = make_header(
+                "tiles",
+                slide=slide.describe(),
+                settings=own,
+                level=level,
+                level_mpp=slide.mpp * slide.levels[level].downsample,
+                roi=region.about if region else None,
+                **({"damaged": True} if slide.lost else {}),
+                history=[step("tile", own, made_of)],
+            )
             if picture is not None:
                 remove(picture)  # of another table; killed before the new one, this run must not look complete
             write_table(target, header, rows)
             if picture is not None:
                 tile_picture(picture, tissue, rows, rings(region.area) if region else ())
-            text = (f"{len(rows)} tiles of {tile_px} px at {settings.mpp:g} um/px, tissue {tissue.mask.mean():.0%}, "
-                    f"slide {slide.mpp:.4g} um/px ({slide.mpp_source})")
-            return Outcome(str(target), message=text if output == "-" else f"{text} -> {target}",
-                           extra={"tiles": len(rows), "mpp": slide.mpp, "mpp_source": slide.mpp_source})
+            text = (
+                f"{len(rows)} tiles of {tile_px} px at {settings.mpp:g} um/px, tissue {tissue.mask.mean():.0%}, "
+                f"slide {slide.mpp:.4g} um/px ({slide.mpp_source})"
+            )
+            return Outcome(
+                str(target),
+                message=text if output == "-" else f"{text} -> {target}",
+                extra={"tiles": len(rows), "mpp": slide.mpp, "mpp_source": slide.mpp_source},
+            )
 
-    run_batch("tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, dry_run=dry_run)
+    run_batch(
+        "tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, dry_run=dry_run
+    )

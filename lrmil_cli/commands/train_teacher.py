@@ -14,10 +14,25 @@ from lrmil_cli.errors import UsageError
 
 def train_teacher(
     manifest: options.Manifest,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the teacher.", show_default=False)],
-    tiles: Annotated[Optional[str], typer.Option("--tiles", metavar="DIR", help="Folder of HR tile tables; goes with --encoder.", show_default=False)] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the teacher.", show_default=False)
+    ],
+    tiles: Annotated[
+        Optional[str],
+        typer.Option(
+            "--tiles", metavar="DIR", help="Folder of HR tile tables; goes with --encoder.", show_default=False
+        ),
+    ] = None,
     encoder: options.EncoderOrNone = None,
-    features: Annotated[Optional[str], typer.Option("--features", metavar="DIR", help="Where HR features are kept and found.  [default: <output>/features]  Without --tiles and --encoder: <slide_id>.h5 files of TRIDENT, CLAM, STAMP or lrmil, trained on as they are.", show_default=False)] = None,
+    features: Annotated[
+        Optional[str],
+        typer.Option(
+            "--features",
+            metavar="DIR",
+            help="Where HR features are kept and found.  [default: <output>/features]  Without --tiles and --encoder: <slide_id>.h5 files of TRIDENT, CLAM, STAMP or lrmil, trained on as they are.",
+            show_default=False,
+        ),
+    ] = None,
     head: options.Head = "abmil",
     head_option: options.HeadOption = None,
     gated: options.Gated = False,
@@ -60,13 +75,32 @@ def train_teacher(
     from lrmil_cli.training.recipes import train_settings
 
     report = Report(json)
-    _check_source(tiles, encoder, features, {"--embedding": embedding, "--input-size": input_size, "--random-init": random_init or None,
-                                               "--compile": compile or None,
-                                               "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile})
+    _check_source(
+        tiles,
+        encoder,
+        features,
+        {
+            "--embedding": embedding,
+            "--input-size": input_size,
+            "--random-init": random_init or None,
+            "--compile": compile or None,
+            "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile,
+        },
+    )
     spec = head_spec(head, options.head_options(gated, proj_dim, classifier, head_option))
-    settings = train_settings(recipe, head, {
-        "lr": lr, "epochs": epochs, "patience": patience, "weight_decay": weight_decay, "class_weights": class_weights,
-        "balanced_sampling": balanced_sampling, "seed": seed})
+    settings = train_settings(
+        recipe,
+        head,
+        {
+            "lr": lr,
+            "epochs": epochs,
+            "patience": patience,
+            "weight_decay": weight_decay,
+            "class_weights": class_weights,
+            "balanced_sampling": balanced_sampling,
+            "seed": seed,
+        },
+    )
     where = pick_device(device)
     cohort = read_manifest(manifest, need_labels=True)
     parts = make_folds(cohort, folds, seed)
@@ -75,23 +109,54 @@ def train_teacher(
         bags = read_cohort(cohort, kept, device=where, say=report.say)
     else:
         tables = tile_tables(cohort, tiles)
-        model = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding,
-                             random_init=random_init, warn=report.warn)
+        model = load_encoder(
+            encoder,
+            tile_px=tables[0][1]["settings"]["tile_px"],
+            input_size=input_size,
+            embedding=embedding,
+            random_init=random_init,
+            warn=report.warn,
+        )
         report.encoder(model.info)
         if compile:
             compile_encoder(model, tables[0][1]["settings"]["tile_px"], where)
-        bags = embed_cohort(model, cohort, tables, kept, device=where, batch_size=batch_size, workers=workers, on_bad_tile=on_bad_tile, overwrite=overwrite, say=report.say)
-    header, there = teacher.train_teacher(cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say)
+        bags = embed_cohort(
+            model,
+            cohort,
+            tables,
+            kept,
+            device=where,
+            batch_size=batch_size,
+            workers=workers,
+            on_bad_tile=on_bad_tile,
+            overwrite=overwrite,
+            say=report.say,
+        )
+    header, there = teacher.train_teacher(
+        cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say
+    )
     m = header["metrics"]
-    scores = f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"
+    scores = (
+        f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"
+    )
     report.say(f"{output}: {'up to date; ' if there else ''}{scores}")
-    report.result({"command": "train-teacher", "status": "skipped" if there else "ok", "output": output, "metrics": m, "folds": header["folds"]})
+    report.result(
+        {
+            "command": "train-teacher",
+            "status": "skipped" if there else "ok",
+            "output": output,
+            "metrics": m,
+            "folds": header["folds"],
+        }
+    )
 
 
 def _check_source(tiles: str | None, encoder: str | None, features: str | None, of_encoder: dict[str, object]) -> None:
     """Features are made (``tiles`` and ``encoder``) or read as they are (``features`` alone); options that would do nothing are refused."""
     if (tiles is None) != (encoder is None):
-        raise UsageError("--tiles and --encoder go together; leave out both to train on the files in --features as they are")
+        raise UsageError(
+            "--tiles and --encoder go together; leave out both to train on the files in --features as they are"
+        )
     if encoder is not None:
         return
     if features is None:

@@ -39,8 +39,18 @@ MIN_LESION_PX2 = 600 * 600  # 300 x 300 um
 HINT_DEPTH, HINT_EOSIN = 0.06, 0.30
 
 RECIPE_NAMES = (
-    "density", "radius", "elongation", "inside", "cells", "fat", "glass", "lymphocytes",
-    "haematoxylin", "eosin", "hue_h", "hue_e",
+    "density",
+    "radius",
+    "elongation",
+    "inside",
+    "cells",
+    "fat",
+    "glass",
+    "lymphocytes",
+    "haematoxylin",
+    "eosin",
+    "hue_h",
+    "hue_e",
 )
 
 
@@ -183,7 +193,9 @@ def _grow(field: np.ndarray, sharpen: float = 1.0) -> np.ndarray:
     return cv2.LUT(big, to_byte((np.arange(256) - 127.5) * sharpen + 127.5))
 
 
-def _places(rng: np.random.Generator, side_px: int, spacing_px: float, jitter_px: float) -> tuple[np.ndarray, np.ndarray]:
+def _places(
+    rng: np.random.Generator, side_px: int, spacing_px: float, jitter_px: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Jittered hexagonal grid over the slide: rows and columns (px)."""
     rows = np.arange(0, side_px, spacing_px * 0.866)
     cols = np.arange(0, side_px, spacing_px)
@@ -224,8 +236,12 @@ def paint(rng: np.random.Generator, lay: Layout) -> np.ndarray:
         return (under + (((over.astype(np.int16) - under) * w) >> 8)).astype(np.uint8)
 
     ramp = np.arange(256)
-    eosin = blend(cv2.LUT(fibre, to_byte(96 + 0.42 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(74 + 0.22 * (ramp - 128))), cells)
-    haema = blend(cv2.LUT(fibre, to_byte(10 + 0.05 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(30 + 0.16 * (ramp - 128))), cells)
+    eosin = blend(
+        cv2.LUT(fibre, to_byte(96 + 0.42 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(74 + 0.22 * (ramp - 128))), cells
+    )
+    haema = blend(
+        cv2.LUT(fibre, to_byte(10 + 0.05 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(30 + 0.16 * (ramp - 128))), cells
+    )
     eosin = cv2.multiply(eosin, _grow((1 + lay.cells * (lay.pink - 1)) / 2), scale=2 / 255)
     wall = cv2.LUT(membrane, to_byte(100 * np.exp(-((ramp / 30.0) ** 2))))
     eosin = blend(eosin, wall, fat)
@@ -255,8 +271,12 @@ def paint(rng: np.random.Generator, lay: Layout) -> np.ndarray:
     vesicular = rng.random(m) < look(lay.inside, ey, ex)
     pattern = np.where(vesicular, rng.choice([2, 3, 3, 3], m), rng.choice([0, 0, 0, 1], m))
     bank = nucleus_bank()
-    index = (pattern, nearest(lay.size, 0.6, len(RADII_PX) - 1), nearest(lay.elongation, 0.7, len(AXIS_RATIOS) - 1),
-             rng.integers(VARIANTS, size=m))
+    index = (
+        pattern,
+        nearest(lay.size, 0.6, len(RADII_PX) - 1),
+        nearest(lay.elongation, 0.7, len(AXIS_RATIOS) - 1),
+        rng.integers(VARIANTS, size=m),
+    )
     _stamp(canvas, bank.reshape(-1, STAMP_PX, STAMP_PX), np.ravel_multi_index(index, bank.shape[:4]), ey, ex)
 
     lymphocytes, fibroblasts = small_nuclei()
@@ -283,21 +303,30 @@ def pen_mark(rng: np.random.Generator, rgb: np.ndarray, tissue: np.ndarray) -> n
     t = np.linspace(-1, 1, 24)
     length, bow = rng.uniform(0.1, 0.2) * n, rng.uniform(-0.05, 0.05) * n
     along, across = t * length, bow * t**2 + 0.035 * n + rng.normal(0, 0.003 * n, 24)
-    points = np.stack([cx + along * np.cos(angle) + across * np.cos(angle - np.pi / 2),
-                       cy + along * np.sin(angle) + across * np.sin(angle - np.pi / 2)], 1)
+    points = np.stack(
+        [
+            cx + along * np.cos(angle) + across * np.cos(angle - np.pi / 2),
+            cy + along * np.sin(angle) + across * np.sin(angle - np.pi / 2),
+        ],
+        1,
+    )
     ink = np.zeros((n, n), np.uint8)
     cv2.polylines(ink, [np.round(points * 8).astype(np.int32)], False, 255, int(rng.uniform(14, 24)), cv2.LINE_AA, 3)
     ink = cv2.GaussianBlur(ink, (0, 0), 0.7)
     ys, xs = np.nonzero(ink)
     box = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
     colour = np.array([[40, 70, 170], [30, 120, 70], [50, 48, 55]][rng.integers(3)], np.float32) / 245
-    patch = cv2.resize(ink[box], None, fx=GRID, fy=GRID, interpolation=cv2.INTER_LINEAR).astype(np.float32)[..., None] / 255
+    patch = (
+        cv2.resize(ink[box], None, fx=GRID, fy=GRID, interpolation=cv2.INTER_LINEAR).astype(np.float32)[..., None] / 255
+    )
     area = rgb[ys.min() * GRID : (ys.max() + 1) * GRID, xs.min() * GRID : (xs.max() + 1) * GRID]
     area[:] = to_byte(area * (1 - patch * (1 - colour) * 0.9) + 0.5)
     return rgb
 
 
-def render_slide(seed: int, positive: bool, side_px: int, stain_seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def render_slide(
+    seed: int, positive: bool, side_px: int, stain_seed: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """RGB `(side, side, 3)` uint8 at 0.5 um/px (side rounded down to a multiple of 16) and the lesion on the grid."""
     rng = np.random.default_rng([seed, 1])
     n = side_px // 16 * 16 // GRID
@@ -345,7 +374,9 @@ def render_tiles(rng: np.random.Generator, shrink: float = 1.0) -> tuple[np.ndar
         pink=steps(0.55, 1.05),
     )
     stain = Stain.draw(rng, 1.3)
-    rgb = cv2.subtract(stain.to_rgb(paint(rng, lay)), rng.integers(0, 4, (n * GRID, n * GRID, 1), dtype=np.uint8).repeat(3, 2))
+    rgb = cv2.subtract(
+        stain.to_rgb(paint(rng, lay)), rng.integers(0, 4, (n * GRID, n * GRID, 1), dtype=np.uint8).repeat(3, 2)
+    )
     _, coded = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(75, 95))])
     rgb = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
     side = g * GRID
@@ -359,9 +390,17 @@ def render_tiles(rng: np.random.Generator, shrink: float = 1.0) -> tuple[np.ndar
     cells = mean(lay.cells * lay.tissue)
     seen = np.clip(cells / 0.15, 0, 1)  # what nuclei look like cannot be told where there are none
     recipe = [
-        mean(lay.density) * cells, 0.5 + (mean(lay.size) / 3 - 0.5) * seen, 0.5 + (mean(lay.elongation) / 2 - 0.5) * seen,
-        0.5 + (mean(lay.inside) - 0.5) * seen, cells, mean(fat * lay.tissue), 1 - mean(lay.tissue),
-        mean(lay.lymphocytes * lay.tissue), 4 * (mean(lay.depth) * stain.haematoxylin - 1),
-        np.full(k * k, 4 * (stain.eosin - 1)), np.full(k * k, stain.hue_h / 2), np.full(k * k, stain.hue_e / 2),
+        mean(lay.density) * cells,
+        0.5 + (mean(lay.size) / 3 - 0.5) * seen,
+        0.5 + (mean(lay.elongation) / 2 - 0.5) * seen,
+        0.5 + (mean(lay.inside) - 0.5) * seen,
+        cells,
+        mean(fat * lay.tissue),
+        1 - mean(lay.tissue),
+        mean(lay.lymphocytes * lay.tissue),
+        4 * (mean(lay.depth) * stain.haematoxylin - 1),
+        np.full(k * k, 4 * (stain.eosin - 1)),
+        np.full(k * k, stain.hue_h / 2),
+        np.full(k * k, stain.hue_e / 2),
     ]
     return np.ascontiguousarray(tiles), np.stack(recipe, 1).astype(np.float32)

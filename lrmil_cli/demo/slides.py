@@ -58,7 +58,13 @@ def _outlines(mask: np.ndarray, scale: float) -> list[np.ndarray]:
 
 
 def make_slide(
-    path: str | os.PathLike, *, seed: int, positive: bool, size_px: int = 2560, mpp: float = 0.5, stain_seed: int | None = None
+    path: str | os.PathLike,
+    *,
+    seed: int,
+    positive: bool,
+    size_px: int = 2560,
+    mpp: float = 0.5,
+    stain_seed: int | None = None,
 ) -> list[np.ndarray]:
     """Write a painted slide of `size_px` x `size_px` pixels as Aperio-like SVS.
 
@@ -110,8 +116,13 @@ def plan_cohort(n_slides: int, seed: int) -> list[dict]:
             quota[split] -= take
             for k in [slides.pop(0) for _ in range(take)]:
                 slide_id = f"slide_{k + 1:03d}"
-                rows[k] = {"slide": f"slides/{slide_id}.svs", "slide_id": slide_id, "label": name,
-                           "patient_id": f"patient_{patients:03d}", "split": split}
+                rows[k] = {
+                    "slide": f"slides/{slide_id}.svs",
+                    "slide_id": slide_id,
+                    "label": name,
+                    "patient_id": f"patient_{patients:03d}",
+                    "split": split,
+                }
     return rows
 
 

@@ -53,8 +53,10 @@ def nucleus_bank() -> np.ndarray:
     """
     rng = np.random.default_rng(20)
     shape = (len(INSIDES), len(RADII_PX), len(AXIS_RATIOS), VARIANTS)
-    inside, radius, ratio, _ = (a.ravel()[:, None, None] for a in np.meshgrid(
-        INSIDES, RADII_PX, AXIS_RATIOS, np.arange(VARIANTS), indexing="ij"))
+    inside, radius, ratio, _ = (
+        a.ravel()[:, None, None]
+        for a in np.meshgrid(INSIDES, RADII_PX, AXIS_RATIOS, np.arange(VARIANTS), indexing="ij")
+    )
     n = inside.size
     axis = np.arange(STAMP_PX) - (STAMP_PX - 1) / 2
 

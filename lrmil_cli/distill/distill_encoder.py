@@ -55,7 +55,9 @@ class Result:
     numbers: dict[str, Any]
 
 
-def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int, teacher: str | None, seed: int) -> Cohort:
+def collect(
+    pairs: list[str], manifest: str | None, fold: int | None, folds: int, teacher: str | None, seed: int
+) -> Cohort:
     """Read the pairs tables and split the slides.
 
     Raises:
@@ -81,7 +83,9 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
     for s in slides:
         for side in ("lr", "hr"):
             if s.ratio != first.ratio or _scale(s, side) != _scale(first, side):
-                raise InputError(f"pairs of {s.slide_id} and {first.slide_id} differ in mpp, tile size or ratio; tile all slides alike")
+                raise InputError(
+                    f"pairs of {s.slide_id} and {first.slide_id} differ in mpp, tile size or ratio; tile all slides alike"
+                )
     guide = read_teacher(teacher) if teacher else None
     if manifest is None:
         order = np.random.default_rng(seed).permutation(len(slides))
@@ -95,7 +99,9 @@ def collect(pairs: list[str], manifest: str | None, fold: int | None, folds: int
     parts = members(table, names[fold - 1])
     missing = [s for s in parts["train"] + parts["val"] if s not in by_id]
     if missing:
-        raise InputError(f"slide {missing[0]} of fold {fold} has no pairs table ({len(missing)} missing); make it with `lrmil match`")
+        raise InputError(
+            f"slide {missing[0]} of fold {fold} has no pairs table ({len(missing)} missing); make it with `lrmil match`"
+        )
     train, val = ([by_id[s] for s in parts[p]] for p in ("train", "val"))
     return Cohort(train + val, train, val, fold, guide, *counts)
 
@@ -107,8 +113,18 @@ def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
 
 
 def run(
-    cohort: Cohort, teacher: Encoder, spec: str, settings: Stage1Settings, output: Path, *, cache: Path, device: torch.device,
-    overwrite: bool, say: Callable[[str], None], workers: int | None = None, world: World = World(),
+    cohort: Cohort,
+    teacher: Encoder,
+    spec: str,
+    settings: Stage1Settings,
+    output: Path,
+    *,
+    cache: Path,
+    device: torch.device,
+    overwrite: bool,
+    say: Callable[[str], None],
+    workers: int | None = None,
+    world: World = World(),
     on_bad_tile: str = "fail",
 ) -> Result:
     """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
@@ -121,8 +137,13 @@ def run(
     Raises:
         UsageError: the output is there and was made otherwise; InputError, MachineError: as the parts.
     """
-    own = {**settings.as_json(), "encoder": teacher.digest(), "fold": cohort.fold, "train": [s.slide_id for s in cohort.train],
-           "val": [s.slide_id for s in cohort.val]}
+    own = {
+        **settings.as_json(),
+        "encoder": teacher.digest(),
+        "fold": cohort.fold,
+        "train": [s.slide_id for s in cohort.train],
+        "val": [s.slide_id for s in cohort.val],
+    }
     if world.size > 1:
         own["processes"] = world.size
     if on_bad_tile == "skip":
@@ -137,29 +158,64 @@ def run(
         for slides in (cohort.train, cohort.val):
             slides[:] = [only_readable(s, workers, say) for s in slides]
     attention = teacher_attention(cohort) if settings.final_loss == "attention" else None
-    say(f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
-        f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}")
-    result = distill(teacher, cohort.train, cohort.val, settings, cache=cache, key=wanted, device=device, attention=attention, workers=workers, world=world, say=say)
+    say(
+        f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
+        f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}"
+    )
+    result = distill(
+        teacher,
+        cohort.train,
+        cohort.val,
+        settings,
+        cache=cache,
+        key=wanted,
+        device=device,
+        attention=attention,
+        workers=workers,
+        world=world,
+        say=say,
+    )
     start, best = result.curves[0], result.curves[result.best_epoch]
-    numbers = {"epochs": len(result.curves) - 1, "best_epoch": result.best_epoch, "val_loss": best["val_loss"],
-               "val_loss_start": start["val_loss"], "ratio_to_start": best["val_loss"] / max(start["val_loss"], 1e-30)}
-    text = (f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
-            f"at epoch {result.best_epoch} of {numbers['epochs']}")
+    numbers = {
+        "epochs": len(result.curves) - 1,
+        "best_epoch": result.best_epoch,
+        "val_loss": best["val_loss"],
+        "val_loss_start": start["val_loss"],
+        "ratio_to_start": best["val_loss"] / max(start["val_loss"], 1e-30),
+    }
+    text = (
+        f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
+        f"at epoch {result.best_epoch} of {numbers['epochs']}"
+    )
     if not world.first:
         return Result(False, text, numbers)
     hr, lr = (cohort.slides[0].header[k]["settings"] for k in ("hr", "lr"))
     info = result.encoder.info
-    about = {"mpp_hr": hr["mpp"], "mpp_lr": lr["mpp"], "tile_px": lr["tile_px"], "ratio": cohort.slides[0].ratio,
-             **settings.as_json(), **numbers, "fold": cohort.fold, "base_spec": absolute_spec(spec),
-             **_seen(cohort, settings, teacher.info.distilled or {}), "start": start, "best": best}
+    about = {
+        "mpp_hr": hr["mpp"],
+        "mpp_lr": lr["mpp"],
+        "tile_px": lr["tile_px"],
+        "ratio": cohort.slides[0].ratio,
+        **settings.as_json(),
+        **numbers,
+        "fold": cohort.fold,
+        "base_spec": absolute_spec(spec),
+        **_seen(cohort, settings, teacher.info.distilled or {}),
+        "start": start,
+        "best": best,
+    }
     result.encoder.info = replace(info, name=output.name, base=info.base or info.name, mpp=lr["mpp"], distilled=about)
     history = [step("distill-encoder", own, inputs)]
     curves = pd.DataFrame([{"fold": cohort.fold or 0, **row} for row in result.curves])
     path = output.with_name(output.stem + ".curves.csv")
     write_table(path, make_header("curves", settings={}, history=history), curves)
     cosines = [f"val_cosine_{l}" for l in settings.layers]
-    plot_curves(path.with_suffix(".png"), curves, [("validation loss", ["val_loss", "train_loss"]), ("cosine to the HR class token", cosines)],
-                {cohort.fold or 0: result.best_epoch})
+    plot_curves(
+        path.with_suffix(".png"),
+        curves,
+        [("validation loss", ["val_loss", "train_loss"]), ("cosine to the HR class token", cosines)],
+        {cohort.fold or 0: result.best_epoch},
+    )
     save_encoder(output, result.encoder, history, own)  # last: it marks the run as complete
     result.checkpoint.unlink(missing_ok=True)
     return Result(False, text, numbers)
@@ -174,7 +230,10 @@ def _seen(cohort: Cohort, settings: Stage1Settings, before: dict[str, Any]) -> d
     """
     own = [s.slide_id for s in cohort.slides]
     labels = own if settings.final_loss == "attention" else []
-    return {key: list(dict.fromkeys([*new, *before.get(key, [])])) for key, new in (("slides", own), ("label_slides", labels))}
+    return {
+        key: list(dict.fromkeys([*new, *before.get(key, [])]))
+        for key, new in (("slides", own), ("label_slides", labels))
+    }
 
 
 def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
@@ -188,7 +247,9 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
     out = {}
     for paired in cohort.train + cohort.val:
         if paired.slide_id not in allowed:
-            raise InputError(f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used")
+            raise InputError(
+                f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used"
+            )
         path = cohort.teacher.features / f"{paired.slide_id}.h5"
         features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
         rows = align(paired, features, str(path))

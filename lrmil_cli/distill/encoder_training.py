@@ -106,7 +106,9 @@ def distill(
     final = settings.final_loss != "none"
 
     def regions(slides: list[PairedSlide]) -> Regions:
-        targets = load_targets(teacher, slides, settings.layers, final, cache, device, say, workers=workers, world=world)
+        targets = load_targets(
+            teacher, slides, settings.layers, final, cache, device, say, workers=workers, world=world
+        )
         index = [(s, r) for s, p in enumerate(slides) for r in _capped(len(p.children), settings, p.slide_id)]
         weights = [attention[p.slide_id] for p in slides] if attention is not None else None
         return Regions(slides, targets, weights, np.array(index, np.int64).reshape(-1, 2))
@@ -135,7 +137,11 @@ def distill(
         while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
             state.epoch += 1
             mean = _train_epoch(together, train_set, reader, settings, pooling, device, optimizer, scaler, state, world)
-            row = {"epoch": state.epoch, "train_loss": mean, **_validate(student, val_set, settings, pooling, device, workers, world)}
+            row = {
+                "epoch": state.epoch,
+                "train_loss": mean,
+                **_validate(student, val_set, settings, pooling, device, workers, world),
+            }
             state.curves.append(row)
             if row["val_loss"] < state.best:
                 state.best, state.best_epoch = row["val_loss"], state.epoch
@@ -183,8 +189,15 @@ def _student(teacher: Encoder, settings: Stage1Settings) -> Encoder:
 
 
 def batch_loss(
-    student: nn.Module, tiles: Tensor, targets: Tensor, mask: Tensor, settings: Stage1Settings, pooling: Tensor,
-    final_targets: Tensor | None = None, attention: Tensor | None = None, scale: tuple[float | Tensor, float | Tensor] = (1.0, 1.0),
+    student: nn.Module,
+    tiles: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    settings: Stage1Settings,
+    pooling: Tensor,
+    final_targets: Tensor | None = None,
+    attention: Tensor | None = None,
+    scale: tuple[float | Tensor, float | Tensor] = (1.0, 1.0),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_patch (eq. 2), plus the final loss where it is on.
 
@@ -254,13 +267,17 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
     total, seen = 0.0, 0
     groups = _cut(order, whole)
     parts = [own_part(g, world) for g in groups]
-    ahead = Prefetch(batches(data, [p for p, _ in parts], reader, settings.final_loss != "none"), 0 if device.type == "cpu" else 4)
+    ahead = Prefetch(
+        batches(data, [p for p, _ in parts], reader, settings.final_loss != "none"), 0 if device.type == "cpu" else 4
+    )
     for batch, group, (_, counts) in zip(ahead, groups, parts):
         tiles, targets, mask, final_targets, attention = _on(device, batch)
         if settings.augment:
             view = int(rng.integers(8))
             tiles = turn(tiles, view)
-            targets, mask, final_targets, attention = (turn_cells(a, view) for a in (targets, mask, final_targets, attention))
+            targets, mask, final_targets, attention = (
+                turn_cells(a, view) for a in (targets, mask, final_targets, attention)
+            )
         state.step += 1
         for param_group in optimizer.param_groups:
             param_group["lr"] = settings.lr * min(1.0, state.step / max(1, settings.warmup))
@@ -268,7 +285,9 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
         loss, _ = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention, scale)
         value = float(world.sum(loss.detach() / world.size))
         if not np.isfinite(value):
-            raise LrmilError(f"stage 1 diverged in epoch {state.epoch} (loss {value}); lower --lr, or try --normalize ln")
+            raise LrmilError(
+                f"stage 1 diverged in epoch {state.epoch} (loss {value}); lower --lr, or try --normalize ln"
+            )
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -281,17 +300,30 @@ def _train_epoch(student, data, reader, settings, pooling, device, optimizer, sc
 
 @torch.inference_mode()
 def _validate(
-    student: Encoder, data: Regions, settings: Stage1Settings, pooling: Tensor, device: torch.device, workers: int | None, world: World
+    student: Encoder,
+    data: Regions,
+    settings: Stage1Settings,
+    pooling: Tensor,
+    device: torch.device,
+    workers: int | None,
+    world: World,
 ) -> dict[str, float]:
     """Means over all regions, or over all their children where that is what the loss weighs; no batch size has a say in them."""
     student.eval()
-    by_child = [f"cosine_{l}" for l in settings.layers] + ([f"loss_{l}" for l in settings.layers] if settings.weighting == "child" else [])
-    names = [*(f"{k}_{l}" for l in settings.layers for k in ("loss", "cosine")), *(["loss_final"] if settings.final_loss != "none" else [])]
+    by_child = [f"cosine_{l}" for l in settings.layers] + (
+        [f"loss_{l}" for l in settings.layers] if settings.weighting == "child" else []
+    )
+    names = [
+        *(f"{k}_{l}" for l in settings.layers for k in ("loss", "cosine")),
+        *(["loss_final"] if settings.final_loss != "none" else []),
+    ]
     sums = dict.fromkeys([*names, "children", "regions"], 0.0)
     reader = TileReader(data.slides, workers)
     groups = world.share(_cut(np.arange(len(data.index)), settings.batch_size))
     try:
-        for batch in Prefetch(batches(data, groups, reader, settings.final_loss != "none"), 0 if device.type == "cpu" else 4):
+        for batch in Prefetch(
+            batches(data, groups, reader, settings.final_loss != "none"), 0 if device.type == "cpu" else 4
+        ):
             tiles, targets, mask, final_targets, attention = _on(device, batch)
             _, parts = batch_loss(student, tiles, targets, mask, settings, pooling, final_targets, attention)
             children, regions = int(mask.sum()), len(tiles)
@@ -302,10 +334,14 @@ def _validate(
     finally:
         reader.close()
     # On the device because nccl sums nothing else; an Apple GPU knows no float64.
-    summed = world.sum(torch.tensor(list(sums.values()), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device))
+    summed = world.sum(
+        torch.tensor(list(sums.values()), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    )
     *totals, children, regions = map(float, summed)
     mean = {k: v / (children if k in by_child else regions) for k, v in zip(names, totals)}
-    loss = sum(mean[f"loss_{l}"] for l in settings.layers) / len(settings.layers) + settings.lambda_final * mean.get("loss_final", 0.0)
+    loss = sum(mean[f"loss_{l}"] for l in settings.layers) / len(settings.layers) + settings.lambda_final * mean.get(
+        "loss_final", 0.0
+    )
     return {"val_loss": loss, **{f"val_{k}": v for k, v in mean.items()}}
 
 
@@ -318,9 +354,21 @@ def _capped(regions: int, settings: Stage1Settings, slide_id: str) -> np.ndarray
 
 def _save_checkpoint(path: Path, key: str, student: Encoder, optimizer, scaler, state: _Progress) -> None:
     with atomic_path(path) as tmp:
-        torch.save({"key": key, "student": student.weights(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                    "epoch": state.epoch, "step": state.step, "best": state.best, "best_epoch": state.best_epoch,
-                    "best_weights": state.best_weights, "curves": state.curves}, tmp)
+        torch.save(
+            {
+                "key": key,
+                "student": student.weights(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "epoch": state.epoch,
+                "step": state.step,
+                "best": state.best,
+                "best_epoch": state.best_epoch,
+                "best_weights": state.best_weights,
+                "curves": state.curves,
+            },
+            tmp,
+        )
 
 
 def _resume(path: Path, key: str, student: Encoder, optimizer, scaler, state: _Progress, device: torch.device) -> bool:
@@ -341,6 +389,8 @@ def _resume(path: Path, key: str, student: Encoder, optimizer, scaler, state: _P
 
 
 def _line(row: dict[str, float], settings: Stage1Settings) -> str:
-    layers = ", ".join(f"block {l} {row[f'val_loss_{l}']:.4g} (cos {row[f'val_cosine_{l}']:.3f})" for l in settings.layers)
+    layers = ", ".join(
+        f"block {l} {row[f'val_loss_{l}']:.4g} (cos {row[f'val_cosine_{l}']:.3f})" for l in settings.layers
+    )
     final = f", final {row['val_loss_final']:.4g}" if "val_loss_final" in row else ""
     return f"epoch {int(row['epoch'])}: validation {row['val_loss']:.4g}; {layers}{final}"

@@ -21,26 +21,25 @@ from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
 FLOAT16_LIMIT = 6e4
 
 
-
-
-
-
-
-
-
-
-
-
-
-
 def target_path(cache: Path, paired: PairedSlide, encoder_digest: str, layers: tuple[int, ...], final: bool) -> Path:
     """Name of a slide's target file: another encoder, layer set or pairs table is another file."""
-    key = digest({"encoder": encoder_digest, "layers": list(layers), "final": final}, {"pairs": last_digest(paired.header), **({"readable": paired.header["readable"]} if "readable" in paired.header else {})})
+    key = digest(
+        {"encoder": encoder_digest, "layers": list(layers), "final": final},
+        {
+            "pairs": last_digest(paired.header),
+            **({"readable": paired.header["readable"]} if "readable" in paired.header else {}),
+        },
+    )
     return cache / f"{paired.slide_id}.{key[:16]}.targets"
 
 
 def compute_targets(
-    encoder: Encoder, paired: PairedSlide, layers: tuple[int, ...], final: bool, device: torch.device, batch: BatchSize,
+    encoder: Encoder,
+    paired: PairedSlide,
+    layers: tuple[int, ...],
+    final: bool,
+    device: torch.device,
+    batch: BatchSize,
     workers: int | None = None,
 ) -> Generator[None, None, dict[str, np.ndarray]]:
     """``layers`` [N, |layers|, D] and, with ``final``, ``final`` [N, D_e] of the paired HR tiles.
@@ -50,6 +49,7 @@ def compute_targets(
     Raises:
         InputError: the slide cannot be read.
     """
+
     def encode(tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
         out = encoder(tiles, layers, need_final=final)
         tokens = torch.stack([out["summary"][l].float() for l in layers], 1)
@@ -99,7 +99,11 @@ def load_targets(
         paths.append({k: base.with_name(f"{base.name}.{k}.npy") for k in names})
     # Each process looks at its own part alone, because another may be writing meanwhile.
     missing = [n for n in world.share(range(len(paths))) if not all(map(_readable, paths[n].values()))]
-    turns = in_turn(lambda n: compute_targets(encoder, slides[n], layers, final, device, batch, workers), missing, slides_ahead(device))
+    turns = in_turn(
+        lambda n: compute_targets(encoder, slides[n], layers, final, device, batch, workers),
+        missing,
+        slides_ahead(device),
+    )
     for n, computed in zip(missing, turns):
         arrays = computed()
         for k, path in paths[n].items():

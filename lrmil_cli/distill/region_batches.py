@@ -52,6 +52,7 @@ class TileReader:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """uint8 [B, P, P, 3] of regions ``rows`` [B, 2]: slide, region."""
+
         def one(row: np.ndarray, slide: Slide, level: int) -> np.ndarray:
             own = self._slides[row[0]]
             return read_tile(slide, level, *map(int, own.lr_boxes[row[1]]), own.header["lr"]["settings"]["tile_px"])
@@ -78,7 +79,9 @@ def hold_out(data: Regions, seed: int) -> tuple[Regions, Regions]:
     return replace(data, index=data.index[np.sort(order[cut:])]), replace(data, index=data.index[np.sort(order[:cut])])
 
 
-def batches(data: Regions, groups: list[np.ndarray], reader: TileReader, final: bool) -> Iterator[tuple[np.ndarray | None, ...]]:
+def batches(
+    data: Regions, groups: list[np.ndarray], reader: TileReader, final: bool
+) -> Iterator[tuple[np.ndarray | None, ...]]:
     """Batches of the regions that each of ``groups`` names, as numpy: tiles, targets, mask, final targets (if ``final``), attention."""
     for group in groups:
         rows = data.index[group]
@@ -88,7 +91,9 @@ def batches(data: Regions, groups: list[np.ndarray], reader: TileReader, final: 
         # Missing children point at row 0 and are masked; any finite value will do there.
         safe = np.where(mask, children, 0)
         yield (
-            tiles, _gather([t["layers"] for t in data.targets], rows, safe), mask,
+            tiles,
+            _gather([t["layers"] for t in data.targets], rows, safe),
+            mask,
             _gather([t["final"] for t in data.targets], rows, safe) if final else None,
             _gather(data.attention, rows, safe) if data.attention is not None else None,
         )

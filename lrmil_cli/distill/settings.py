@@ -58,7 +58,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bag": {"lambda_soft": 0.0, "lambda_hard": 0.0},
     "bag-soft": {"lambda_hard": 0.0},
     "bag-hard": {"lambda_soft": 0.0},
-    "official-code": {"region_attention": "mean-logit", "unmatched": "zero", "soft_reduction": "instances", "hard": "feature"},
+    "official-code": {
+        "region_attention": "mean-logit",
+        "unmatched": "zero",
+        "soft_reduction": "instances",
+        "hard": "feature",
+    },
 }
 
 

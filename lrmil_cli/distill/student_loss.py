@@ -20,8 +20,12 @@ def distillation_terms(
     if settings.lambda_bag:
         terms["bag_kd"] = (settings.lambda_bag, bag_distillation(out.logits, target.logits, settings.temperature_bag))
     if settings.lambda_soft:
-        terms["soft"] = (settings.lambda_soft, soft_attention(
-            out.scores, target.region, target.matched, settings.temperature_attention, settings.soft_reduction))
+        terms["soft"] = (
+            settings.lambda_soft,
+            soft_attention(
+                out.scores, target.region, target.matched, settings.temperature_attention, settings.soft_reduction
+            ),
+        )
     if settings.lambda_hard and target.selection is not None:
         if settings.hard == "feature":
             terms["hard"] = (settings.lambda_hard, hard_feature(out.extra["instances"], classifier, *target.selection))
@@ -30,9 +34,7 @@ def distillation_terms(
     return terms
 
 
-def terms_of_fold(
-    targets: dict[int, Target], settings: DistillSettings, seed: int
-) -> ExtraTerms:
+def terms_of_fold(targets: dict[int, Target], settings: DistillSettings, seed: int) -> ExtraTerms:
     """The function that the training loop calls for each training bag.
 
     The classifier of ``hard="feature"`` belongs to no head; it is trained by its own optimiser inside the closure.

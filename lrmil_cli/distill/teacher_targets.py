@@ -29,12 +29,6 @@ class Target:
     selection: tuple[Tensor, Tensor] | None
 
 
-
-
-
-
-
-
 def make_target(
     head: MILHead, hr: Bag, parent: Tensor, n_lr: int, settings: DistillSettings, label: int | None = None
 ) -> Target:
@@ -57,14 +51,13 @@ def make_target(
     return Target(out.logits.clone(), region, matched, select_regions(region, matched, settings.k))
 
 
-
-
-
-
-
-
 def fold_targets(
-    head: MILHead, slides: list[int], high: HighResolution, n_lr: list[int], settings: DistillSettings, ids: list[str],
+    head: MILHead,
+    slides: list[int],
+    high: HighResolution,
+    n_lr: list[int],
+    settings: DistillSettings,
+    ids: list[str],
     labels: list[int],
 ) -> dict[int, Target]:
     """Targets of the training slides of a fold.
@@ -80,16 +73,23 @@ def fold_targets(
             continue
         targets[i] = make_target(head, high.bags[i], high.parents[i], n_lr[i], settings, labels[i])
     if missing and settings.missing_teacher == "error":
-        raise InputError(f"slide {missing[0]}: no HR features or no pairs, so the teacher says nothing of it "
-                         f"({len(missing)} slide(s)); add them, or --missing-teacher ce-only")
+        raise InputError(
+            f"slide {missing[0]}: no HR features or no pairs, so the teacher says nothing of it "
+            f"({len(missing)} slide(s)); add them, or --missing-teacher ce-only"
+        )
     return targets
 
 
-
-
 def crossfit_targets(
-    manifest: Manifest, train: list[int], high: HighResolution, n_lr: list[int], settings: DistillSettings,
-    spec: HeadSpec, training: TrainSettings, fold: int, ids: list[str],
+    manifest: Manifest,
+    train: list[int],
+    high: HighResolution,
+    n_lr: list[int],
+    settings: DistillSettings,
+    spec: HeadSpec,
+    training: TrainSettings,
+    fold: int,
+    ids: list[str],
 ) -> dict[int, Target]:
     """Cross-fitting inside a fold's training part: each slide is taught by an inner head that did not see it (method 5.2).
 
@@ -102,25 +102,21 @@ def crossfit_targets(
     patients = np.array([e.patient_id for e in manifest])
     usable = np.array([i for i in train if high.bags[i] is not None])
     if min(len(set(patients[usable][labels[usable] == c])) for c in range(len(manifest.classes))) < settings.crossfit:
-        raise InputError(f"fold {fold}: too few patients of a class for --crossfit {settings.crossfit}; lower it or leave it out")
+        raise InputError(
+            f"fold {fold}: too few patients of a class for --crossfit {settings.crossfit}; lower it or leave it out"
+        )
     splitter = StratifiedGroupKFold(settings.crossfit, shuffle=True, random_state=training.seed)
     targets: dict[int, Target] = {}
     bags = [b if b is not None else Bag(torch.zeros(1, 1)) for b in high.bags]
     first = bags[int(usable[0])].features
     for n, (inner, held) in enumerate(splitter.split(usable, labels[usable], patients[usable])):
         groups = patients[usable][inner]
-        early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=training.seed + 100 * fold + n)
+        early = GroupShuffleSplit(
+            1, test_size=max(1, len(set(groups)) // 8), random_state=training.seed + 100 * fold + n
+        )
         fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
         head = seeded_head(spec, first.shape[1], len(manifest.classes), training.seed + 100 * fold + n).to(first.device)
         fit_head(head, bags, labels.tolist(), fitted, watched, training)
         targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
     missing = [i for i in train if i not in targets]
     return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist()) if missing else targets
-
-
-
-
-
-
-
-

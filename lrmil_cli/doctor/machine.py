@@ -15,11 +15,29 @@ from lrmil_cli.errors import LrmilError, MachineError
 
 GB = 1e9
 #: Packages that lrmil cannot do without, by the name they are imported under.
-PACKAGES = ("torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "h5py", "tiffslide", "tifffile", "imagecodecs", "cv2",
-            "PIL", "shapely", "geojson", "sklearn", "matplotlib")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "h5py",
+    "tiffslide",
+    "tifffile",
+    "imagecodecs",
+    "cv2",
+    "PIL",
+    "shapely",
+    "geojson",
+    "sklearn",
+    "matplotlib",
+)
 #: Extra -> package, and what cannot be done without it.
-EXTRAS = {"openslide": ("openslide", "MIRAX, DICOM and Hamamatsu VMS slides cannot be opened"),
-          "parquet": ("pyarrow", "tables cannot be .parquet")}
+EXTRAS = {
+    "openslide": ("openslide", "MIRAX, DICOM and Hamamatsu VMS slides cannot be opened"),
+    "parquet": ("pyarrow", "tables cannot be .parquet"),
+}
 PROBE_SECONDS = 4.0
 PROBE_MODEL = "vit_small_patch16_224"
 
@@ -46,8 +64,13 @@ def check_packages() -> Check:
             bad.append(f"{name} ({type(e).__name__}: {' '.join(str(e).split())[:80]})")
     about = f"lrmil {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if bad:
-        return Check("packages", FAIL, f"cannot be imported: {'; '.join(bad)}",
-                     "pip install --force-reinstall lrmil-cli, in an environment of its own", MachineError.exit_code)
+        return Check(
+            "packages",
+            FAIL,
+            f"cannot be imported: {'; '.join(bad)}",
+            "pip install --force-reinstall lrmil-cli, in an environment of its own",
+            MachineError.exit_code,
+        )
     return Check("packages", PASS, f"{about}; {len(PACKAGES)} packages")
 
 
@@ -60,18 +83,47 @@ def check_device(device: str = "auto") -> list[Check]:
 
         where = pick_device(device)
     except LrmilError as e:
-        return [Check("device", FAIL, str(e).partition("; ")[0], str(e).partition("; ")[2] or "use --device auto", MachineError.exit_code)]
+        return [
+            Check(
+                "device",
+                FAIL,
+                str(e).partition("; ")[0],
+                str(e).partition("; ")[2] or "use --device auto",
+                MachineError.exit_code,
+            )
+        ]
     except ImportError as e:
-        return [Check("device", FAIL, f"torch cannot be imported ({e})", "see https://pytorch.org/get-started", MachineError.exit_code)]
+        return [
+            Check(
+                "device",
+                FAIL,
+                f"torch cannot be imported ({e})",
+                "see https://pytorch.org/get-started",
+                MachineError.exit_code,
+            )
+        ]
     found = f"torch {torch.__version__}, {device_label(where)}"
     if where.type == "cuda":
         free, total = torch.cuda.mem_get_info(where)
         found += f", {free / GB:.1f} of {total / GB:.1f} GB free"
         if free < 2 * GB:
-            return [Check("device", WARN, found, "end what else runs on it, choose another with --device cuda:N, or --batch-size 4")]
+            return [
+                Check(
+                    "device",
+                    WARN,
+                    found,
+                    "end what else runs on it, choose another with --device cuda:N, or --batch-size 4",
+                )
+            ]
     elif where.type == "cpu" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
-        return [Check("device", WARN, f"{found}; an NVIDIA driver is there, but torch does not see a GPU",
-                      "install a torch with CUDA: https://pytorch.org/get-started")]
+        return [
+            Check(
+                "device",
+                WARN,
+                f"{found}; an NVIDIA driver is there, but torch does not see a GPU",
+                "install a torch with CUDA: https://pytorch.org/get-started",
+            )
+        ]
     return [Check("device", PASS, found)]
 
 
@@ -96,7 +148,10 @@ def check_memory() -> Check:
     free = available_memory()
     if free is None:
         return Check("memory", WARN, "this system does not say how much is free", "have 8 GB or more")
-    found, fix = f"{free / GB:.1f} GB available", "close other programs, or ask the scheduler for more; --batch-size 4 needs less"
+    found, fix = (
+        f"{free / GB:.1f} GB available",
+        "close other programs, or ask the scheduler for more; --batch-size 4 needs less",
+    )
     if free < 1 * GB:
         return Check("memory", FAIL, found, fix, MachineError.exit_code)
     return Check("memory", WARN if free < 4 * GB else PASS, found, fix if free < 4 * GB else "")
@@ -108,7 +163,10 @@ def check_disk(folder: str | Path = ".") -> Check:
     while not at.exists():
         at = at.parent
     free = shutil.disk_usage(at).free
-    found, fix = f"{free / GB:.1f} GB free in {at}", "free space, or choose another --output; features take 4 kB a tile and 1000 numbers"
+    found, fix = (
+        f"{free / GB:.1f} GB free in {at}",
+        "free space, or choose another --output; features take 4 kB a tile and 1000 numbers",
+    )
     if not os.access(at, os.W_OK):
         return Check("disk", WARN, f"{at} cannot be written", "give an --output where you may write")
     if free < 0.2 * GB:
@@ -133,7 +191,12 @@ def check_load() -> Check:
     """Whether other programs keep the processors busy."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.8 * cores:
-        return Check("load", WARN, f"other programs keep {load:.1f} of {cores} processors busy", "expect it to take longer than estimated when idle")
+        return Check(
+            "load",
+            WARN,
+            f"other programs keep {load:.1f} of {cores} processors busy",
+            "expect it to take longer than estimated when idle",
+        )
     return Check("load", PASS, f"{load:.1f} of {cores} processors busy")
 
 
@@ -174,8 +237,10 @@ def probe_speed(device: str = "auto") -> float:
 
 def check_speed(rate: float) -> Check:
     """What the ``rate`` of :func:`probe_speed` means."""
-    found = (f"{rate:.3g} tiles/s with a ViT-S/16: 1000 tiles take {duration(1000 / rate)}; a ViT-B takes about 4 times, "
-             "a ViT-L 13 times as long")
+    found = (
+        f"{rate:.3g} tiles/s with a ViT-S/16: 1000 tiles take {duration(1000 / rate)}; a ViT-B takes about 4 times, "
+        "a ViT-L 13 times as long"
+    )
     if rate < 2:
         return Check("speed", WARN, found, "use a machine with a GPU, or a smaller encoder")
     return Check("speed", PASS, found)

@@ -38,13 +38,18 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
         header = read_tensor_header(path, kind)
         if kind == "encoder":
             encoder = load_encoder_file(path)
-            opened, about = Opened(header, [encoder], None), f"encoder {encoder.info.name}, {encoder.info.image_size} px input"
+            opened, about = (
+                Opened(header, [encoder], None),
+                f"encoder {encoder.info.name}, {encoder.info.image_size} px input",
+            )
         else:
             model = load_parts(path)[0]
             opened = Opened(header, model.encoders, model.tiles)
             method = header.get("method", "lrmil")
-            about = (f"{'' if method == 'lrmil' else method + ' '}model of {len(model.heads)} fold head(s), {len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
-                     f"tiles of {model.tiles.tile_px} px at {model.tiles.mpp:g} um/px")
+            about = (
+                f"{'' if method == 'lrmil' else method + ' '}model of {len(model.heads)} fold head(s), {len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
+                f"tiles of {model.tiles.tile_px} px at {model.tiles.mpp:g} um/px"
+            )
     except LrmilError as e:
         return [failed("complete", e, str(path))], None
     proof = "its checksum is right" if "content" in header else "it opens; it was made before files had checksums"
@@ -54,7 +59,14 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
     for info in {e.info.name: e.info for e in opened.encoders}.values():
         checks.append(check_licence(info))
         if info.random_init:
-            checks.append(Check("weights", WARN, f"encoder {info.name} has random weights", "for results, make it from a pretrained encoder"))
+            checks.append(
+                Check(
+                    "weights",
+                    WARN,
+                    f"encoder {info.name} has random weights",
+                    "for results, make it from a pretrained encoder",
+                )
+            )
     return checks, opened
 
 
@@ -66,8 +78,12 @@ def _check_graphs(path: str | Path) -> tuple[list[Check], Opened | None]:
         found = open_predictor(str(path), runtime="onnx")
     except LrmilError as e:
         return [failed("graphs", e, str(path))], None
-    about = f"ONNX graphs for {', '.join(found.classes)}, tiles of {found.tiles.tile_px} px at {found.tiles.mpp:g} um/px"
-    return [Check("graphs", PASS, f"{about}; whole, and ONNX Runtime opens them")], Opened(found.header, [], found.tiles)
+    about = (
+        f"ONNX graphs for {', '.join(found.classes)}, tiles of {found.tiles.tile_px} px at {found.tiles.mpp:g} um/px"
+    )
+    return [Check("graphs", PASS, f"{about}; whole, and ONNX Runtime opens them")], Opened(
+        found.header, [], found.tiles
+    )
 
 
 def check_licence(info: EncoderInfo) -> Check:
@@ -77,9 +93,13 @@ def check_licence(info: EncoderInfo) -> Check:
     forbidden = licence_warning(info)
     base = info.base or info.name
     if forbidden:
-        return Check("licence", WARN, forbidden, "read the terms of the encoder before you share the model or sell what it does")
+        return Check(
+            "licence", WARN, forbidden, "read the terms of the encoder before you share the model or sell what it does"
+        )
     if info.license == "unknown":
-        return Check("licence", WARN, f"the licence of encoder {base} is not known", "look it up where the weights come from")
+        return Check(
+            "licence", WARN, f"the licence of encoder {base} is not known", "look it up where the weights come from"
+        )
     return Check("licence", PASS, f"encoder {base}: {info.license}")
 
 
@@ -92,5 +112,12 @@ def check_fit(opened: Opened, slide: Slide) -> list[Check]:
     except InputError as e:
         return [failed("fit", e, str(slide.path))]
     if slide.slide_id in opened.header.get("slides", []):
-        return [Check("fit", WARN, f"the model was made with slide {slide.slide_id} in its cohort", "judge it by its out-of-fold predictions, not on this slide")]
+        return [
+            Check(
+                "fit",
+                WARN,
+                f"the model was made with slide {slide.slide_id} in its cohort",
+                "judge it by its out-of-fold predictions, not on this slide",
+            )
+        ]
     return [Check("fit", PASS, f"{opened.tiles.mpp:g} um/px can be read from level {level}")]

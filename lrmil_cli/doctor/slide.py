@@ -21,8 +21,14 @@ MAX_SHRINK = 4.5
 
 
 def check_slide(
-    path: str | Path, settings: TileSettings, *, slide_id: str | None = None, slide_mpp: float | None = None,
-    manifest_mpp: float | None = None, blocks: int = 40, rate: float | None = None,
+    path: str | Path,
+    settings: TileSettings,
+    *,
+    slide_id: str | None = None,
+    slide_mpp: float | None = None,
+    manifest_mpp: float | None = None,
+    blocks: int = 40,
+    rate: float | None = None,
 ) -> list[Check]:
     """All checks of a slide.
 
@@ -49,7 +55,10 @@ def _unopened(path: str | Path, error: LrmilError) -> list[Check]:
     if isinstance(error, InputError):
         try:
             with open_slide(path, slide_mpp=1.0) as slide:
-                return [Check("opens", PASS, f"{slide.reader}, {slide.width} x {slide.height} px"), failed("mpp", error, str(path))]
+                return [
+                    Check("opens", PASS, f"{slide.reader}, {slide.width} x {slide.height} px"),
+                    failed("mpp", error, str(path)),
+                ]
         except LrmilError:
             pass
     return [failed("opens", error, str(path))]
@@ -60,8 +69,12 @@ def check_scale(slide: Slide) -> Check:
     found = f"{slide.mpp:.4g} um/px ({slide.mpp_source})"
     power = slide.objective
     if power and not 0.6 < slide.mpp * power / 10 < 1.7:
-        return Check("mpp", WARN, f"{found}, but the objective is {power:g}x, usually {10 / power:g} um/px",
-                     "measure a scale bar, and give the right value with --slide-mpp")
+        return Check(
+            "mpp",
+            WARN,
+            f"{found}, but the objective is {power:g}x, usually {10 / power:g} um/px",
+            "measure a scale bar, and give the right value with --slide-mpp",
+        )
     return Check("mpp", PASS, found + (f", objective {power:g}x" if power else ""))
 
 
@@ -75,11 +88,20 @@ def check_pyramid(slide: Slide, settings: TileSettings) -> Check:
         return failed("pyramid", e, str(slide.path))
     shrink = settings.mpp / (slide.mpp * slide.levels[level].downsample)
     if shrink > MAX_SHRINK:
-        return Check("pyramid", WARN, f"{found}; tiles of {settings.mpp:g} um/px are shrunk {shrink:.1f} times from level {level}, which is slow",
-                     "export the slide again with a level every factor of 4")
+        return Check(
+            "pyramid",
+            WARN,
+            f"{found}; tiles of {settings.mpp:g} um/px are shrunk {shrink:.1f} times from level {level}, which is slow",
+            "export the slide again with a level every factor of 4",
+        )
     if slide.damaged:
         which = ", ".join(map(str, sorted(slide.damaged)))
-        return Check("pyramid", WARN, f"{found}; level {which} is damaged, tiles of {settings.mpp:g} um/px come from level {level}", "copy the slide again, or export it again")
+        return Check(
+            "pyramid",
+            WARN,
+            f"{found}; level {which} is damaged, tiles of {settings.mpp:g} um/px come from level {level}",
+            "copy the slide again, or export it again",
+        )
     return Check("pyramid", PASS, f"{found}; tiles of {settings.mpp:g} um/px come from level {level}")
 
 
@@ -96,9 +118,17 @@ def check_damage(slide: Slide, tissue: TissueMap, blocks: int) -> Check:
                 bad.append((n, x, y))
     if bad:
         n, x, y = bad[0]
-        return Check("damage", FAIL, f"{len(bad)} of {looked} blocks looked at cannot be decoded, the first at level {n}, x={x}, y={y} there",
-                     "copy the slide again, or export it again from the scanner's software")
-    return Check("damage", PASS, f"none in {looked} blocks of {BLOCK_PX} px on {len(slide.levels)} level(s); the rest was not looked at")
+        return Check(
+            "damage",
+            FAIL,
+            f"{len(bad)} of {looked} blocks looked at cannot be decoded, the first at level {n}, x={x}, y={y} there",
+            "copy the slide again, or export it again from the scanner's software",
+        )
+    return Check(
+        "damage",
+        PASS,
+        f"none in {looked} blocks of {BLOCK_PX} px on {len(slide.levels)} level(s); the rest was not looked at",
+    )
 
 
 def _places(slide: Slide, level: int, tissue: TissueMap, count: int) -> list[tuple[int, int]]:
@@ -123,7 +153,14 @@ def check_tiles(slide: Slide, tissue: TissueMap, settings: TileSettings, rate: f
     found = f"{share:.1%} of the slide"
     look = "look at the picture that `lrmil tile --thumbnail` makes"
     if not len(boxes):
-        return [Check("tissue", FAIL, f"{found}; no tile has {settings.min_tissue:.0%} of it", f"{look} of another slide, or lower --min-tissue")]
+        return [
+            Check(
+                "tissue",
+                FAIL,
+                f"{found}; no tile has {settings.min_tissue:.0%} of it",
+                f"{look} of another slide, or lower --min-tissue",
+            )
+        ]
     out = [Check("tissue", WARN, f"{found}, which is little", look) if share < 0.01 else Check("tissue", PASS, found)]
     tiles = f"{len(boxes)} of {settings.tile_px} px at {settings.mpp:g} um/px"
     try:

@@ -69,35 +69,138 @@ def _kaiko(name: str, architecture: str, port: str, width: int, blocks: int, pat
 _VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": "", **SWIGLU}
 _OPTIMUS = {"init_values": 1e-5, "global_pool": "token"}
 
-ALIASES: dict[str, Alias] = {a.name: a for a in (
-    Alias("conch", "MahmoodLab/conch", CONCH, 768, 12, 16, OPENAI_CLIP, NC_ND, native=448, embedding="pool"),
-    Alias("uni", "MahmoodLab/uni", "vit_large_patch16_224", 1024, 24, 16, IMAGENET, NC_ND, arch_args={"init_values": 1e-5}),
-    Alias("uni2-h", "MahmoodLab/UNI2-h", "vit_giant_patch14_224", 1536, 24, 14, IMAGENET, NC_ND, arch_args={
-        "depth": 24, "num_heads": 24, "embed_dim": 1536, "mlp_ratio": 2.66667 * 2, "init_values": 1e-5,
-        "no_embed_class": True, "reg_tokens": 8, **SWIGLU}),
-    Alias("virchow", "paige-ai/Virchow", "vit_huge_patch14_224", 1280, 32, 14, IMAGENET, "Apache-2.0", embedding="cls+mean",
-          arch_args=_VIRCHOW),
-    Alias("virchow2", "paige-ai/Virchow2", "vit_huge_patch14_224", 1280, 32, 14, IMAGENET, NC_ND, embedding="cls+mean",
-          arch_args={**_VIRCHOW, "reg_tokens": 4}),
-    Alias("h-optimus-0", "bioptimus/H-optimus-0", "vit_giant_patch14_reg4_dinov2", 1536, 40, 14, OPTIMUS, "Apache-2.0",
-          arch_args=_OPTIMUS),
-    Alias("h-optimus-1", "bioptimus/H-optimus-1", "vit_giant_patch14_reg4_dinov2", 1536, 40, 14, OPTIMUS, NC_ND,
-          arch_args=_OPTIMUS),
-    Alias("h0-mini", "bioptimus/H0-mini", "vit_base_patch14_reg4_dinov2", 768, 12, 14, OPTIMUS, NC_ND, arch_args={
-        "mlp_ratio": 2.66667 * 2, "init_values": 1e-5, **SWIGLU}),
-    Alias("gigapath", "prov-gigapath/prov-gigapath", "vit_giant_patch14_dinov2", 1536, 40, 16, IMAGENET,
-          "Apache-2.0, research use", arch_args={
-              "patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334}),
-    Alias("phikon", "1aurent/vit_base_patch16_224.owkin_pancancer", "vit_base_patch16_224", 768, 12, 16, IMAGENET,
-          "Owkin non-commercial", "open"),
-    _kaiko("kaiko-vits16", "vit_small_patch16_224", "vit_small_patch16_224", 384, 12, 16),
-    _kaiko("kaiko-vits8", "vit_small_patch8_224", "vit_small_patch8_224", 384, 12, 8),
-    _kaiko("kaiko-vitb16", "vit_base_patch16_224", "vit_base_patch16_224", 768, 12, 16),
-    _kaiko("kaiko-vitb8", "vit_base_patch8_224", "vit_base_patch8_224", 768, 12, 8),
-    _kaiko("kaiko-vitl14", "vit_large_patch14_reg4_dinov2", "vit_large_patch14_reg4_224", 1024, 24, 14),
-    Alias("lunit-vits8", "1aurent/vit_small_patch8_224.lunit_dino", "vit_small_patch8_224", 384, 12, 8, LUNIT,
-          "Lunit non-commercial", "open"),
-)}
+ALIASES: dict[str, Alias] = {
+    a.name: a
+    for a in (
+        Alias("conch", "MahmoodLab/conch", CONCH, 768, 12, 16, OPENAI_CLIP, NC_ND, native=448, embedding="pool"),
+        Alias(
+            "uni",
+            "MahmoodLab/uni",
+            "vit_large_patch16_224",
+            1024,
+            24,
+            16,
+            IMAGENET,
+            NC_ND,
+            arch_args={"init_values": 1e-5},
+        ),
+        Alias(
+            "uni2-h",
+            "MahmoodLab/UNI2-h",
+            "vit_giant_patch14_224",
+            1536,
+            24,
+            14,
+            IMAGENET,
+            NC_ND,
+            arch_args={
+                "depth": 24,
+                "num_heads": 24,
+                "embed_dim": 1536,
+                "mlp_ratio": 2.66667 * 2,
+                "init_values": 1e-5,
+                "no_embed_class": True,
+                "reg_tokens": 8,
+                **SWIGLU,
+            },
+        ),
+        Alias(
+            "virchow",
+            "paige-ai/Virchow",
+            "vit_huge_patch14_224",
+            1280,
+            32,
+            14,
+            IMAGENET,
+            "Apache-2.0",
+            embedding="cls+mean",
+            arch_args=_VIRCHOW,
+        ),
+        Alias(
+            "virchow2",
+            "paige-ai/Virchow2",
+            "vit_huge_patch14_224",
+            1280,
+            32,
+            14,
+            IMAGENET,
+            NC_ND,
+            embedding="cls+mean",
+            arch_args={**_VIRCHOW, "reg_tokens": 4},
+        ),
+        Alias(
+            "h-optimus-0",
+            "bioptimus/H-optimus-0",
+            "vit_giant_patch14_reg4_dinov2",
+            1536,
+            40,
+            14,
+            OPTIMUS,
+            "Apache-2.0",
+            arch_args=_OPTIMUS,
+        ),
+        Alias(
+            "h-optimus-1",
+            "bioptimus/H-optimus-1",
+            "vit_giant_patch14_reg4_dinov2",
+            1536,
+            40,
+            14,
+            OPTIMUS,
+            NC_ND,
+            arch_args=_OPTIMUS,
+        ),
+        Alias(
+            "h0-mini",
+            "bioptimus/H0-mini",
+            "vit_base_patch14_reg4_dinov2",
+            768,
+            12,
+            14,
+            OPTIMUS,
+            NC_ND,
+            arch_args={"mlp_ratio": 2.66667 * 2, "init_values": 1e-5, **SWIGLU},
+        ),
+        Alias(
+            "gigapath",
+            "prov-gigapath/prov-gigapath",
+            "vit_giant_patch14_dinov2",
+            1536,
+            40,
+            16,
+            IMAGENET,
+            "Apache-2.0, research use",
+            arch_args={"patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334},
+        ),
+        Alias(
+            "phikon",
+            "1aurent/vit_base_patch16_224.owkin_pancancer",
+            "vit_base_patch16_224",
+            768,
+            12,
+            16,
+            IMAGENET,
+            "Owkin non-commercial",
+            "open",
+        ),
+        _kaiko("kaiko-vits16", "vit_small_patch16_224", "vit_small_patch16_224", 384, 12, 16),
+        _kaiko("kaiko-vits8", "vit_small_patch8_224", "vit_small_patch8_224", 384, 12, 8),
+        _kaiko("kaiko-vitb16", "vit_base_patch16_224", "vit_base_patch16_224", 768, 12, 16),
+        _kaiko("kaiko-vitb8", "vit_base_patch8_224", "vit_base_patch8_224", 768, 12, 8),
+        _kaiko("kaiko-vitl14", "vit_large_patch14_reg4_dinov2", "vit_large_patch14_reg4_224", 1024, 24, 14),
+        Alias(
+            "lunit-vits8",
+            "1aurent/vit_small_patch8_224.lunit_dino",
+            "vit_small_patch8_224",
+            384,
+            12,
+            8,
+            LUNIT,
+            "Lunit non-commercial",
+            "open",
+        ),
+    )
+}
 
 
 def find_alias(name: str) -> Alias | None:
@@ -108,9 +211,20 @@ def find_alias(name: str) -> Alias | None:
 
 def alias_table(ratio: int = 4, tile_px: int = 256) -> list[dict[str, Any]]:
     """All aliases as plain records; ``input_size`` is the default input side in px for ``ratio`` and ``tile_px``."""
-    return [{"name": a.name, "hub": f"hf-hub:{a.hub}", "width": a.width, "blocks": a.blocks, "patch": a.patch,
-             "input_size": default_input_size(a.patch, a.native, tile_px, ratio), "embedding": a.embedding,
-             "license": a.license, "access": a.access} for a in ALIASES.values()]
+    return [
+        {
+            "name": a.name,
+            "hub": f"hf-hub:{a.hub}",
+            "width": a.width,
+            "blocks": a.blocks,
+            "patch": a.patch,
+            "input_size": default_input_size(a.patch, a.native, tile_px, ratio),
+            "embedding": a.embedding,
+            "license": a.license,
+            "access": a.access,
+        }
+        for a in ALIASES.values()
+    ]
 
 
 def licence_warning(info: EncoderInfo) -> str | None:

@@ -46,8 +46,18 @@ def embed_tiles(
     Raises:
         InputError: the slide is damaged at a tile. MachineError: out of memory with a single tile.
     """
-    out = encode_tiles(lambda x: tuple(e(x)["final"] for e in encoders), tiles, count, device=device, batch=batch, seconds=seconds, progress=progress)
-    return out or [np.zeros((count, e.embed_dim), np.float32) for e in encoders]  # there were none, or none could be decoded
+    out = encode_tiles(
+        lambda x: tuple(e(x)["final"] for e in encoders),
+        tiles,
+        count,
+        device=device,
+        batch=batch,
+        seconds=seconds,
+        progress=progress,
+    )
+    return out or [
+        np.zeros((count, e.embed_dim), np.float32) for e in encoders
+    ]  # there were none, or none could be decoded
 
 
 def features_settings(encoder: Encoder) -> dict[str, Any]:
@@ -87,16 +97,20 @@ def embed_table(
         UsageError: the feature file was made by other settings and ``overwrite`` is off, or by another tool.
     """
     if is_foreign(output):
-        raise UsageError(f"{output} was made by another tool and is not overwritten; choose another folder (train-teacher trains on such "
-                         "features as they are with --features alone, without --tiles and --encoder)")
+        raise UsageError(
+            f"{output} was made by another tool and is not overwritten; choose another folder (train-teacher trains on such "
+            "features as they are with --features alone, without --tiles and --encoder)"
+        )
     header, tiles = read_table(tiles_path, "tiles")
     seconds = Seconds()
     if up_to_date(output, digest(settings, {"tiles": last_digest(header)}), read_features_header, overwrite):
         try:
             there = read_features(output)
             if there.header.get("bad_tiles") and on_bad_tile == "fail":
-                raise InputError(f"{output}: {there.header['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); "
-                                 "say that again to use it, or copy the slide again")
+                raise InputError(
+                    f"{output}: {there.header['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); "
+                    "say that again to use it, or copy the slide again"
+                )
             return there, True, seconds
         except InputError:
             if not overwrite:
@@ -106,17 +120,26 @@ def embed_table(
     boxes = boxes_of(tiles)
     with open_tiled_slide(header, slide_path, workers, on_bad_tile) as slide:
         seconds.add("open", time.perf_counter() - started)
-        with read_ahead(slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch, bad=bad) as pixels:
+        with read_ahead(
+            slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch, bad=bad
+        ) as pixels:
             yield
             with progress() as step_by:
-                (array,) = embed_tiles([encoder], pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step_by)
+                (array,) = embed_tiles(
+                    [encoder], pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step_by
+                )
         if bad:
             rows = without_bad(len(boxes), bad, slide.path)
             boxes, array = boxes[rows], array[rows]
     new = make_header(
-        "features", slide=header["slide"], settings=settings, tiles=header["settings"],
+        "features",
+        slide=header["slide"],
+        settings=settings,
+        tiles=header["settings"],
         encoder={k: v for k, v in encoder.info.as_json().items() if k != "arch_args"},
-        seconds=seconds.rounded(), device=device_label(device), **({"bad_tiles": len(bad)} if bad else {}),
+        seconds=seconds.rounded(),
+        device=device_label(device),
+        **({"bad_tiles": len(bad)} if bad else {}),
         history=[*header["history"], step("embed", settings, {"tiles": last_digest(header)})],
     )
     write_features(output, new, array, boxes[:, :2])
@@ -132,8 +155,16 @@ def open_tiled_slide(
         InputError: it is not the same file any more, or not there.
     """
     about = header["slide"]
-    slide = open_slide(slide_path or about["path"], slide_id=about["id"], slide_mpp=about["mpp"], workers=workers, on_bad_tile=on_bad_tile)
+    slide = open_slide(
+        slide_path or about["path"],
+        slide_id=about["id"],
+        slide_mpp=about["mpp"],
+        workers=workers,
+        on_bad_tile=on_bad_tile,
+    )
     if slide.fingerprint != about["fingerprint"]:
         slide.close()
-        raise InputError(f"{slide.path}: the slide has changed since `lrmil tile` read it; tile it again with --overwrite")
+        raise InputError(
+            f"{slide.path}: the slide has changed since `lrmil tile` read it; tile it again with --overwrite"
+        )
     return slide

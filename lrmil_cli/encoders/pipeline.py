@@ -88,7 +88,9 @@ class BatchSize:
             MachineError: not even for one.
         """
         if tiles == 1:
-            raise MachineError("out of memory with a single tile; free memory on the device, or use --device cpu or a smaller --input-size")
+            raise MachineError(
+                "out of memory with a single tile; free memory on the device, or use --device cpu or a smaller --input-size"
+            )
         self.searching = False
         self.now = max(1, tiles // 2)
         self._say(f"out of memory with {tiles} tiles at a time; going on with {self.now}")
@@ -100,7 +102,14 @@ def slides_ahead(device: torch.device) -> int:
 
 
 def read_ahead(
-    slide: Slide, boxes: np.ndarray, level: int, tile_px: int, *, device: torch.device, batch: BatchSize, bad: list[int] | None = None
+    slide: Slide,
+    boxes: np.ndarray,
+    level: int,
+    tile_px: int,
+    *,
+    device: torch.device,
+    batch: BatchSize,
+    bad: list[int] | None = None,
 ) -> Tiles:
     """Begin to read the tiles of a slide; on a CPU they are read when they are asked for.
 
@@ -175,7 +184,9 @@ def encode_tiles(
     return out
 
 
-def _regroup(tiles: Iterable[tuple[np.ndarray, np.ndarray]], batch: BatchSize) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+def _regroup(
+    tiles: Iterable[tuple[np.ndarray, np.ndarray]], batch: BatchSize
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
     """Pieces put together, or cut, to batches of the size that holds at the time."""
     group: list[tuple[np.ndarray, np.ndarray]] = []
     held = 0
@@ -192,7 +203,9 @@ def _regroup(tiles: Iterable[tuple[np.ndarray, np.ndarray]], batch: BatchSize) -
         yield group
 
 
-def _encode(encode: Callable[[Tensor], tuple[Tensor, ...]], pieces: list[np.ndarray], device: torch.device, batch: BatchSize) -> tuple[Tensor, ...]:
+def _encode(
+    encode: Callable[[Tensor], tuple[Tensor, ...]], pieces: list[np.ndarray], device: torch.device, batch: BatchSize
+) -> tuple[Tensor, ...]:
     """One batch through the encoder; in smaller ones where memory does not suffice."""
     results = _try(encode, pieces, device)
     if results is not None:
@@ -211,7 +224,9 @@ def _encode(encode: Callable[[Tensor], tuple[Tensor, ...]], pieces: list[np.ndar
     return tuple(torch.cat(part) for part in zip(*parts))
 
 
-def _try(encode: Callable[[Tensor], tuple[Tensor, ...]], pieces: list[np.ndarray], device: torch.device) -> tuple[Tensor, ...] | None:
+def _try(
+    encode: Callable[[Tensor], tuple[Tensor, ...]], pieces: list[np.ndarray], device: torch.device
+) -> tuple[Tensor, ...] | None:
     """Results of a batch, None where memory does not suffice; then nothing holds on to what did fit."""
     try:
         parts = [to_device(p, device) for p in pieces]

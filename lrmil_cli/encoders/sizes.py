@@ -16,4 +16,6 @@ def default_input_size(patch: int, native: int, tile_px: int, ratio: int) -> int
     fits = [s for s in valid_sizes(patch, ratio, max(native, tile_px)) if native <= s <= tile_px]
     if fits:
         return fits[0]
-    return {16: 256, 14: 224}.get(patch) or min(valid_sizes(patch, ratio), key=lambda s: abs(s - 224), default=patch * ratio)
+    return {16: 256, 14: 224}.get(patch) or min(
+        valid_sizes(patch, ratio), key=lambda s: abs(s - 224), default=patch * ratio
+    )

@@ -39,8 +39,16 @@ from lrmil_cli.files.tensors import load_tensors, save_tensors
 DEMO_VIT = Path(__file__).with_name("demo_vit.safetensors")
 
 #: Arguments that are ours to decide, or that would make timm read other files; never taken from a config or a file.
-OWN_ARGS = {"img_size", "num_classes", "dynamic_img_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
-            "checkpoint_path", "cache_dir"}
+OWN_ARGS = {
+    "img_size",
+    "num_classes",
+    "dynamic_img_size",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,9 @@ def load_encoder(
         raise UsageError(f"--embedding {embedding}: choose one of {', '.join(EMBEDDINGS)}")
     ours = DEMO_VIT if spec == "demo-vit" else Path(spec) if spec.endswith(".safetensors") and "@" not in spec else None
     if random_init and (ours is not None or "@" in spec or spec.startswith(("hf-hub:", "local-dir:"))):
-        raise UsageError(f"--random-init makes no sense with the weights of {spec}; give an alias or a timm architecture")
+        raise UsageError(
+            f"--random-init makes no sense with the weights of {spec}; give an alias or a timm architecture"
+        )
     if ours is not None:
         encoder = load_encoder_file(ours, input_size=input_size, embedding=embedding)
     else:
@@ -140,7 +150,12 @@ def save_encoder(path: str | Path, encoder: Encoder, history: list[dict[str, Any
 
 
 def build_encoder(
-    info: EncoderInfo, tensors: dict[str, torch.Tensor], where: str, *, input_size: int | None = None, embedding: str | None = None
+    info: EncoderInfo,
+    tensors: dict[str, torch.Tensor],
+    where: str,
+    *,
+    input_size: int | None = None,
+    embedding: str | None = None,
 ) -> Encoder:
     """An :class:`Encoder` of ``info`` with the weights ``tensors``.
 
@@ -149,7 +164,9 @@ def build_encoder(
     """
     changes = {k: v for k, v in (("image_size", input_size), ("embedding", embedding)) if v is not None}
     info = EncoderInfo(**{**info.__dict__, **changes})
-    model = _with_weights(info.architecture, info.image_size, info.arch_args, {k: v.float() for k, v in tensors.items()}, where)
+    model = _with_weights(
+        info.architecture, info.image_size, info.arch_args, {k: v.float() for k, v in tensors.items()}, where
+    )
     return Encoder(model.eval(), info)
 
 
@@ -180,8 +197,10 @@ def create_vit(architecture: str, image_size: int | None, arch_args: dict[str, A
         else:
             model = timm.create_model(architecture, pretrained=False, num_classes=0, **args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as e:
-        raise UsageError(f"encoder {architecture}: cannot be built{f' for {image_size} px input' if image_size else ''} "
-                         f"({' '.join(str(e).split())[:100]}); stage 1 needs a ViT") from e
+        raise UsageError(
+            f"encoder {architecture}: cannot be built{f' for {image_size} px input' if image_size else ''} "
+            f"({' '.join(str(e).split())[:100]}); stage 1 needs a ViT"
+        ) from e
     check_is_vit(model, architecture)
     return model
 
@@ -193,9 +212,13 @@ def check_is_vit(model: torch.nn.Module, name: str) -> None:
         UsageError: hierarchical or convolutional trunk, or a class token that joins late.
     """
     forward = getattr(model, "forward_intermediates", None)
-    if not (hasattr(model, "blocks") and isinstance(getattr(model, "embed_dim", None), int)
-            and getattr(getattr(model, "patch_embed", None), "grid_size", None)
-            and forward is not None and "return_prefix_tokens" in inspect.signature(forward).parameters):
+    if not (
+        hasattr(model, "blocks")
+        and isinstance(getattr(model, "embed_dim", None), int)
+        and getattr(getattr(model, "patch_embed", None), "grid_size", None)
+        and forward is not None
+        and "return_prefix_tokens" in inspect.signature(forward).parameters
+    ):
         raise UsageError(f"encoder {name}: not a plain ViT (no constant token grid); choose a vit_* model of timm")
 
 
@@ -204,8 +227,10 @@ def _unknown(architecture: str) -> UsageError:
 
     near = timm.list_models(f"*{architecture[:12]}*")[:3]
     hint = f"did you mean {', '.join(near)}? " if near else ""
-    return UsageError(f"encoder {architecture!r}: no such timm architecture, alias or file; {hint}"
-                      f"aliases (see `lrmil info --encoders`): {', '.join(ALIASES)}")
+    return UsageError(
+        f"encoder {architecture!r}: no such timm architecture, alias or file; {hint}"
+        f"aliases (see `lrmil info --encoders`): {', '.join(ALIASES)}"
+    )
 
 
 def find_source(spec: str, random_init: bool = False) -> Source:
@@ -224,13 +249,17 @@ def find_source(spec: str, random_init: bool = False) -> Source:
         return _folder(Path(spec.removeprefix("local-dir:")))
     if spec.startswith("hf-hub:"):
         if "/" in file:  # what follows the @ of a page is a revision of it
-            raise UsageError(f"encoder {spec}: local weights go with an alias or a timm name, as NAME@FILE, or into a folder with "
-                             "config.json, as local-dir:PATH")
+            raise UsageError(
+                f"encoder {spec}: local weights go with an alias or a timm name, as NAME@FILE, or into a folder with "
+                "config.json, as local-dir:PATH"
+            )
         return _timm_config(spec, *hub_config(spec), hub_state(spec))
     if timm.is_model(name):
         cfg = timm.get_pretrained_cfg(name)
         tensors = read_weights(Path(file)) if file else None
-        source = _timm_config(f"{name}@{Path(file).name}" if file else name, cfg.to_dict() if cfg else {}, name, {}, tensors)
+        source = _timm_config(
+            f"{name}@{Path(file).name}" if file else name, cfg.to_dict() if cfg else {}, name, {}, tensors
+        )
         return replace(source, base=name, convert=False)
     if Path(spec).is_dir():
         return _folder(Path(spec))
@@ -251,15 +280,27 @@ def _alias(alias: Alias, name: str, file: Path | None, random_init: bool) -> Sou
         tensors = hub_state(f"hf-hub:{alias.hub}", alias)
     if tensors is not None:
         tensors = conch_state(tensors) if architecture == CONCH else strip_prefixes(tensors)
-    return Source(f"{name}@{file.name}" if file else name, architecture, alias.rgb, alias.native, alias.patch, tensors,
-                  f"hf-hub:{alias.hub}", alias.license, args, embedding=alias.embedding)
+    return Source(
+        f"{name}@{file.name}" if file else name,
+        architecture,
+        alias.rgb,
+        alias.native,
+        alias.patch,
+        tensors,
+        f"hf-hub:{alias.hub}",
+        alias.license,
+        args,
+        embedding=alias.embedding,
+    )
 
 
 def _folder(folder: Path) -> Source:
     return _timm_config(f"local-dir:{folder.name}", *folder_config(folder), read_state(folder))
 
 
-def _timm_config(name: str, about: dict[str, Any], architecture: str, args: dict[str, Any], tensors: State | None) -> Source:
+def _timm_config(
+    name: str, about: dict[str, Any], architecture: str, args: dict[str, Any], tensors: State | None
+) -> Source:
     """Of timm's description of a model: ``about`` its pretraining, architecture and arguments.
 
     Native input side and patch side are those that the weights show, which may differ from timm's entry.
@@ -270,8 +311,18 @@ def _timm_config(name: str, about: dict[str, Any], architecture: str, args: dict
         patch = int(tensors["patch_embed.proj.weight"].shape[-1])
         if "pos_embed" in tensors:  # class and register tokens never reach the next square
             native = int(tensors["pos_embed"].shape[1] ** 0.5) * patch
-    return Source(name, architecture, rgb, native, patch, tensors, name, str(about.get("license") or "unknown"),
-                  _without_own(args), convert=True)
+    return Source(
+        name,
+        architecture,
+        rgb,
+        native,
+        patch,
+        tensors,
+        name,
+        str(about.get("license") or "unknown"),
+        _without_own(args),
+        convert=True,
+    )
 
 
 def _without_own(args: dict[str, Any]) -> dict[str, Any]:
@@ -279,15 +330,24 @@ def _without_own(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_source(
-    source: Source, tile_px: int, ratio: int, input_size: int | None, embedding: str | None, random_init: bool,
+    source: Source,
+    tile_px: int,
+    ratio: int,
+    input_size: int | None,
+    embedding: str | None,
+    random_init: bool,
     warn: Callable[[str], None],
 ) -> Encoder:
     patch = source.patch or _patch_side(source)
     size = input_size or default_input_size(patch, source.native, tile_px, ratio)
     if source.tensors is not None:
-        model = _with_weights(source.architecture, size, source.arch_args, source.tensors, source.name, convert=source.convert)
+        model = _with_weights(
+            source.architecture, size, source.arch_args, source.tensors, source.name, convert=source.convert
+        )
     else:
-        model = create_vit(source.architecture, size, source.arch_args) if random_init else _pretrained(source.name, size)
+        model = (
+            create_vit(source.architecture, size, source.arch_args) if random_init else _pretrained(source.name, size)
+        )
     if source.rgb is None:
         warn(f"encoder {source.name}: its config names no mean and std; ImageNet's are taken")
     mean, std = source.rgb or IMAGENET
@@ -296,8 +356,18 @@ def _from_source(
     if source.embedding not in ("cls", chosen):
         notes.append(f"its authors use --embedding {source.embedding} for MIL")
     info = EncoderInfo(
-        name=source.name, architecture=source.architecture, arch_args=source.arch_args, image_size=size, mean=tuple(mean), std=tuple(std),
-        embedding=chosen, base=source.base, license=source.license, random_init=random_init, note="; ".join(notes))
+        name=source.name,
+        architecture=source.architecture,
+        arch_args=source.arch_args,
+        image_size=size,
+        mean=tuple(mean),
+        std=tuple(std),
+        embedding=chosen,
+        base=source.base,
+        license=source.license,
+        random_init=random_init,
+        note="; ".join(notes),
+    )
     return Encoder(model.eval(), info)
 
 
@@ -329,7 +399,9 @@ def _pretrained(name: str, size: int) -> torch.nn.Module:
 
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and not cfg.has_weights:
-        raise UsageError(f"encoder {name}: timm has no pretrained weights for it; give a file as {name}@FILE, or --random-init")
+        raise UsageError(
+            f"encoder {name}: timm has no pretrained weights for it; give a file as {name}@FILE, or --random-init"
+        )
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, img_size=size)
     except Exception as e:  # the hub client has dozens of errors; all mean that the weights cannot be had

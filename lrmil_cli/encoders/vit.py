@@ -61,9 +61,16 @@ def info_from_json(values: dict[str, Any], where: str) -> EncoderInfo:
     """
     known = {k: values[k] for k in EncoderInfo.__dataclass_fields__ if k in values}
     try:
-        info = EncoderInfo(**{**known, "mean": tuple(map(float, known["mean"])), "std": tuple(map(float, known["std"]))})
-        if not (isinstance(info.architecture, str) and isinstance(info.image_size, int) and isinstance(info.arch_args, dict)
-                and len(info.mean) == len(info.std) == 3 and info.embedding in EMBEDDINGS):
+        info = EncoderInfo(
+            **{**known, "mean": tuple(map(float, known["mean"])), "std": tuple(map(float, known["std"]))}
+        )
+        if not (
+            isinstance(info.architecture, str)
+            and isinstance(info.image_size, int)
+            and isinstance(info.arch_args, dict)
+            and len(info.mean) == len(info.std) == 3
+            and info.embedding in EMBEDDINGS
+        ):
             raise ValueError("a value of the wrong type")
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{where}: the encoder's metadata is incomplete ({e})") from e
@@ -91,12 +98,20 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
         self.grid = int(model.patch_embed.grid_size[0])
         patch = int(model.feature_info[-1]["reduction"])
-        if self.grid * patch != info.image_size:  # timm would leave out the pixels of the last, incomplete row and column
-            raise UsageError(f"encoder {info.name}: --input-size {info.image_size} is not a multiple of its patch side, {patch} px")
+        if (
+            self.grid * patch != info.image_size
+        ):  # timm would leave out the pixels of the last, incomplete row and column
+            raise UsageError(
+                f"encoder {info.name}: --input-size {info.image_size} is not a multiple of its patch side, {patch} px"
+            )
         # Tokens of zeros through the head alone tell the width of any embedding; the blocks would take seconds.
         parameter = next(model.parameters())
         with torch.no_grad():
-            final = self.embed(torch.zeros(1, self.num_prefix + self.grid**2, self.width, dtype=parameter.dtype, device=parameter.device))
+            final = self.embed(
+                torch.zeros(
+                    1, self.num_prefix + self.grid**2, self.width, dtype=parameter.dtype, device=parameter.device
+                )
+            )
         if final.ndim != 2:
             raise UsageError(f"encoder {info.name} has no pooling of its own; use --embedding cls, mean or cls+mean")
         self.embed_dim = final.shape[1]
@@ -136,8 +151,13 @@ class Encoder(nn.Module):
         if layers:
             wanted = sorted(set(layers))
             result = self.model.forward_intermediates(
-                x, indices=wanted, return_prefix_tokens=True, norm=False, output_fmt="NLC",
-                intermediates_only=not need_final, stop_early=not need_final,
+                x,
+                indices=wanted,
+                return_prefix_tokens=True,
+                norm=False,
+                output_fmt="NLC",
+                intermediates_only=not need_final,
+                stop_early=not need_final,
             )
             last, items = result if need_final else (None, result)
             for l, item in zip(wanted, items):
@@ -160,7 +180,7 @@ class Encoder(nn.Module):
         if kind in ("cls", "cls+mean"):
             parts.append(tokens[:, 0])
         if kind in ("mean", "cls+mean"):
-            parts.append(tokens[:, self.num_prefix:].mean(1))
+            parts.append(tokens[:, self.num_prefix :].mean(1))
         return torch.cat(parts, dim=1)
 
 

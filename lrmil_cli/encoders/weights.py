@@ -83,8 +83,10 @@ def strip_prefixes(state: State) -> State:
     """The trunk alone, where a checkpoint keeps it under one or more of :data:`KNOWN_PREFIXES`."""
     while "patch_embed.proj.weight" not in state:
         for prefix in KNOWN_PREFIXES:
-            inside = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
-            if inside and ("patch_embed.proj.weight" in inside or any(k.startswith(p) for k in inside for p in KNOWN_PREFIXES)):
+            inside = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+            if inside and (
+                "patch_embed.proj.weight" in inside or any(k.startswith(p) for k in inside for p in KNOWN_PREFIXES)
+            ):
                 state = inside
                 break
         else:
@@ -105,7 +107,9 @@ def load_weights(model: torch.nn.Module, tensors: State, where: str) -> None:
         tensors = {k: v for k, v in tensors.items() if not k.startswith(("head.", "fc."))}
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
-        raise InputError(f"{where}: the weights do not fit the architecture; missing: {_few(missing)}; unexpected: {_few(unexpected)}")
+        raise InputError(
+            f"{where}: the weights do not fit the architecture; missing: {_few(missing)}; unexpected: {_few(unexpected)}"
+        )
     position = tensors.get("pos_embed")
     if position is not None and position.ndim == 3 and position.shape != own["pos_embed"].shape:
         prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
@@ -133,8 +137,10 @@ def folder_config(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{path}: no such file; an encoder folder holds config.json and the weights "
-                         "(weights alone go with a name: NAME@FILE)")
+        raise InputError(
+            f"{path}: no such file; an encoder folder holds config.json and the weights "
+            "(weights alone go with a name: NAME@FILE)"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         architecture, args = config["architecture"], config.get("model_args") or {}
@@ -142,7 +148,9 @@ def folder_config(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
         if not (isinstance(architecture, str) and isinstance(args, dict) and isinstance(about, dict)):
             raise ValueError("a value of the wrong type")
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"{path}: not a config of timm ({type(e).__name__}: {e}); weights of other libraries must be converted") from e
+        raise InputError(
+            f"{path}: not a config of timm ({type(e).__name__}: {e}); weights of other libraries must be converted"
+        ) from e
     return about, architecture, args
 
 
@@ -155,7 +163,7 @@ def hub_config(name: str, alias: Alias | None = None) -> tuple[dict[str, Any], s
     from timm.models import load_model_config_from_hf
 
     try:
-        about, architecture, args = load_model_config_from_hf(name[len("hf-hub:"):])
+        about, architecture, args = load_model_config_from_hf(name[len("hf-hub:") :])
         return dict(about), architecture, dict(args or {})
     except Exception as e:  # the hub client has dozens of errors; all mean that the model cannot be had
         raise unreachable(name, e, alias) from e
@@ -171,7 +179,7 @@ def hub_state(name: str, alias: Alias | None = None) -> State:
     from timm.models import load_state_dict_from_hf
 
     try:
-        state = load_state_dict_from_hf(name[len("hf-hub:"):], weights_only=True)
+        state = load_state_dict_from_hf(name[len("hf-hub:") :], weights_only=True)
     except Exception as e:  # as above
         if type(e).__name__ == "UnpicklingError":
             raise _not_only_tensors(name) from e
@@ -198,13 +206,24 @@ def conch_state(state: State) -> State:
 
     What belongs to the text tower and to captions is left out; all other names pass, so that loading complains of them.
     """
-    left_out = ("visual.attn_pool_caption.", "visual.ln_caption.", "visual.proj_contrast", "text.", "text_decoder.", "logit_scale")
-    renamed = {"visual.trunk.": "", "visual.attn_pool_contrast.": "attn_pool.", "visual.ln_contrast.": "attn_pool.ln_out."}
+    left_out = (
+        "visual.attn_pool_caption.",
+        "visual.ln_caption.",
+        "visual.proj_contrast",
+        "text.",
+        "text_decoder.",
+        "logit_scale",
+    )
+    renamed = {
+        "visual.trunk.": "",
+        "visual.attn_pool_contrast.": "attn_pool.",
+        "visual.ln_contrast.": "attn_pool.ln_out.",
+    }
     out = {}
     for key, value in state.items():
         if not key.startswith(left_out):
             old = next((p for p in renamed if key.startswith(p)), "")
-            out[renamed.get(old, "") + key[len(old):]] = value
+            out[renamed.get(old, "") + key[len(old) :]] = value
     return out
 
 
@@ -214,14 +233,20 @@ def unreachable(name: str, e: Exception, alias: Alias | None = None) -> LrmilErr
     if alias is not None:
         first = f"ask for access at {alias.page}, then `hf auth login`; " if alias.access == "gated" else ""
         file = "pytorch_model.bin" if alias.architecture == CONCH else "FILE"
-        return MachineError(f"{why}; {first}check the network; offline, download the weights from {alias.page} elsewhere and give "
-                            f"them as {alias.name}@{file} (--encoder {alias.name} --random-init is for dry runs)")
+        return MachineError(
+            f"{why}; {first}check the network; offline, download the weights from {alias.page} elsewhere and give "
+            f"them as {alias.name}@{file} (--encoder {alias.name} --random-init is for dry runs)"
+        )
     if name.startswith("hf-hub:"):
-        page = f"https://huggingface.co/{name[len('hf-hub:'):].partition('@')[0]}"
-        return MachineError(f"{why}; check the name and the network; if {page} asks for it, request access and run `hf auth login`; "
-                            "offline, give a folder with its config.json and weights as local-dir:PATH")
-    return MachineError(f"{why}; check the network and `hf auth login`, "
-                        "or give a local file as NAME@FILE, or --random-init for a dry run")
+        page = f"https://huggingface.co/{name[len('hf-hub:') :].partition('@')[0]}"
+        return MachineError(
+            f"{why}; check the name and the network; if {page} asks for it, request access and run `hf auth login`; "
+            "offline, give a folder with its config.json and weights as local-dir:PATH"
+        )
+    return MachineError(
+        f"{why}; check the network and `hf auth login`, "
+        "or give a local file as NAME@FILE, or --random-init for a dry run"
+    )
 
 
 def _not_only_tensors(where: str) -> InputError:

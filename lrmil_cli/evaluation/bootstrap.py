@@ -32,8 +32,14 @@ class Interval:
 
 
 def interval(
-    metric: Metric, labels: Sequence[int] | np.ndarray, probabilities: np.ndarray, patients: Sequence[str] | np.ndarray, *,
-    draws: int = 2000, seed: int = 0, level: float = 0.95,
+    metric: Metric,
+    labels: Sequence[int] | np.ndarray,
+    probabilities: np.ndarray,
+    patients: Sequence[str] | np.ndarray,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
     """A metric and its percentile bootstrap interval over patients.
 
@@ -46,8 +52,15 @@ def interval(
 
 
 def paired(
-    metric: Metric, labels: Sequence[int] | np.ndarray, a: np.ndarray, b: np.ndarray, patients: Sequence[str] | np.ndarray, *,
-    draws: int = 2000, seed: int = 0, level: float = 0.95,
+    metric: Metric,
+    labels: Sequence[int] | np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    patients: Sequence[str] | np.ndarray,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
     """``metric(a) - metric(b)`` of two models on the same slides, both on the same resamples.
 
@@ -65,7 +78,11 @@ def paired(
 
 
 def _interval(
-    statistic: Callable[[np.ndarray], float | None], patients: Sequence[str] | np.ndarray, draws: int, seed: int, level: float
+    statistic: Callable[[np.ndarray], float | None],
+    patients: Sequence[str] | np.ndarray,
+    draws: int,
+    seed: int,
+    level: float,
 ) -> Interval:
     value = statistic(np.arange(len(patients)))
     if value is None:

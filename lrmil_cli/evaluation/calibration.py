@@ -30,7 +30,9 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     targets[np.arange(len(labels)), labels] += counts / (counts + classes)
 
     def loss(log_temperature: float) -> float:
-        return -float((targets * np.log(np.maximum(calibrated(probabilities, np.exp(log_temperature)), 1e-12))).sum(1).mean())
+        return -float(
+            (targets * np.log(np.maximum(calibrated(probabilities, np.exp(log_temperature)), 1e-12))).sum(1).mean()
+        )
 
     found = minimize_scalar(loss, bounds=(np.log(LOWEST), np.log(HIGHEST)), method="bounded")
     return float(np.exp(found.x))

@@ -80,7 +80,11 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 #: name -> function of (labels int [n], probabilities [n, C]) -> value, or None where it is undefined.
 METRIC_FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
-    "accuracy": accuracy, "auc": auc, "balanced_accuracy": balanced_accuracy, "f1_weighted": f1_weighted, "brier": brier,
+    "accuracy": accuracy,
+    "auc": auc,
+    "balanced_accuracy": balanced_accuracy,
+    "f1_weighted": f1_weighted,
+    "brier": brier,
     "log_loss": log_loss,
 }
 METRICS = tuple(METRIC_FUNCTIONS)
@@ -117,7 +121,10 @@ def metrics_table(per_fold: dict[str, dict[str, float | None]], pooled: dict[str
 
     rows = [{"fold": k, **v} for k, v in per_fold.items()]
     both = {m: mean_sd([v[m] for v in per_fold.values()]) for m in METRICS}
-    rows += [{"fold": "mean", **{m: b[0] for m, b in both.items()}}, {"fold": "sd", **{m: b[1] for m, b in both.items()}}]
+    rows += [
+        {"fold": "mean", **{m: b[0] for m, b in both.items()}},
+        {"fold": "sd", **{m: b[1] for m, b in both.items()}},
+    ]
     if pooled is not None:
         rows.append({"fold": "pooled", **pooled})
     return pd.DataFrame(rows, columns=["fold", *METRICS])

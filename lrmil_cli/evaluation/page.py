@@ -112,7 +112,9 @@ def _html(block: Block) -> str:
     classes = [' class="number"' if n else "" for n in _number_columns(block)]
     head = "".join(f'<th scope="col"{c}>{_text(h)}</th>' for c, h in zip(classes, block.headers))
     rows = "".join(
-        f'<tr><th scope="row">{_text(r[0])}</th>' + "".join(f"<td{c}>{_text(v)}</td>" for c, v in zip(classes[1:], r[1:])) + "</tr>\n"
+        f'<tr><th scope="row">{_text(r[0])}</th>'
+        + "".join(f"<td{c}>{_text(v)}</td>" for c, v in zip(classes[1:], r[1:]))
+        + "</tr>\n"
         for r in block.rows
     )
     note = f'\n<p class="note">{_text(block.note)}</p>' if block.note else ""
@@ -143,7 +145,9 @@ def _markdown(block: Block) -> str:
         return f"![{_md(block.alt)}]({quote(block.name)})"
     rule = ["---:" if n else "---" for n in _number_columns(block)]
     cells = [[_md(h) for h in block.headers], rule, *([_md(v) for v in r] for r in block.rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + (f"\n\n{_paragraph(block.note)}" if block.note else "")
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + (
+        f"\n\n{_paragraph(block.note)}" if block.note else ""
+    )
 
 
 def _md(text: str) -> str:

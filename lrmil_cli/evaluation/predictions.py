@@ -57,8 +57,12 @@ class Predictions:
         return Cases(labels, self.probabilities, self.rows["patient_id"].to_numpy(str), folds)
 
     def take(self, index: np.ndarray) -> Predictions:
-        return replace(self, rows=self.rows.iloc[index].reset_index(drop=True), probabilities=self.probabilities[index],
-                       reading=self.reading.take(index) if self.reading else None)
+        return replace(
+            self,
+            rows=self.rows.iloc[index].reset_index(drop=True),
+            probabilities=self.probabilities[index],
+            reading=self.reading.take(index) if self.reading else None,
+        )
 
 
 def read_predictions(argument: str) -> Predictions:
@@ -84,8 +88,10 @@ def read_predictions(argument: str) -> Predictions:
     elif not path.exists():
         raise InputError(f"{source}: no such file or folder")
     else:
-        raise InputError(f"{source}: holds no predictions; give a predictions table, a teacher folder, a model file, or the folder "
-                         "of `lrmil predict`")
+        raise InputError(
+            f"{source}: holds no predictions; give a predictions table, a teacher folder, a model file, or the folder "
+            "of `lrmil predict`"
+        )
     _check(found, source)
     return replace(found, name=name or found.name or _default_name(source), source=source)
 
@@ -107,8 +113,15 @@ def _table(path: str | Path) -> Predictions:
     if not columns:
         raise InputError(f"{path}: no column prob_<class>; run the command that made it again")
     probabilities = rows[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    return Predictions("", str(path), "out-of-fold", tuple(c.removeprefix("prob_") for c in columns), rows[COLUMNS], probabilities,
-                       header["history"][-1] if header["history"] else {})
+    return Predictions(
+        "",
+        str(path),
+        "out-of-fold",
+        tuple(c.removeprefix("prob_") for c in columns),
+        rows[COLUMNS],
+        probabilities,
+        header["history"][-1] if header["history"] else {},
+    )
 
 
 def _of_model(path: Path) -> Predictions:
@@ -116,8 +129,10 @@ def _of_model(path: Path) -> Predictions:
     header = read_tensor_header(path, "model")
     table = path.with_name(f"{path.stem}.predictions.csv")
     if not table.exists():
-        raise InputError(f"{path}: its out-of-fold predictions ({table.name}) are not beside it; copy them there, or predict slides "
-                         "it was not trained on with `lrmil predict` and evaluate those")
+        raise InputError(
+            f"{path}: its out-of-fold predictions ({table.name}) are not beside it; copy them there, or predict slides "
+            "it was not trained on with `lrmil predict` and evaluate those"
+        )
     found = _table(table)
     if found.made_by.get("digest") != last_digest(header):
         raise InputError(f"{table}: not the predictions of {path.name}; run `lrmil distill-student` again")
@@ -145,9 +160,19 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     try:
         reading = read_reading(records, classes)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise InputError(f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again") from e
-    found = Predictions(name, str(folder), "predict", classes, rows, probabilities, first["history"][-1] if first["history"] else {},
-                        reading=reading)
+        raise InputError(
+            f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again"
+        ) from e
+    found = Predictions(
+        name,
+        str(folder),
+        "predict",
+        classes,
+        rows,
+        probabilities,
+        first["history"][-1] if first["history"] else {},
+        reading=reading,
+    )
     return _with_training(found, first["model"], folder)
 
 
@@ -177,10 +202,19 @@ def _with_training(found: Predictions, model: dict[str, Any], folder: Path) -> P
         except InputError:
             continue
         if last_digest(header) == model["digest"]:
-            pixels, labels = (frozenset(s for e in header.get("encoders", []) for s in (e.get("distilled") or {}).get(key, [])) for key in ("slides", "label_slides"))
-            return replace(found, seen=frozenset(header.get("slides", [])) - _held_out(path, header) | labels, pixels=pixels)
-    return replace(found, remarks=(f"the model file {model['path']} was not found, so whether it was trained on these slides is "
-                                   "not checked",))
+            pixels, labels = (
+                frozenset(s for e in header.get("encoders", []) for s in (e.get("distilled") or {}).get(key, []))
+                for key in ("slides", "label_slides")
+            )
+            return replace(
+                found, seen=frozenset(header.get("slides", [])) - _held_out(path, header) | labels, pixels=pixels
+            )
+    return replace(
+        found,
+        remarks=(
+            f"the model file {model['path']} was not found, so whether it was trained on these slides is not checked",
+        ),
+    )
 
 
 def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
@@ -204,9 +238,13 @@ def _check(found: Predictions, source: str) -> None:
     p = found.probabilities
     bad = np.flatnonzero(~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 1e-3))
     if bad.size:
-        raise InputError(f"{source}: slide {found.rows['slide_id'].iloc[bad[0]]!r}: its probabilities are not numbers that sum to 1")
+        raise InputError(
+            f"{source}: slide {found.rows['slide_id'].iloc[bad[0]]!r}: its probabilities are not numbers that sum to 1"
+        )
     if len(found.classes) < 2 or len(set(found.classes)) < len(found.classes):
-        raise InputError(f"{source}: the classes are {', '.join(found.classes)}; at least two different ones are needed")
+        raise InputError(
+            f"{source}: the classes are {', '.join(found.classes)}; at least two different ones are needed"
+        )
 
 
 def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predictions]:
@@ -221,24 +259,35 @@ def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predi
     names = [m.name for m in models]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
-        raise UsageError(f"two models are called {twice!r}; name them, as in a={models[0].source} b={models[-1].source}")
+        raise UsageError(
+            f"two models are called {twice!r}; name them, as in a={models[0].source} b={models[-1].source}"
+        )
     classes = tuple(sorted(models[0].classes))
     for m in models:
         if set(m.classes) != set(classes):
-            raise InputError(f"{m.source}: knows the classes {', '.join(sorted(m.classes))}, but {models[0].source} knows {', '.join(classes)}")
+            raise InputError(
+                f"{m.source}: knows the classes {', '.join(sorted(m.classes))}, but {models[0].source} knows {', '.join(classes)}"
+            )
     out = [_labelled(_reordered(m, classes), manifest) for m in models]
     known: dict[str, tuple[str, str]] = {}
     for m in out:
         for slide, patient, label in m.rows[["slide_id", "patient_id", "label"]].itertuples(index=False):
             if known.setdefault(slide, (patient, label)) != (patient, label):
-                raise InputError(f"{m.source}: slide {slide!r} has another label or patient than in the other predictions; "
-                                 "give the true ones with --slides")
+                raise InputError(
+                    f"{m.source}: slide {slide!r} has another label or patient than in the other predictions; "
+                    "give the true ones with --slides"
+                )
     return [_with_leaks(m, manifest) for m in out]
 
 
 def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
     order = [m.classes.index(c) for c in classes]
-    return replace(m, classes=classes, probabilities=m.probabilities[:, order], reading=m.reading.in_order(order) if m.reading else None)
+    return replace(
+        m,
+        classes=classes,
+        probabilities=m.probabilities[:, order],
+        reading=m.reading.in_order(order) if m.reading else None,
+    )
 
 
 def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
@@ -249,8 +298,10 @@ def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
     entries = {e.slide_id: e for e in manifest if e.label is not None}
     there = m.rows["slide_id"].isin(entries).to_numpy()
     if not there.any():
-        raise InputError(f"{m.source}: none of its {len(there)} slides has a label in {manifest.path} "
-                         f"(there: {next(iter(entries), 'none')}, here: {m.rows['slide_id'].iloc[0]}); is it the right manifest?")
+        raise InputError(
+            f"{m.source}: none of its {len(there)} slides has a label in {manifest.path} "
+            f"(there: {next(iter(entries), 'none')}, here: {m.rows['slide_id'].iloc[0]}); is it the right manifest?"
+        )
     missing = len(set(entries) - set(m.rows["slide_id"]))
     remarks = [*m.remarks]
     if not there.all():
@@ -262,8 +313,10 @@ def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
     truth = [entries[s] for s in rows["slide_id"]]
     for own, e in zip(rows["label"], truth):
         if own is not None and own != e.label:
-            raise InputError(f"{m.source}: slide {e.slide_id!r} is {own!r} there, but {e.label!r} in {manifest.path}; "
-                             "correct one of them, or train again")
+            raise InputError(
+                f"{m.source}: slide {e.slide_id!r} is {own!r} there, but {e.label!r} in {manifest.path}; "
+                "correct one of them, or train again"
+            )
     rows["label"] = [e.label for e in truth]
     # A manifest without the column patient_id says nothing: there every slide is its own patient.
     if rows["patient_id"].isna().any() or any(e.patient_id != e.slide_id for e in manifest):
@@ -274,8 +327,10 @@ def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
 def _with_known_labels(m: Predictions, where: str) -> Predictions:
     unknown = m.rows[~m.rows["label"].isin(m.classes)]
     if len(unknown):
-        raise InputError(f"{where}: slide {unknown['slide_id'].iloc[0]!r} is of class {unknown['label'].iloc[0]!r}, which {m.source} "
-                         f"does not know (it knows {', '.join(m.classes)})")
+        raise InputError(
+            f"{where}: slide {unknown['slide_id'].iloc[0]!r} is of class {unknown['label'].iloc[0]!r}, which {m.source} "
+            f"does not know (it knows {', '.join(m.classes)})"
+        )
     return m
 
 
@@ -289,19 +344,25 @@ def _with_leaks(m: Predictions, manifest: Manifest | None) -> Predictions:
         kin = ~known & patients.isin({patient_of[s] for s in m.seen if s in patient_of})
         pixels = ids.isin(m.pixels) & ~known
         if known.any():
-            leaks.append(f"the model was trained or selected on {known.sum()} of these {len(ids)} slides (the first: {ids[known].iloc[0]}), "
-                         "so its figures are too good; judge it by its out-of-fold predictions or on other slides")
+            leaks.append(
+                f"the model was trained or selected on {known.sum()} of these {len(ids)} slides (the first: {ids[known].iloc[0]}), "
+                "so its figures are too good; judge it by its out-of-fold predictions or on other slides"
+            )
         if kin.any():
-            leaks.append(f"the model was trained on other slides of the same patients for {_slides(kin.sum())} (the first: "
-                         f"{ids[kin].iloc[0]}), so its figures may be too good")
+            leaks.append(
+                f"the model was trained on other slides of the same patients for {_slides(kin.sum())} (the first: "
+                f"{ids[kin].iloc[0]}), so its figures may be too good"
+            )
         if pixels.any():
             remarks.append(f"its LR encoder was distilled on the pixels (not the labels) of {_slides(pixels.sum())}")
     else:
         tested = m.rows.groupby("slide_id")["fold"].agg(frozenset)
         torn = sorted(p for p, own in ids.groupby(patients) if tested[own.unique()].nunique() > 1)
         if torn:
-            leaks.append(f"slides of {len(torn)} patient(s) were tested in different folds (the first: {torn[0]}): heads were judged on "
-                         "patients they were trained on, so the figures may be too good")
+            leaks.append(
+                f"slides of {len(torn)} patient(s) were tested in different folds (the first: {torn[0]}): heads were judged on "
+                "patients they were trained on, so the figures may be too good"
+            )
     return replace(m, leaks=tuple(leaks), remarks=tuple(remarks))
 
 
@@ -315,8 +376,10 @@ def common(models: Sequence[Predictions]) -> list[Predictions]:
     A slide that was tested in several folds is matched fold by fold; a model that predicted it once answers for each.
     """
     repeated = [bool(m.rows["slide_id"].duplicated().any()) for m in models]
-    rows = [{(slide, fold if again else None): i for i, (slide, fold) in enumerate(zip(m.rows["slide_id"], m.rows["fold"]))}
-            for m, again in zip(models, repeated)]
+    rows = [
+        {(slide, fold if again else None): i for i, (slide, fold) in enumerate(zip(m.rows["slide_id"], m.rows["fold"]))}
+        for m, again in zip(models, repeated)
+    ]
     asked = [r for r, again in zip(rows, repeated) if again] or rows
     found = [[r.get(key if again else (key[0], None)) for r, again in zip(rows, repeated)] for key in sorted(asked[0])]
     index = np.array([row for row in found if None not in row], dtype=np.int64).reshape(-1, len(models))

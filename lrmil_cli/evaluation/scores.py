@@ -33,8 +33,12 @@ class Cases:
     folds: np.ndarray | None = None
 
     def take(self, index: np.ndarray) -> Cases:
-        return Cases(self.labels[index], self.probabilities[index], self.patients[index],
-                     None if self.folds is None else self.folds[index])
+        return Cases(
+            self.labels[index],
+            self.probabilities[index],
+            self.patients[index],
+            None if self.folds is None else self.folds[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,16 @@ class Score:
 
 
 def metric_table(
-    labels: Sequence[int] | np.ndarray, probabilities: np.ndarray, patients: Sequence[str] | np.ndarray,
-    folds: Sequence[int] | np.ndarray | None = None, *, classes: Sequence[str], level: str = "slide",
-    metrics: Sequence[str] = METRICS, draws: int = 2000, seed: int = 0,
+    labels: Sequence[int] | np.ndarray,
+    probabilities: np.ndarray,
+    patients: Sequence[str] | np.ndarray,
+    folds: Sequence[int] | np.ndarray | None = None,
+    *,
+    classes: Sequence[str],
+    level: str = "slide",
+    metrics: Sequence[str] = METRICS,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> list[Score]:
     """The metrics of one model: pooled with a 95 % bootstrap interval over patients, mean and sd over folds.
 
@@ -69,10 +80,18 @@ def metric_table(
     Raises:
         InputError: at patient level, a patient whose slides have different labels.
     """
-    slides = Cases(np.asarray(labels, dtype=np.int64), np.asarray(probabilities, dtype=np.float64), np.asarray(patients),
-                   None if folds is None else np.asarray(folds))
+    slides = Cases(
+        np.asarray(labels, dtype=np.int64),
+        np.asarray(probabilities, dtype=np.float64),
+        np.asarray(patients),
+        None if folds is None else np.asarray(folds),
+    )
     pooled = at_level(slides, level, classes)
-    parts = [] if slides.folds is None else [at_level(slides.take(slides.folds == k), level, classes) for k in np.unique(slides.folds)]
+    parts = (
+        []
+        if slides.folds is None
+        else [at_level(slides.take(slides.folds == k), level, classes) for k in np.unique(slides.folds)]
+    )
     absent = [c for n, c in enumerate(classes) if n not in pooled.labels]
     reason = f"no {level} of class {', '.join(absent)}" if absent else ""
     out = []
@@ -81,13 +100,29 @@ def metric_table(
         each = [function(p.labels, p.probabilities) for p in parts]
         whole = interval(function, pooled.labels, pooled.probabilities, pooled.patients, draws=draws, seed=seed)
         mean, sd = mean_sd(each)
-        out.append(Score(name, whole, mean, sd, sum(v is not None for v in each), len(each), reason if whole.value is None else ""))
+        out.append(
+            Score(
+                name,
+                whole,
+                mean,
+                sd,
+                sum(v is not None for v in each),
+                len(each),
+                reason if whole.value is None else "",
+            )
+        )
     return out
 
 
 def differences(
-    labels: Sequence[int] | np.ndarray, a: np.ndarray, b: np.ndarray, patients: Sequence[str] | np.ndarray, *,
-    metrics: Sequence[str] = COMPARED, draws: int = 2000, seed: int = 0,
+    labels: Sequence[int] | np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    patients: Sequence[str] | np.ndarray,
+    *,
+    metrics: Sequence[str] = COMPARED,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """``metric(a) - metric(b)`` on the same cases with its paired bootstrap interval.
 
@@ -113,8 +148,10 @@ def at_level(cases: Cases, level: str, classes: Sequence[str]) -> Cases:
     if mixed.size:
         i = mixed[0]
         both = sorted((classes[labels[patient[i]]], classes[cases.labels[i]]))
-        raise InputError(f"patient {str(cases.patients[i])!r} has slides of the classes {both[0]!r} and {both[1]!r}; with --level patient all "
-                         "slides of a patient need one label (use --level slide, or correct the manifest)")
+        raise InputError(
+            f"patient {str(cases.patients[i])!r} has slides of the classes {both[0]!r} and {both[1]!r}; with --level patient all "
+            "slides of a patient need one label (use --level slide, or correct the manifest)"
+        )
     mean = np.zeros((len(names), cases.probabilities.shape[1]))
     np.add.at(mean, patient, cases.probabilities)
     return Cases(labels, mean / slides[:, None], names)
@@ -144,9 +181,15 @@ def per_class(cases: Cases, classes: Sequence[str]) -> list[ClassScore]:
     for c, name in enumerate(classes):
         own, right, said = counts[c].sum(), counts[c, c], counts[:, c].sum()
         others = counts.sum() - own
-        out.append(ClassScore(
-            name, int(own), float(right / own) if own else None, float((others - (said - right)) / others) if others else None,
-            one_auc(cases.labels == c, cases.probabilities[:, c])))
+        out.append(
+            ClassScore(
+                name,
+                int(own),
+                float(right / own) if own else None,
+                float((others - (said - right)) / others) if others else None,
+                one_auc(cases.labels == c, cases.probabilities[:, c]),
+            )
+        )
     return out
 
 

@@ -54,8 +54,13 @@ def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> R
     fine = np.array([float(r["settings"]["tiles"]["mpp"]) < FINE for r in records])
     count = lambda name: np.array([int(r["tiles_read"].get(name, 0)) for r in records], np.int64)  # noqa: E731
     lr, hr, mid = count("lr"), count("hr"), count("mid")
-    own = Reading(np.where(fine, 0, lr), np.where(fine, lr, hr), np.array([sum(map(float, r["seconds"].values())) for r in records]),
-                  np.array([bool(r.get("uncertain")) for r in records]), mid=mid if mid.any() else None)
+    own = Reading(
+        np.where(fine, 0, lr),
+        np.where(fine, lr, hr),
+        np.array([sum(map(float, r["seconds"].values())) for r in records]),
+        np.array([bool(r.get("uncertain")) for r in records]),
+        mid=mid if mid.any() else None,
+    )
     if not all("escalation" in r for r in records):
         return own
 
@@ -64,8 +69,13 @@ def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> R
         return np.array([[np.nan if s is None else float(s[c]) for c in classes] for s in said])
 
     first = [r["escalation"]["lr"] for r in records]
-    return replace(own, first=answers("lr"), second=answers("hr"), agree=np.array([bool(f["agree"]) for f in first]),
-                   confidence=np.array([float(f["confidence"]) for f in first]))
+    return replace(
+        own,
+        first=answers("lr"),
+        second=answers("hr"),
+        agree=np.array([bool(f["agree"]) for f in first]),
+        confidence=np.array([float(f["confidence"]) for f in first]),
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,16 @@ def curve_picture(models: Sequence[tuple[str, Curve]]) -> bytes:
     FigureCanvasAgg(figure)
     ax = figure.subplots()
     for n, (name, curve) in enumerate(models):
-        ax.plot(curve.hr_tiles, curve.accuracy, drawstyle="steps-post", lw=1.8, marker="o", ms=3.5, label=short_name(name), **style(n))
+        ax.plot(
+            curve.hr_tiles,
+            curve.accuracy,
+            drawstyle="steps-post",
+            lw=1.8,
+            marker="o",
+            ms=3.5,
+            label=short_name(name),
+            **style(n),
+        )
     ax.set(xlabel="HR tiles read, mean over all slides", ylabel="accuracy", ylim=(None, 1.02))
     ax.set_yticks([t for t in ax.get_yticks() if ax.get_ylim()[0] <= t <= 1])  # room above, but no accuracy beyond 1
     ax.set_title("Reading the least sure slides at high resolution", fontsize=11)

@@ -42,7 +42,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield tmp
         os.replace(tmp, path)
     except OSError as e:
-        raise MachineError(f"cannot write {path}: {e.strerror or e}; {'free space or ' if e.errno in FULL else ''}choose another --output") from e
+        raise MachineError(
+            f"cannot write {path}: {e.strerror or e}; {'free space or ' if e.errno in FULL else ''}choose another --output"
+        ) from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
@@ -75,7 +77,9 @@ def _alive(pid: int) -> bool:
 
 def remove(path: str | Path) -> None:
     """Remove a file, if it is there."""
-    with suppress(FileNotFoundError, NotADirectoryError):  # what stands in the way of its folder is said when something is written
+    with suppress(
+        FileNotFoundError, NotADirectoryError
+    ):  # what stands in the way of its folder is said when something is written
         Path(path).unlink()
 
 

@@ -49,7 +49,10 @@ def write_features(path: str | Path, header: dict[str, Any], features: np.ndarra
     # In memory first: HDF5 reports a full disk late and in words of its own.
     sink = io.BytesIO()
     with h5py.File(sink, "w") as h5:
-        features, coords = np.ascontiguousarray(features, dtype=np.float32), np.ascontiguousarray(coords, dtype=np.int64)
+        features, coords = (
+            np.ascontiguousarray(features, dtype=np.float32),
+            np.ascontiguousarray(coords, dtype=np.int64),
+        )
         data = h5.create_dataset("features", data=features)
         data.attrs["encoder"] = header["encoder"]["name"]
         data.attrs["name"] = slide["id"]
@@ -145,9 +148,13 @@ def own_dataset(h5: Any, key: str, path: str | Path) -> Any:
     link = h5.get(key, getlink=True)
     found = h5[key] if isinstance(link, h5py.HardLink) else None
     if link is not None and (not isinstance(found, h5py.Dataset) or found.external or found.is_virtual):
-        raise InputError(f"{path}: {key} points to another place or file, which is not followed; write its values into the file itself")
+        raise InputError(
+            f"{path}: {key} points to another place or file, which is not followed; write its values into the file itself"
+        )
     if found is not None and found.nbytes > MOST_UNPACKED * os.path.getsize(path) + 2**26:
-        raise InputError(f"{path}: {key} claims {found.nbytes / 1e9:.0f} GB in a file of {os.path.getsize(path) / 1e6:.1f} MB; it is damaged")
+        raise InputError(
+            f"{path}: {key} claims {found.nbytes / 1e9:.0f} GB in a file of {os.path.getsize(path) / 1e6:.1f} MB; it is damaged"
+        )
     return h5[key]
 
 

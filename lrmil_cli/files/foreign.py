@@ -107,12 +107,20 @@ def read_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> Featur
     mpp = None if tiles.unit == "px" else slide_mpp() if callable(slide_mpp) else slide_mpp
     coords, side = level0(tiles, mpp)
     known = {
-        "tile_px": tiles.tile_px, "side_level0_px": side, "magnification": tiles.magnification, "overlap": tiles.overlap,
+        "tile_px": tiles.tile_px,
+        "side_level0_px": side,
+        "magnification": tiles.magnification,
+        "overlap": tiles.overlap,
         "mpp": tiles.side / tiles.tile_px if mpp and tiles.tile_px else None,
     }
     header = make_header(
-        "features", slide={"id": Path(path).stem}, settings={}, made_by=tiles.made_by, tiles=known,
-        encoder={"name": tiles.encoder, "embedding": None, "made_by": tiles.made_by}, history=[origin(tiles)],
+        "features",
+        slide={"id": Path(path).stem},
+        settings={},
+        made_by=tiles.made_by,
+        tiles=known,
+        encoder={"name": tiles.encoder, "embedding": None, "made_by": tiles.made_by},
+        history=[origin(tiles)],
     )
     return Features(header, tiles.features, coords)
 
@@ -144,12 +152,17 @@ def read_foreign(path: str | Path, *, features: bool = True) -> ForeignTiles:
             shape = None if data is None else data.shape
             stored = np.asarray(data) if data is not None and features else None
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as e:
-            raise InputError(f"{path}: cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:100]}); copy it again, or make it again") from e
+            raise InputError(
+                f"{path}: cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:100]}); copy it again, or make it again"
+            ) from e
     coords = _coords(raw, said["unit"], path)
     tool, n = NAMES[said["made_by"]], len(coords)
     width = None if shape is None else _width(shape, n, tool, path)
     values = None if stored is None else _finite(stored, path).reshape(n, width)
-    key = digest({k: v for k, v in said.items() if k != "name"}, {"coords": _sha(raw), **({"features": _sha(stored)} if stored is not None else {})})
+    key = digest(
+        {k: v for k, v in said.items() if k != "name"},
+        {"coords": _sha(raw), **({"features": _sha(stored)} if stored is not None else {})},
+    )
     return ForeignTiles(path=str(path), coords=coords, features=values, width=width, digest=key, **said)
 
 
@@ -157,16 +170,34 @@ def describe_foreign(tiles: ForeignTiles) -> dict[str, Any]:
     """What a file says, for people."""
     t = tiles
     unit = "level-0 px" if t.unit == "px" else "um"
-    side = f"{t.side:g} {unit}" if t.side else f"{t.tile_px} px of level {t.level}, the slide says how many level-0 px" if t.level else "not in this file"
+    side = (
+        f"{t.side:g} {unit}"
+        if t.side
+        else f"{t.tile_px} px of level {t.level}, the slide says how many level-0 px"
+        if t.level
+        else "not in this file"
+    )
     return {
-        "kind": "features" if t.width else "coordinates", "made_by": t.tool, "slide": t.name, "tiles": len(t.coords), "width": t.width,
-        "encoder": t.encoder, "tile_px": t.tile_px, "tile_side": side, "mpp": t.side / t.tile_px if t.unit == "um" and t.tile_px else None,
-        "magnification": t.magnification, "overlap_px": t.overlap, "slide_size_px": [round(v) for v in t.size] if t.size else None,
-        "coords": f"top-left corners in {unit}", "digest": t.digest,
+        "kind": "features" if t.width else "coordinates",
+        "made_by": t.tool,
+        "slide": t.name,
+        "tiles": len(t.coords),
+        "width": t.width,
+        "encoder": t.encoder,
+        "tile_px": t.tile_px,
+        "tile_side": side,
+        "mpp": t.side / t.tile_px if t.unit == "um" and t.tile_px else None,
+        "magnification": t.magnification,
+        "overlap_px": t.overlap,
+        "slide_size_px": [round(v) for v in t.size] if t.size else None,
+        "coords": f"top-left corners in {unit}",
+        "digest": t.digest,
     }
 
 
-def level0(tiles: ForeignTiles, mpp: float | None, downsamples: Callable[[], list[float]] | None = None) -> tuple[np.ndarray, float | None]:
+def level0(
+    tiles: ForeignTiles, mpp: float | None, downsamples: Callable[[], list[float]] | None = None
+) -> tuple[np.ndarray, float | None]:
     """Corners int64 [N, 2] and side of the tiles in level-0 px; the side is None where neither file nor slide tells.
 
     Args:
@@ -180,7 +211,9 @@ def level0(tiles: ForeignTiles, mpp: float | None, downsamples: Callable[[], lis
     if tiles.side is None and tiles.level is not None and downsamples is not None:
         found = downsamples()
         if tiles.level >= len(found):
-            raise InputError(f"{tiles.path}: tiles of pyramid level {tiles.level}, but the slide has levels 0 to {len(found) - 1}")
+            raise InputError(
+                f"{tiles.path}: tiles of pyramid level {tiles.level}, but the slide has levels 0 to {len(found) - 1}"
+            )
         return tiles.coords, tiles.tile_px * found[tiles.level]
     return tiles.coords, tiles.side
 
@@ -198,8 +231,10 @@ def _snap(tiles: ForeignTiles, mpp: float) -> tuple[np.ndarray, float]:
         found.append((float(np.abs(px - cell * side).max()), side, cell))
     error, side, cell = min(found, key=lambda f: f[:2])
     if error > MAX_SNAP_PX:
-        raise InputError(f"{tiles.path}: at {mpp:g} um/px its corners (in um) lie up to {error:.1f} px off every grid of whole pixels; "
-                         "was the slide encoded with another mpp? give that one in the manifest's mpp column, or as --slide-mpp of `lrmil tile`")
+        raise InputError(
+            f"{tiles.path}: at {mpp:g} um/px its corners (in um) lie up to {error:.1f} px off every grid of whole pixels; "
+            "was the slide encoded with another mpp? give that one in the manifest's mpp column, or as --slide-mpp of `lrmil tile`"
+        )
     return (cell * side).astype(np.int64), float(side)
 
 
@@ -218,24 +253,39 @@ def _stamp(h5: Any, path: str | Path) -> dict[str, Any]:
     unit, kind = _text(h5.attrs.get("unit")), _text(h5.attrs.get("feat_type")) or "tile"
     side = _number(h5.attrs.get("tile_size_um", h5.attrs.get("tile_size")))
     if kind != "tile":
-        raise InputError(f"{path}: STAMP's features of a whole {kind}; those of its tiles are needed (`stamp preprocess`)")
+        raise InputError(
+            f"{path}: STAMP's features of a whole {kind}; those of its tiles are needed (`stamp preprocess`)"
+        )
     if "coords" not in h5 or unit != "um" or side is None:
-        raise InputError(f"{path}: STAMP features whose coordinates are not said to be in um (made before STAMP 2?), so they cannot be "
-                         "placed on the slide; encode them again with STAMP 2")
+        raise InputError(
+            f"{path}: STAMP features whose coordinates are not said to be in um (made before STAMP 2?), so they cannot be "
+            "placed on the slide; encode them again with STAMP 2"
+        )
     tile_px = _number(h5.attrs.get("tile_size_px"))
-    return {"made_by": "stamp", "unit": "um", "side": side, "tile_px": None if tile_px is None else round(tile_px),
-            "encoder": _text(h5.attrs.get("extractor"))}
+    return {
+        "made_by": "stamp",
+        "unit": "um",
+        "side": side,
+        "tile_px": None if tile_px is None else round(tile_px),
+        "encoder": _text(h5.attrs.get("extractor")),
+    }
 
 
 def _trident_or_clam(h5: Any, path: str | Path) -> dict[str, Any]:
     has = ", ".join(sorted(h5)) or "nothing"
     if "coords" not in h5 or "imgs" in h5:
-        raise InputError(f"{path}: not a feature or coordinate file of lrmil, TRIDENT, CLAM or STAMP (it holds {has[:80]}; "
-                         "`coords`, with `features` or `feats`, were looked for)")
+        raise InputError(
+            f"{path}: not a feature or coordinate file of lrmil, TRIDENT, CLAM or STAMP (it holds {has[:80]}; "
+            "`coords`, with `features` or `feats`, were looked for)"
+        )
     at = h5["coords"].attrs
     about = h5["features"].attrs if "features" in h5 else {}
-    said = {"unit": "px", "name": _text(at.get("name")) or _text(about.get("name")), "encoder": _text(about.get("encoder")),
-            "overlap": round(_number(at.get("overlap")) or 0)}
+    said = {
+        "unit": "px",
+        "name": _text(at.get("name")) or _text(about.get("name")),
+        "encoder": _text(about.get("encoder")),
+        "overlap": round(_number(at.get("overlap")) or 0),
+    }
     tile_px = _number(at.get("patch_size"))
     said["tile_px"] = None if tile_px is None else round(tile_px)
     base, target = _number(at.get("level0_magnification")), _number(at.get("target_magnification"))
@@ -244,17 +294,27 @@ def _trident_or_clam(h5: Any, path: str | Path) -> dict[str, Any]:
         side = tile_px * base / target
     if side is not None:
         size = [_number(at.get(k)) for k in ("level0_width", "level0_height")]
-        return {**said, "made_by": "trident", "side": side, "magnification": target, "size": None if None in size else tuple(size)}
+        return {
+            **said,
+            "made_by": "trident",
+            "side": side,
+            "magnification": target,
+            "size": None if None in size else tuple(size),
+        }
     if "patch_level" in at and tile_px:
         return {**said, "made_by": "clam", **_clam_level(at, tile_px, path)}
     if "features" not in h5:
-        raise InputError(f"{path}: coordinates that do not say how large a tile is (no patch_size_level0, no patch_size and patch_level)")
+        raise InputError(
+            f"{path}: coordinates that do not say how large a tile is (no patch_size_level0, no patch_size and patch_level)"
+        )
     return {**said, "made_by": "trident" if "savetodir" in about else "clam", "side": None}
 
 
 def _clam_level(at: Any, tile_px: float, path: str | Path) -> dict[str, Any]:
     if (_number(at.get("custom_downsample")) or 1) != 1:
-        raise InputError(f"{path}: custom_downsample {at['custom_downsample']} leaves open how large its tiles are; patch the slides without it")
+        raise InputError(
+            f"{path}: custom_downsample {at['custom_downsample']} leaves open how large its tiles are; patch the slides without it"
+        )
     level, downsample, dim = round(_number(at["patch_level"])), at.get("downsample"), at.get("level_dim")
     factors = None if downsample is None else np.broadcast_to(np.asarray(downsample, np.float64).ravel(), 2)
     if factors is None and level == 0:
@@ -270,7 +330,9 @@ def _coords(raw: np.ndarray, unit: str, path: str | Path) -> np.ndarray:
     if raw.ndim < 2 or raw.shape[-1] != 2 or any(d != 1 for d in raw.shape[:-2]) or raw.dtype.kind not in "iuf":
         raise InputError(f"{path}: coords of shape {raw.shape} ({raw.dtype}); one x, y for each tile is needed")
     if not raw.size:
-        raise InputError(f"{path}: no tiles in it; leave the slide out, or look at its tissue in the tool that made the file")
+        raise InputError(
+            f"{path}: no tiles in it; leave the slide out, or look at its tissue in the tool that made the file"
+        )
     at = raw.reshape(-1, 2).astype(np.float64)
     if not np.isfinite(at).all() or np.abs(at).max() > 2**31 or (unit == "px" and (at != np.rint(at)).any()):
         raise InputError(f"{path}: coords hold values that are no level-0 pixels; make the file again")
@@ -282,7 +344,9 @@ def _width(shape: tuple[int, ...], n: int, tool: str, path: str | Path) -> int:
     total = math.prod(shape)
     width = total // n
     if not total or total % n or [d for d in shape if d != 1] != [d for d in (n, width) if d != 1]:
-        whole = " (one vector for the whole slide? those of its tiles are needed)" if max(shape, default=0) == total else ""
+        whole = (
+            " (one vector for the whole slide? those of its tiles are needed)" if max(shape, default=0) == total else ""
+        )
         raise InputError(f"{path}: {tool} features of shape {tuple(shape)} do not fit its {n} coordinates{whole}")
     return width
 

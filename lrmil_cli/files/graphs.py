@@ -46,7 +46,7 @@ def read_graph(path: str | Path) -> tuple[dict[str, Any], bytes]:
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from e
     at = data.rfind(_KEY)
-    text = data[at + len(_KEY):] if at >= 0 else b""
+    text = data[at + len(_KEY) :] if at >= 0 else b""
     length, start = _read_varint(text)
     header = text[start:]
     entry = len(text) + len(_KEY)

@@ -53,8 +53,11 @@ def digest(settings: dict[str, Any], inputs: dict[str, str]) -> str:
 def step(command: str, settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     """One ``history`` entry: command, command line, tool version, date (``SOURCE_DATE_EPOCH`` is honoured), digest."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    now = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc) if epoch else \
-        datetime.datetime.now(datetime.timezone.utc)
+    now = (
+        datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
+        if epoch
+        else datetime.datetime.now(datetime.timezone.utc)
+    )
     return {
         "command": command,
         "argv": command_line.get(),
@@ -92,14 +95,20 @@ def check_header(header: Any, kind: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: this is a {header['kind'][:40]} file, but {wanted} is needed here")
     version = header.get("version")
     if not isinstance(version, int) or version < 1:
-        raise InputError(f"{where}: the header has no valid version; make the file again with `{MADE_BY.get(kind, 'lrmil')}`")
+        raise InputError(
+            f"{where}: the header has no valid version; make the file again with `{MADE_BY.get(kind, 'lrmil')}`"
+        )
     if version > FORMAT_VERSION:
         raise InputError(
             f"{where}: written by a newer lrmil (format {version}, this one reads up to {FORMAT_VERSION}); upgrade lrmil-cli"
         )
     history = header.get("history")
-    if not isinstance(history, list) or not all(isinstance(h, dict) and isinstance(h.get("digest"), str) for h in history):
-        raise InputError(f"{where}: the header is damaged (history); make the file again with `{MADE_BY.get(kind, 'lrmil')}`")
+    if not isinstance(history, list) or not all(
+        isinstance(h, dict) and isinstance(h.get("digest"), str) for h in history
+    ):
+        raise InputError(
+            f"{where}: the header is damaged (history); make the file again with `{MADE_BY.get(kind, 'lrmil')}`"
+        )
     return header
 
 
@@ -125,8 +134,11 @@ def check_slide(header: dict[str, Any], where: str) -> dict[str, Any]:
     """
     about = header.get("slide")
     try:
-        good = (all(isinstance(about[k], str) for k in ("id", "path", "fingerprint")) and all(is_positive(about[k]) for k in ("width", "height", "mpp"))
-                and all(isinstance(about[k], int) for k in ("width", "height")))
+        good = (
+            all(isinstance(about[k], str) for k in ("id", "path", "fingerprint"))
+            and all(is_positive(about[k]) for k in ("width", "height", "mpp"))
+            and all(isinstance(about[k], int) for k in ("width", "height"))
+        )
     except (KeyError, TypeError):
         good = False
     if not good:
@@ -152,8 +164,10 @@ def check_seal(header: dict[str, Any], where: str, *body: Any) -> dict[str, Any]
     """
     plain = {k: v for k, v in header.items() if k != "content"}
     if "content" in header and header["content"] != _checksum(plain, body):
-        raise InputError(f"{where}: changed after it was written (a damaged copy, or edited); remove it and run "
-                         f"`{MADE_BY.get(header['kind'], 'lrmil')}` again, or copy it again")
+        raise InputError(
+            f"{where}: changed after it was written (a damaged copy, or edited); remove it and run "
+            f"`{MADE_BY.get(header['kind'], 'lrmil')}` again, or copy it again"
+        )
     return plain
 
 

@@ -57,16 +57,22 @@ def read_manifest(path: str | Path, *, need_labels: bool = False) -> Manifest:
         raise InputError(f"{path}: no slides in it; write one row a slide under the header `slide,label`")
     twice = [i for i, n in Counter(e.slide_id for e in entries).items() if n > 1]
     if twice:
-        raise InputError(f"{path}: slide_id {twice[0]!r} stands in {Counter(e.slide_id for e in entries)[twice[0]]} rows; "
-                         "make them unique (column slide_id)")
+        raise InputError(
+            f"{path}: slide_id {twice[0]!r} stands in {Counter(e.slide_id for e in entries)[twice[0]]} rows; "
+            "make them unique (column slide_id)"
+        )
     _check_patients(entries, path)
     counts = Counter(e.label for e in entries if e.label is not None)
     if need_labels:
         single = sorted(c for c, n in counts.items() if n == 1)
         if single:
-            raise InputError(f"{path}: label {single[0]!r} stands in one slide only; a class needs several slides to be learnt")
+            raise InputError(
+                f"{path}: label {single[0]!r} stands in one slide only; a class needs several slides to be learnt"
+            )
         if len(counts) < 2:
-            raise InputError(f"{path}: only one label ({next(iter(counts), '')!r}); a classifier needs two classes at least")
+            raise InputError(
+                f"{path}: only one label ({next(iter(counts), '')!r}); a classifier needs two classes at least"
+            )
     return Manifest(path, entries, tuple(sorted(counts)))
 
 
@@ -93,10 +99,15 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         names = [n.strip() for n in reader.fieldnames or []]
         if "slide" not in names:
-            raise InputError(f"{path}: no column 'slide'; a manifest starts with the line `slide,label` (found: {', '.join(names)[:80]})")
+            raise InputError(
+                f"{path}: no column 'slide'; a manifest starts with the line `slide,label` (found: {', '.join(names)[:80]})"
+            )
         reader.fieldnames = names
-        return [(i, {k: (v or "").strip() for k, v in row.items() if k}) for i, row in enumerate(reader, 2)
-                if any(isinstance(v, str) and v.strip() for v in row.values())]
+        return [
+            (i, {k: (v or "").strip() for k, v in row.items() if k})
+            for i, row in enumerate(reader, 2)
+            if any(isinstance(v, str) and v.strip() for v in row.values())
+        ]
     except csv.Error as e:
         raise InputError(f"{path}: not a CSV table ({e})") from e
 
@@ -109,12 +120,20 @@ def _entry(row: dict[str, str], number: int, path: Path, need_labels: bool) -> E
     slide_id = row.get("slide_id") or file.stem
     if "/" in slide_id or "\\" in slide_id or slide_id in (".", "..") or "\0" in slide_id:
         raise InputError(f"{path}: row {number}, slide_id {slide_id!r} cannot be part of a file name")
-    for column, text in (("slide_id", slide_id), ("label", row.get("label", "")), ("patient_id", row.get("patient_id", ""))):
+    for column, text in (
+        ("slide_id", slide_id),
+        ("label", row.get("label", "")),
+        ("patient_id", row.get("patient_id", "")),
+    ):
         if is_formula(text):
-            raise InputError(f"{path}: row {number}, {column} {text[:40]!r}: spreadsheets would run this as a formula, and it would stand in every "
-                             "table made from here; call it otherwise")
+            raise InputError(
+                f"{path}: row {number}, {column} {text[:40]!r}: spreadsheets would run this as a formula, and it would stand in every "
+                "table made from here; call it otherwise"
+            )
         if not text.isprintable():
-            raise InputError(f"{path}: row {number}, {column} {text[:40]!r} holds characters that cannot be seen; call it otherwise")
+            raise InputError(
+                f"{path}: row {number}, {column} {text[:40]!r} holds characters that cannot be seen; call it otherwise"
+            )
     label = row.get("label") or None
     if need_labels and label is None:
         raise InputError(f"{path}: row {number} ({slide_id}) has no label; training needs one for each slide")
@@ -139,6 +158,8 @@ def _check_patients(entries: tuple[Entry, ...], path: Path) -> None:
         for e in entries:
             value = e.split if column == "split" else e.folds.get(column)
             if e.patient_id in seen and seen[e.patient_id] != value:
-                raise InputError(f"{path}: patient {e.patient_id!r} is in two parts of column {column!r} "
-                                 f"({seen[e.patient_id]} and {value}); all slides of a patient belong to one part")
+                raise InputError(
+                    f"{path}: patient {e.patient_id!r} is in two parts of column {column!r} "
+                    f"({seen[e.patient_id]} and {value}); all slides of a patient belong to one part"
+                )
             seen[e.patient_id] = value

@@ -31,14 +31,29 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 SCHEMAS: dict[str, dict[str, str]] = {
     "tiles": {"x": "i", "y": "i", "width": "i", "height": "i", "col": "i", "row": "i", "tissue": "f"},
     "pairs": {
-        "lr_index": "i", "hr_index": "i", "lr_x": "i", "lr_y": "i",
-        "hr_x": "i", "hr_y": "i", "cell_row": "i", "cell_col": "i",
+        "lr_index": "i",
+        "hr_index": "i",
+        "lr_x": "i",
+        "lr_y": "i",
+        "hr_x": "i",
+        "hr_y": "i",
+        "cell_row": "i",
+        "cell_col": "i",
     },
     "attention": {"x": "i", "y": "i", "width": "i", "height": "i", "attention": "f", "percentile": "f"},
     "predictions": {"slide_id": "s", "patient_id": "s", "label": "s", "fold": "i", "predicted": "s"},
     "metrics": {"fold": "s"},
     "curves": {"fold": "i", "epoch": "i"},
-    "agreement": {"student": "s", "slide_id": "s", "fold": "i", "regions": "i", "rank_correlation": "f", "k": "i", "overlap": "f", "chance": "f"},
+    "agreement": {
+        "student": "s",
+        "slide_id": "s",
+        "fold": "i",
+        "regions": "i",
+        "rank_correlation": "f",
+        "k": "i",
+        "overlap": "f",
+        "chance": "f",
+    },
     "folds": {"slide_id": "s", "patient_id": "s", "label": "s"},
     "evaluation": {"model": "s", "level": "s", "metric": "s"},
     "differences": {"model": "s", "reference": "s", "level": "s", "metric": "s"},
@@ -62,7 +77,10 @@ def dumps_csv(header: dict[str, Any], rows: pd.DataFrame | Mapping[str, np.ndarr
 
 def _numbers_csv(columns: Mapping[str, np.ndarray]) -> str:
     """Columns of numbers as pandas would write them, without importing it: it takes as long as a small slide."""
-    texts = ([str(v) for v in c.tolist()] if c.dtype.kind in "iu" else ["" if v != v else f"{v:.9g}" for v in c.tolist()] for c in columns.values())
+    texts = (
+        [str(v) for v in c.tolist()] if c.dtype.kind in "iu" else ["" if v != v else f"{v:.9g}" for v in c.tolist()]
+        for c in columns.values()
+    )
     return "\n".join([",".join(map(_quoted, columns)), *map(",".join, zip(*texts)), ""])
 
 
@@ -124,13 +142,22 @@ def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFram
         first, _, body = text.partition("\n")
         header = _header_of_line(first, kind, where)
         try:
-            rows = pd.read_csv(io.StringIO(body), dtype={c: str for c, k in SCHEMAS[kind].items() if k == "s"},
-                               keep_default_na=False, na_values=[""])
+            rows = pd.read_csv(
+                io.StringIO(body),
+                dtype={c: str for c, k in SCHEMAS[kind].items() if k == "s"},
+                keep_default_na=False,
+                na_values=[""],
+            )
         except (ValueError, pd.errors.ParserError) as e:
             raise InputError(f"{where}: the rows are damaged ({_one_line(e)}); run `{MADE_BY[kind]}` again") from e
     rows = _check_rows(rows, header, kind, where)
-    if "content" not in header:  # edited by hand: another table than the command made, and what is made of it is of it alone
-        edited = {"command": "edited by hand", "digest": digest({"rows": rows.to_csv(index=False)}, {"before": last_digest(header)})}
+    if (
+        "content" not in header
+    ):  # edited by hand: another table than the command made, and what is made of it is of it alone
+        edited = {
+            "command": "edited by hand",
+            "digest": digest({"rows": rows.to_csv(index=False)}, {"before": last_digest(header)}),
+        }
         return {**header, "history": [*header["history"], edited]}, rows
     try:
         # Windows and git may have changed the ends of lines, which is no other table.
@@ -172,7 +199,7 @@ def _header_of_line(line: str, kind: str, where: str) -> dict[str, Any]:
     if not line.startswith(PREFIX):
         what = "nothing came in" if not line else "it has no `# lrmil` header line"
         raise InputError(f"{where}: not a {kind} table, {what}; `{MADE_BY[kind]}` makes one")
-    return parse_header(line[len(PREFIX):], kind, where)
+    return parse_header(line[len(PREFIX) :], kind, where)
 
 
 def _check_rows(rows: pd.DataFrame, header: dict[str, Any], kind: str, where: str) -> pd.DataFrame:
@@ -183,9 +210,7 @@ def _check_rows(rows: pd.DataFrame, header: dict[str, Any], kind: str, where: st
     if missing:
         raise InputError(f"{where}: column {missing[0]!r} is missing; run `{MADE_BY[kind]}` again")
     if "rows" in header and header["rows"] != len(rows):
-        raise InputError(
-            f"{where}: truncated, {len(rows)} rows of {header['rows']}; run `{MADE_BY[kind]}` again"
-        )
+        raise InputError(f"{where}: truncated, {len(rows)} rows of {header['rows']}; run `{MADE_BY[kind]}` again")
     for column, dtype in SCHEMAS[kind].items():
         if dtype == "s":
             rows[column] = rows[column].astype(str)

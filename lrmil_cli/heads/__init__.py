@@ -13,4 +13,14 @@ from lrmil_cli.heads.base import (
     register,
 )
 
-__all__ = ["Bag", "MILHead", "MILOutput", "PyramidBag", "build_head", "head_defaults", "head_names", "head_table", "register"]
+__all__ = [
+    "Bag",
+    "MILHead",
+    "MILOutput",
+    "PyramidBag",
+    "build_head",
+    "head_defaults",
+    "head_names",
+    "head_table",
+    "register",
+]

@@ -27,8 +27,16 @@ class ABMIL(MILHead):
     attention_kind = "native"
 
     def __init__(
-        self, in_dim: int, num_classes: int, *, hidden: int = 128, gated: bool = False,
-        embed_dim: int | None = None, dropout: float = 0.0, classifier: str = "linear", degree: int = DEGREE,
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        hidden: int = 128,
+        gated: bool = False,
+        embed_dim: int | None = None,
+        dropout: float = 0.0,
+        classifier: str = "linear",
+        degree: int = DEGREE,
     ):
         super().__init__(in_dim, num_classes)
         width = embed_dim or in_dim

@@ -91,7 +91,9 @@ class MILHead(nn.Module):
     ) -> MILOutput:
         raise TypeError(f"{type(self).__name__} defines no forward")
 
-    def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
+    def loss_terms(
+        self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
+    ) -> dict[str, tuple[float, Tensor]]:
         """``{name: (weight, loss)}``; the supervised loss is the weighted sum. Default: cross-entropy on the logits.
 
         Args:
@@ -105,7 +107,12 @@ class MILHead(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """All that rebuilds the head: ``build_head(**config)``."""
-        return {"name": self.name, "in_dim": self.in_dim, "num_classes": self.num_classes, "options": dict(self.options)}
+        return {
+            "name": self.name,
+            "in_dim": self.in_dim,
+            "num_classes": self.num_classes,
+            "options": dict(self.options),
+        }
 
 
 def bag_cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
@@ -189,8 +196,15 @@ def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any]
 
 def head_table() -> list[dict[str, Any]]:
     """Every head: ``name``, ``what`` it is, ``attention_kind``, ``options`` with their defaults."""
-    return [{"name": n, "what": (_REGISTRY[n].__doc__ or "").strip().split("\n")[0].split(". ")[0].rstrip(".:"),
-             "attention_kind": _REGISTRY[n].attention_kind, "options": head_defaults(n)} for n in head_names()]
+    return [
+        {
+            "name": n,
+            "what": (_REGISTRY[n].__doc__ or "").strip().split("\n")[0].split(". ")[0].rstrip(".:"),
+            "attention_kind": _REGISTRY[n].attention_kind,
+            "options": head_defaults(n),
+        }
+        for n in head_names()
+    ]
 
 
 def head_defaults(name: str) -> dict[str, Any]:

@@ -39,5 +39,7 @@ def rebuild_head(config: Any, tensors: dict[str, Any], where: str) -> MILHead:
         head = build_head(config["name"], int(config["in_dim"]), int(config["num_classes"]), config["options"])
         head.load_state_dict(tensors)
     except (LrmilError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise InputError(f"{where}: the head does not fit this version of lrmil ({' '.join(str(e).split())[:160]})") from e
+        raise InputError(
+            f"{where}: the head does not fit this version of lrmil ({' '.join(str(e).split())[:160]})"
+        ) from e
     return head.eval().requires_grad_(False)

@@ -31,18 +31,40 @@ class _CLAM(MILHead):
     multi_branch = False
 
     def __init__(
-        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, dropout: float = 0.25, size: str = "small",
-        hidden: int | None = None, gated: bool = True, k: int = 8, subtyping: bool = False, inst_loss: str = "ce",
-        bag_weight: float = 0.7, init: str = "default",
-        classifier: str = "linear", degree: int = DEGREE,
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        embed_dim: int = 512,
+        dropout: float = 0.25,
+        size: str = "small",
+        hidden: int | None = None,
+        gated: bool = True,
+        k: int = 8,
+        subtyping: bool = False,
+        inst_loss: str = "ce",
+        bag_weight: float = 0.7,
+        init: str = "default",
+        classifier: str = "linear",
+        degree: int = DEGREE,
     ):
-        for name, value, choices in (("size", size, SIZES), ("inst_loss", inst_loss, ("ce", "svm")), ("init", init, ("default", "xavier"))):
+        for name, value, choices in (
+            ("size", size, SIZES),
+            ("inst_loss", inst_loss, ("ce", "svm")),
+            ("init", init, ("default", "xavier")),
+        ):
             if value not in choices:
                 raise UsageError(f"{self.name} option {name}={value}: choose one of {', '.join(choices)}")
         super().__init__(in_dim, num_classes)
         self.k, self.subtyping, self.inst_loss, self.bag_weight = k, subtyping, inst_loss, bag_weight
         self.project = embedding(in_dim, embed_dim, dropout)
-        self.scorer = Scorer(embed_dim, hidden or SIZES[size], num_classes if self.multi_branch else 1, gated=gated, dropout=0.25 if dropout else 0.0)
+        self.scorer = Scorer(
+            embed_dim,
+            hidden or SIZES[size],
+            num_classes if self.multi_branch else 1,
+            gated=gated,
+            dropout=0.25 if dropout else 0.0,
+        )
         self.classifier = make_classifier(classifier, embed_dim, num_classes, degree, separate=self.multi_branch)
         self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
         if init == "xavier":
@@ -50,7 +72,9 @@ class _CLAM(MILHead):
             if self.multi_branch and classifier == "linear":  # its C classifiers are separate layers of one output each
                 nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
 
-    def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
+    def loss_terms(
+        self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
+    ) -> dict[str, tuple[float, Tensor]]:
         return {
             "bag": (self.bag_weight, bag_cross_entropy(out.logits, label, class_weights)),
             "instance": (1 - self.bag_weight, self.instance_loss(out, int(label))),
@@ -58,8 +82,15 @@ class _CLAM(MILHead):
 
     def instance_loss(self, out: MILOutput, label: int) -> Tensor:
         """``L_inst``, see :func:`lrmil_cli.heads.parts.clustering_loss`."""
-        return clustering_loss(out.extra["instances"], out.extra["rows"].detach(), label, self.instance_classifiers, k=self.k,
-                               subtyping=self.subtyping, svm=self.inst_loss == "svm")
+        return clustering_loss(
+            out.extra["instances"],
+            out.extra["rows"].detach(),
+            label,
+            self.instance_classifiers,
+            k=self.k,
+            subtyping=self.subtyping,
+            svm=self.inst_loss == "svm",
+        )
 
 
 @register("clam_sb")
@@ -98,4 +129,6 @@ class CLAMMB(_CLAM):
         bags = torch.softmax(rows, 1).to(h.dtype) @ h
         logits = own_logits(self.classifier, bags).float()
         scores = rows[logits.argmax()]
-        return MILOutput(logits, scores, torch.softmax(scores, 0), bags, class_scores=rows, extra={"instances": h, "rows": rows})
+        return MILOutput(
+            logits, scores, torch.softmax(scores, 0), bags, class_scores=rows, extra={"instances": h, "rows": rows}
+        )

@@ -42,19 +42,49 @@ class DMIN(MILHead):
     attention_kind = "native"
 
     def __init__(
-        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, hidden: int = 256, dropout: float = 0.25, retention: float = 0.6,
-        classifier: str = "cka", degree: int = DEGREE, k: int = 32, subtyping: bool = False, tau: float = 0.7, bag_weight: float = 0.7,
-        instance_weight: float = 0.3, kl_weight: float = 0.5, embed_weight: float = 0.5, rate_weight: float = 2.0, detach_teacher: bool = False,
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        embed_dim: int = 512,
+        hidden: int = 256,
+        dropout: float = 0.25,
+        retention: float = 0.6,
+        classifier: str = "cka",
+        degree: int = DEGREE,
+        k: int = 32,
+        subtyping: bool = False,
+        tau: float = 0.7,
+        bag_weight: float = 0.7,
+        instance_weight: float = 0.3,
+        kl_weight: float = 0.5,
+        embed_weight: float = 0.5,
+        rate_weight: float = 2.0,
+        detach_teacher: bool = False,
     ):
         if not 0 < retention <= 1 or tau <= 0 or k < 1:
             raise UsageError("dmin options: retention must be above 0 and at most 1, tau above 0, k at least 1")
         super().__init__(in_dim, num_classes)
-        self.retention, self.k, self.subtyping, self.tau, self.detach_teacher = retention, k, subtyping, tau, detach_teacher
-        self.weights = {"bag": bag_weight, "instance": instance_weight, "kl": kl_weight, "embed": embed_weight, "rate": rate_weight}
+        self.retention, self.k, self.subtyping, self.tau, self.detach_teacher = (
+            retention,
+            k,
+            subtyping,
+            tau,
+            detach_teacher,
+        )
+        self.weights = {
+            "bag": bag_weight,
+            "instance": instance_weight,
+            "kl": kl_weight,
+            "embed": embed_weight,
+            "rate": rate_weight,
+        }
         self.project = embedding(in_dim, embed_dim, dropout)
         self.scorer = Scorer(embed_dim, hidden, num_classes, gated=True, dropout=dropout)
         self.classifier = make_classifier(classifier, embed_dim, num_classes, degree, separate=True)
-        self.instance_classifiers = nn.ModuleList(make_classifier(classifier, embed_dim, 2, degree) for _ in range(num_classes))
+        self.instance_classifiers = nn.ModuleList(
+            make_classifier(classifier, embed_dim, 2, degree) for _ in range(num_classes)
+        )
         xavier(self)
         if classifier == "linear":  # C layers of one output each
             nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
@@ -72,8 +102,14 @@ class DMIN(MILHead):
         kept = masked_softmax(rows, settle(mask, rows.detach())[0]).to(h.dtype) @ h
         logits = own_logits(self.classifier, full).float()
         scores = rows[logits.argmax()]
-        extra = {"instances": h, "rows": rows, "mask": mask.detach() > 0.5, "rate": union_rate(mask), "student_embedding": kept,
-                 "student_logits": own_logits(self.classifier, kept).float()}
+        extra = {
+            "instances": h,
+            "rows": rows,
+            "mask": mask.detach() > 0.5,
+            "rate": union_rate(mask),
+            "student_embedding": kept,
+            "student_logits": own_logits(self.classifier, kept).float(),
+        }
         return MILOutput(logits, scores, torch.softmax(scores, 0), full, class_scores=rows, extra=extra)
 
     def relevance(self, features: Tensor) -> Tensor:
@@ -96,11 +132,20 @@ class DMIN(MILHead):
         bags = masked_softmax(rows, used).to(h.dtype) @ h
         logits = own_logits(self.classifier, bags).float()
         scores = rows[logits.argmax()]
-        extra = {"instances": h, "rows": rows, "mask": mask, "rate": mask.any(0).float().mean(), "used": used > 0.5, "empty_classes": empty,
-                 "empty": empty.all()}
+        extra = {
+            "instances": h,
+            "rows": rows,
+            "mask": mask,
+            "rate": mask.any(0).float().mean(),
+            "used": used > 0.5,
+            "empty_classes": empty,
+            "empty": empty.all(),
+        }
         return MILOutput(logits, scores, torch.softmax(scores, 0), bags, class_scores=rows, extra=extra)
 
-    def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
+    def loss_terms(
+        self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
+    ) -> dict[str, tuple[float, Tensor]]:
         """Method-ahdmil 3.3: CE of the teacher branch, CLAM's instance loss, KL and MSE between the branches, kept rate.
 
         Of an output of evaluation mode, which has one branch, the cross-entropy alone.
@@ -114,8 +159,15 @@ class DMIN(MILHead):
         log_teacher, log_student = torch.log_softmax(teacher, 0), torch.log_softmax(out.extra["student_logits"], 0)
         losses = {
             "bag": bag,
-            "instance": clustering_loss(out.extra["instances"], out.extra["rows"].detach(), int(label), self.instance_classifiers,
-                                        k=self.k, subtyping=self.subtyping, svm=True),
+            "instance": clustering_loss(
+                out.extra["instances"],
+                out.extra["rows"].detach(),
+                int(label),
+                self.instance_classifiers,
+                k=self.k,
+                subtyping=self.subtyping,
+                svm=True,
+            ),
             "kl": (log_teacher.exp() * (log_teacher - log_student)).sum(),
             "embed": F.mse_loss(out.extra["student_embedding"].float(), full.float()),
             "rate": (out.extra["rate"] - self.retention) ** 2,
@@ -138,7 +190,9 @@ def gumbel_mask(scores: Tensor, tau: float, generator: torch.Generator | None = 
 
     ``s = sigma((A + g1 - g2) / tau)`` with Gumbel noise, whose difference is logistic: ``log u - log(1 - u)``.
     """
-    u = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype).clamp(UNIFORM_EPS, 1 - UNIFORM_EPS)
+    u = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype).clamp(
+        UNIFORM_EPS, 1 - UNIFORM_EPS
+    )
     return straight_through(torch.sigmoid((scores + torch.log(u) - torch.log1p(-u)) / tau))
 
 

@@ -30,8 +30,18 @@ class DSMIL(MILHead):
     attention_kind = "native"
 
     def __init__(
-        self, in_dim: int, num_classes: int, *, query_dim: int = 128, nonlinear_q: bool = True, passing_v: bool = False,
-        dropout: float = 0.0, loss: str = "ce", average: bool = False, drop_instances: float = 0.0, init: str = "orthogonal",
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        query_dim: int = 128,
+        nonlinear_q: bool = True,
+        passing_v: bool = False,
+        dropout: float = 0.0,
+        loss: str = "ce",
+        average: bool = False,
+        drop_instances: float = 0.0,
+        init: str = "orthogonal",
     ):
         for name, value, choices in (("loss", loss, ("ce", "bce")), ("init", init, ("orthogonal", "default"))):
             if value not in choices:
@@ -41,9 +51,14 @@ class DSMIL(MILHead):
         super().__init__(in_dim, num_classes)
         self.loss, self.average, self.drop_instances = loss, average, drop_instances
         self.instance_classifier = nn.Linear(in_dim, num_classes)
-        self.query = nn.Sequential(nn.Linear(in_dim, query_dim), nn.ReLU(), nn.Linear(query_dim, query_dim), nn.Tanh()) \
-            if nonlinear_q else nn.Linear(in_dim, query_dim)
-        self.value = nn.Sequential(nn.Dropout(dropout), nn.Linear(in_dim, in_dim), nn.ReLU()) if passing_v else nn.Identity()
+        self.query = (
+            nn.Sequential(nn.Linear(in_dim, query_dim), nn.ReLU(), nn.Linear(query_dim, query_dim), nn.Tanh())
+            if nonlinear_q
+            else nn.Linear(in_dim, query_dim)
+        )
+        self.value = (
+            nn.Sequential(nn.Dropout(dropout), nn.Linear(in_dim, in_dim), nn.ReLU()) if passing_v else nn.Identity()
+        )
         # Every logit sees the embedding of every class: a kernel as wide as the feature.
         self.fuse = nn.Conv1d(num_classes, num_classes, in_dim)
         if init == "orthogonal":
@@ -66,8 +81,15 @@ class DSMIL(MILHead):
             squash = torch.sigmoid if self.loss == "bce" else lambda v: torch.softmax(v, 0)
             logits = torch.log(((squash(bag_logits) + squash(top)) / 2).clamp(min=1e-12))
         scores = rows[logits.argmax()]
-        return MILOutput(logits, scores, torch.softmax(scores, 0), bags, class_scores=rows, instance_logits=z,
-                         extra={"instances": features, "critical": critical, "max": top})
+        return MILOutput(
+            logits,
+            scores,
+            torch.softmax(scores, 0),
+            bags,
+            class_scores=rows,
+            instance_logits=z,
+            extra={"instances": features, "critical": critical, "max": top},
+        )
 
     def _kept(self, n: int, generator: torch.Generator | None) -> Tensor:
         if not (self.training and self.drop_instances):
@@ -75,7 +97,9 @@ class DSMIL(MILHead):
         keep = max(1, round(n * (1 - self.drop_instances)))
         return torch.randperm(n, generator=generator)[:keep].sort().values
 
-    def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
+    def loss_terms(
+        self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
+    ) -> dict[str, tuple[float, Tensor]]:
         def loss(logits: Tensor) -> Tensor:
             if self.loss == "ce":
                 return bag_cross_entropy(logits, label, class_weights)

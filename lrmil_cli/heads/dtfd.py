@@ -16,7 +16,9 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False), nn.ReLU())
+        self.inner = nn.Sequential(
+            nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False), nn.ReLU()
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.inner(h)
@@ -41,8 +43,18 @@ class DTFD(MILHead):
     attention_kind = "native"
 
     def __init__(
-        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, hidden: int = 128, groups: int = 4, distill: str = "afs",
-        total_instances: int = 4, residual_blocks: int = 0, inference_groupings: int = 1, grouping_seed: int = 0,
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        embed_dim: int = 512,
+        hidden: int = 128,
+        groups: int = 4,
+        distill: str = "afs",
+        total_instances: int = 4,
+        residual_blocks: int = 0,
+        inference_groupings: int = 1,
+        grouping_seed: int = 0,
     ):
         if distill not in DISTILLATIONS:
             raise UsageError(f"dtfd option distill={distill}: choose one of {', '.join(DISTILLATIONS)}")
@@ -51,7 +63,9 @@ class DTFD(MILHead):
         super().__init__(in_dim, num_classes)
         self.groups, self.distill, self.per_group = groups, distill, max(1, total_instances // groups)
         self.inference_groupings, self.grouping_seed = inference_groupings, grouping_seed
-        self.project = nn.Sequential(nn.Linear(in_dim, embed_dim, bias=False), nn.ReLU(), *(_Residual(embed_dim) for _ in range(residual_blocks)))
+        self.project = nn.Sequential(
+            nn.Linear(in_dim, embed_dim, bias=False), nn.ReLU(), *(_Residual(embed_dim) for _ in range(residual_blocks))
+        )
         self.scorer = Scorer(embed_dim, hidden, gated=True)
         self.classifier = nn.Linear(embed_dim, num_classes)
         self.scorer2 = Scorer(embed_dim, hidden, gated=True)
@@ -65,7 +79,10 @@ class DTFD(MILHead):
             generator = torch.Generator().manual_seed(self.grouping_seed)
         h = self.project(features)
         scores = self.scorer(h)[0].float()
-        rounds = [self._tier2(h, scores, self.deal(len(h), generator)) for _ in range(1 if self.training else self.inference_groupings)]
+        rounds = [
+            self._tier2(h, scores, self.deal(len(h), generator))
+            for _ in range(1 if self.training else self.inference_groupings)
+        ]
         logits = rounds[0][0]
         if len(rounds) > 1:
             logits = torch.log(torch.stack([torch.softmax(r[0], 0) for r in rounds]).mean(0).clamp(min=1e-12))
@@ -109,8 +126,10 @@ class DTFD(MILHead):
         key = activation[:, -1 if self.num_classes == 2 else int(tier1.argmax())]
         order = key.argsort(descending=True, stable=True)
         k = min(self.per_group, len(order))
-        return order[:k] if self.distill == "maxs" else torch.cat([order[:k], order[len(order) - k:]])
+        return order[:k] if self.distill == "maxs" else torch.cat([order[:k], order[len(order) - k :]])
 
-    def loss_terms(self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None) -> dict[str, tuple[float, Tensor]]:
+    def loss_terms(
+        self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
+    ) -> dict[str, tuple[float, Tensor]]:
         tier1 = torch.stack([bag_cross_entropy(t, label, class_weights) for t in out.extra["tier1_logits"]]).mean()
         return {"tier1": (1.0, tier1), "tier2": (1.0, bag_cross_entropy(out.logits, label, class_weights))}

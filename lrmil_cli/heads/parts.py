@@ -66,7 +66,10 @@ def clustering_loss(
     for c, classifier in enumerate(classifiers):
         order = rows[c if len(rows) > 1 else 0].argsort(descending=True, stable=True)
         if c == label:
-            picked, target = torch.cat([order[:k], order[-k:]]), torch.arange(2, device=h.device).flip(0).repeat_interleave(k)
+            picked, target = (
+                torch.cat([order[:k], order[-k:]]),
+                torch.arange(2, device=h.device).flip(0).repeat_interleave(k),
+            )
         elif subtyping:
             picked, target = order[:k], torch.zeros(k, dtype=torch.long, device=h.device)
         else:

@@ -32,7 +32,9 @@ class _Pooling(MILHead):
         z = self.classifier(h)
         logits, bag, extra = self.pool(h, z)
         scores = log_odds(z, logits.argmax()).float()
-        return MILOutput(logits.float(), scores, torch.softmax(scores, 0), bag, instance_logits=z, extra={"instances": h, **extra})
+        return MILOutput(
+            logits.float(), scores, torch.softmax(scores, 0), bag, instance_logits=z, extra={"instances": h, **extra}
+        )
 
 
 @register("meanpool")
@@ -66,7 +68,15 @@ class MaxPool(_Pooling):
         embed_dim, dropout: of E; mode: "instance" or "feature".
     """
 
-    def __init__(self, in_dim: int, num_classes: int, *, embed_dim: int | None = 512, dropout: float = 0.25, mode: str = "instance"):
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        embed_dim: int | None = 512,
+        dropout: float = 0.25,
+        mode: str = "instance",
+    ):
         if mode not in ("instance", "feature"):
             raise UsageError(f"maxpool option mode={mode}: choose instance or feature")
         super().__init__(in_dim, num_classes, embed_dim, dropout)

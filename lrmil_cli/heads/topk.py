@@ -49,4 +49,8 @@ class _PerturbedTopK(torch.autograd.Function):
 def _scatter(rows: Tensor, values: Tensor, k: int, n: int) -> Tensor:
     """[k, n] with ``values`` [S, k] added at slot j and row ``rows`` [S, k]."""
     slots = torch.arange(k, device=rows.device) * n
-    return torch.zeros(k * n, dtype=values.dtype, device=rows.device).scatter_add_(0, (rows + slots).flatten(), values.flatten()).view(k, n)
+    return (
+        torch.zeros(k * n, dtype=values.dtype, device=rows.device)
+        .scatter_add_(0, (rows + slots).flatten(), values.flatten())
+        .view(k, n)
+    )

@@ -59,7 +59,10 @@ class NystromAttention(nn.Module):
     def split(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """Scaled queries, keys, values [heads, n', d] of the padded tokens, and how many rows were put in front."""
         pad = -len(y) % self.landmarks
-        q, k, v = (t.unflatten(1, (self.heads, -1)).transpose(0, 1) for t in self.qkv(nn.functional.pad(y, (0, 0, pad, 0))).chunk(3, dim=1))
+        q, k, v = (
+            t.unflatten(1, (self.heads, -1)).transpose(0, 1)
+            for t in self.qkv(nn.functional.pad(y, (0, 0, pad, 0))).chunk(3, dim=1)
+        )
         return q * q.shape[-1] ** -0.5, k, v, pad
 
     def factors(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,9 +83,9 @@ class NystromAttention(nn.Module):
         with full_precision(y.device):
             q, k = _wide(q), _wide(k)
             if how == "exact":
-                return torch.softmax((k[:, pad + 1:] @ q[:, pad].unsqueeze(2)).squeeze(2), -1).mean(0)
+                return torch.softmax((k[:, pad + 1 :] @ q[:, pad].unsqueeze(2)).squeeze(2), -1).mean(0)
             f, z, b = self.factors(q, k)
-            row = ((f[:, pad].unsqueeze(1) @ z) @ b).squeeze(1).mean(0)[pad + 1:].clamp(min=0)
+            row = ((f[:, pad].unsqueeze(1) @ z) @ b).squeeze(1).mean(0)[pad + 1 :].clamp(min=0)
             return row / row.sum().clamp(min=1e-12)
 
 
@@ -113,8 +116,16 @@ class TransMIL(MILHead):
     attention_kind = "derived"
 
     def __init__(
-        self, in_dim: int, num_classes: int, *, embed_dim: int = 512, heads: int = 8, landmarks: int | None = None,
-        iterations: int = 6, dropout: float = 0.1, attention: str = "exact",
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        embed_dim: int = 512,
+        heads: int = 8,
+        landmarks: int | None = None,
+        iterations: int = 6,
+        dropout: float = 0.1,
+        attention: str = "exact",
     ):
         if attention not in ("exact", "nystrom"):
             raise UsageError(f"transmil option attention={attention}: choose exact or nystrom")
@@ -125,7 +136,9 @@ class TransMIL(MILHead):
         self.project = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU())
         self.class_token = nn.Parameter(torch.randn(embed_dim))
         self.norm1, self.norm2, self.norm = (nn.LayerNorm(embed_dim) for _ in range(3))
-        self.layer1, self.layer2 = (NystromAttention(embed_dim, heads, landmarks or embed_dim // 2, iterations, dropout) for _ in range(2))
+        self.layer1, self.layer2 = (
+            NystromAttention(embed_dim, heads, landmarks or embed_dim // 2, iterations, dropout) for _ in range(2)
+        )
         self.position = _PPEG(embed_dim)
         self.classifier = nn.Linear(embed_dim, num_classes)
 
@@ -134,7 +147,9 @@ class TransMIL(MILHead):
     ) -> MILOutput:
         check_bag(features, self.in_dim)
         n = len(features)
-        order = reading_order(coords.to(features.device)) if coords is not None else torch.arange(n, device=features.device)
+        order = (
+            reading_order(coords.to(features.device)) if coords is not None else torch.arange(n, device=features.device)
+        )
         h = self.project(features[order])
         side = math.isqrt(n - 1) + 1  # the smallest square that holds them
         x = torch.cat([self.class_token.unsqueeze(0), h, h[: side * side - n]])
@@ -144,9 +159,13 @@ class TransMIL(MILHead):
         x = x + self.layer2(y)
         bag = self.norm(x[0])
         weights = self.layer2.first_token(y, self.attention)
-        weights = torch.cat([weights[: side * side - n] + weights[n:], weights[side * side - n: n]])  # copies go to their original
+        weights = torch.cat(
+            [weights[: side * side - n] + weights[n:], weights[side * side - n : n]]
+        )  # copies go to their original
         scores = torch.log(weights.clamp(min=1e-12))[order.argsort()]
-        return MILOutput(self.classifier(bag).float(), scores, torch.softmax(scores, 0), bag, extra={"instances": h[order.argsort()]})
+        return MILOutput(
+            self.classifier(bag).float(), scores, torch.softmax(scores, 0), bag, extra={"instances": h[order.argsort()]}
+        )
 
 
 def reading_order(coords: Tensor) -> Tensor:

@@ -33,8 +33,17 @@ class ZoomMIL(MILHead):
     takes = "pyramid"
 
     def __init__(
-        self, in_dim: int, num_classes: int, *, levels: int = 2, k: int = 12, samples: int = 100, sigma: float = 0.002, embed_dim: int = 512,
-        hidden: int = 256, dropout: float = 0.25,
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        levels: int = 2,
+        k: int = 12,
+        samples: int = 100,
+        sigma: float = 0.002,
+        embed_dim: int = 512,
+        hidden: int = 256,
+        dropout: float = 0.25,
     ):
         if levels not in (2, 3) or k < 1 or samples < 1 or sigma <= 0:
             raise UsageError("zoommil options: levels must be 2 or 3, k and samples at least 1, sigma above 0")
@@ -42,11 +51,17 @@ class ZoomMIL(MILHead):
         self.levels, self.k, self.samples, self.sigma = levels, k, samples, sigma
         self.project = nn.ModuleList(embedding(in_dim, embed_dim, dropout) for _ in range(levels))
         self.scorers = nn.ModuleList(Scorer(embed_dim, hidden, gated=True, dropout=dropout) for _ in range(levels))
-        self.selectors = nn.ModuleList(Scorer(embed_dim, hidden, gated=True, dropout=dropout) for _ in range(levels - 1))
+        self.selectors = nn.ModuleList(
+            Scorer(embed_dim, hidden, gated=True, dropout=dropout) for _ in range(levels - 1)
+        )
         self.classifier = nn.Linear(embed_dim, num_classes)
 
     def forward(
-        self, levels: Sequence[Tensor], children: Sequence[Tensor] | None = None, *, generator: torch.Generator | None = None
+        self,
+        levels: Sequence[Tensor],
+        children: Sequence[Tensor] | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> MILOutput:
         """A pyramid bag (:class:`lrmil_cli.heads.PyramidBag`), called as ``head(*bag)``.
 
@@ -60,7 +75,9 @@ class ZoomMIL(MILHead):
             training with ``agreement``, how often the draws agree on a slot.
         """
         if isinstance(levels, Tensor) or children is None:
-            raise UsageError("head zoommil looks at a pyramid of tiles; train it with `lrmil distill-student --method zoommil`")
+            raise UsageError(
+                "head zoommil looks at a pyramid of tiles; train it with `lrmil distill-student --method zoommil`"
+            )
         check_bag(levels[0], self.in_dim)
         rows = torch.arange(len(levels[0]), device=levels[0].device)
         x, valid, scores, total, extra = levels[0], torch.ones_like(rows, dtype=torch.bool), None, None, {}

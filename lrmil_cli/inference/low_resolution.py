@@ -22,7 +22,12 @@ from lrmil_cli.slides.tiles import boxes_of, find_tiles
 
 
 def predict_slide(
-    model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None,
+    model: Model,
+    slide: Slide,
+    *,
+    device: torch.device,
+    batch: BatchSize,
+    region: Region | None = None,
     progress: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda n: None),
 ) -> Generator[None, None, Prediction]:
     """Classify one slide, or a region of it, from its LR tiles alone.
@@ -44,17 +49,30 @@ def predict_slide(
     with read_ahead(slide, boxes, level, model.tiles.tile_px, device=device, batch=batch, bad=bad) as pixels:
         yield
         with progress() as step:
-            features = embed_tiles(model.encoders, pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step)
+            features = embed_tiles(
+                model.encoders, pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step
+            )
     rows = without_bad(len(boxes), bad, slide.path)
     clock = time.perf_counter()
     corners = torch.from_numpy(boxes[rows, :2])
-    per_fold, attention, class_scores = ensemble_bags(model, [Bag(torch.from_numpy(f[rows]), corners).to(device) for f in features])
+    per_fold, attention, class_scores = ensemble_bags(
+        model, [Bag(torch.from_numpy(f[rows]), corners).to(device) for f in features]
+    )
     seconds.add("head", time.perf_counter() - clock)
-    return Prediction(per_fold.mean(0), per_fold, attention, class_scores, {k: v[rows] for k, v in tiles.items()}, seconds.rounded(),
-                      {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "torch"})
+    return Prediction(
+        per_fold.mean(0),
+        per_fold,
+        attention,
+        class_scores,
+        {k: v[rows] for k, v in tiles.items()},
+        seconds.rounded(),
+        {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "torch"},
+    )
 
 
-def plan_slide(model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None) -> tuple[int, float]:
+def plan_slide(
+    model: Model, slide: Slide, *, device: torch.device, batch: BatchSize, region: Region | None = None
+) -> tuple[int, float]:
     """Tiles of a slide, and the seconds that :func:`predict_slide` would take: the tissue in full, and two batches of tiles from all
     over the slide stand for the rest.
 

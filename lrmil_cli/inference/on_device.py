@@ -63,6 +63,9 @@ def ensemble_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray
     """
     with torch.inference_mode():
         outs = [head(*bags[n]) for n, head in zip(model.encoder_of, model.heads)]
-    stacked = (torch.stack([o.logits for o in outs]), torch.stack([o.attention for o in outs]),
-               None if any(o.class_scores is None for o in outs) else torch.stack([o.class_scores for o in outs]))
+    stacked = (
+        torch.stack([o.logits for o in outs]),
+        torch.stack([o.attention for o in outs]),
+        None if any(o.class_scores is None for o in outs) else torch.stack([o.class_scores for o in outs]),
+    )
     return ensemble(*(None if v is None else v.float().cpu().numpy() for v in stacked))

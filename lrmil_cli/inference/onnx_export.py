@@ -84,7 +84,10 @@ def export_model(
         LrmilError: the graph does not say what torch says.
     """
     encoder_path, heads_path = graph_paths(path)
-    about = {**model.header, "graph_of": {"weights": weights, "heads": [h.config() for h in model.heads], "encoder_of": model.encoder_of}}
+    about = {
+        **model.header,
+        "graph_of": {"weights": weights, "heads": [h.config() for h in model.heads], "encoder_of": model.encoder_of},
+    }
     px = model.tiles.tile_px
     tiles = torch.randint(0, 256, (3, px, px, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     names = [f"features{n}" for n in range(len(model.encoders))]
@@ -97,7 +100,10 @@ def export_model(
     heads = _Heads(model).eval()
     head_body = _export(heads, features, names, ["logits", "attention", "class_scores"], f"head {model.heads[0].name}")
     for n in BAGS:
-        bag = {name: torch.randn(n, e.embed_dim, generator=torch.Generator().manual_seed(n)) for name, e in zip(names, model.encoders)}
+        bag = {
+            name: torch.randn(n, e.embed_dim, generator=torch.Generator().manual_seed(n))
+            for name, e in zip(names, model.encoders)
+        }
         with torch.inference_mode():
             _compare(head_body, bag, heads(*bag.values()), f"head {model.heads[0].name}'s graph for {n} tiles")
     say(f"the heads' graph says what torch says for {', '.join(map(str, BAGS))} tiles")
@@ -122,14 +128,26 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints whole programs
-            program = torch.onnx.export(module, inputs, input_names=names, output_names=outputs, dynamo=True, verbose=False,
-                                        dynamic_shapes=shapes if len(inputs) == 1 and not isinstance(module, _Heads) else (shapes,))
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # it prints whole programs
+            program = torch.onnx.export(
+                module,
+                inputs,
+                input_names=names,
+                output_names=outputs,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=shapes if len(inputs) == 1 and not isinstance(module, _Heads) else (shapes,),
+            )
         body = program.model_proto.SerializeToString()
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as e:  # the exporter has dozens of errors, all of which mean the same to a user
-        raise UsageError(f"{what} cannot be made an ONNX graph ({type(e).__name__}); predict it with --runtime torch") from e
+        raise UsageError(
+            f"{what} cannot be made an ONNX graph ({type(e).__name__}); predict it with --runtime torch"
+        ) from e
     finally:
         log.setLevel(level)
     if len(body) > MAX_BYTES:
@@ -148,7 +166,9 @@ def _compare(body: bytes, inputs: dict[str, Tensor], expected: Sequence[Tensor],
         raise UsageError(f"{what} does not run ({' '.join(str(e).split())[:120]}); predict with --runtime torch") from e
     for own, theirs in zip(found, expected):
         scale = float(theirs.abs().max())
-        if own.shape != tuple(theirs.shape) or not np.allclose(own, theirs.numpy(), atol=TOLERANCE * max(1.0, scale), rtol=0):
+        if own.shape != tuple(theirs.shape) or not np.allclose(
+            own, theirs.numpy(), atol=TOLERANCE * max(1.0, scale), rtol=0
+        ):
             raise LrmilError(f"{what} does not say what torch says; predict with --runtime torch")
 
 

@@ -27,7 +27,11 @@ class Graphs:
 
 
 def export_files(
-    model: str, *, int8: bool = False, slides: Sequence[tuple[Path, str, float | None]] = (), overwrite: bool = False,
+    model: str,
+    *,
+    int8: bool = False,
+    slides: Sequence[tuple[Path, str, float | None]] = (),
+    overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Graphs:
     """Make the graphs of a model file, but for those up to date.
@@ -93,7 +97,10 @@ def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path,
         features was taken off (features share a large mean, which would hide differences); ``probability_change``, the largest
         of any class and slide; ``labels_changed``.
     """
-    own: list[OnnxPredictor] = [open_graphs(*graph_paths(model, int8=q), model, model=header, batch_size=None, allow_upsample=False) for q in (False, True)]
+    own: list[OnnxPredictor] = [
+        open_graphs(*graph_paths(model, int8=q), model, model=header, batch_size=None, allow_upsample=False)
+        for q in (False, True)
+    ]
     features: list[list[np.ndarray]] = [[], []]
     changes, labels = [], 0
     for path, slide_id, mpp in slides:
@@ -109,5 +116,11 @@ def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path,
     mean = plain.mean(0)
     plain, small = plain - mean, small - mean
     cosine = (plain * small).sum(1) / np.maximum(np.linalg.norm(plain, axis=1) * np.linalg.norm(small, axis=1), 1e-12)
-    return {"slides": len(slides), "tiles": len(plain), "cosine_median": float(np.median(cosine)), "cosine_worst": float(cosine.min()),
-            "probability_change": max(changes), "labels_changed": labels}
+    return {
+        "slides": len(slides),
+        "tiles": len(plain),
+        "cosine_median": float(np.median(cosine)),
+        "cosine_worst": float(cosine.min()),
+        "probability_change": max(changes),
+        "labels_changed": labels,
+    }

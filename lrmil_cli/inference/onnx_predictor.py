@@ -32,7 +32,9 @@ def open_session(graph: bytes | str, what: str) -> Any:
     try:
         import onnxruntime
     except ImportError as e:
-        raise MachineError("running an ONNX graph needs ONNX Runtime: pip install 'lrmil-cli[cpu]', or use --runtime torch") from e
+        raise MachineError(
+            "running an ONNX graph needs ONNX Runtime: pip install 'lrmil-cli[cpu]', or use --runtime torch"
+        ) from e
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_workers()
     options.log_severity_level = 3
@@ -69,8 +71,15 @@ class OnnxPredictor:
     def device(self) -> str:
         return f"cpu ({default_workers()} threads, ONNX Runtime{', int8' if self.int8 else ''})"
 
-    def encode(self, slide: Slide, boxes: np.ndarray, level: int, step=lambda n: None, seconds: dict[str, float] | None = None,
-               bad: list[int] | None = None) -> list[np.ndarray]:
+    def encode(
+        self,
+        slide: Slide,
+        boxes: np.ndarray,
+        level: int,
+        step=lambda n: None,
+        seconds: dict[str, float] | None = None,
+        bad: list[int] | None = None,
+    ) -> list[np.ndarray]:
         """Features float32 [N, D] of each encoder, in the order of ``boxes``; ``bad`` as of :func:`iter_batches`."""
         seconds = {} if seconds is None else seconds
         out: list[np.ndarray] = []
@@ -91,13 +100,20 @@ class OnnxPredictor:
     def classify(self, features: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """As :func:`lrmil_cli.inference.prediction.ensemble`, of the features of one slide."""
         known = {i.name for i in self.heads.get_inputs()}
-        logits, attention, *rows = self.heads.run(None, {f"features{n}": f for n, f in enumerate(features) if f"features{n}" in known})
+        logits, attention, *rows = self.heads.run(
+            None, {f"features{n}": f for n, f in enumerate(features) if f"features{n}" in known}
+        )
         return ensemble(logits, attention, rows[0] if rows else None)
 
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
-        return expected_seconds(boxes_of(tiles), self.batch, time.perf_counter() - clock, lambda some: self.encode(slide, some, level, bad=[]))
+        return expected_seconds(
+            boxes_of(tiles),
+            self.batch,
+            time.perf_counter() - clock,
+            lambda some: self.encode(slide, some, level, bad=[]),
+        )
 
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
         clock = time.perf_counter()
@@ -111,12 +127,24 @@ class OnnxPredictor:
         clock = time.perf_counter()
         p = self.classify([f[rows] for f in features])
         seconds["head"] = time.perf_counter() - clock
-        return Prediction(p[0].mean(0), *p, {k: v[rows] for k, v in tiles.items()}, {k: round(v, 3) for k, v in seconds.items()},
-                          {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "onnx-int8" if self.int8 else "onnx"})
+        return Prediction(
+            p[0].mean(0),
+            *p,
+            {k: v[rows] for k, v in tiles.items()},
+            {k: round(v, 3) for k, v in seconds.items()},
+            {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "onnx-int8" if self.int8 else "onnx"},
+        )
 
 
-def open_graphs(encoder_path: Path, heads_path: Path, path: str, *, model: dict[str, Any] | None, batch_size: int | None,
-                allow_upsample: bool) -> OnnxPredictor:
+def open_graphs(
+    encoder_path: Path,
+    heads_path: Path,
+    path: str,
+    *,
+    model: dict[str, Any] | None,
+    batch_size: int | None,
+    allow_upsample: bool,
+) -> OnnxPredictor:
     """Open both graphs of a model.
 
     Args:
@@ -130,16 +158,34 @@ def open_graphs(encoder_path: Path, heads_path: Path, path: str, *, model: dict[
     from dataclasses import replace
 
     if encoder_path.name.endswith(".heads.onnx"):
-        raise InputError(f"{encoder_path}: these are the heads of a model; name the graph beside it, {encoder_path.name.removesuffix('.heads.onnx')}.onnx")
+        raise InputError(
+            f"{encoder_path}: these are the heads of a model; name the graph beside it, {encoder_path.name.removesuffix('.heads.onnx')}.onnx"
+        )
     header, graph = read_graph(encoder_path)
     heads_header, heads = read_graph(heads_path)
     of = header.get("graph_of")
-    if of is None or header.get("part") != "encoder" or heads_header.get("part") != "heads" or heads_header.get("graph_of") != of:
-        raise InputError(f"{encoder_path}: it and {heads_path.name} are not the graphs of one model; run `lrmil export-onnx` again")
+    if (
+        of is None
+        or header.get("part") != "encoder"
+        or heads_header.get("part") != "heads"
+        or heads_header.get("graph_of") != of
+    ):
+        raise InputError(
+            f"{encoder_path}: it and {heads_path.name} are not the graphs of one model; run `lrmil export-onnx` again"
+        )
     if model is not None and of.get("weights") != model.get("content"):
         name = heads_path.with_name(heads_path.name.removesuffix(".heads.onnx") + ".safetensors")
-        raise InputError(f"{encoder_path}: made of another model than {name} is now; run `lrmil export-onnx {name} --overwrite`")
+        raise InputError(
+            f"{encoder_path}: made of another model than {name} is now; run `lrmil export-onnx {name} --overwrite`"
+        )
     tiles = settings_from_json(header["tiles"], str(encoder_path))
     header = {k: v for k, v in header.items() if k not in ("part", "int8")}
-    return OnnxPredictor(path, {**header, "kind": "model"}, open_session(graph, str(encoder_path)), open_session(heads, str(heads_path)),
-                         replace(tiles, allow_upsample=True) if allow_upsample else tiles, ".int8." in encoder_path.name, batch_size or BATCH)
+    return OnnxPredictor(
+        path,
+        {**header, "kind": "model"},
+        open_session(graph, str(encoder_path)),
+        open_session(heads, str(heads_path)),
+        replace(tiles, allow_upsample=True) if allow_upsample else tiles,
+        ".int8." in encoder_path.name,
+        batch_size or BATCH,
+    )

@@ -81,18 +81,31 @@ def prediction_record(
     best = int(p.probabilities.argmax())
     header = predictor.header
     return make_header(
-        "prediction", slide=slide.describe(), settings={"tiles": predictor.tiles.as_json()}, history=history,
+        "prediction",
+        slide=slide.describe(),
+        settings={"tiles": predictor.tiles.as_json()},
+        history=history,
         roi=region.about if region else None,
-        model={"path": predictor.path, "digest": last_digest(header), "preset": header.get("preset"), "license": header.get("license")},
+        model={
+            "path": predictor.path,
+            "digest": last_digest(header),
+            "preset": header.get("preset"),
+            "license": header.get("license"),
+        },
         predicted=predictor.classes[best],
         probabilities={c: round(float(v), 9) for c, v in zip(predictor.classes, p.probabilities)},
         folds={c: [round(float(v), 6) for v in p.per_fold[:, n]] for n, c in enumerate(predictor.classes)},
         spread={c: round(float(p.per_fold[:, n].std()), 6) for n, c in enumerate(predictor.classes)},
-        tiles=len(p.attention), seconds=p.seconds, device=predictor.device, **p.record,
+        tiles=len(p.attention),
+        seconds=p.seconds,
+        device=predictor.device,
+        **p.record,
     )
 
 
-def attention_table(predictor: Predictor, p: Prediction, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def attention_table(
+    predictor: Predictor, p: Prediction, record: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and columns of the attention table."""
     rows = {k: p.tiles[k] for k in ("x", "y", "width", "height")}
     rows["attention"] = p.attention
@@ -100,18 +113,45 @@ def attention_table(predictor: Predictor, p: Prediction, record: dict[str, Any])
     if p.class_scores is not None:
         for name, scores in zip(predictor.classes, p.class_scores):
             rows[f"score_{name}"] = scores
-    short = {k: record[k] for k in ("predicted", "probabilities", "tiles", "tiles_read", "answered_at", "uncertain", "bad_tiles", "kept_rate") if k in record}
-    header = make_header("attention", slide=record["slide"], settings=record["settings"], history=record["history"], roi=record["roi"],
-                         prediction=short, attention_kind=predictor.header.get("attention_kind"), tables=sorted(p.tables))
+    short = {
+        k: record[k]
+        for k in (
+            "predicted",
+            "probabilities",
+            "tiles",
+            "tiles_read",
+            "answered_at",
+            "uncertain",
+            "bad_tiles",
+            "kept_rate",
+        )
+        if k in record
+    }
+    header = make_header(
+        "attention",
+        slide=record["slide"],
+        settings=record["settings"],
+        history=record["history"],
+        roi=record["roi"],
+        prediction=short,
+        attention_kind=predictor.header.get("attention_kind"),
+        tables=sorted(p.tables),
+    )
     return header, rows
 
 
 def attention_rows(boxes: np.ndarray, attention: np.ndarray) -> dict[str, np.ndarray]:
     """Columns of a further attention table: ``boxes`` int64 [N, 4] in level-0 px, ``attention`` [N]."""
-    return {**dict(zip(("x", "y", "width", "height"), boxes.T)), "attention": attention, "percentile": percentiles(attention).round(4)}
+    return {
+        **dict(zip(("x", "y", "width", "height"), boxes.T)),
+        "attention": attention,
+        "percentile": percentiles(attention).round(4),
+    }
 
 
-def ensemble(logits: np.ndarray, attention: np.ndarray, class_scores: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def ensemble(
+    logits: np.ndarray, attention: np.ndarray, class_scores: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Fold heads together: probabilities [F, C] of each, mean attention [N] (sums to 1), mean class scores [C, N] or None.
 
     Args:
@@ -119,10 +159,16 @@ def ensemble(logits: np.ndarray, attention: np.ndarray, class_scores: np.ndarray
     """
     scaled = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     mean = attention.astype(np.float64).mean(0)
-    return scaled / scaled.sum(1, keepdims=True), mean / mean.sum(), None if class_scores is None else class_scores.astype(np.float64).mean(0)
+    return (
+        scaled / scaled.sum(1, keepdims=True),
+        mean / mean.sum(),
+        None if class_scores is None else class_scores.astype(np.float64).mean(0),
+    )
 
 
-def expected_seconds(boxes: np.ndarray, batch: int, tissue: float, encode: Callable[[np.ndarray], Any]) -> tuple[int, float]:
+def expected_seconds(
+    boxes: np.ndarray, batch: int, tissue: float, encode: Callable[[np.ndarray], Any]
+) -> tuple[int, float]:
     """Tiles of a slide and the seconds they would take: two batches of tiles from all over the slide stand for the rest.
 
     Args:

@@ -15,8 +15,15 @@ RUNTIMES = ("auto", "torch", "onnx", "onnx-int8")
 
 
 def open_predictor(
-    path: str, *, runtime: str = "auto", device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False,
-    compile: bool = False, budget: dict[str, float] | None = None, warn: Callable[[str], None] = lambda text: None,
+    path: str,
+    *,
+    runtime: str = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
+    allow_upsample: bool = False,
+    compile: bool = False,
+    budget: dict[str, float] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """What predicts with a model file, or with the graphs of one.
 
@@ -47,12 +54,20 @@ def open_predictor(
         int8 = runtime == "onnx-int8" or path.endswith(".int8.onnx")
         stem = Path(path.removesuffix(".onnx").removesuffix(".int8")) if given else Path(path)
         if budget:
-            raise UsageError("--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles, which have no ONNX form")
+            raise UsageError(
+                "--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles, which have no ONNX form"
+            )
         beside = stem.with_name(stem.name + ".safetensors") if given else Path(path)
         # Graphs may be handed over alone; a model beside them tells whether they are outdated.
         model = read_tensor_header(beside, "model") if beside.exists() or not given else None
         return open_graphs(*graph_paths(stem, int8=int8), path, model=model, **own)
-    if runtime == "auto" and not compile and not budget and device in ("auto", "cpu") and not (device == "auto" and likely_gpu()):
+    if (
+        runtime == "auto"
+        and not compile
+        and not budget
+        and device in ("auto", "cpu")
+        and not (device == "auto" and likely_gpu())
+    ):
         graphs = graph_paths(path)
         if all(g.exists() for g in graphs) and importlib.util.find_spec("onnxruntime") is not None:
             from lrmil_cli.inference.onnx_predictor import open_graphs

@@ -45,7 +45,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= self.most <= 1 or not self.most:
-            raise UsageError(f"--keep-min {self.least:g} and --keep-max {self.most:g}: give shares from 0 to 1, the first not above the second, the second above 0")
+            raise UsageError(
+                f"--keep-min {self.least:g} and --keep-max {self.most:g}: give shares from 0 to 1, the first not above the second, the second above 0"
+            )
         if not 0 < self.threshold < 1:
             raise UsageError(f"--keep-threshold {self.threshold:g}: give a number between 0 and 1")
 
@@ -79,7 +81,9 @@ def find_candidates(slide: Slide, lr: TileSettings, hr: TileSettings, ratio: int
     low, lr_level, tissue = find_tiles(slide, lr, region)
     high = find_children(slide, low, hr, ratio, tissue if hr.tissue == lr.tissue else None)
     if not high.parent.size:
-        raise NoTissueError(f"{slide.path}: no HR tile with tissue lies in an LR tile; look at `lrmil tile --thumbnail`")
+        raise NoTissueError(
+            f"{slide.path}: no HR tile with tissue lies in an LR tile; look at `lrmil tile --thumbnail`"
+        )
     return Candidates(boxes_of(low), lr_level, boxes_of(high.tiles), high.level, high.parent, high.cell)
 
 
@@ -130,7 +134,9 @@ class ScreenedPredictor(OnDevice):
         tissue = time.perf_counter() - clock
 
         def encode(some: np.ndarray) -> None:
-            with read_ahead(slide, some, c.level, self.model.hr_tiles.tile_px, device=self.where, batch=self.batch, bad=[]) as pixels:
+            with read_ahead(
+                slide, some, c.level, self.model.hr_tiles.tile_px, device=self.where, batch=self.batch, bad=[]
+            ) as pixels:
                 embed_tiles(self.model.base.encoders, pixels, len(some), device=self.where, batch=self.batch)
 
         n, seconds = expected_seconds(c.boxes, self.batch.now, 0.0, encode)
@@ -158,8 +164,21 @@ class ScreenedPredictor(OnDevice):
         chosen = torch.stack([s.used.any(0) for s in decided]).any(0).nonzero().flatten().cpu().numpy()
         seconds.add("screen", time.perf_counter() - clock)
         bad: list[int] = []
-        with read_ahead(slide, c.boxes[chosen], c.level, hr.tile_px, device=self.where, batch=self.batch, bad=bad) as pixels, progress() as step:
-            (features,) = embed_tiles(model.base.encoders, pixels, len(chosen), device=self.where, batch=self.batch, seconds=seconds, progress=step)
+        with (
+            read_ahead(
+                slide, c.boxes[chosen], c.level, hr.tile_px, device=self.where, batch=self.batch, bad=bad
+            ) as pixels,
+            progress() as step,
+        ):
+            (features,) = embed_tiles(
+                model.base.encoders,
+                pixels,
+                len(chosen),
+                device=self.where,
+                batch=self.batch,
+                seconds=seconds,
+                progress=step,
+            )
         rows = without_bad(len(chosen), bad, slide.path)
         clock = time.perf_counter()
         read = chosen[rows]
@@ -167,26 +186,51 @@ class ScreenedPredictor(OnDevice):
         index = torch.from_numpy(read).to(self.where)
         with torch.inference_mode():
             outs = [head.select(bag, s.used[:, index]) for head, s in zip(model.heads, decided)]
-        parts = (torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy() for k in ("logits", "attention", "class_scores"))
+        parts = (
+            torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy()
+            for k in ("logits", "attention", "class_scores")
+        )
         per_fold, attention, class_scores = ensemble(*parts)
         seconds.add("head", time.perf_counter() - clock)
         record = {
-            "tiles_read": {"lr": len(c.lr_boxes) - lr_bad, "hr": len(read)}, "candidates": len(c.boxes), "kept_rate": round(len(read) / len(c.boxes), 6),
-            "fallback": {"empty_classes": sorted({name for s in decided for name, e in zip(self.classes, s.empty.tolist()) if e}),
-                         "empty_folds": sum(bool(s.empty.all()) for s in decided)},
-            "bad_tiles": lr_bad + len(bad), "runtime": "torch"}
+            "tiles_read": {"lr": len(c.lr_boxes) - lr_bad, "hr": len(read)},
+            "candidates": len(c.boxes),
+            "kept_rate": round(len(read) / len(c.boxes), 6),
+            "fallback": {
+                "empty_classes": sorted(
+                    {name for s in decided for name, e in zip(self.classes, s.empty.tolist()) if e}
+                ),
+                "empty_folds": sum(bool(s.empty.all()) for s in decided),
+            },
+            "bad_tiles": lr_bad + len(bad),
+            "runtime": "torch",
+        }
         columns = dict(zip(("x", "y", "width", "height"), c.boxes[read].T))
-        return Prediction(per_fold.mean(0), per_fold, attention, class_scores, columns, seconds.rounded(), record,
-                          {"screen": self._screen_table(c, decided, read, attention)})
+        return Prediction(
+            per_fold.mean(0),
+            per_fold,
+            attention,
+            class_scores,
+            columns,
+            seconds.rounded(),
+            record,
+            {"screen": self._screen_table(c, decided, read, attention)},
+        )
 
     def _images(self, slide: Slide, c: Candidates) -> tuple[np.ndarray, np.ndarray]:
         """Screening images uint8 [N, s, s, 3] of the candidates, and which of them there are, bool [N]."""
         m = self.model
         if m.source == "thumbnail":
-            return windows_of_overview(slide, c.boxes, m.hr_tiles.tile_px * m.hr_tiles.mpp / slide.mpp, m.screen_px), np.ones(len(c.boxes), bool)
-        return windows_of_tiles(slide, c.lr_boxes, c.lr_level, self.tiles.tile_px, c.parent, c.cell, m.ratio, m.screen_px)
+            return windows_of_overview(
+                slide, c.boxes, m.hr_tiles.tile_px * m.hr_tiles.mpp / slide.mpp, m.screen_px
+            ), np.ones(len(c.boxes), bool)
+        return windows_of_tiles(
+            slide, c.lr_boxes, c.lr_level, self.tiles.tile_px, c.parent, c.cell, m.ratio, m.screen_px
+        )
 
-    def _screen_table(self, c: Candidates, decided: list[Screening], read: np.ndarray, attention: np.ndarray) -> dict[str, np.ndarray]:
+    def _screen_table(
+        self, c: Candidates, decided: list[Screening], read: np.ndarray, attention: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """All candidates: attention (0 where not read), whether they were read, and the screener's score, the largest class's sigmoid."""
         whole, kept = np.zeros(len(c.boxes)), np.zeros(len(c.boxes))
         whole[read], kept[read] = attention, 1.0

@@ -93,34 +93,50 @@ def open_high_resolution(
     """
     guide = read_teacher(teacher)
     if guide.classes != base.classes:
-        raise InputError(f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model {', '.join(base.classes)}")
+        raise InputError(
+            f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model {', '.join(base.classes)}"
+        )
     if guide.header.get("made_by", "lrmil") != "lrmil":
-        raise InputError(f"{teacher}: trained on the features of another tool, whose tiles do not lie on the grid of this model; train one "
-                         "with --tiles and --encoder")
+        raise InputError(
+            f"{teacher}: trained on the features of another tool, whose tiles do not lie on the grid of this model; train one "
+            "with --tiles and --encoder"
+        )
     about = (base.header.get("encoders") or [{}])[0].get("distilled") or {}
     spec = encoder or about.get("base_spec")
     if spec is None:
-        raise UsageError(f"{base.path} does not say which encoder its own was distilled from; name the teacher's with --hr-encoder SPEC")
+        raise UsageError(
+            f"{base.path} does not say which encoder its own was distilled from; name the teacher's with --hr-encoder SPEC"
+        )
     tiles = settings_from_json(guide.header["tiles"], str(guide.path / "teacher.json"))
     tiles = replace(tiles, allow_upsample=tiles.allow_upsample or allow_upsample)
     known = guide.header["encoder"]
-    loaded = load_encoder(spec, tile_px=tiles.tile_px, input_size=known.get("image_size"), embedding=known.get("embedding"))
-    known_digest = guide.header.get("encoder_digest")  # teachers made before it was kept have none; the width still tells
+    loaded = load_encoder(
+        spec, tile_px=tiles.tile_px, input_size=known.get("image_size"), embedding=known.get("embedding")
+    )
+    known_digest = guide.header.get(
+        "encoder_digest"
+    )  # teachers made before it was kept have none; the width still tells
     if known_digest not in (None, loaded.digest()) or loaded.embed_dim != guide.header["in_dim"]:
-        raise InputError(f"{teacher}: the teacher was trained on features of {known['name']}, not of {spec}; name that encoder with --hr-encoder")
+        raise InputError(
+            f"{teacher}: the teacher was trained on features of {known['name']}, not of {spec}; name that encoder with --hr-encoder"
+        )
     heads = [guide.head(k)[1].to(device) for k in range(1, guide.header["folds"] + 1)]
     ratio = split_ratio(base.tiles.tile_px, base.tiles.mpp, tiles.tile_px, tiles.mpp)
     return HighResolution(guide, loaded.to(device), heads, tiles, ratio)
 
 
-def tiles_under(slide: Slide, lr: dict[str, np.ndarray], chosen: np.ndarray, high: HighResolution) -> tuple[np.ndarray, int]:
+def tiles_under(
+    slide: Slide, lr: dict[str, np.ndarray], chosen: np.ndarray, high: HighResolution
+) -> tuple[np.ndarray, int]:
     """HR tiles with tissue under some LR tiles of a slide, int64 [M, 4] in level-0 px, and the level they are read from.
 
     Args:
         lr: columns ``col, row`` of the slide's LR tiles; chosen: rows of them.
     """
     # The teacher learned from tiles at the slide's edge too, however little of them lies on it.
-    found = find_children(slide, {k: lr[k][chosen] for k in ("col", "row")}, high.tiles, high.ratio, None, min_inside=0.0)
+    found = find_children(
+        slide, {k: lr[k][chosen] for k in ("col", "row")}, high.tiles, high.ratio, None, min_inside=0.0
+    )
     return boxes_of(found.tiles), found.level
 
 
@@ -130,14 +146,40 @@ class Cascade:
     Whatever the base predictor is, it is asked first; what it says stays in the record beside the second answer.
     """
 
-    def __init__(self, base: Predictor, settings: Escalation, high: HighResolution | None, *, abstain: bool, where: torch.device | None = None,
-                 batch: BatchSize | None = None):
-        self.base, self.rule, self.high, self.abstain, self._where, self._batch = base, settings, high, abstain, where, batch
+    def __init__(
+        self,
+        base: Predictor,
+        settings: Escalation,
+        high: HighResolution | None,
+        *,
+        abstain: bool,
+        where: torch.device | None = None,
+        batch: BatchSize | None = None,
+    ):
+        self.base, self.rule, self.high, self.abstain, self._where, self._batch = (
+            base,
+            settings,
+            high,
+            abstain,
+            where,
+            batch,
+        )
         self.path, self.header, self.classes, self.tiles, self.device, self.ahead = (
-            base.path, base.header, base.classes, base.tiles, base.device, base.ahead)
+            base.path,
+            base.header,
+            base.classes,
+            base.tiles,
+            base.device,
+            base.ahead,
+        )
         own: dict[str, Any] = {"confidence": settings.confidence, "abstain": abstain}
         if high is not None:
-            own |= {"budget": settings.budget, "teacher": last_digest(high.teacher.header), "encoder": features_settings(high.encoder)["encoder"], "hr_tiles": high.tiles.as_json()}
+            own |= {
+                "budget": settings.budget,
+                "teacher": last_digest(high.teacher.header),
+                "encoder": features_settings(high.encoder)["encoder"],
+                "hr_tiles": high.tiles.as_json(),
+            }
         self.settings = {**base.settings, "cascade": own}
 
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
@@ -149,7 +191,11 @@ class Cascade:
         record: dict[str, Any] = {"confidence": round(sure, 6)}
         if self.high is not None:
             first = {"probabilities": self._named(p.probabilities), "confidence": round(sure, 6), "agree": agree}
-            record = {"answered_at": "lr", "tiles_read": {**p.record["tiles_read"], "hr": 0}, "escalation": {"reason": reason, "lr": first}}
+            record = {
+                "answered_at": "lr",
+                "tiles_read": {**p.record["tiles_read"], "hr": 0},
+                "escalation": {"reason": reason, "lr": first},
+            }
             if reason is not None:
                 p, reason = self._again(p, slide, progress, record, reason)
         if self.abstain:
@@ -157,7 +203,9 @@ class Cascade:
         p.record = {**p.record, **record}
         return p
 
-    def _again(self, p: Prediction, slide: Slide, progress: Progress, record: dict[str, Any], reason: str) -> tuple[Prediction, str | None]:
+    def _again(
+        self, p: Prediction, slide: Slide, progress: Progress, record: dict[str, Any], reason: str
+    ) -> tuple[Prediction, str | None]:
         """The answer at high resolution, and why it is not sure either; the old one where no HR tile has tissue, or none can be decoded."""
         seconds, clock = Seconds(), time.perf_counter()
         # Of tiles with the same attention those of the lower row, so that the same slide gives the same tiles.
@@ -168,8 +216,21 @@ class Cascade:
             record["escalation"]["hr"] = None
             return p, reason
         hr_seconds, bad = Seconds(), []
-        with read_ahead(slide, boxes, level, self.high.tiles.tile_px, device=self._where, batch=self._batch, bad=bad) as pixels, progress() as step:
-            (features,) = embed_tiles([self.high.encoder], pixels, len(boxes), device=self._where, batch=self._batch, seconds=hr_seconds, progress=step)
+        with (
+            read_ahead(
+                slide, boxes, level, self.high.tiles.tile_px, device=self._where, batch=self._batch, bad=bad
+            ) as pixels,
+            progress() as step,
+        ):
+            (features,) = embed_tiles(
+                [self.high.encoder],
+                pixels,
+                len(boxes),
+                device=self._where,
+                batch=self._batch,
+                seconds=hr_seconds,
+                progress=step,
+            )
         boxes, features = np.delete(boxes, bad, axis=0), np.delete(features, bad, axis=0)
         record["bad_tiles"] = p.record.get("bad_tiles", 0) + len(bad)
         if not len(boxes):
@@ -188,18 +249,37 @@ class Cascade:
         again, sure, agree = doubt(per_fold, self.rule.confidence, temperature)
         record["answered_at"] = "hr"
         record["tiles_read"]["hr"] = len(boxes)
-        record["escalation"]["hr"] = {"probabilities": self._named(per_fold.mean(0)), "confidence": round(sure, 6), "agree": agree,
-                                      "lr_tiles": len(chosen), "teacher": str(self.high.teacher.path)}
-        return replace(p, probabilities=per_fold.mean(0), per_fold=per_fold, seconds={**p.seconds, **seconds.rounded()},
-                       tables={**p.tables, "hr": attention_rows(boxes, attention / attention.sum())}), again
+        record["escalation"]["hr"] = {
+            "probabilities": self._named(per_fold.mean(0)),
+            "confidence": round(sure, 6),
+            "agree": agree,
+            "lr_tiles": len(chosen),
+            "teacher": str(self.high.teacher.path),
+        }
+        return replace(
+            p,
+            probabilities=per_fold.mean(0),
+            per_fold=per_fold,
+            seconds={**p.seconds, **seconds.rounded()},
+            tables={**p.tables, "hr": attention_rows(boxes, attention / attention.sum())},
+        ), again
 
     def _named(self, probabilities: np.ndarray) -> dict[str, float]:
         return {c: round(float(v), 9) for c, v in zip(self.classes, probabilities)}
 
 
 def with_second_look(
-    base: Predictor, *, teacher: str | None, budget: int, confidence: float, abstain: bool, encoder: str | None, device: str,
-    batch_size: int | None, warn: Callable[[str], None], allow_upsample: bool = False,
+    base: Predictor,
+    *,
+    teacher: str | None,
+    budget: int,
+    confidence: float,
+    abstain: bool,
+    encoder: str | None,
+    device: str,
+    batch_size: int | None,
+    warn: Callable[[str], None],
+    allow_upsample: bool = False,
 ) -> Predictor:
     """The predictor with a second look by ``teacher``, or, without one, with an eye on its own doubt.
 
@@ -207,13 +287,23 @@ def with_second_look(
         UsageError, InputError, MachineError: as :func:`open_high_resolution`; a model of another method than LRMIL.
     """
     if base.header.get("method", "lrmil") != "lrmil" and teacher is not None:
-        raise UsageError(f"--escalate is for models of LRMIL; {base.path} reads HR tiles by itself ({base.header['method']})")
+        raise UsageError(
+            f"--escalate is for models of LRMIL; {base.path} reads HR tiles by itself ({base.header['method']})"
+        )
     temperature = (base.header.get("calibration") or {}).get("temperature")
     if temperature is None:
-        warn(f"{base.path} holds no calibration (it was made before there was one); its probabilities are taken as they are")
+        warn(
+            f"{base.path} holds no calibration (it was made before there was one); its probabilities are taken as they are"
+        )
     rule = Escalation(budget if teacher else 0, confidence, temperature or 1.0)
     if teacher is None:
         return Cascade(base, rule, None, abstain=abstain)
     where = pick_device(device)
-    return Cascade(base, rule, open_high_resolution(teacher, base, encoder, where, allow_upsample=allow_upsample), abstain=abstain, where=where,
-                   batch=BatchSize(batch_size, where, warn))
+    return Cascade(
+        base,
+        rule,
+        open_high_resolution(teacher, base, encoder, where, allow_upsample=allow_upsample),
+        abstain=abstain,
+        where=where,
+        batch=BatchSize(batch_size, where, warn),
+    )

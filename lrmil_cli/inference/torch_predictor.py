@@ -21,11 +21,15 @@ SCREENED = ("ahdmil", "hdmil")
 ZOOM = "zoommil"
 
 
-
-
 def open_torch(
-    path: str, *, device: str = "auto", batch_size: int | None = None, allow_upsample: bool = False, compile: bool = False,
-    budget: dict[str, float] | None = None, warn: Callable[[str], None] = lambda text: None,
+    path: str,
+    *,
+    device: str = "auto",
+    batch_size: int | None = None,
+    allow_upsample: bool = False,
+    compile: bool = False,
+    budget: dict[str, float] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """Load a model of any method onto a device.
 
@@ -46,11 +50,15 @@ def open_torch(
         budget = Budget(**(budget or {}))
         loaded = load_screened(path).to(where)
         if allow_upsample:
-            loaded.base.tiles, loaded.hr_tiles = (replace(t, allow_upsample=True) for t in (loaded.base.tiles, loaded.hr_tiles))
+            loaded.base.tiles, loaded.hr_tiles = (
+                replace(t, allow_upsample=True) for t in (loaded.base.tiles, loaded.hr_tiles)
+            )
         _compile(loaded.base, loaded.hr_tiles.tile_px, where, compile)
         return ScreenedPredictor(path, loaded.base, where, batch, loaded, budget)
     if budget:
-        raise UsageError(f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}")
+        raise UsageError(
+            f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}"
+        )
     if method == ZOOM:
         from lrmil_cli.inference.zoomed_prediction import ZoomPredictor
         from lrmil_cli.selective.model_parts import load_zoom

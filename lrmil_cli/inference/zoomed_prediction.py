@@ -62,7 +62,9 @@ class ZoomPredictor(OnDevice):
         tissue = time.perf_counter() - clock
 
         def encode(some: np.ndarray) -> None:
-            with read_ahead(slide, some, levels[0].read_from, self.tiles.tile_px, device=self.where, batch=self.batch, bad=[]) as pixels:
+            with read_ahead(
+                slide, some, levels[0].read_from, self.tiles.tile_px, device=self.where, batch=self.batch, bad=[]
+            ) as pixels:
                 embed_tiles(self.model.base.encoders, pixels, len(some), device=self.where, batch=self.batch)
 
         n, seconds = expected_seconds(levels[0].boxes, self.batch.now, 0.0, encode)
@@ -88,24 +90,57 @@ class ZoomPredictor(OnDevice):
                 break
             depth = max(depth, wanted[0])
             self._read(slide, reading, *wanted, progress)
-        per_fold, attention, _ = ensemble(*(torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy() for k in ("logits", "attention")), None)
+        per_fold, attention, _ = ensemble(
+            *(torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy() for k in ("logits", "attention")), None
+        )
         names = ["lr", "hr"] if len(levels) == 2 else ["lr", "mid", "hr"]
         rows = [np.flatnonzero(r.there) for r in reading]
-        tables = {name: attention_rows(levels[t].boxes[rows[t]], deep_attention(outs, t, len(levels[t].boxes))[rows[t]])
-                  for t, name in enumerate(names) if t and len(rows[t])}
-        record = {"tiles_read": {name: len(own) for name, own in zip(names, rows)}, "candidates": len(levels[-1].boxes),
-                  "bad_tiles": int(sum((r.tried & ~r.there).sum() for r in reading)), "runtime": "torch"}
-        seconds |= {f"{phase}_{t}": value for t, r in enumerate(reading) for phase, value in r.seconds.phases.items()} | {"head": looked}
-        return Prediction(per_fold.mean(0), per_fold, attention, None, {k: v[rows[0]] for k, v in levels[0].tiles.items()},
-                          {k: round(v, 3) for k, v in seconds.items()}, record, tables)
+        tables = {
+            name: attention_rows(levels[t].boxes[rows[t]], deep_attention(outs, t, len(levels[t].boxes))[rows[t]])
+            for t, name in enumerate(names)
+            if t and len(rows[t])
+        }
+        record = {
+            "tiles_read": {name: len(own) for name, own in zip(names, rows)},
+            "candidates": len(levels[-1].boxes),
+            "bad_tiles": int(sum((r.tried & ~r.there).sum() for r in reading)),
+            "runtime": "torch",
+        }
+        seconds |= {
+            f"{phase}_{t}": value for t, r in enumerate(reading) for phase, value in r.seconds.phases.items()
+        } | {"head": looked}
+        return Prediction(
+            per_fold.mean(0),
+            per_fold,
+            attention,
+            None,
+            {k: v[rows[0]] for k, v in levels[0].tiles.items()},
+            {k: round(v, 3) for k, v in seconds.items()},
+            record,
+            tables,
+        )
 
-    def _read(self, slide: Slide, reading: list[_Reading], t: int, wanted: np.ndarray, progress: Progress) -> np.ndarray:
+    def _read(
+        self, slide: Slide, reading: list[_Reading], t: int, wanted: np.ndarray, progress: Progress
+    ) -> np.ndarray:
         """Read and encode the tiles ``wanted`` of level t; bool, those that could be decoded."""
         own, bad = reading[t], []
         px = (self.tiles, *self.model.levels)[t].tile_px
-        with (read_ahead(slide, own.level.boxes[wanted], own.level.read_from, px, device=self.where, batch=self.batch, bad=bad) as pixels,
-              progress() as step):
-            (found,) = embed_tiles(self.model.base.encoders, pixels, len(wanted), device=self.where, batch=self.batch, seconds=own.seconds, progress=step)
+        with (
+            read_ahead(
+                slide, own.level.boxes[wanted], own.level.read_from, px, device=self.where, batch=self.batch, bad=bad
+            ) as pixels,
+            progress() as step,
+        ):
+            (found,) = embed_tiles(
+                self.model.base.encoders,
+                pixels,
+                len(wanted),
+                device=self.where,
+                batch=self.batch,
+                seconds=own.seconds,
+                progress=step,
+            )
         good = np.ones(len(wanted), bool)
         good[bad] = False
         own.tried[wanted], own.there[wanted[good]] = True, True
@@ -118,9 +153,14 @@ class ZoomPredictor(OnDevice):
         Where tiles turn out to be damaged the heads may pick others, so the highest level that lacks any comes first.
         """
         rows = torch.from_numpy(np.flatnonzero(reading[0].there)).to(self.where)
-        children = [torch.from_numpy(below.without_bad(above.level.children)).to(self.where) for above, below in zip(reading, reading[1:])]
+        children = [
+            torch.from_numpy(below.without_bad(above.level.children)).to(self.where)
+            for above, below in zip(reading, reading[1:])
+        ]
         children[0] = children[0][rows]
-        pyramid = PyramidBag((reading[0].features[rows], *(r.features for r in reading[1 : depth + 1])), tuple(children))
+        pyramid = PyramidBag(
+            (reading[0].features[rows], *(r.features for r in reading[1 : depth + 1])), tuple(children)
+        )
         with torch.inference_mode():
             outs = [head(*pyramid) for head in self.model.base.heads]
         for t, kin in enumerate(children[: depth + 1]):

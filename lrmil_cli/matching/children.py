@@ -29,7 +29,12 @@ class Children:
 
 
 def find_children(
-    slide: Slide, low: dict[str, np.ndarray], settings: TileSettings, ratio: int, tissue: TissueMap | None, min_inside: float = MIN_INSIDE
+    slide: Slide,
+    low: dict[str, np.ndarray],
+    settings: TileSettings,
+    ratio: int,
+    tissue: TissueMap | None,
+    min_inside: float = MIN_INSIDE,
 ) -> Children:
     """The pairs that `tile` and `match` would give, straight from the slide; none where no finer tile has enough tissue.
 

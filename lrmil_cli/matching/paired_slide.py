@@ -78,7 +78,9 @@ def read_pairs(path: str | Path) -> PairedSlide:
         children[region[chosen], cell[chosen]] = chosen
     except (OverflowError, ValueError) as e:
         raise InputError(f"{path}: numbers in it that no slide has ({e}); run `lrmil match` again") from e
-    return PairedSlide(slide_id, header, hr_boxes, lr_boxes, children, lr_index, rows["hr_index"].to_numpy(), region, offset)
+    return PairedSlide(
+        slide_id, header, hr_boxes, lr_boxes, children, lr_index, rows["hr_index"].to_numpy(), region, offset
+    )
 
 
 def one_tile_a_cell(paired: PairedSlide) -> PairedSlide:
@@ -95,8 +97,10 @@ def one_tile_a_cell(paired: PairedSlide) -> PairedSlide:
     if not len(rows):
         lr, hr = (paired.header[k]["settings"] for k in ("lr", "hr"))
         fit = lr["tile_px"] * lr["mpp"] / (paired.ratio * hr["tile_px"])
-        raise InputError(f"slide {paired.slide_id}: all HR tiles lie more than {MAX_OFFSET:g} of their side off the cells of the LR tiles, which would "
-                         f"teach wrong content; stage 1 encodes HR tiles anew, so make some for it: `lrmil tile --mpp {fit:.4g} --tile-px {hr['tile_px']}`, `lrmil match`")
+        raise InputError(
+            f"slide {paired.slide_id}: all HR tiles lie more than {MAX_OFFSET:g} of their side off the cells of the LR tiles, which would "
+            f"teach wrong content; stage 1 encodes HR tiles anew, so make some for it: `lrmil tile --mpp {fit:.4g} --tile-px {hr['tile_px']}`, `lrmil match`"
+        )
     return keep_targets(paired, rows)
 
 
@@ -110,7 +114,9 @@ def only_readable(paired: PairedSlide, workers: int | None, say: Callable[[str],
     for side, boxes in (("lr", paired.lr_boxes), ("hr", paired.hr_boxes)):
         header, bad[side] = paired.header[side], []
         with open_tiled_slide(header, workers=workers, on_bad_tile="skip") as slide:
-            for _ in iter_batches(slide, boxes, tile_level(slide, header), header["settings"]["tile_px"], 64, bad[side]):
+            for _ in iter_batches(
+                slide, boxes, tile_level(slide, header), header["settings"]["tile_px"], 64, bad[side]
+            ):
                 pass
     if not bad["lr"] and not bad["hr"]:
         return paired
@@ -118,7 +124,9 @@ def only_readable(paired: PairedSlide, workers: int | None, say: Callable[[str],
     gone[bad["hr"]] = True
     say(f"{paired.slide_id}: {len(bad['lr'])} LR and {len(bad['hr'])} HR tiles cannot be decoded and teach nothing")
     if gone.all():
-        raise InputError(f"slide {paired.slide_id}: none of its pairs can be decoded; copy or export the slide again, or leave it out")
+        raise InputError(
+            f"slide {paired.slide_id}: none of its pairs can be decoded; copy or export the slide again, or leave it out"
+        )
     kept = np.flatnonzero(~gone)
     left = keep_targets(paired, kept)
     # Its targets are others than those of the whole slide.
@@ -133,12 +141,26 @@ def keep_targets(paired: PairedSlide, rows: np.ndarray) -> PairedSlide:
     children = new[paired.children]
     stay = (children >= 0).any(axis=1)
     region = np.cumsum(stay) - 1
-    return PairedSlide(paired.slide_id, paired.header, paired.hr_boxes[rows], paired.lr_boxes[stay], children[stay], paired.lr_index[stay],
-                       paired.hr_index[rows], region[paired.region[rows]], paired.offset[rows])
+    return PairedSlide(
+        paired.slide_id,
+        paired.header,
+        paired.hr_boxes[rows],
+        paired.lr_boxes[stay],
+        children[stay],
+        paired.lr_index[stay],
+        paired.hr_index[rows],
+        region[paired.region[rows]],
+        paired.offset[rows],
+    )
 
 
 def tile_level(slide: Slide, header: dict[str, Any]) -> int:
     """The level that a tile header's settings read from."""
     s = header["settings"]
-    return choose_level([l.downsample for l in slide.levels], slide.mpp, s["mpp"], allow_upsample=s["allow_upsample"],
-                        where=str(slide.path))
+    return choose_level(
+        [l.downsample for l in slide.levels],
+        slide.mpp,
+        s["mpp"],
+        allow_upsample=s["allow_upsample"],
+        where=str(slide.path),
+    )

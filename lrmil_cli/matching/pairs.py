@@ -57,15 +57,26 @@ def match_tables(
     inside = inside_share(grid, hr["col"].to_numpy(), hr["row"].to_numpy()) >= MIN_INSIDE
     keep = np.flatnonzero((parent >= 0) & inside)
     if not keep.size:
-        raise InputError(f"slide {slide['id']}: no HR tile lies in a kept LR tile; were the two tables tiled with the same tissue settings?")
+        raise InputError(
+            f"slide {slide['id']}: no HR tile lies in a kept LR tile; were the two tables tiled with the same tissue settings?"
+        )
     of = parent[keep]
-    rows = pd.DataFrame({
-        "lr_index": of, "hr_index": keep,
-        "lr_x": lr["x"].to_numpy()[of], "lr_y": lr["y"].to_numpy()[of],
-        "hr_x": hr["x"].to_numpy()[keep], "hr_y": hr["y"].to_numpy()[keep],
-        "cell_row": cell[keep] // ratio, "cell_col": cell[keep] % ratio,
-    })
-    counts = {**_counts(len(lr), parent, inside, cell, ratio), "scale_error_px": scale_error(rows, lr_header, hr_header, ratio)}
+    rows = pd.DataFrame(
+        {
+            "lr_index": of,
+            "hr_index": keep,
+            "lr_x": lr["x"].to_numpy()[of],
+            "lr_y": lr["y"].to_numpy()[of],
+            "hr_x": hr["x"].to_numpy()[keep],
+            "hr_y": hr["y"].to_numpy()[keep],
+            "cell_row": cell[keep] // ratio,
+            "cell_col": cell[keep] % ratio,
+        }
+    )
+    counts = {
+        **_counts(len(lr), parent, inside, cell, ratio),
+        "scale_error_px": scale_error(rows, lr_header, hr_header, ratio),
+    }
     return rows, {"ratio": ratio, "counts": counts}
 
 
@@ -87,8 +98,10 @@ def match_foreign(
     slide, lr_set = lr_header["slide"], lr_header["settings"]
     coords, side = level0(tiles, slide["mpp"], lambda: _downsamples(slide))
     if side is None:
-        raise InputError(f"{tiles.path}: {tiles.tool} feature files do not say how large a tile is; match its coordinate file "
-                         "(the folder `patches`) instead, the features are found by the same row")
+        raise InputError(
+            f"{tiles.path}: {tiles.tool} feature files do not say how large a tile is; match its coordinate file "
+            "(the folder `patches`) instead, the features are found by the same row"
+        )
     _check_place(tiles, coords, slide)
     step = lr_set["tile_px"] * lr_set["mpp"] / slide["mpp"]
     ratio = loose_ratio(step, side)
@@ -99,12 +112,22 @@ def match_foreign(
     inside = _inside(x, slide["width"], side) * _inside(y, slide["height"], side) >= MIN_INSIDE
     keep = np.flatnonzero((parent >= 0) & inside)
     if not keep.size:
-        raise InputError(f"{tiles.path}: none of its tiles lies in an LR tile of slide {slide['id']}; is it of another slide?")
+        raise InputError(
+            f"{tiles.path}: none of its tiles lies in an LR tile of slide {slide['id']}; is it of another slide?"
+        )
     of = parent[keep]
-    rows = pd.DataFrame({
-        "lr_index": of, "hr_index": keep, "lr_x": lr["x"].to_numpy()[of], "lr_y": lr["y"].to_numpy()[of],
-        "hr_x": x[keep], "hr_y": y[keep], "cell_row": cell[keep] // ratio, "cell_col": cell[keep] % ratio,
-    })
+    rows = pd.DataFrame(
+        {
+            "lr_index": of,
+            "hr_index": keep,
+            "lr_x": lr["x"].to_numpy()[of],
+            "lr_y": lr["y"].to_numpy()[of],
+            "hr_x": x[keep],
+            "hr_y": y[keep],
+            "cell_row": cell[keep] // ratio,
+            "cell_col": cell[keep] % ratio,
+        }
+    )
     # Where the tile begins and ends inside its LR tile.
     start = offset[keep] + (np.stack([rows["cell_col"], rows["cell_row"]], 1) + 0.5) * step / ratio - side / 2
     off, spare = np.abs(offset[keep]).max(axis=1) / side, max(1.0, ALIGNED * side)
@@ -112,12 +135,25 @@ def match_foreign(
     counts |= {
         "straddling": int(((start < -spare) | (start + side > step + spare)).any(axis=1).sum()),
         "shared": len(keep) - len(np.unique(of * ratio**2 + cell[keep])),
-        "misaligned": int((off > MAX_OFFSET).sum()), "offset": round(float(np.median(off)), 3),
+        "misaligned": int((off > MAX_OFFSET).sum()),
+        "offset": round(float(np.median(off)), 3),
     }
     tile_px = tiles.tile_px or lr_set["tile_px"]  # where it is not said, stage 1 reads HR tiles as large as LR tiles
-    settings = {"mpp": side * slide["mpp"] / tile_px, "tile_px": tile_px, "side_level0_px": side, "made_by": tiles.made_by,
-                "overlap": tiles.overlap, "allow_upsample": True}
-    header = {"kind": "tiles", "version": lr_header["version"], "slide": slide, "settings": settings, "history": [origin(tiles)]}
+    settings = {
+        "mpp": side * slide["mpp"] / tile_px,
+        "tile_px": tile_px,
+        "side_level0_px": side,
+        "made_by": tiles.made_by,
+        "overlap": tiles.overlap,
+        "allow_upsample": True,
+    }
+    header = {
+        "kind": "tiles",
+        "version": lr_header["version"],
+        "slide": slide,
+        "settings": settings,
+        "history": [origin(tiles)],
+    }
     return rows, {"ratio": ratio, "counts": counts}, header
 
 
@@ -128,9 +164,13 @@ def _counts(n_lr: int, parent: np.ndarray, inside: np.ndarray, cell: np.ndarray,
     taken[parent[keep], cell[keep]] = True
     filled = taken.sum(1)
     return {
-        "lr": n_lr, "hr": len(parent), "pairs": int(keep.sum()),
-        "orphans": int((parent < 0).sum()), "outside": int(((parent >= 0) & ~inside).sum()),
-        "matched": int((filled > 0).sum()), "unmatched": int((filled == 0).sum()),
+        "lr": n_lr,
+        "hr": len(parent),
+        "pairs": int(keep.sum()),
+        "orphans": int((parent < 0).sum()),
+        "outside": int(((parent >= 0) & ~inside).sum()),
+        "matched": int((filled > 0).sum()),
+        "unmatched": int((filled == 0).sum()),
         "incomplete": int(((filled > 0) & (filled < ratio**2)).sum()),
     }
 
@@ -153,10 +193,14 @@ def _check_place(tiles: ForeignTiles, coords: np.ndarray, slide: dict[str, Any])
     """
     own = (slide["width"], slide["height"])
     if tiles.size and any(abs(a - b) > 0.01 * b for a, b in zip(tiles.size, own)):
-        raise InputError(f"{tiles.path}: of a slide of {tiles.size[0]:.0f} x {tiles.size[1]:.0f} px, but {slide['id']} has {own[0]} x {own[1]}; "
-                         "match files of one slide")
+        raise InputError(
+            f"{tiles.path}: of a slide of {tiles.size[0]:.0f} x {tiles.size[1]:.0f} px, but {slide['id']} has {own[0]} x {own[1]}; "
+            "match files of one slide"
+        )
     if (coords >= own).any():
-        raise InputError(f"{tiles.path}: tiles lie beyond the {own[0]} x {own[1]} px of slide {slide['id']}; match files of one slide")
+        raise InputError(
+            f"{tiles.path}: tiles lie beyond the {own[0]} x {own[1]} px of slide {slide['id']}; match files of one slide"
+        )
 
 
 def _misfit(mpp: float, step: float, side: float) -> str:
@@ -164,8 +208,10 @@ def _misfit(mpp: float, step: float, side: float) -> str:
     if step < 1.5 * side:
         return f"its tiles ({side:.0f} level-0 px) are not smaller than the LR tiles ({step:.0f} px); are the two swapped? (the order is LR HR)"
     best = max(2, round(step / side))
-    return (f"an LR tile ({step:.0f} level-0 px) holds {step / side:.4g} of its tiles ({side:.0f} px) along a side; this must be a whole "
-            f"number to within 2 %: tile the LR side with --mpp {mpp * best * side / step:.4g}")
+    return (
+        f"an LR tile ({step:.0f} level-0 px) holds {step / side:.4g} of its tiles ({side:.0f} px) along a side; this must be a whole "
+        f"number to within 2 %: tile the LR side with --mpp {mpp * best * side / step:.4g}"
+    )
 
 
 def check_same_slide(lr_header: dict[str, Any], hr_header: dict[str, Any]) -> None:
@@ -176,10 +222,14 @@ def check_same_slide(lr_header: dict[str, Any], hr_header: dict[str, Any]) -> No
     """
     a, b = lr_header["slide"], hr_header["slide"]
     if a["fingerprint"] != b["fingerprint"]:
-        raise InputError(f"the LR table is of slide {a['id']} and the HR table of {b['id']}, or the file changed in between; "
-                         "match tables of one slide")
+        raise InputError(
+            f"the LR table is of slide {a['id']} and the HR table of {b['id']}, or the file changed in between; "
+            "match tables of one slide"
+        )
     if abs(a["mpp"] - b["mpp"]) > 1e-6 * a["mpp"]:
-        raise InputError(f"slide {a['id']} was tiled with two scales ({a['mpp']:g} and {b['mpp']:g} um/px); tile both with one --slide-mpp")
+        raise InputError(
+            f"slide {a['id']} was tiled with two scales ({a['mpp']:g} and {b['mpp']:g} um/px); tile both with one --slide-mpp"
+        )
 
 
 def scale_error(rows: pd.DataFrame, lr_header: dict[str, Any], hr_header: dict[str, Any], ratio: int) -> float:
@@ -192,13 +242,11 @@ def scale_error(rows: pd.DataFrame, lr_header: dict[str, Any], hr_header: dict[s
     dy = rows["hr_y"] - (rows["lr_y"] + rows["cell_row"] * side)
     error = float(np.abs(np.concatenate([dx, dy])).max())
     if error > 1.001:
-        raise InputError(f"slide {lr_header['slide']['id']}: HR tiles lie up to {error:.1f} px off the LR grid; "
-                         "tile both resolutions again with this version of lrmil")
+        raise InputError(
+            f"slide {lr_header['slide']['id']}: HR tiles lie up to {error:.1f} px off the LR grid; "
+            "tile both resolutions again with this version of lrmil"
+        )
     return round(error, 3)
-
-
-
-
 
 
 def boxes_of(x: np.ndarray, y: np.ndarray, header: dict[str, Any]) -> np.ndarray:
@@ -209,7 +257,9 @@ def boxes_of(x: np.ndarray, y: np.ndarray, header: dict[str, Any]) -> np.ndarray
         side = np.full(len(x), round(settings["side_level0_px"]), np.int64)
         return np.stack([np.asarray(x, np.int64), np.asarray(y, np.int64), side, side], axis=1)
     grid = make_grid(slide["width"], slide["height"], slide["mpp"], settings["mpp"], settings["tile_px"])
-    boxes = tile_boxes(grid, np.rint(np.asarray(x) / grid.step).astype(np.int64), np.rint(np.asarray(y) / grid.step).astype(np.int64))
+    boxes = tile_boxes(
+        grid, np.rint(np.asarray(x) / grid.step).astype(np.int64), np.rint(np.asarray(y) / grid.step).astype(np.int64)
+    )
     return np.stack([boxes[k] for k in ("x", "y", "width", "height")], axis=1)
 
 

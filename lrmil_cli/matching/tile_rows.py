@@ -54,8 +54,10 @@ def align(paired: PairedSlide, features: Features, where: str) -> np.ndarray:
         return paired.hr_index
     rows = find_rows(paired.hr_boxes[:, :2], features.coords) if bad else np.full(1, -1)
     if (rows < 0).sum() > bad or not (rows >= 0).any():
-        raise InputError(f"{where}: its HR tiles are not those of the pairs table of {paired.slide_id}; "
-                         "run `lrmil match` and `lrmil train-teacher` on the same tiles")
+        raise InputError(
+            f"{where}: its HR tiles are not those of the pairs table of {paired.slide_id}; "
+            "run `lrmil match` and `lrmil train-teacher` on the same tiles"
+        )
     return rows
 
 

@@ -41,10 +41,13 @@ class Model:
         return self
 
 
-
-
 def save_model(
-    path: str | Path, header: dict[str, Any], encoders: list[Encoder], heads: list[MILHead], encoder_of: list[int], rest: dict[str, Tensor] | None = None
+    path: str | Path,
+    header: dict[str, Any],
+    encoders: list[Encoder],
+    heads: list[MILHead],
+    encoder_of: list[int],
+    rest: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a model file; ``rest`` are the tensors that a method has besides.
 
@@ -56,7 +59,11 @@ def save_model(
         tensors |= {f"encoder{e}.{k}": v for k, v in encoder.weights().items()}
     for h, head in enumerate(heads):
         tensors |= {f"head{h}.{k}": v for k, v in head.state_dict().items()}
-    about = {"encoders": [e.info.as_json() for e in encoders], "heads": [h.config() for h in heads], "encoder_of": encoder_of}
+    about = {
+        "encoders": [e.info.as_json() for e in encoders],
+        "heads": [h.config() for h in heads],
+        "encoder_of": encoder_of,
+    }
     # safetensors refuses tensors that share memory; two folds never do, but two names of one encoder would.
     save_tensors(path, {k: v.clone() for k, v in tensors.items()}, {**header, **about})
 
@@ -79,10 +86,12 @@ def load_parts(path: str | Path, methods: Collection[str] | None = None) -> tupl
     header, tensors = load_tensors(path, "model")
     method = header.get("method", "lrmil")
     if methods is not None and method not in methods:
-        raise InputError(f"{path}: a model of method {method}; here one of {' or '.join(methods)} is needed (distill-student --method)")
+        raise InputError(
+            f"{path}: a model of method {method}; here one of {' or '.join(methods)} is needed (distill-student --method)"
+        )
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
     try:
         infos, configs, of = header["encoders"], header["heads"], [int(i) for i in header["encoder_of"]]
@@ -91,16 +100,12 @@ def load_parts(path: str | Path, methods: Collection[str] | None = None) -> tupl
             raise ValueError("heads and encoders do not fit")
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path}: the model's metadata is incomplete ({e}); run `lrmil distill-student` again") from e
-    encoders = [build_encoder(info_from_json(i, str(path)), part(f"encoder{n}."), str(path)).eval().requires_grad_(False)
-                for n, i in enumerate(infos)]
+    encoders = [
+        build_encoder(info_from_json(i, str(path)), part(f"encoder{n}."), str(path)).eval().requires_grad_(False)
+        for n, i in enumerate(infos)
+    ]
     heads = [rebuild_head(c, part(f"head{n}."), str(path)) for n, c in enumerate(configs)]
     for n, head in zip(of, heads):
         if head.in_dim != encoders[n].embed_dim or head.num_classes != len(classes):
             raise InputError(f"{path}: head and encoder do not fit; run `lrmil distill-student` again")
     return Model(header, encoders, heads, of, classes, settings_from_json(tiles, str(path))), tensors
-
-
-
-
-
-

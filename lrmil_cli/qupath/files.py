@@ -26,7 +26,7 @@ def suffix_of(path: str | Path) -> str | None:
     """The GeoJSON suffix of a name as it stands there, or None if QuPath would not open it."""
     name = Path(path).name
     found = max((s for s in SUFFIXES if name.lower().endswith(s)), key=len, default=None)
-    return name[-len(found):] if found else None
+    return name[-len(found) :] if found else None
 
 
 def check_name(path: str | Path) -> None:
@@ -91,7 +91,9 @@ def _parse(name: str, data: bytes) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as e:  # UnicodeDecodeError is a ValueError
-        raise InputError(f"{name}: not a JSON document ({' '.join(str(e).split())[:120]}); is it truncated, or one object a line?") from e
+        raise InputError(
+            f"{name}: not a JSON document ({' '.join(str(e).split())[:120]}); is it truncated, or one object a line?"
+        ) from e
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

@@ -54,8 +54,10 @@ def qupath_frame(slide: dict[str, Any], origin: str = "auto", image_size: tuple[
         if (frame.width, frame.height) == image_size:
             return frame
     sizes = " or ".join(f"{f.width}x{f.height}" for f in possible)
-    raise InputError(f"--image-size {image_size[0]}x{image_size[1]} does not fit slide {slide['id']} ({sizes} with --origin {origin}); "
-                     "is the image in QuPath rotated, one of several in the file, or of another slide?")
+    raise InputError(
+        f"--image-size {image_size[0]}x{image_size[1]} does not fit slide {slide['id']} ({sizes} with --origin {origin}); "
+        "is the image in QuPath rotated, one of several in the file, or of another slide?"
+    )
 
 
 def parse_image_size(text: str | None) -> tuple[int, int] | None:

@@ -78,7 +78,9 @@ def check_style(style: Style) -> None:
         if not 0 < value <= 1:
             raise UsageError(f"{name} {value:g}: give a number over 0, and 1 at most")
         if style.style == "tiles":
-            raise UsageError(f"{name} chooses regions; add --style regions or --style both (QuPath's own sliders choose tiles)")
+            raise UsageError(
+                f"{name} chooses regions; add --style regions or --style both (QuPath's own sliders choose tiles)"
+            )
 
 
 def output_paths(output: str, style: str) -> dict[str, str]:
@@ -93,7 +95,12 @@ def output_paths(output: str, style: str) -> dict[str, str]:
 
 
 def make_document(
-    header: dict[str, Any], rows: pd.DataFrame, kind: str, style: Style = Style(), *, origin: str = "auto",
+    header: dict[str, Any],
+    rows: pd.DataFrame,
+    kind: str,
+    style: Style = Style(),
+    *,
+    origin: str = "auto",
     image_size: tuple[int, int] | None = None,
 ) -> Document:
     """The FeatureCollection of an attention table.
@@ -113,19 +120,35 @@ def make_document(
     settings: dict[str, Any] = {"style": kind, "offset": frame.offset, "image": [frame.width, frame.height]}
     if kind == "regions":
         settings |= {"bands": [b.name for b in style.bands()], "colormap": style.colormap}
-    inputs = {"attention": last_digest(header), "rows": rows_digest(rows[["x", "y", "width", "height"]].to_numpy(np.int64), values)}
+    inputs = {
+        "attention": last_digest(header),
+        "rows": rows_digest(rows[["x", "y", "width", "height"]].to_numpy(np.int64), values),
+    }
     about = {
-        "version": __version__, "slide": Path(slide["path"]).name, "slide_id": slide["id"], "fingerprint": slide["fingerprint"],
-        "origin": "qupath", "offset": frame.offset, "image": [frame.width, frame.height], "style": kind, "settings": settings,
-        "prediction": header.get("prediction"), "roi": header.get("roi"), "history": [*header["history"], step("export-geojson", settings, inputs)],
+        "version": __version__,
+        "slide": Path(slide["path"]).name,
+        "slide_id": slide["id"],
+        "fingerprint": slide["fingerprint"],
+        "origin": "qupath",
+        "offset": frame.offset,
+        "image": [frame.width, frame.height],
+        "style": kind,
+        "settings": settings,
+        "prediction": header.get("prediction"),
+        "roi": header.get("roi"),
+        "history": [*header["history"], step("export-geojson", settings, inputs)],
     }
     about = {k: v for k, v in about.items() if v is not None}
     warnings = _warnings(values[SCALED], int((~shown).sum()), frame)
     box, values = box[shown], {name: v[shown] for name, v in values.items()}
     key = f"{slide['fingerprint']}|{last_digest(header)}"
     if kind == "tiles":
-        return Document(about, _pieces(about, _checked(tile_features(box, values, frame, key), about)), len(box), warnings)
-    found = region_features(box, values[SCALED], values[RAW], values[PERCENTILE], style.bands(), style.colormap, frame, NAMESPACE, key)
+        return Document(
+            about, _pieces(about, _checked(tile_features(box, values, frame, key), about)), len(box), warnings
+        )
+    found = region_features(
+        box, values[SCALED], values[RAW], values[PERCENTILE], style.bands(), style.colormap, frame, NAMESPACE, key
+    )
     if not found:
         raise InputError("no tile reaches the attention asked for; lower --threshold")
     require_good(found, (frame.width, frame.height), f"regions of {slide['id']}")
@@ -139,8 +162,10 @@ def _warnings(scaled: np.ndarray, left_out: int, frame: Frame) -> list[str]:
     if len(scaled) > MANY_TILES:
         out.append(f"{len(scaled)} tiles make QuPath slow; a coarser grid (larger --mpp or --tile-px) shows the same")
     if left_out:
-        out.append(f"{left_out} tiles lie outside the part of the slide that QuPath shows (its bounds, from x={frame.x}, y={frame.y}) and are left out; "
-                   "--origin full keeps them, for slides imported with --no-crop")
+        out.append(
+            f"{left_out} tiles lie outside the part of the slide that QuPath shows (its bounds, from x={frame.x}, y={frame.y}) and are left out; "
+            "--origin full keeps them, for slides imported with --no-crop"
+        )
     return out
 
 
@@ -152,12 +177,22 @@ def measurements(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     """
     attention = rows["attention"].to_numpy(np.float64)
     top = attention.max()
-    out = {SCALED: attention / top if top > 0 else attention, RAW: attention, PERCENTILE: rows["percentile"].to_numpy(np.float64)}
-    out |= {f"LRMIL score {c.removeprefix('score_')}": rows[c].to_numpy(np.float64) for c in rows.columns if c.startswith("score_")}
+    out = {
+        SCALED: attention / top if top > 0 else attention,
+        RAW: attention,
+        PERCENTILE: rows["percentile"].to_numpy(np.float64),
+    }
+    out |= {
+        f"LRMIL score {c.removeprefix('score_')}": rows[c].to_numpy(np.float64)
+        for c in rows.columns
+        if c.startswith("score_")
+    }
     out |= {name: rows[c].to_numpy(np.float64) for c, name in MORE.items() if c in rows.columns}
     for name, values in out.items():
         if not np.isfinite(values).all():
-            raise InputError(f"the attention table holds values of {name} that are not finite; run `lrmil predict` again")
+            raise InputError(
+                f"the attention table holds values of {name} that are not finite; run `lrmil predict` again"
+            )
     return out
 
 
@@ -189,7 +224,9 @@ def clip_tiles(rows: pd.DataFrame, slide: dict[str, Any], frame: Frame) -> tuple
         InputError: a tile lies off the slide, no tile is shown, or two tiles overlap.
     """
     x, y, w, h = (rows[c].to_numpy(np.int64) for c in ("x", "y", "width", "height"))
-    box = np.stack([np.maximum(x, 0), np.maximum(y, 0), np.minimum(x + w, slide["width"]), np.minimum(y + h, slide["height"])], 1)
+    box = np.stack(
+        [np.maximum(x, 0), np.maximum(y, 0), np.minimum(x + w, slide["width"]), np.minimum(y + h, slide["height"])], 1
+    )
     if (box[:, 2] <= box[:, 0]).any() or (box[:, 3] <= box[:, 1]).any():
         raise InputError("a tile of the attention table lies off the slide; is the table of another slide?")
     if overlapping(box) is not None:
@@ -198,7 +235,9 @@ def clip_tiles(rows: pd.DataFrame, slide: dict[str, Any], frame: Frame) -> tuple
     box = np.concatenate([np.maximum(box[:, :2], low), np.minimum(box[:, 2:], high)], 1)
     shown = (box[:, 2:] > box[:, :2]).all(1)
     if not shown.any():
-        raise InputError("all tiles lie outside the part of the slide that QuPath shows (its bounds); use --origin full")
+        raise InputError(
+            "all tiles lie outside the part of the slide that QuPath shows (its bounds); use --origin full"
+        )
     return box, shown
 
 
@@ -212,15 +251,19 @@ def tile_features(box: np.ndarray, values: dict[str, np.ndarray], frame: Frame, 
     """
     # 7 significant digits: QuPath keeps 32-bit floats.
     measured = ",".join(f"{json.dumps(name).replace('%', '%%')}:%.7g" for name in values)
-    template = ('{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":[[[%d,%d],[%d,%d],[%d,%d],[%d,%d],[%d,%d]]]},'
-                '"properties":{"objectType":"tile","measurements":{' + measured + "}}}")
+    template = (
+        '{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":[[[%d,%d],[%d,%d],[%d,%d],[%d,%d],[%d,%d]]]},'
+        '"properties":{"objectType":"tile","measurements":{' + measured + "}}}"
+    )
     ids = id_maker(key)
     offset = np.array([*frame.offset, *frame.offset])
     for start in range(0, len(box), CHUNK):
         part = slice(start, start + CHUNK)
         numbers = zip(*(v[part].tolist() for v in values.values()))
-        yield [template % (ids(own), l, t, r, t, r, b, l, b, l, t, *n)
-               for own, (l, t, r, b), n in zip(box[part].tolist(), (box[part] - offset).tolist(), numbers)]
+        yield [
+            template % (ids(own), l, t, r, t, r, b, l, b, l, t, *n)
+            for own, (l, t, r, b), n in zip(box[part].tolist(), (box[part] - offset).tolist(), numbers)
+        ]
 
 
 def id_maker(key: str):
@@ -241,7 +284,9 @@ def _checked(chunks: Iterator[list[str]], about: dict[str, Any]) -> Iterator[str
     """The same features joined. All numbers were checked as arrays; that the template makes what QuPath reads is seen
     in the first and last feature of each chunk, parsed again."""
     for chunk in chunks:
-        sample = [json.loads(t, parse_constant=_no_constant) for t in (chunk if len(chunk) < 3 else (chunk[0], chunk[-1]))]
+        sample = [
+            json.loads(t, parse_constant=_no_constant) for t in (chunk if len(chunk) < 3 else (chunk[0], chunk[-1]))
+        ]
         require_good(sample, tuple(about["image"]), f"tiles of {about['slide_id']}")
         yield ",\n".join(chunk)
 

@@ -34,7 +34,12 @@ def rings(area: Any) -> list[np.ndarray]:
     """All rings [n, 2] of a shapely polygon or multipolygon, holes included."""
     import shapely
 
-    return [np.asarray(r.coords) for p in shapely.get_parts([area]) if p.geom_type == "Polygon" for r in (p.exterior, *p.interiors)]
+    return [
+        np.asarray(r.coords)
+        for p in shapely.get_parts([area])
+        if p.geom_type == "Polygon"
+        for r in (p.exterior, *p.interiors)
+    ]
 
 
 def tile_picture(path: str | Path, tissue: TissueMap, rows: pd.DataFrame, outlines: Sequence[np.ndarray] = ()) -> None:
@@ -100,12 +105,20 @@ def read_picture_provenance(path: str | Path) -> dict[str, Any]:
 
 def verdict(prediction: dict[str, Any]) -> str:
     """``tumor, probability 0.93`` of the ``prediction`` entry of a header."""
-    return f"predicted: {prediction['predicted']}, probability {prediction['probabilities'][prediction['predicted']]:.2f}"
+    return (
+        f"predicted: {prediction['predicted']}, probability {prediction['probabilities'][prediction['predicted']]:.2f}"
+    )
 
 
 def slide_picture(
-    path: str | Path, slide: Slide, header: dict[str, Any], rows: pd.DataFrame, *, colormap: str = "viridis",
-    outlines: Sequence[np.ndarray] = (), provenance: dict[str, Any] | None = None,
+    path: str | Path,
+    slide: Slide,
+    header: dict[str, Any],
+    rows: pd.DataFrame,
+    *,
+    colormap: str = "viridis",
+    outlines: Sequence[np.ndarray] = (),
+    provenance: dict[str, Any] | None = None,
 ) -> None:
     """PNG of a slide and its attention table side by side, with what was predicted.
 
@@ -118,7 +131,9 @@ def slide_picture(
     from lrmil_cli.slides.reader import overview
 
     if slide.fingerprint != header["slide"]["fingerprint"]:
-        raise InputError(f"{slide.path} is not the slide of the attention table (or it has changed); run `lrmil predict` again")
+        raise InputError(
+            f"{slide.path} is not the slide of the attention table (or it has changed); run `lrmil predict` again"
+        )
     # Around the scanned part of a slide with bounds there may be several times as much of nothing.
     left, top, width, height = slide.bounds or (0, 0, slide.width, slide.height)
     image, scale_x, scale_y = overview(slide, max(slide.mpp, slide.mpp * max(width, height) / MAP_SIDE))
@@ -128,15 +143,38 @@ def slide_picture(
     rows = rows.assign(x=rows["x"] - corner[0], y=rows["y"] - corner[1])
     outlines = [ring - corner for ring in outlines]
     prediction = header.get("prediction") or {}
-    others = ", ".join(f"{c} {p:.2f}" for c, p in prediction.get("probabilities", {}).items() if c != prediction.get("predicted"))
-    attention_picture(path, image, scale_x, scale_y, rows, header["slide"], header["slide"]["id"], outlines, colormap=colormap,
-                      verdict=verdict(prediction) if prediction else "", note=f"{others}; {len(rows)} tiles" if others else f"{len(rows)} tiles",
-                      provenance=provenance)
+    others = ", ".join(
+        f"{c} {p:.2f}" for c, p in prediction.get("probabilities", {}).items() if c != prediction.get("predicted")
+    )
+    attention_picture(
+        path,
+        image,
+        scale_x,
+        scale_y,
+        rows,
+        header["slide"],
+        header["slide"]["id"],
+        outlines,
+        colormap=colormap,
+        verdict=verdict(prediction) if prediction else "",
+        note=f"{others}; {len(rows)} tiles" if others else f"{len(rows)} tiles",
+        provenance=provenance,
+    )
 
 
 def attention_picture(
-    path: str | Path, image: np.ndarray, scale_x: float, scale_y: float, rows: pd.DataFrame, slide: dict[str, Any],
-    title: str, outlines: Sequence[np.ndarray] | None = None, *, verdict: str = "", note: str = "", colormap: str = "viridis",
+    path: str | Path,
+    image: np.ndarray,
+    scale_x: float,
+    scale_y: float,
+    rows: pd.DataFrame,
+    slide: dict[str, Any],
+    title: str,
+    outlines: Sequence[np.ndarray] | None = None,
+    *,
+    verdict: str = "",
+    note: str = "",
+    colormap: str = "viridis",
     provenance: dict[str, Any] | None = None,
 ) -> None:
     """PNG: the slide, and beside it the same in grey with its attention, colour bar and scale bar.
@@ -176,14 +214,20 @@ def attention_picture(
     high = 1.0 if high <= 0 or 1 / high <= _OUTLIER else high
     colours = ScalarMappable(Normalize(0, high), colormap)
     boxes = [Rectangle((x, y), w, h) for x, y, w, h in rows[["x", "y", "width", "height"]].to_numpy()]
-    right.add_collection(PatchCollection(boxes, facecolor=colours.to_rgba(relative), alpha=0.78, lw=0, antialiased=False))
-    figure.colorbar(colours, ax=right, label="attention (highest tile = 1)", shrink=0.85, extend="neither" if high == 1 else "max")
+    right.add_collection(
+        PatchCollection(boxes, facecolor=colours.to_rgba(relative), alpha=0.78, lw=0, antialiased=False)
+    )
+    figure.colorbar(
+        colours, ax=right, label="attention (highest tile = 1)", shrink=0.85, extend="neither" if high == 1 else "max"
+    )
     _scale_bar(left, width, height, slide["mpp"])
     figure.suptitle(f"{title}\n{verdict}" if verdict else title, fontsize=14 if verdict else 11)
     if note:
         figure.supxlabel(f"{note}. Research use only.", fontsize=9, color="#444444")
     sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=110, metadata=None if provenance is None else {"lrmil": json.dumps(provenance)})
+    figure.savefig(
+        sink, format="png", dpi=110, metadata=None if provenance is None else {"lrmil": json.dumps(provenance)}
+    )
     write_bytes(path, sink.getvalue())
 
 
@@ -194,5 +238,13 @@ def _scale_bar(ax: Any, width: float, height: float, mpp: float) -> None:
     px = length / mpp
     x, y = width * 0.04, height * 0.96
     ax.plot([x, x + px], [y, y], color="black", lw=4, solid_capstyle="butt")
-    ax.text(x + px / 2, y - height * 0.012, f"{length / 1000:g} mm" if length >= 1000 else f"{length} µm",
-            ha="center", va="bottom", fontsize=9, color="black", bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 1.5})
+    ax.text(
+        x + px / 2,
+        y - height * 0.012,
+        f"{length / 1000:g} mm" if length >= 1000 else f"{length} µm",
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        color="black",
+        bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 1.5},
+    )

@@ -42,7 +42,10 @@ class Band:
 
 
 #: Percentiles within the slide, so that every slide has all three whatever the shape of its attention.
-BANDS = tuple(Band(f"LRMIL attention {low}-{high} %", "percentile", low / 100, high / 100) for low, high in ((50, 75), (75, 90), (90, 100)))
+BANDS = tuple(
+    Band(f"LRMIL attention {low}-{high} %", "percentile", low / 100, high / 100)
+    for low, high in ((50, 75), (75, 90), (90, 100))
+)
 
 
 def choose_band(top: float | None, threshold: float | None) -> Band:
@@ -89,8 +92,15 @@ def _corners(ring: Any) -> np.ndarray:
 
 
 def region_features(
-    box: np.ndarray, scaled: np.ndarray, raw: np.ndarray, percentile: np.ndarray, bands: tuple[Band, ...], colormap: str,
-    frame: Frame, namespace: uuid.UUID, key: str,
+    box: np.ndarray,
+    scaled: np.ndarray,
+    raw: np.ndarray,
+    percentile: np.ndarray,
+    bands: tuple[Band, ...],
+    colormap: str,
+    frame: Frame,
+    namespace: uuid.UUID,
+    key: str,
 ) -> list[dict[str, Any]]:
     """Locked annotations, one for each connected part of each band.
 
@@ -110,18 +120,27 @@ def region_features(
         tree = shapely.STRtree(centres[own])
         for part in parts:
             inside = own[tree.query(part, predicate="contains")]
-            rings = [[[int(x) - frame.x, int(y) - frame.y] for x, y in ring.coords] for ring in (part.exterior, *part.interiors)]
-            found.append({
-                "type": "Feature", "id": str(uuid.uuid5(namespace, f"{key}|{band.name}|{part.wkt}")),
-                "geometry": {"type": "Polygon", "coordinates": rings},
-                "properties": {
-                    "objectType": "annotation", "classification": {"name": band.name, "color": colour}, "isLocked": True,
-                    "measurements": {
-                        "LRMIL region attention share": float(f"{raw[inside].sum():.7g}"),
-                        "LRMIL region highest (0-1)": float(f"{scaled[inside].max():.7g}"), "LRMIL region tiles": len(inside),
+            rings = [
+                [[int(x) - frame.x, int(y) - frame.y] for x, y in ring.coords]
+                for ring in (part.exterior, *part.interiors)
+            ]
+            found.append(
+                {
+                    "type": "Feature",
+                    "id": str(uuid.uuid5(namespace, f"{key}|{band.name}|{part.wkt}")),
+                    "geometry": {"type": "Polygon", "coordinates": rings},
+                    "properties": {
+                        "objectType": "annotation",
+                        "classification": {"name": band.name, "color": colour},
+                        "isLocked": True,
+                        "measurements": {
+                            "LRMIL region attention share": float(f"{raw[inside].sum():.7g}"),
+                            "LRMIL region highest (0-1)": float(f"{scaled[inside].max():.7g}"),
+                            "LRMIL region tiles": len(inside),
+                        },
                     },
-                },
-            })
+                }
+            )
     return found
 
 

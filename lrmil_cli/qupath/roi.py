@@ -29,7 +29,12 @@ def find_roi(path: str | Path, slide_id: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         return folder
-    found = [p for middle in ("", ".roi") for suffix in _ALL_SUFFIXES if (p := folder / f"{slide_id}{middle}{suffix}").exists()]
+    found = [
+        p
+        for middle in ("", ".roi")
+        for suffix in _ALL_SUFFIXES
+        if (p := folder / f"{slide_id}{middle}{suffix}").exists()
+    ]
     if len(found) != 1:
         what = f"holds {found[0].name} and {found[1].name}" if found else f"holds no {slide_id}.geojson"
         raise InputError(f"{path}: the folder {what}; give one file of regions for each slide")
@@ -37,7 +42,11 @@ def find_roi(path: str | Path, slide_id: str) -> Path:
 
 
 def read_roi(
-    path: str | Path, slide: dict[str, Any], frame: Frame, classes: list[str] | None = None, min_inside: float = MIN_INSIDE
+    path: str | Path,
+    slide: dict[str, Any],
+    frame: Frame,
+    classes: list[str] | None = None,
+    min_inside: float = MIN_INSIDE,
 ) -> tuple[Region, list[str]]:
     """The annotations of a GeoJSON file that QuPath exported, as one area of the slide.
 
@@ -61,39 +70,63 @@ def read_roi(
     for name, document in read_documents(path):
         features = features_of(document)
         if features is None:
-            raise InputError(f"{name}: no GeoJSON of QuPath (no FeatureCollection, Feature or geometry); use File > Export objects as GeoJSON")
+            raise InputError(
+                f"{name}: no GeoJSON of QuPath (no FeatureCollection, Feature or geometry); use File > Export objects as GeoJSON"
+            )
         for number, feature in enumerate(features, 1):
             for shape, label in _annotation(feature, number, skipped, warnings):
                 names[label or "unclassified"] += 1
                 if classes is None or label in classes:
                     shapes.append(shape)
     if skipped:
-        warnings.insert(0, f"skipped {', '.join(f'{n} of type {t}' for t, n in sorted(skipped.items()))}; only annotations are regions")
+        warnings.insert(
+            0,
+            f"skipped {', '.join(f'{n} of type {t}' for t, n in sorted(skipped.items()))}; only annotations are regions",
+        )
     if not shapes:
         if names:
-            raise InputError(f"{where}: no annotation of class {' or '.join(classes or [])}; there are {', '.join(f'{n} {c}' for c, n in sorted(names.items()))}")
+            raise InputError(
+                f"{where}: no annotation of class {' or '.join(classes or [])}; there are {', '.join(f'{n} {c}' for c, n in sorted(names.items()))}"
+            )
         reason = warnings[0] if warnings else "it holds no objects"
         raise InputError(f"{where}: no polygon to use ({reason}); draw areas in QuPath and export them again")
     drawn = translate(shapely.union_all(shapes), frame.x, frame.y)
     area = polygonal(drawn.intersection(shapely.box(0, 0, slide["width"], slide["height"])))
     if area.area == 0:
-        raise InputError(f"{where}: the regions lie wholly outside slide {slide['id']} ({slide['width']} x {slide['height']} px, regions from "
-                         f"x={drawn.bounds[0]:.0f} y={drawn.bounds[1]:.0f}); {_likely_cause(slide, frame)}")
+        raise InputError(
+            f"{where}: the regions lie wholly outside slide {slide['id']} ({slide['width']} x {slide['height']} px, regions from "
+            f"x={drawn.bounds[0]:.0f} y={drawn.bounds[1]:.0f}); {_likely_cause(slide, frame)}"
+        )
     points = shapely.set_precision(area, 0.01).normalize()
     digest = hashlib.sha256(f"{points.wkt}|{min_inside!r}".encode()).hexdigest()[:32]
-    about = {"file": str(Path(path).absolute()), "digest": digest, "classes": classes, "regions": len(shapes), "offset": frame.offset,
-             "min_inside": min_inside, "share": round(area.area / (slide["width"] * slide["height"]), 6)}
+    about = {
+        "file": str(Path(path).absolute()),
+        "digest": digest,
+        "classes": classes,
+        "regions": len(shapes),
+        "offset": frame.offset,
+        "min_inside": min_inside,
+        "share": round(area.area / (slide["width"] * slide["height"]), 6),
+    }
     return Region(area, min_inside, about), warnings
 
 
 def _likely_cause(slide: dict[str, Any], frame: Frame) -> str:
     if slide.get("bounds"):
-        taken = f"they were moved by the slide's bounds (x={frame.x}, y={frame.y})" if frame.offset != [0, 0] else "they were not moved by its bounds"
-        return f"{taken}: try --origin {'full' if frame.offset != [0, 0] else 'bounds'}, or is the file of another slide?"
+        taken = (
+            f"they were moved by the slide's bounds (x={frame.x}, y={frame.y})"
+            if frame.offset != [0, 0]
+            else "they were not moved by its bounds"
+        )
+        return (
+            f"{taken}: try --origin {'full' if frame.offset != [0, 0] else 'bounds'}, or is the file of another slide?"
+        )
     return "is the file of another slide?"
 
 
-def _annotation(feature: Any, number: int, skipped: Counter[str], warnings: list[str]) -> Iterator[tuple[Any, str | None]]:
+def _annotation(
+    feature: Any, number: int, skipped: Counter[str], warnings: list[str]
+) -> Iterator[tuple[Any, str | None]]:
     """The polygonal shape and class of one feature; nothing where it is not a usable annotation."""
     if not isinstance(feature, dict):
         warnings.append(f"feature {number} is not an object; skipped")
@@ -113,7 +146,9 @@ def _annotation(feature: Any, number: int, skipped: Counter[str], warnings: list
         return
     plane = geometry.get("plane") or feature.get("plane") or properties.get("plane")
     if isinstance(plane, dict) and (plane.get("z") or plane.get("t")):
-        warnings.append(f"{called} lies in plane z={plane.get('z', 0)} t={plane.get('t', 0)}, and slides have one plane; skipped")
+        warnings.append(
+            f"{called} lies in plane z={plane.get('z', 0)} t={plane.get('t', 0)}, and slides have one plane; skipped"
+        )
         return
     try:
         shape, mended = to_polygons(geometry)
@@ -145,10 +180,17 @@ def to_polygons(geometry: dict[str, Any]) -> tuple[Any, bool]:
     if kind not in ("Polygon", "MultiPolygon"):
         raise ValueError(f"type {str(kind)[:40]}")
     nested = [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]
-    polygons = [shapely.Polygon(_ring(p[0]), [h for h in map(_ring, p[1:]) if len(h) > 2]) for p in nested if p and len(_ring(p[0])) > 2]
+    polygons = [
+        shapely.Polygon(_ring(p[0]), [h for h in map(_ring, p[1:]) if len(h) > 2])
+        for p in nested
+        if p and len(_ring(p[0])) > 2
+    ]
     valid = all(p.is_valid for p in polygons) and (len(polygons) < 2 or shapely.MultiPolygon(polygons).is_valid)
     # A hole stays a hole where it sticks out of its shell; the other method would make a new part of what sticks out.
-    mended = [p if p.is_valid else polygonal(shapely.make_valid(p, method="structure", keep_collapsed=False)) for p in polygons]
+    mended = [
+        p if p.is_valid else polygonal(shapely.make_valid(p, method="structure", keep_collapsed=False))
+        for p in polygons
+    ]
     return shapely.union_all(mended) if mended else shapely.Polygon(), not valid and any(p.area for p in mended)
 
 

@@ -20,8 +20,14 @@ from lrmil_cli.files.header import is_positive
 MANY_TILES = 200_000
 UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 #: QuPath 0.2 kept the type in the id, 0.3 under another name.
-LEGACY_IDS = {"PathTileObject": "tile", "PathCellObject": "cell", "TMACoreObject": "tmaCore", "PathDetectionObject": "detection",
-              "PathRootObject": "root", "PathAnnotationObject": "annotation"}
+LEGACY_IDS = {
+    "PathTileObject": "tile",
+    "PathCellObject": "cell",
+    "TMACoreObject": "tmaCore",
+    "PathDetectionObject": "detection",
+    "PathRootObject": "root",
+    "PathAnnotationObject": "annotation",
+}
 OBJECT_TYPES = ("annotation", "tile", "detection", "cell", "tmaCore", "root")
 GEOMETRIES = ("Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection")
 _DEPTH = {"Point": 0, "MultiPoint": 1, "LineString": 1, "MultiLineString": 2, "Polygon": 2, "MultiPolygon": 3}
@@ -51,8 +57,10 @@ class Verdict:
 
 def say(found: dict[str, list[int]]) -> list[str]:
     """Findings as sentences: ``feature 12: the ring is not closed (and 34 more)``."""
-    return [text if not first else f"feature {first}: {text}" + (f" (and {n - 1} more)" if n > 1 else "")
-            for text, (n, first) in found.items()]
+    return [
+        text if not first else f"feature {first}: {text}" + (f" (and {n - 1} more)" if n > 1 else "")
+        for text, (n, first) in found.items()
+    ]
 
 
 def _add(found: dict[str, list[int]], text: str, number: int = 0) -> None:
@@ -91,7 +99,9 @@ def inspect(document: Any, image: tuple[int, int] | None = None) -> Verdict:
     v = Verdict()
     features = features_of(document)
     if features is None:
-        _add(v.fatal, "no FeatureCollection, Feature, array of features or geometry at the top: QuPath finds no objects")
+        _add(
+            v.fatal, "no FeatureCollection, Feature, array of features or geometry at the top: QuPath finds no objects"
+        )
         return v
     if not features:
         _add(v.silent, "it holds no objects")
@@ -107,7 +117,11 @@ def inspect(document: Any, image: tuple[int, int] | None = None) -> Verdict:
         kind = object_type(feature)
         kind = kind if kind in OBJECT_TYPES else "annotation"
         v.objects[kind] = v.objects.get(kind, 0) + 1
-        if image is not None and bounds and (bounds[0] < 0 or bounds[1] < 0 or bounds[2] > image[0] or bounds[3] > image[1]):
+        if (
+            image is not None
+            and bounds
+            and (bounds[0] < 0 or bounds[1] < 0 or bounds[2] > image[0] or bounds[3] > image[1])
+        ):
             _add(v.silent, f"reaches out of the image of {image[0]} x {image[1]} px; is --origin right?", number)
         if kind == "tile":
             tile_names.append((number, frozenset(names)))
@@ -133,8 +147,17 @@ def describe_geojson(documents: list[Any], where: str) -> dict[str, Any]:
     whole = documents[0] if len(documents) == 1 else [f for d in documents for f in features_of(d) or []]
     known = isinstance(image, list) and len(image) == 2 and all(map(is_positive, image))
     v = inspect(whole, (image[0], image[1]) if known else None)
-    return {"kind": "geojson", "opens": v.opens, "fatal": say(v.fatal), "silent": say(v.silent), "notes": say(v.notes),
-            "objects": v.objects, "measurements": v.measurements, "classes": v.classes, "lrmil": made}
+    return {
+        "kind": "geojson",
+        "opens": v.opens,
+        "fatal": say(v.fatal),
+        "silent": say(v.silent),
+        "notes": say(v.notes),
+        "objects": v.objects,
+        "measurements": v.measurements,
+        "classes": v.classes,
+        "lrmil": made,
+    }
 
 
 def require_good(document: Any, image: tuple[int, int] | None, where: str) -> None:
@@ -230,7 +253,11 @@ def _check_polygons(v: Verdict, kind: str, parts: list[Any], number: int) -> Non
     import shapely
 
     try:
-        polygons = [shapely.Polygon([p[:2] for p in part[0]], [[p[:2] for p in hole] for hole in part[1:]]) for part in parts if part and part[0]]
+        polygons = [
+            shapely.Polygon([p[:2] for p in part[0]], [[p[:2] for p in hole] for hole in part[1:]])
+            for part in parts
+            if part and part[0]
+        ]
     except (ValueError, shapely.GEOSException):
         _add(v.fatal, "rings that make no polygon", number)
         return
@@ -238,7 +265,11 @@ def _check_polygons(v: Verdict, kind: str, parts: list[Any], number: int) -> Non
     if shape.convex_hull.area == 0:  # the area of a bow tie is zero as well
         _add(v.silent, "an outline without area", number)
     elif not shape.is_valid:
-        _add(v.fatal, f"an invalid outline, {shapely.is_valid_reason(shape).split('[')[0].lower()} (0.6 and later refuse it)", number)
+        _add(
+            v.fatal,
+            f"an invalid outline, {shapely.is_valid_reason(shape).split('[')[0].lower()} (0.6 and later refuse it)",
+            number,
+        )
 
 
 # ---- properties --------------------------------------------------------------------
@@ -290,7 +321,12 @@ def _check_class(v: Verdict, classification: Any, number: int) -> None:
         colour = classification.get("color")
         if colour is None or name is None:
             _add(v.fatal, "a classification without name or color", number)
-        elif isinstance(colour, list) and len(colour) == 3 and any(type(n) is float for n in colour) and all(type(n) in (int, float) for n in colour):
+        elif (
+            isinstance(colour, list)
+            and len(colour) == 3
+            and any(type(n) is float for n in colour)
+            and all(type(n) in (int, float) for n in colour)
+        ):
             _add(v.silent, "a class colour of fractions; QuPath takes it for black", number)
         elif not _is_colour(colour):
             _add(v.fatal, "a class colour that is not three numbers from 0 to 255", number)
@@ -298,7 +334,11 @@ def _check_class(v: Verdict, classification: Any, number: int) -> None:
         return
     v.classes[name] = v.classes.get(name, 0) + 1
     # Joined names are QuPath's own way to write a derived class.
-    parts = classification["names"] if isinstance(classification, dict) and isinstance(classification.get("names"), list) else [name]
+    parts = (
+        classification["names"]
+        if isinstance(classification, dict) and isinstance(classification.get("names"), list)
+        else [name]
+    )
     if any(":" in str(p) or "\n" in str(p) or str(p) != str(p).strip() or not str(p) for p in parts):
         _add(v.silent, f"the class name {name[:40]!r} has a colon, a line break or blanks at its ends", number)
 
@@ -316,7 +356,11 @@ def _check_measurements(v: Verdict, measurements: Any, number: int) -> list[str]
         if isinstance(value, str) and value not in _NO_VALUE:
             _add(v.fatal, "a measurement that is text", number)
         elif isinstance(value, str) or (type(value) is float and not math.isfinite(value)):
-            _add(v.silent, "a measurement that is not a finite number; zoomed out, QuPath paints such tiles in any colour", number)
+            _add(
+                v.silent,
+                "a measurement that is not a finite number; zoomed out, QuPath paints such tiles in any colour",
+                number,
+            )
         elif type(value) not in (int, float):
             _add(v.silent, "a measurement that is null, a truth value or a list; QuPath drops it", number)
         else:
@@ -333,7 +377,11 @@ def _check_tiles(v: Verdict, boxes: list[Any], names: list[tuple[int, frozenset[
     every = frozenset().union(*(n for _, n in names))
     for number, own in names:
         if own != every:
-            _add(v.silent, "a tile without a measurement that others have; zoomed out, QuPath paints it in any colour", number)
+            _add(
+                v.silent,
+                "a tile without a measurement that others have; zoomed out, QuPath paints it in any colour",
+                number,
+            )
     if names and not every:
         _add(v.notes, "the tiles have no measurement, so there is no map to show")
     pair = overlapping(np.array(boxes, np.float64).reshape(-1, 4))

@@ -73,11 +73,15 @@ def screen_settings(method: str, changes: dict[str, Any]) -> ScreenSettings:
     if s.cross_ema and s.branches != 2:
         raise UsageError("--cross-ema is between two branches; give --branches 2, or leave it out")
     if s.freeze_dmin and "dmin_lr" in changes:
-        raise UsageError(f"--dmin-lr: DMIN is frozen ({'--freeze-dmin' if 'freeze_dmin' in changes else f'--method {method}'}) and learns nothing")
+        raise UsageError(
+            f"--dmin-lr: DMIN is frozen ({'--freeze-dmin' if 'freeze_dmin' in changes else f'--method {method}'}) and learns nothing"
+        )
     if min(s.lipn_lr, s.dmin_lr) <= 0:
         raise UsageError("--lipn-lr and --dmin-lr must be above 0")
     if s.window and not 0 <= s.window[0] < s.window[1] <= 1:
-        raise UsageError(f"--keep-rate-window {s.window[0]:g},{s.window[1]:g}: give two shares A,B with 0 <= A < B <= 1, or none")
+        raise UsageError(
+            f"--keep-rate-window {s.window[0]:g},{s.window[1]:g}: give two shares A,B with 0 <= A < B <= 1, or none"
+        )
     return s
 
 
@@ -124,8 +128,14 @@ def answer(head: DMIN, screener: Screener, slide: Instances) -> tuple[Tensor, Sc
 
 
 def fit_screened(
-    teacher: DMIN, slides: Sequence[Instances], labels: Sequence[int], train: Sequence[int], val: Sequence[int], settings: ScreenSettings,
-    *, say: Callable[[str], None] = lambda text: None,
+    teacher: DMIN,
+    slides: Sequence[Instances],
+    labels: Sequence[int],
+    train: Sequence[int],
+    val: Sequence[int],
+    settings: ScreenSettings,
+    *,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ScreenedFit:
     """Train a screener and tune a copy of ``teacher``, starting anew where no checkpoint is within the kept-rate window.
 
@@ -144,12 +154,19 @@ def fit_screened(
         tried.append(", ".join(f"{row['val_kept']:.2f}" for row in fit.curves[:8]))
         own = fit.curves[-1]["train_target_kept"]
         say(f"no epoch kept a share within {settings.window}: {tried[-1]}")
-    raise LrmilError(f"the screener kept a share outside the window {settings.window[0]:g} to {settings.window[1]:g} in {RESTARTS + 1} starts (kept on validation, by "
-                     f"epoch: {'; '.join(tried)}; DMIN itself keeps {own:.2f} in training); widen --keep-rate-window, raise --lipn-lr, or train the teacher with another retention")
+    raise LrmilError(
+        f"the screener kept a share outside the window {settings.window[0]:g} to {settings.window[1]:g} in {RESTARTS + 1} starts (kept on validation, by "
+        f"epoch: {'; '.join(tried)}; DMIN itself keeps {own:.2f} in training); widen --keep-rate-window, raise --lipn-lr, or train the teacher with another retention"
+    )
 
 
 def _fit_once(
-    teacher: DMIN, slides: Sequence[Instances], labels: Sequence[int], train: Sequence[int], val: Sequence[int], settings: ScreenSettings
+    teacher: DMIN,
+    slides: Sequence[Instances],
+    labels: Sequence[int],
+    train: Sequence[int],
+    val: Sequence[int],
+    settings: ScreenSettings,
 ) -> ScreenedFit:
     """One start. ``best_epoch`` is 0 where no epoch could be kept."""
     seed_everything(settings.seed)
@@ -157,8 +174,14 @@ def _fit_once(
     device = slides[0].features.device
     head = copy.deepcopy(teacher).to(device).requires_grad_(not settings.freeze_dmin)
     screener = seeded_screener(head.num_classes, settings.branches, settings.seed).to(device)
-    optimizer = optimizer_for("adam", screener.parameters(), device, lr=settings.lipn_lr, weight_decay=settings.weight_decay)
-    tuner = None if settings.freeze_dmin else optimizer_for("adam", head.parameters(), device, lr=settings.dmin_lr, weight_decay=settings.weight_decay)
+    optimizer = optimizer_for(
+        "adam", screener.parameters(), device, lr=settings.lipn_lr, weight_decay=settings.weight_decay
+    )
+    tuner = (
+        None
+        if settings.freeze_dmin
+        else optimizer_for("adam", head.parameters(), device, lr=settings.dmin_lr, weight_decay=settings.weight_decay)
+    )
     usable = [i for i in train if len(slides[i].images) > 1]  # one image has no batch statistics
     if not usable:
         raise LrmilError("every training slide has a single HR tile; the screener cannot learn from them")
@@ -166,13 +189,17 @@ def _fit_once(
     best, best_epoch, state = np.inf, 0, None
     cross_ema(screener, settings.cross_ema)
     for epoch in range(1, settings.epochs + 1):
-        means = _epoch(head, screener, slides, labels, draw_order(labels, usable, True, rng), optimizer, tuner, settings, rng)
+        means = _epoch(
+            head, screener, slides, labels, draw_order(labels, usable, True, rng), optimizer, tuner, settings, rng
+        )
         cross_ema(screener, settings.cross_ema)
         if not settings.official_modes:
             refresh_statistics(screener, [slides[i].images for i in usable])
         row: dict[str, Any] = {"epoch": epoch, **{f"train_{k}": v for k, v in means.items()}}
         if not np.isfinite(row["train_total"]) or not np.isfinite(row.get("train_ce", 0.0)):
-            raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lipn-lr or --dmin-lr")
+            raise LrmilError(
+                f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lipn-lr or --dmin-lr"
+            )
         row |= validate(head, screener, [slides[i] for i in val], [labels[i] for i in val])
         curves.append(row)
         inside = settings.window is None or settings.window[0] <= row["val_kept"] <= settings.window[1]
@@ -183,12 +210,26 @@ def _fit_once(
     if state is not None:
         head.load_state_dict(state[0])
         screener.load_state_dict(state[1])
-    return ScreenedFit(head.eval().requires_grad_(False), curves, best_epoch, screener.eval().requires_grad_(False), 1, len(train) - len(usable))
+    return ScreenedFit(
+        head.eval().requires_grad_(False),
+        curves,
+        best_epoch,
+        screener.eval().requires_grad_(False),
+        1,
+        len(train) - len(usable),
+    )
 
 
 def _epoch(
-    head: DMIN, screener: Screener, slides: Sequence[Instances], labels: Sequence[int], order: list[int], optimizer: torch.optim.Optimizer,
-    tuner: torch.optim.Optimizer | None, settings: ScreenSettings, rng: np.random.Generator,
+    head: DMIN,
+    screener: Screener,
+    slides: Sequence[Instances],
+    labels: Sequence[int],
+    order: list[int],
+    optimizer: torch.optim.Optimizer,
+    tuner: torch.optim.Optimizer | None,
+    settings: ScreenSettings,
+    rng: np.random.Generator,
 ) -> dict[str, float]:
     """One pass: for each slide the screener learns (a), then DMIN (b) where there is a ``tuner``. Means of all terms and kept rates."""
     noted: dict[str, list[float]] = {}
@@ -202,7 +243,12 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        values = {"total": loss, **terms, "kept": (scores.detach().mean(0) > 0).any(0).float().mean(), "target_kept": (target > 0).any(0).float().mean()}
+        values = {
+            "total": loss,
+            **terms,
+            "kept": (scores.detach().mean(0) > 0).any(0).float().mean(),
+            "target_kept": (target > 0).any(0).float().mean(),
+        }
         if tuner is not None:
             screening = screen(screener.train(settings.official_modes), slide.images)
             out = head.train().select(slide.features, screening.used)
@@ -236,5 +282,12 @@ def validate(head: DMIN, screener: Screener, slides: Sequence[Instances], labels
     truth = np.asarray(labels)
     picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)
     with torch.no_grad():
-        same = [float(((head.relevance(s.features) > 0) == screen(screener, s.images).mask).float().mean()) for s in slides]
-    return {"val_ce": float(-np.log(picked).mean()), "val_auc": auc(truth, probabilities), "val_kept": float(kept.mean()), "val_agreement": float(np.mean(same))}
+        same = [
+            float(((head.relevance(s.features) > 0) == screen(screener, s.images).mask).float().mean()) for s in slides
+        ]
+    return {
+        "val_ce": float(-np.log(picked).mean()),
+        "val_auc": auc(truth, probabilities),
+        "val_kept": float(kept.mean()),
+        "val_agreement": float(np.mean(same)),
+    }

@@ -50,12 +50,22 @@ def load_screened(path: str | Path) -> ScreenedModel:
         about, screeners = base.header["screen"], []
         for n in range(len(base.heads)):
             screener = Screener(len(base.classes), int(about["branches"]))
-            screener.load_state_dict({k[len(f"screen{n}."):]: v for k, v in tensors.items() if k.startswith(f"screen{n}.")})
+            screener.load_state_dict(
+                {k[len(f"screen{n}.") :]: v for k, v in tensors.items() if k.startswith(f"screen{n}.")}
+            )
             screeners.append(screener.eval().requires_grad_(False))
-        return ScreenedModel(base, screeners, settings_from_json(base.header["hr_tiles"], str(path)), int(base.header["ratio"]),
-                             int(about["px"]), str(about["source"]))
+        return ScreenedModel(
+            base,
+            screeners,
+            settings_from_json(base.header["hr_tiles"], str(path)),
+            int(base.header["ratio"]),
+            int(about["px"]),
+            str(about["source"]),
+        )
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise InputError(f"{path}: the screener does not fit this version of lrmil ({' '.join(str(e).split())[:160]})") from e
+        raise InputError(
+            f"{path}: the screener does not fit this version of lrmil ({' '.join(str(e).split())[:160]})"
+        ) from e
 
 
 @dataclass

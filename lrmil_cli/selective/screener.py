@@ -15,7 +15,9 @@ from lrmil_cli.heads.dmin import FALLBACK_SHARE, settle
 CHUNK = 4096
 
 
-def _conv(channels: int, out: int, kernel: int, stride: int = 1, *, depthwise: bool = False, relu: bool = True) -> nn.Sequential:
+def _conv(
+    channels: int, out: int, kernel: int, stride: int = 1, *, depthwise: bool = False, relu: bool = True
+) -> nn.Sequential:
     """Convolution without bias, batch norm, and ReLU."""
     layer = nn.Conv2d(channels, out, kernel, stride, (kernel - 1) // 2, groups=channels if depthwise else 1, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(out), *([nn.ReLU()] if relu else []))
@@ -24,8 +26,12 @@ def _conv(channels: int, out: int, kernel: int, stride: int = 1, *, depthwise: b
 def _bottleneck(channels: int, out: int, kernel: int) -> nn.Sequential:
     """Universal inverted bottleneck of stride 2, expansion 2, without residual."""
     wide = 2 * channels
-    return nn.Sequential(_conv(channels, channels, kernel, depthwise=True, relu=False), _conv(channels, wide, 1),
-                         _conv(wide, wide, kernel, 2, depthwise=True), _conv(wide, out, 1, relu=False))
+    return nn.Sequential(
+        _conv(channels, channels, kernel, depthwise=True, relu=False),
+        _conv(channels, wide, 1),
+        _conv(wide, wide, kernel, 2, depthwise=True),
+        _conv(wide, out, 1, relu=False),
+    )
 
 
 class Branch(nn.Module):
@@ -33,8 +39,15 @@ class Branch(nn.Module):
 
     def __init__(self, classes: int):
         super().__init__()
-        self.trunk = nn.Sequential(_conv(3, 16, 3, 2), _conv(16, 16, 3, 2), _conv(16, 16, 1), _conv(16, 48, 3, 2), _conv(48, 24, 1),
-                                   _bottleneck(24, 48, 5), _bottleneck(48, 64, 3))
+        self.trunk = nn.Sequential(
+            _conv(3, 16, 3, 2),
+            _conv(16, 16, 3, 2),
+            _conv(16, 16, 1),
+            _conv(16, 48, 3, 2),
+            _conv(48, 24, 1),
+            _bottleneck(24, 48, 5),
+            _bottleneck(48, 64, 3),
+        )
         self.neck = _conv(64, 64, 1)
         self.out = nn.Linear(64, classes)
         for m in self.modules():

@@ -37,24 +37,40 @@ def check_windows(tile_px: int, ratio: int, screen_px: int, source: str) -> None
         raise UsageError(f"--screen-px {screen_px}: the screening network needs windows of at least {MIN_PX} px")
     if source == "lr-tiles":
         if tile_px % ratio:
-            raise UsageError(f"LR tiles of {tile_px} px cannot be cut into {ratio} x {ratio} windows; use --screen-source thumbnail, or tile with "
-                             f"--tile-px {tile_px // ratio * ratio or ratio}")
+            raise UsageError(
+                f"LR tiles of {tile_px} px cannot be cut into {ratio} x {ratio} windows; use --screen-source thumbnail, or tile with "
+                f"--tile-px {tile_px // ratio * ratio or ratio}"
+            )
         if screen_px > tile_px // ratio:
-            raise UsageError(f"--screen-px {screen_px}: an HR tile covers {tile_px // ratio} px of its LR tile, which is not enlarged; "
-                             f"use {tile_px // ratio} or less" + ("" if tile_px // ratio >= MIN_PX else " (--screen-source thumbnail can do more)"))
+            raise UsageError(
+                f"--screen-px {screen_px}: an HR tile covers {tile_px // ratio} px of its LR tile, which is not enlarged; "
+                f"use {tile_px // ratio} or less"
+                + ("" if tile_px // ratio >= MIN_PX else " (--screen-source thumbnail can do more)")
+            )
 
 
 def cut_windows(tiles: np.ndarray, ratio: int, screen_px: int) -> np.ndarray:
     """Windows of LR tiles, shrunk by area: uint8 [B, P, P, 3] -> uint8 [B, ratio ** 2, s, s, 3], cells row by row."""
     b, side = len(tiles), tiles.shape[1] // ratio
-    cells = tiles.reshape(b, ratio, side, ratio, side, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b * ratio**2, side, side, 3)
+    cells = (
+        tiles.reshape(b, ratio, side, ratio, side, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b * ratio**2, side, side, 3)
+    )
     if side != screen_px:
-        cells = np.stack([cv2.resize(c, (screen_px, screen_px), interpolation=cv2.INTER_AREA) for c in np.ascontiguousarray(cells)])
+        cells = np.stack(
+            [cv2.resize(c, (screen_px, screen_px), interpolation=cv2.INTER_AREA) for c in np.ascontiguousarray(cells)]
+        )
     return cells.reshape(b, ratio**2, screen_px, screen_px, 3)
 
 
 def windows_of_tiles(
-    slide: Slide, lr_boxes: np.ndarray, level: int, tile_px: int, parent: np.ndarray, cell: np.ndarray, ratio: int, screen_px: int
+    slide: Slide,
+    lr_boxes: np.ndarray,
+    level: int,
+    tile_px: int,
+    parent: np.ndarray,
+    cell: np.ndarray,
+    ratio: int,
+    screen_px: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Screening images uint8 [N, s, s, 3] of HR tiles from the LR tiles they lie in, and which of them there are, bool [N].
 
@@ -86,11 +102,20 @@ def windows_of_overview(slide: Slide, hr_boxes: np.ndarray, hr_step: float, scre
     """
     image, scale_x, scale_y = overview(slide, slide.mpp * hr_step / screen_px)
     # One HR tile is then exactly s px wide, so that windows lie side by side as the tiles do.
-    image = cv2.resize(image, None, fx=scale_x * screen_px / hr_step, fy=scale_y * screen_px / hr_step, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(
+        image, None, fx=scale_x * screen_px / hr_step, fy=scale_y * screen_px / hr_step, interpolation=cv2.INTER_AREA
+    )
     at = np.rint(hr_boxes[:, :2] * screen_px / hr_step).astype(np.int64)
     needed = at.max(0) + screen_px
-    image = cv2.copyMakeBorder(image, 0, max(0, int(needed[1]) - image.shape[0]), 0, max(0, int(needed[0]) - image.shape[1]),
-                               cv2.BORDER_CONSTANT, value=(WHITE,) * 3)
+    image = cv2.copyMakeBorder(
+        image,
+        0,
+        max(0, int(needed[1]) - image.shape[0]),
+        0,
+        max(0, int(needed[0]) - image.shape[1]),
+        cv2.BORDER_CONSTANT,
+        value=(WHITE,) * 3,
+    )
     return np.stack([image[y : y + screen_px, x : x + screen_px] for x, y in at])
 
 
@@ -101,7 +126,12 @@ def hr_step(header: dict[str, Any]) -> float:
 
 
 def make_images(
-    paired: PairedSlide, screen_px: int, source: str, slide_path: Path | None, workers: int | None, on_bad_tile: str = "fail"
+    paired: PairedSlide,
+    screen_px: int,
+    source: str,
+    slide_path: Path | None,
+    workers: int | None,
+    on_bad_tile: str = "fail",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Screening images uint8 [N, s, s, 3] of the HR tiles of a pairs table, in its order, and which of them there are, bool [N].
 
@@ -111,9 +141,20 @@ def make_images(
     lr = paired.header["lr"]
     with open_tiled_slide(lr, slide_path, workers, on_bad_tile=on_bad_tile) as slide:
         if source == "thumbnail":  # what is damaged is glass there
-            return windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px), np.ones(len(paired.hr_boxes), bool)
+            return windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px), np.ones(
+                len(paired.hr_boxes), bool
+            )
         cell = cells_of(paired)
-        return windows_of_tiles(slide, paired.lr_boxes, tile_level(slide, lr), lr["settings"]["tile_px"], paired.region, cell, paired.ratio, screen_px)
+        return windows_of_tiles(
+            slide,
+            paired.lr_boxes,
+            tile_level(slide, lr),
+            lr["settings"]["tile_px"],
+            paired.region,
+            cell,
+            paired.ratio,
+            screen_px,
+        )
 
 
 def cells_of(paired: PairedSlide) -> np.ndarray:
@@ -125,7 +166,13 @@ def cells_of(paired: PairedSlide) -> np.ndarray:
 
 
 def load_images(
-    slides: list[PairedSlide], paths: list[Path], screen_px: int, source: str, cache: Path, say: Callable[[str], None], workers: int | None = None,
+    slides: list[PairedSlide],
+    paths: list[Path],
+    screen_px: int,
+    source: str,
+    cache: Path,
+    say: Callable[[str], None],
+    workers: int | None = None,
     on_bad_tile: str = "fail",
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Screening images of a cohort from ``cache``, as :func:`make_images` gives them; what is missing is cut from the slides and written first.
@@ -145,7 +192,11 @@ def load_images(
             found = make_images(paired, screen_px, source, path if path.exists() else None, workers, on_bad_tile)
             with atomic_path(file) as tmp, open(tmp, "wb") as fh:
                 np.savez(fh, images=found[0], there=found[1])
-            bad = "" if found[1].all() else f" ({(~found[1]).sum()} lie in LR tiles that cannot be decoded and are left out)"
+            bad = (
+                ""
+                if found[1].all()
+                else f" ({(~found[1]).sum()} lie in LR tiles that cannot be decoded and are left out)"
+            )
             say(f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px{bad}")
         out.append(found)
     return out

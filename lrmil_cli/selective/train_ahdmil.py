@@ -41,10 +41,16 @@ from lrmil_cli.training.leaks import check_no_leak
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
 
 #: Panels of the curves: title, columns.
-PANELS = [("mask or score loss (training)", ["train_hard", "train_soft"]), ("kept-rate loss (training)", ["train_rate"]),
-          ("kept share, validation and training", ["val_kept", "train_kept"]), ("DMIN's own kept share (training)", ["train_target_kept"]),
-          ("cross-entropy of DMIN (training)", ["train_ce"]), ("validation cross-entropy", ["val_ce"]), ("validation AUC", ["val_auc"]),
-          ("mask entries as DMIN's (validation)", ["val_agreement"])]
+PANELS = [
+    ("mask or score loss (training)", ["train_hard", "train_soft"]),
+    ("kept-rate loss (training)", ["train_rate"]),
+    ("kept share, validation and training", ["val_kept", "train_kept"]),
+    ("DMIN's own kept share (training)", ["train_target_kept"]),
+    ("cross-entropy of DMIN (training)", ["train_ce"]),
+    ("validation cross-entropy", ["val_ce"]),
+    ("validation AUC", ["val_auc"]),
+    ("mask entries as DMIN's (validation)", ["val_agreement"]),
+]
 
 
 @dataclass
@@ -58,9 +64,24 @@ class Result:
 
 
 def train_screened(
-    manifest: Manifest, *, method: str, tiles: str, pairs: str, teacher: str, encoder: str, features: str | None, settings: ScreenSettings,
-    input_size: int | None, embedding: str | None, output: Path, device: torch.device, overwrite: bool, say: Callable[[str], None],
-    warn: Callable[[str], None], workers: int | None = None, on_bad_tile: str = "fail",
+    manifest: Manifest,
+    *,
+    method: str,
+    tiles: str,
+    pairs: str,
+    teacher: str,
+    encoder: str,
+    features: str | None,
+    settings: ScreenSettings,
+    input_size: int | None,
+    embedding: str | None,
+    output: Path,
+    device: torch.device,
+    overwrite: bool,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    workers: int | None = None,
+    on_bad_tile: str = "fail",
 ) -> Result:
     """Train a screener a fold and write the model file, with predictions, metrics and curves beside it.
 
@@ -77,13 +98,15 @@ def train_screened(
     ids = [e.slide_id for e in manifest]
     tables = tile_tables(manifest, tiles)
     high_encoder = _teachers_encoder(guide, encoder, input_size, embedding)
-    if (note := licence_warning(high_encoder.info)):
+    if note := licence_warning(high_encoder.info):
         warn(note)
     folder = Path(features) if features else guide.features
     high = load_high(ids, set(ids), folder, pairs, tables, torch.device("cpu"), required=set(ids))
     check_features(guide, folder, ids, high, warn)
     if foreign := {h["made_by"] for h in high.headers if "made_by" in h}:
-        raise InputError(f"{folder}: features of {NAMES[foreign.pop()]}; a model that encodes HR tiles itself needs those that lrmil made (`lrmil embed`)")
+        raise InputError(
+            f"{folder}: features of {NAMES[foreign.pop()]}; a model that encodes HR tiles itself needs those that lrmil made (`lrmil embed`)"
+        )
     tile_px = tables[0][1]["settings"]["tile_px"]
     check_windows(tile_px, high.ratio, settings.screen_px, settings.source)
 
@@ -96,7 +119,16 @@ def train_screened(
         return Result(True, header["metrics"], header["kept_rate"], "up to date")
 
     paired = [read_pairs(find_table(pairs, i, "pairs")) for i in ids]
-    images = load_images(paired, [e.path for e in manifest], settings.screen_px, settings.source, output.with_suffix(".screen"), say, workers, on_bad_tile)
+    images = load_images(
+        paired,
+        [e.path for e in manifest],
+        settings.screen_px,
+        settings.source,
+        output.with_suffix(".screen"),
+        say,
+        workers,
+        on_bad_tile,
+    )
     slides = _instances(paired, images, high, device, say)
     results = _folds(manifest, table, guide, slides, settings, device, say, warn)
     metrics_rows, pooled = crossval.score(manifest, results)
@@ -106,13 +138,26 @@ def train_screened(
     history = [step("distill-student", own, inputs)]
     at = {s: i for i, s in enumerate(ids)}
     header = make_header(
-        "model", settings={k: v for k, v in own.items() if k != "folds"}, history=history, method=method, classes=list(manifest.classes),
-        tiles=tables[0][1]["settings"], hr_tiles=paired[0].header["hr"]["settings"], ratio=high.ratio,
-        screen={"px": settings.screen_px, "source": settings.source, "branches": settings.branches}, metrics=pooled, kept_rate=kept,
+        "model",
+        settings={k: v for k, v in own.items() if k != "folds"},
+        history=history,
+        method=method,
+        classes=list(manifest.classes),
+        tiles=tables[0][1]["settings"],
+        hr_tiles=paired[0].header["hr"]["settings"],
+        ratio=high.ratio,
+        screen={"px": settings.screen_px, "source": settings.source, "branches": settings.branches},
+        metrics=pooled,
+        kept_rate=kept,
         fold_metrics=metrics_rows.astype(object).where(metrics_rows.notna(), None).to_dict("records"),
-        starts=[r.fit.starts for r in results], attention_kind=results[0].fit.head.attention_kind,
-        calibration=crossval.calibrate(manifest, results, lambda r, index: predict(r.fit.head, r.fit.screener, [slides[i] for i in index])[0]),
-        license=high_encoder.info.license, slides=ids, teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
+        starts=[r.fit.starts for r in results],
+        attention_kind=results[0].fit.head.attention_kind,
+        calibration=crossval.calibrate(
+            manifest, results, lambda r, index: predict(r.fit.head, r.fit.screener, [slides[i] for i in index])[0]
+        ),
+        license=high_encoder.info.license,
+        slides=ids,
+        teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: len(slides[at[s]].features) for s in predictions["slide_id"]},
     )
     common = {"settings": {}, "history": history}
@@ -121,7 +166,12 @@ def train_screened(
     write_table(f"{stem}.teacher.predictions.csv", make_header("predictions", **common), guide.predictions())
     write_table(f"{stem}.metrics.csv", make_header("metrics", **common), metrics_rows)
     curves = crossval.curves_table(results)
-    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results, [p for p in PANELS if set(p[1]) & set(curves)])
+    write_curves(
+        Path(f"{stem}.curves.csv"),
+        make_header("curves", **common),
+        results,
+        [p for p in PANELS if set(p[1]) & set(curves)],
+    )
     screeners = {f"screen{n}.{k}": v for n, r in enumerate(results) for k, v in r.fit.screener.state_dict().items()}
     save_model(output, header, [high_encoder], [r.fit.head for r in results], [0] * len(results), screeners)
     text = crossval.summary(method, metrics_rows, len(results)) + f", kept {show(kept)} of the HR tiles"
@@ -136,24 +186,43 @@ def _teachers_encoder(guide: Teacher, spec: str, input_size: int | None, embeddi
     """
     name = guide.header["settings"]["head"]
     if name != "dmin":
-        raise InputError(f"{guide.path}: its heads are {name}, which keep no mask to learn; train a teacher with --head dmin")
+        raise InputError(
+            f"{guide.path}: its heads are {name}, which keep no mask to learn; train a teacher with --head dmin"
+        )
     made_by = guide.header.get("made_by", "lrmil")
     if made_by != "lrmil":
-        raise InputError(f"{guide.path}: trained on features of {NAMES[made_by]}; a model that encodes HR tiles itself needs a teacher trained "
-                         "with --tiles and --encoder")
+        raise InputError(
+            f"{guide.path}: trained on features of {NAMES[made_by]}; a model that encodes HR tiles itself needs a teacher trained "
+            "with --tiles and --encoder"
+        )
     known = guide.header["encoder"]
-    loaded = load_encoder(spec, tile_px=guide.header["tiles"]["tile_px"], input_size=input_size or known.get("image_size"),
-                          embedding=embedding or known.get("embedding"))
+    loaded = load_encoder(
+        spec,
+        tile_px=guide.header["tiles"]["tile_px"],
+        input_size=input_size or known.get("image_size"),
+        embedding=embedding or known.get("embedding"),
+    )
     same = (loaded.digest(), loaded.embed_dim, loaded.info.embedding, loaded.info.image_size)
-    theirs = (guide.header.get("encoder_digest") or same[0], guide.header["in_dim"], known.get("embedding") or same[2], known.get("image_size") or same[3])
+    theirs = (
+        guide.header.get("encoder_digest") or same[0],
+        guide.header["in_dim"],
+        known.get("embedding") or same[2],
+        known.get("image_size") or same[3],
+    )
     if same != theirs:
-        raise InputError(f"{guide.path}: the teacher was trained on features of {known['name']} ({theirs[2]}, {theirs[3]} px input), not of {spec} "
-                         f"({same[2]}, {same[3]} px); give --encoder (--embedding, --input-size) as train-teacher got it")
+        raise InputError(
+            f"{guide.path}: the teacher was trained on features of {known['name']} ({theirs[2]}, {theirs[3]} px input), not of {spec} "
+            f"({same[2]}, {same[3]} px); give --encoder (--embedding, --input-size) as train-teacher got it"
+        )
     return loaded
 
 
 def _instances(
-    paired: list[PairedSlide], images: list[tuple[np.ndarray, np.ndarray]], high: HighResolution, device: torch.device, say: Callable[[str], None]
+    paired: list[PairedSlide],
+    images: list[tuple[np.ndarray, np.ndarray]],
+    high: HighResolution,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> list[Instances]:
     """HR features and screening images of the tiles that have both, in the order of the pairs.
 
@@ -164,8 +233,12 @@ def _instances(
     for p, (pictures, there), bag, rows in zip(paired, images, high.bags, high.rows):
         use = np.flatnonzero(there & (rows >= 0))
         if not use.size:
-            raise InputError(f"slide {p.slide_id}: none of its HR tiles has both features and a screening image; leave it out of the manifest")
-        out.append(Instances(bag.features[torch.from_numpy(rows[use])].to(device), torch.from_numpy(pictures[use]).to(device)))
+            raise InputError(
+                f"slide {p.slide_id}: none of its HR tiles has both features and a screening image; leave it out of the manifest"
+            )
+        out.append(
+            Instances(bag.features[torch.from_numpy(rows[use])].to(device), torch.from_numpy(pictures[use]).to(device))
+        )
         ignored += len(bag.features) - int((rows >= 0).sum())
     if ignored:
         say(f"{ignored} HR tile(s) lie in no LR tile and are left out; prediction will not find them either")
@@ -173,8 +246,14 @@ def _instances(
 
 
 def _folds(
-    manifest: Manifest, table: pd.DataFrame, guide: Teacher, slides: list[Instances], settings: ScreenSettings, device: torch.device,
-    say: Callable[[str], None], warn: Callable[[str], None],
+    manifest: Manifest,
+    table: pd.DataFrame,
+    guide: Teacher,
+    slides: list[Instances],
+    settings: ScreenSettings,
+    device: torch.device,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> list[FoldResult]:
     """One screener a fold, on the teacher's folds and from its DMIN of the same fold."""
     at = {e.slide_id: i for i, e in enumerate(manifest)}
@@ -185,19 +264,32 @@ def _folds(
         index = {part: [at[s] for s in own] for part, own in parts.items()}
         header, head = guide.head(k)
         check_no_leak(header, parts["test"], k)
-        fit = fit_screened(head.to(device), slides, labels, index["train"], index["val"], replace(settings, seed=settings.seed + k),
-                           say=lambda text, k=k: say(f"fold {k}: {text}"))
+        fit = fit_screened(
+            head.to(device),
+            slides,
+            labels,
+            index["train"],
+            index["val"],
+            replace(settings, seed=settings.seed + k),
+            say=lambda text, k=k: say(f"fold {k}: {text}"),
+        )
         if fit.skipped:
-            warn(f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; one tile has no batch statistics")
+            warn(
+                f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; one tile has no batch statistics"
+            )
         best = fit.curves[fit.best_epoch - 1]
-        say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, kept {best['val_kept']:.2f}, "
-            f"mask as DMIN's {best['val_agreement']:.2f}")
+        say(
+            f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, kept {best['val_kept']:.2f}, "
+            f"mask as DMIN's {best['val_agreement']:.2f}"
+        )
         probabilities = predict(fit.head, fit.screener, [slides[i] for i in index["test"]])[0]
         results.append(FoldResult(k, fit, parts, probabilities))
     return results
 
 
-def _predictions(manifest: Manifest, results: list[FoldResult], slides: list[Instances]) -> tuple[pd.DataFrame, float | None]:
+def _predictions(
+    manifest: Manifest, results: list[FoldResult], slides: list[Instances]
+) -> tuple[pd.DataFrame, float | None]:
     """Out-of-fold predictions with ``hr_tiles`` (there), ``hr_read`` and their share ``kept_rate``, as ``predict`` counts them: after the
     fallbacks of an empty mask; and the mean kept rate."""
     table = crossval.predictions_table(manifest, results)
@@ -210,7 +302,9 @@ def _predictions(manifest: Manifest, results: list[FoldResult], slides: list[Ins
         kept += shares.tolist()
         there += [len(s.features) for s in test]
         read += [round(share * len(s.features)) for share, s in zip(shares, test)]
-    table = table.assign(kept_rate=np.array(kept, float), hr_tiles=np.array(there, np.int64), hr_read=np.array(read, np.int64))
+    table = table.assign(
+        kept_rate=np.array(kept, float), hr_tiles=np.array(there, np.int64), hr_read=np.array(read, np.int64)
+    )
     return table, float(np.mean(kept)) if kept else None
 
 
@@ -220,7 +314,3 @@ def _with_kept(metrics: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame
     mean, sd = mean_sd(list(own.values()))
     own |= {"mean": mean, "sd": sd, "pooled": float(predictions["kept_rate"].mean()) if len(predictions) else None}
     return metrics.assign(kept_rate=[own.get(str(f)) for f in metrics["fold"]])
-
-
-
-

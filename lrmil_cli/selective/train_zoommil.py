@@ -41,10 +41,29 @@ class Result:
 
 
 def train_zoom(
-    manifest: Manifest, *, tiles: str, pairs: str, encoder: str, features: str | None, lr_features: Path, teacher: str | None,
-    mid_pairs: str | None, mid_features: str | None, head: HeadSpec, training: TrainSettings, folds: int, input_size: int | None, embedding: str | None,
-    output: Path, device: torch.device, batch_size: int | None, overwrite: bool, say: Callable[[str], None], warn: Callable[[str], None],
-    workers: int | None = None, on_bad_tile: str = "fail",
+    manifest: Manifest,
+    *,
+    tiles: str,
+    pairs: str,
+    encoder: str,
+    features: str | None,
+    lr_features: Path,
+    teacher: str | None,
+    mid_pairs: str | None,
+    mid_features: str | None,
+    head: HeadSpec,
+    training: TrainSettings,
+    folds: int,
+    input_size: int | None,
+    embedding: str | None,
+    output: Path,
+    device: torch.device,
+    batch_size: int | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    workers: int | None = None,
+    on_bad_tile: str = "fail",
 ) -> Result:
     """Train a head a fold on pyramids of 5x and 20x tiles, or with one magnification more between them, and write the model file.
 
@@ -63,47 +82,93 @@ def train_zoom(
     if guide is not None:
         check_classes(guide, manifest)
     if features is None and guide is None:
-        raise InputError("give --features with the HR features of this encoder (`lrmil embed`), or --teacher, whose features are taken")
+        raise InputError(
+            "give --features with the HR features of this encoder (`lrmil embed`), or --teacher, whose features are taken"
+        )
     table = folds_like(manifest, guide, folds, training.seed)
     tables = tile_tables(manifest, tiles)
-    loaded = load_encoder(encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, warn=warn)
+    loaded = load_encoder(
+        encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, warn=warn
+    )
     if note := licence_warning(loaded.info):
         warn(note)
     own_digest = features_settings(loaded)["encoder"]
     chain = [pairs] if mid_pairs is None else [pairs, mid_pairs]
-    folders = [Path(features) if features else guide.features] if mid_pairs is None else [Path(mid_features), Path(features) if features else guide.features]
+    folders = (
+        [Path(features) if features else guide.features]
+        if mid_pairs is None
+        else [Path(mid_features), Path(features) if features else guide.features]
+    )
     ids = [e.slide_id for e in manifest]
     paired = [[read_pairs(find_table(p, i, "pairs")) for i in ids] for p in chain]
     for p, level in zip(chain, paired):
         if len({digest({"ratio": own.ratio, "tiles": own.header["hr"]["settings"]}, {}) for own in level}) > 1:
             raise InputError(f"{p}: pairs of different ratios or tiles; tile all slides alike")
     deep = [[_features(folder / f"{i}.h5", own_digest, encoder) for i in ids] for folder in folders]
-    low = embed_cohort(loaded, manifest, tables, lr_features, device=device, batch_size=batch_size, workers=workers, on_bad_tile=on_bad_tile,
-                       overwrite=overwrite, say=say)
+    low = embed_cohort(
+        loaded,
+        manifest,
+        tables,
+        lr_features,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        on_bad_tile=on_bad_tile,
+        overwrite=overwrite,
+        say=say,
+    )
     for i, (_, lr_header), p in zip(ids, tables, paired[0]):
         if last_digest(p.header["lr"]) != last_digest(lr_header):
-            raise InputError(f"{pairs}: the pairs of {i} were made from other LR tiles than those in --tiles; run `lrmil match` again")
+            raise InputError(
+                f"{pairs}: the pairs of {i} were made from other LR tiles than those in --tiles; run `lrmil match` again"
+            )
 
     options = {**head.options, "levels": len(chain) + 1}
-    own = {"method": "zoommil", "head": head.name, "options": options, **training.as_json(), "folds": table.to_dict("list"), "encoder": loaded.digest()}
-    inputs = {"manifest": manifest_digest(manifest), **{f"lr/{i}": last_digest(h) for i, h in zip(ids, low.headers)},
-              **{f"{n}/{i}": last_digest(f.header) for n, level in enumerate(deep) for i, f in zip(ids, level)},
-              **{f"pairs{n}/{i}": last_digest(p.header) for n, level in enumerate(paired) for i, p in zip(ids, level)}}
+    own = {
+        "method": "zoommil",
+        "head": head.name,
+        "options": options,
+        **training.as_json(),
+        "folds": table.to_dict("list"),
+        "encoder": loaded.digest(),
+    }
+    inputs = {
+        "manifest": manifest_digest(manifest),
+        **{f"lr/{i}": last_digest(h) for i, h in zip(ids, low.headers)},
+        **{f"{n}/{i}": last_digest(f.header) for n, level in enumerate(deep) for i, f in zip(ids, level)},
+        **{f"pairs{n}/{i}": last_digest(p.header) for n, level in enumerate(paired) for i, p in zip(ids, level)},
+    }
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date")
-    pyramids = [make_pyramid(bag, [level[n] for level in deep], [level[n] for level in paired]).to(device) for n, bag in enumerate(low.all)]
+    pyramids = [
+        make_pyramid(bag, [level[n] for level in deep], [level[n] for level in paired]).to(device)
+        for n, bag in enumerate(low.all)
+    ]
     bags = Bags(pyramids, low.headers)
     results = crossval.train_folds(manifest, table, lambda fold: bags, HeadSpec(head.name, options), training, say=say)
     rows, pooled = crossval.score(manifest, results)
     history = [step("distill-student", own, inputs)]
     header = make_header(
-        "model", settings={k: v for k, v in own.items() if k != "folds"}, history=history, method="zoommil", classes=list(manifest.classes),
-        tiles=tables[0][1]["settings"], level_tiles=[level[0].header["hr"]["settings"] for level in paired], ratios=[level[0].ratio for level in paired],
-        metrics=pooled, fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"), attention_kind="native",
-        calibration=crossval.calibration(manifest, results, lambda fold: bags), license=loaded.info.license, slides=ids)
+        "model",
+        settings={k: v for k, v in own.items() if k != "folds"},
+        history=history,
+        method="zoommil",
+        classes=list(manifest.classes),
+        tiles=tables[0][1]["settings"],
+        level_tiles=[level[0].header["hr"]["settings"] for level in paired],
+        ratios=[level[0].ratio for level in paired],
+        metrics=pooled,
+        fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
+        attention_kind="native",
+        calibration=crossval.calibration(manifest, results, lambda fold: bags),
+        license=loaded.info.license,
+        slides=ids,
+    )
     common = {"settings": {}, "history": history}
     stem = output.with_suffix("")
-    write_table(f"{stem}.predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results))
+    write_table(
+        f"{stem}.predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results)
+    )
     write_table(f"{stem}.metrics.csv", make_header("metrics", **common), rows)
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
     save_model(output, header, [loaded], [r.fit.head for r in results], [0] * len(results))
@@ -125,7 +190,9 @@ def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> P
         parents = find_rows(pairs.lr_boxes[:, :2], corners)
         there = parents >= 0
         if not there.any():
-            raise InputError(f"slide {pairs.slide_id}: its pairs are of other tiles than its features; run `lrmil match` again")
+            raise InputError(
+                f"slide {pairs.slide_id}: its pairs are of other tiles than its features; run `lrmil match` again"
+            )
         kin = np.full((len(corners), pairs.children.shape[1]), -1, np.int64)
         kin[parents[there]] = np.where(pairs.children >= 0, np.append(rows, -1)[pairs.children], -1)[there]
         children.append(torch.from_numpy(kin))
@@ -136,7 +203,9 @@ def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> P
 
 def _features(path: Path, encoder_digest: str, spec: str) -> Features:
     if not path.is_file():
-        raise InputError(f"{path}: no such file; make the features of each level with `lrmil embed` and the same --encoder, or give the folder of train-teacher")
+        raise InputError(
+            f"{path}: no such file; make the features of each level with `lrmil embed` and the same --encoder, or give the folder of train-teacher"
+        )
     found = read_features(path)
     if found.header["settings"].get("encoder") != encoder_digest:
         raise InputError(f"{path}: not made by {spec} as it is used here; all levels of a pyramid need one encoder")

@@ -62,7 +62,11 @@ class Blocks:
             except Exception:  # a block cut at the edge, or a damaged one: tifffile's own way tells which
                 pass
         keyframe = self.page.keyframe
-        more = {"jpegtables": self.page.jpegtables, "jpegheader": keyframe.jpegheader} if keyframe.compression in (6, _JPEG) else {}
+        more = (
+            {"jpegtables": self.page.jpegtables, "jpegheader": keyframe.jpegheader}
+            if keyframe.compression in (6, _JPEG)
+            else {}
+        )
         return keyframe.decode(data, index, **more)[0][0]
 
 
@@ -83,11 +87,16 @@ def paste_block(out: np.ndarray, x: int, y: int, block: np.ndarray, block_x: int
     top, bottom = max(y, block_y), min(y + out.shape[0], block_y + block.shape[0])
     left, right = max(x, block_x), min(x + out.shape[1], block_x + block.shape[1])
     if top < bottom and left < right:
-        out[top - y : bottom - y, left - x : right - x] = block[top - block_y : bottom - block_y, left - block_x : right - block_x]
+        out[top - y : bottom - y, left - x : right - x] = block[
+            top - block_y : bottom - block_y, left - block_x : right - block_x
+        ]
 
 
 def open_blocks(
-    handle: Any, level: int, above: Blocks | None, read_region: Callable[[int, int, int, int], np.ndarray],
+    handle: Any,
+    level: int,
+    above: Blocks | None,
+    read_region: Callable[[int, int, int, int], np.ndarray],
     to_rgb: Callable[[np.ndarray], np.ndarray],
 ) -> Blocks | None:
     """The blocks of a level of an open ``TiffSlide``; None where they must be read through it.
@@ -119,7 +128,9 @@ def _find_blocks(handle: Any, level: int) -> Blocks | None:
     page = series.pages[0]
     key = page.keyframe
     width, height = handle.level_dimensions[level]
-    if (key.imagewidth, key.imagelength, key.imagedepth) != (width, height, 1) or (key.planarconfig != 1 and key.samplesperpixel > 1):
+    if (key.imagewidth, key.imagelength, key.imagedepth) != (width, height, 1) or (
+        key.planarconfig != 1 and key.samplesperpixel > 1
+    ):
         return None
     if page.parent.filehandle is not tiff.filehandle:  # pixels in another file (OME)
         return None
@@ -145,11 +156,20 @@ def _direct_jpeg(page: Any) -> dict[str, Any] | None:
     return {"tables": page.jpegtables, "colorspace": colorspace, "outcolorspace": outcolorspace}
 
 
-def _agrees(blocks: Blocks, size: tuple[int, int], read_region: Callable[[int, int, int, int], np.ndarray],
-            to_rgb: Callable[[np.ndarray], np.ndarray]) -> bool:
+def _agrees(
+    blocks: Blocks,
+    size: tuple[int, int],
+    read_region: Callable[[int, int, int, int], np.ndarray],
+    to_rgb: Callable[[np.ndarray], np.ndarray],
+) -> bool:
     """Self-check: a block near the middle of the level, read both ways."""
     middle = blocks.rows // 2 * blocks.cols + blocks.cols // 2
-    outwards = (i for k in range(blocks.cols * blocks.rows) for i in {middle + k, middle - k} if 0 <= i < blocks.cols * blocks.rows)
+    outwards = (
+        i
+        for k in range(blocks.cols * blocks.rows)
+        for i in {middle + k, middle - k}
+        if 0 <= i < blocks.cols * blocks.rows
+    )
     for index in islice((i for i in outwards if i not in blocks.missing), 8):
         x, y, w, h = blocks.rect(index)
         w, h = min(w, size[0] - x, 512), min(h, size[1] - y, 512)

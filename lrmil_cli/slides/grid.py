@@ -59,12 +59,17 @@ def tile_boxes(grid: Grid, col: np.ndarray, row: np.ndarray) -> dict[str, np.nda
     Neighbours share an edge exactly: the width is the distance of two rounded corners.
     """
     x, y = corners(col, grid.step), corners(row, grid.step)
-    return {"x": x, "y": y, "width": corners(np.asarray(col) + 1, grid.step) - x,
-            "height": corners(np.asarray(row) + 1, grid.step) - y}
+    return {
+        "x": x,
+        "y": y,
+        "width": corners(np.asarray(col) + 1, grid.step) - x,
+        "height": corners(np.asarray(row) + 1, grid.step) - y,
+    }
 
 
 def inside_share(grid: Grid, col: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Share of each tile's area that lies inside the slide, float64 [N] in 0..1."""
+
     def axis(index: np.ndarray, length: int) -> np.ndarray:
         start = np.asarray(index, dtype=np.float64) * grid.step
         return np.clip(np.minimum(start + grid.step, length) - start, 0, None) / grid.step

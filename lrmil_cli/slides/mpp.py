@@ -53,12 +53,17 @@ def resolve_mpp(
             return Mpp(float(value), source)
     x, y = parse_number(mpp_x), parse_number(mpp_y)
     power = parse_number(objective)
-    hint = f"give it with --slide-mpp (the objective is {power:g}x, often {10 / power:g} um/px)" if power else \
-        "give it with --slide-mpp or in the manifest's mpp column (20x is often 0.5, 40x often 0.25)"
+    hint = (
+        f"give it with --slide-mpp (the objective is {power:g}x, often {10 / power:g} um/px)"
+        if power
+        else "give it with --slide-mpp or in the manifest's mpp column (20x is often 0.5, 40x often 0.25)"
+    )
     if x is None or y is None:
         raise InputError(f"{where}: the slide does not say its mpp (um per pixel); {hint}")
     if not (MIN_MPP <= x <= MAX_MPP and MIN_MPP <= y <= MAX_MPP):
-        raise InputError(f"{where}: mpp {x:.4g} x {y:.4g} in the metadata makes no sense (a screen resolution?); {hint}")
+        raise InputError(
+            f"{where}: mpp {x:.4g} x {y:.4g} in the metadata makes no sense (a screen resolution?); {hint}"
+        )
     if abs(x - y) > MAX_ANISOTROPY * max(x, y):
         raise InputError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
     return Mpp((x + y) / 2, "metadata")

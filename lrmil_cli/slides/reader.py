@@ -38,7 +38,7 @@ def read_tile(slide: Slide, level: int, x: int, y: int, width: int, height: int,
     Raises:
         InputError: the slide is damaged there.
     """
-    (x0, y0, x1, y1), = level_rects(slide, level, np.array([[x, y, width, height]])).tolist()
+    ((x0, y0, x1, y1),) = level_rects(slide, level, np.array([[x, y, width, height]])).tolist()
     return resample(slide.read(level, x0, y0, x1 - x0, y1 - y0), tile_px)
 
 
@@ -82,7 +82,9 @@ def iter_batches(
     skip = slide.on_bad_tile == "skip" and bad is not None
     rects = level_rects(slide, level, np.asarray(boxes, np.int64).reshape(-1, 4))
     # Four tasks for each thread at a time, as far as memory goes.
-    chunk = batch_size * max(1, min(round(4 * TASK_TILES * slide.workers / batch_size), CHUNK_BYTES // (batch_size * tile_px**2 * 3)))
+    chunk = batch_size * max(
+        1, min(round(4 * TASK_TILES * slide.workers / batch_size), CHUNK_BYTES // (batch_size * tile_px**2 * 3))
+    )
     blocks = slide.blocks(level)
     for order in _raster(rects, blocks):
         band = None if blocks is None else _Band(slide, level, blocks, rects[order], skip)
@@ -147,9 +149,14 @@ class _Band:
         self.slide, self.level, self.blocks, self.skip = slide, level, blocks, skip
         self.rects = rects.tolist()
         spans = _spans(blocks, size.width, size.height, rects)
-        self.needs = [[r * blocks.cols + c for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)] for c0, c1, r0, r1 in spans.tolist()]
+        self.needs = [
+            [r * blocks.cols + c for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)]
+            for c0, c1, r0, r1 in spans.tolist()
+        ]
         self.uses = _uses(blocks, spans).tolist()
-        self.inside = ((rects[:, :2] >= 0).all(axis=1) & (rects[:, 2] <= size.width) & (rects[:, 3] <= size.height)).tolist()
+        self.inside = (
+            (rects[:, :2] >= 0).all(axis=1) & (rects[:, 2] <= size.width) & (rects[:, 3] <= size.height)
+        ).tolist()
         # Pixels of a block (None where it cannot be decoded), and the memory to use again.
         self.kept: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
         self.free: list[np.ndarray] = []
@@ -230,8 +237,13 @@ class _Band:
         """Whether a tile is one block and nothing else, so that it can be decoded in place."""
         x0, y0, x1, y1 = self.rects[tile]
         needs = self.needs[tile]
-        return (len(needs) == 1 and self.uses[needs[0]] == 1 and needs[0] not in self.kept and self.inside[tile]
-                and (y1 - y0, x1 - x0, 3) == (self.blocks.height, self.blocks.width, 3) == out.shape)
+        return (
+            len(needs) == 1
+            and self.uses[needs[0]] == 1
+            and needs[0] not in self.kept
+            and self.inside[tile]
+            and (y1 - y0, x1 - x0, 3) == (self.blocks.height, self.blocks.width, 3) == out.shape
+        )
 
     def _cut(self, tile: int, out: np.ndarray, parts: list[tuple[int, np.ndarray]]) -> None:
         """One tile from its blocks, ``parts`` (index, pixels), into ``out`` [P, P, 3]."""
@@ -265,7 +277,12 @@ class _Band:
         """
         x0, y0, x1, y1 = self.rects[tile]
         factor = (x1 - x0) // tile_px
-        edges = (x0, y0, self.blocks.width if self.blocks.cols > 1 else 0, self.blocks.height if self.blocks.rows > 1 else 0)
+        edges = (
+            x0,
+            y0,
+            self.blocks.width if self.blocks.cols > 1 else 0,
+            self.blocks.height if self.blocks.rows > 1 else 0,
+        )
         fits = (x1 - x0, y1 - y0) == (factor * tile_px,) * 2 and not any(e % max(1, factor) for e in edges)
         return factor if fits and self.inside[tile] else 0
 
@@ -276,8 +293,12 @@ def _shrink_part(out: np.ndarray, factor: int, x: int, y: int, block: np.ndarray
     top, bottom = max(y, block_y), min(y + side, block_y + block.shape[0])
     left, right = max(x, block_x), min(x + side, block_x + block.shape[1])
     place = out[(top - y) // factor : (bottom - y) // factor, (left - x) // factor : (right - x) // factor]
-    cv2.resize(block[top - block_y : bottom - block_y, left - block_x : right - block_x], place.shape[1::-1], dst=place,
-               interpolation=cv2.INTER_AREA)
+    cv2.resize(
+        block[top - block_y : bottom - block_y, left - block_x : right - block_x],
+        place.shape[1::-1],
+        dst=place,
+        interpolation=cv2.INTER_AREA,
+    )
 
 
 def _spans(blocks: Blocks, width: int, height: int, rects: np.ndarray) -> np.ndarray:
@@ -285,7 +306,9 @@ def _spans(blocks: Blocks, width: int, height: int, rects: np.ndarray) -> np.nda
     ones where a rectangle lies outside."""
     left, top = np.maximum(rects[:, 0], 0), np.maximum(rects[:, 1], 0)
     right, bottom = np.minimum(rects[:, 2], width), np.minimum(rects[:, 3], height)
-    spans = np.stack([left // blocks.width, (right - 1) // blocks.width, top // blocks.height, (bottom - 1) // blocks.height], 1)
+    spans = np.stack(
+        [left // blocks.width, (right - 1) // blocks.width, top // blocks.height, (bottom - 1) // blocks.height], 1
+    )
     spans[(right <= left) | (bottom <= top)] = [0, -1, 0, -1]
     return spans
 
@@ -331,7 +354,9 @@ def overview(slide: Slide, mpp: float) -> tuple[np.ndarray, float, float]:
         rows = max(whole, rows // whole * whole)
     for top in range(0, out_h, rows):
         n = min(rows, out_h - top)
-        band = slide.read(level, 0, top * factor, out_w * factor, n * factor, threads=True, bad_is_glass=slide.on_bad_tile == "skip")
+        band = slide.read(
+            level, 0, top * factor, out_w * factor, n * factor, threads=True, bad_is_glass=slide.on_bad_tile == "skip"
+        )
         out[top : top + n] = cv2.resize(band, (out_w, n), interpolation=cv2.INTER_AREA) if factor > 1 else band
     if factor > 1:
         _replace_border(out, of.width % factor, of.height % factor, factor)

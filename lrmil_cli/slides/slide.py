@@ -68,8 +68,17 @@ class Slide:
         lost: whether anything damaged passed for glass.
     """
 
-    def __init__(self, path: Path, slide_id: str, handle: Any, reader: str, mpp: Mpp, workers: int = 1, by_blocks: bool = True,
-                 on_bad_tile: str = "fail"):
+    def __init__(
+        self,
+        path: Path,
+        slide_id: str,
+        handle: Any,
+        reader: str,
+        mpp: Mpp,
+        workers: int = 1,
+        by_blocks: bool = True,
+        on_bad_tile: str = "fail",
+    ):
         self.path = path
         self.slide_id = slide_id
         self.reader = reader
@@ -138,12 +147,20 @@ class Slide:
     def describe(self) -> dict[str, Any]:
         """The ``slide`` entry of file headers."""
         about = {
-            "id": self.slide_id, "path": str(self.path.absolute()), "width": self.width, "height": self.height,
-            "mpp": self.mpp, "mpp_source": self.mpp_source, "vendor": self.vendor, "fingerprint": self.fingerprint,
+            "id": self.slide_id,
+            "path": str(self.path.absolute()),
+            "width": self.width,
+            "height": self.height,
+            "mpp": self.mpp,
+            "mpp_source": self.mpp_source,
+            "vendor": self.vendor,
+            "fingerprint": self.fingerprint,
         }
         return {**about, "bounds": self.bounds} if self.bounds else about
 
-    def read(self, level: int, x: int, y: int, width: int, height: int, *, threads: bool = False, bad_is_glass: bool = False) -> np.ndarray:
+    def read(
+        self, level: int, x: int, y: int, width: int, height: int, *, threads: bool = False, bad_is_glass: bool = False
+    ) -> np.ndarray:
         """Pixels of a rectangle of one level.
 
         Args:
@@ -165,13 +182,21 @@ class Slide:
             return self._read_inside(level, x, y, width, height, threads, bad_is_glass)
         out = np.full((height, width, 3), WHITE, np.uint8)
         if x1 > x0 and y1 > y0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0, threads, bad_is_glass)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(
+                level, x0, y0, x1 - x0, y1 - y0, threads, bad_is_glass
+            )
         return out
 
-    def _read_inside(self, level: int, x: int, y: int, width: int, height: int, threads: bool, bad_is_glass: bool) -> np.ndarray:
+    def _read_inside(
+        self, level: int, x: int, y: int, width: int, height: int, threads: bool, bad_is_glass: bool
+    ) -> np.ndarray:
         blocks = self.blocks(level)
         if blocks is None:
-            return self._read_parts(level, x, y, width, height) if bad_is_glass else self._read_region(level, x, y, width, height)
+            return (
+                self._read_parts(level, x, y, width, height)
+                if bad_is_glass
+                else self._read_region(level, x, y, width, height)
+            )
         out = new_block(height, width)
 
         def paste(row: int) -> None:
@@ -201,16 +226,26 @@ class Slide:
                 return np.full((height, width, 3), WHITE, np.uint8)
         if width >= height:
             half = width // 2
-            return np.concatenate([self._read_parts(level, x, y, half, height), self._read_parts(level, x + half, y, width - half, height)], 1)
+            return np.concatenate(
+                [
+                    self._read_parts(level, x, y, half, height),
+                    self._read_parts(level, x + half, y, width - half, height),
+                ],
+                1,
+            )
         half = height // 2
-        return np.concatenate([self._read_parts(level, x, y, width, half), self._read_parts(level, x, y + half, width, height - half)], 0)
+        return np.concatenate(
+            [self._read_parts(level, x, y, width, half), self._read_parts(level, x, y + half, width, height - half)], 0
+        )
 
     def blocks(self, level: int) -> Blocks | None:
         """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the slide."""
         if level not in self._blocks:
             above = self.blocks(level - 1) if level and self.vendor == "aperio" else None
             by_region = partial(self._read_region, level)
-            self._blocks[level] = open_blocks(self._handle, level, above, by_region, to_rgb8) if self.by_blocks else None
+            self._blocks[level] = (
+                open_blocks(self._handle, level, above, by_region, to_rgb8) if self.by_blocks else None
+            )
         return self._blocks[level]
 
     def block(self, level: int, index: int, out: np.ndarray) -> np.ndarray:
@@ -248,7 +283,12 @@ class Slide:
         of, finer = self.levels[level], self.levels[level - 1]
         left, right = (round(v * of.downsample_x / finer.downsample_x) for v in (x, x + width))
         top, bottom = (round(v * of.downsample_y / finer.downsample_y) for v in (y, y + height))
-        return cv2.resize(self.read(level - 1, left, top, right - left, bottom - top), (width, height), dst=out, interpolation=cv2.INTER_AREA)
+        return cv2.resize(
+            self.read(level - 1, left, top, right - left, bottom - top),
+            (width, height),
+            dst=out,
+            interpolation=cv2.INTER_AREA,
+        )
 
     def _damaged(self, level: int, x: int, y: int, error: BaseException) -> InputError:
         """What happens where pixels of a level cannot be decoded; x, y in px of the level."""
@@ -319,8 +359,14 @@ def fingerprint(path: str | Path) -> str:
 
 
 def open_slide(
-    path: str | Path, *, slide_id: str | None = None, slide_mpp: float | None = None, manifest_mpp: float | None = None,
-    workers: int | None = None, reader: str | None = None, on_bad_tile: str = "fail",
+    path: str | Path,
+    *,
+    slide_id: str | None = None,
+    slide_mpp: float | None = None,
+    manifest_mpp: float | None = None,
+    workers: int | None = None,
+    reader: str | None = None,
+    on_bad_tile: str = "fail",
 ) -> Slide:
     """Open a slide and check that it can be used.
 
@@ -356,9 +402,17 @@ def open_slide(
             if handle.ts_tifffile.is_ome:
                 ome_x, ome_y = ome_mpp(handle.ts_tifffile.ome_metadata)
                 mpp_x, mpp_y = ome_x or mpp_x, ome_y or mpp_y
-        mpp = resolve_mpp(mpp_x, mpp_y, where=str(path), option=slide_mpp, manifest=manifest_mpp,
-                          objective=_property(handle, "objective-power"))
-        slide = Slide(path, slide_id or path.stem, handle, reader, mpp, workers or default_workers(), by_blocks, on_bad_tile)
+        mpp = resolve_mpp(
+            mpp_x,
+            mpp_y,
+            where=str(path),
+            option=slide_mpp,
+            manifest=manifest_mpp,
+            objective=_property(handle, "objective-power"),
+        )
+        slide = Slide(
+            path, slide_id or path.stem, handle, reader, mpp, workers or default_workers(), by_blocks, on_bad_tile
+        )
         _check_pyramid(slide)
     except BaseException:
         handle.close()
@@ -385,8 +439,10 @@ def _open_tiffslide(path: Path) -> Any:
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as e:  # tiffslide lets tifffile's, zarr's and its own errors through
-        raise InputError(f"{path}: cannot be opened as a slide ({type(e).__name__}); is the file complete, and one of "
-                         f"{' '.join(SLIDE_SUFFIXES)}?") from e
+        raise InputError(
+            f"{path}: cannot be opened as a slide ({type(e).__name__}); is the file complete, and one of "
+            f"{' '.join(SLIDE_SUFFIXES)}?"
+        ) from e
 
 
 def _open_openslide(path: Path) -> Any:
@@ -408,8 +464,13 @@ def _check_complete(handle: Any, path: Path) -> None:
     with open(path, "rb") as fh:
         fh.seek(at)
         following = fh.read(tiff.tiff.offsetsize)
-    if len(following) < tiff.tiff.offsetsize or int.from_bytes(following, "little" if tiff.byteorder == "<" else "big") >= size:
-        raise InputError(f"{path}: truncated, some of its levels or pictures are missing at the end; copy the slide again")
+    if (
+        len(following) < tiff.tiff.offsetsize
+        or int.from_bytes(following, "little" if tiff.byteorder == "<" else "big") >= size
+    ):
+        raise InputError(
+            f"{path}: truncated, some of its levels or pictures are missing at the end; copy the slide again"
+        )
     for series in tiff.series[:1]:
         for level in series.levels:
             for page in level.pages:
@@ -422,7 +483,9 @@ def _check_pyramid(slide: Slide) -> None:
     for i, level in enumerate(slide.levels):
         if min(level.width, level.height) < 1:
             raise InputError(f"{slide.path}: level {i} of the pyramid is empty")
-        if abs(level.downsample_x - level.downsample_y) > 0.05 * level.downsample + 2 * level.downsample / min(level.width, level.height):
+        if abs(level.downsample_x - level.downsample_y) > 0.05 * level.downsample + 2 * level.downsample / min(
+            level.width, level.height
+        ):
             raise InputError(
                 f"{slide.path}: level {i} of the pyramid ({level.width} x {level.height}) has another shape than the slide "
                 f"({slide.width} x {slide.height}); export the slide again"

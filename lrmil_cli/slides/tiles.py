@@ -77,8 +77,13 @@ def slide_level(slide: Slide, settings: TileSettings) -> int:
     Raises:
         InputError: the slide is coarser than the mpp asked for, or that level is damaged.
     """
-    level = choose_level([l.downsample for l in slide.levels], slide.mpp, settings.mpp,
-                         allow_upsample=settings.allow_upsample, where=str(slide.path))
+    level = choose_level(
+        [l.downsample for l in slide.levels],
+        slide.mpp,
+        settings.mpp,
+        allow_upsample=settings.allow_upsample,
+        where=str(slide.path),
+    )
     if level in slide.damaged and slide.on_bad_tile == "fail":
         raise slide.damaged[level]
     return level
@@ -91,8 +96,15 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
         ``x, y, width, height, col, row`` int64 [N] in level-0 px and grid indices, ``tissue`` float64 [N].
     """
     row, col = (a.ravel() for a in np.indices((grid.rows, grid.cols)))
-    share = tissue_fractions(tissue.mask, tissue.scale_x, tissue.scale_y,
-                             col * grid.step, row * grid.step, np.full(col.size, grid.step), np.full(col.size, grid.step))
+    share = tissue_fractions(
+        tissue.mask,
+        tissue.scale_x,
+        tissue.scale_y,
+        col * grid.step,
+        row * grid.step,
+        np.full(col.size, grid.step),
+        np.full(col.size, grid.step),
+    )
     # A share of zero is glass whatever the threshold says.
     keep = (share >= min_tissue) & (share > 0)
     col, row = col[keep], row[keep]
@@ -120,8 +132,10 @@ def find_tiles(
     tiles = select_tiles(tissue, grid, settings.min_tissue)
     if not len(tiles["x"]):
         found = f"{tissue.mask.mean():.1%} of the slide is tissue"
-        raise NoTissueError(f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
-                            "look at `lrmil tile --thumbnail`, or lower --min-tissue")
+        raise NoTissueError(
+            f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
+            "look at `lrmil tile --thumbnail`, or lower --min-tissue"
+        )
     return tiles if region is None else _inside(tiles, slide, region), level, tissue
 
 
@@ -136,8 +150,10 @@ def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region) -> dict[
     share = inside_shares(region.area, x, y, width, height)
     keep = (share >= region.min_inside) & (share > 0)
     if not keep.any():
-        raise NoTissueError(f"{slide.path}: none of {len(x)} tiles with tissue lies at least {region.min_inside:.0%} inside the regions of "
-                            f"{region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger regions over tissue")
+        raise NoTissueError(
+            f"{slide.path}: none of {len(x)} tiles with tissue lies at least {region.min_inside:.0%} inside the regions of "
+            f"{region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger regions over tissue"
+        )
     return {k: v[keep] for k, v in tiles.items()}
 
 

@@ -43,10 +43,6 @@ class Bags:
         return self.all[0].features.device
 
 
-
-
-
-
 def tile_tables(manifest: Manifest, folder: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """Path and header of every slide's tile table, checked to share one scale.
 
@@ -58,8 +54,10 @@ def tile_tables(manifest: Manifest, folder: str | Path) -> list[tuple[Path, dict
     for path, header in tables:
         own = header["settings"]
         if (own["mpp"], own["tile_px"]) != (first["mpp"], first["tile_px"]):
-            raise InputError(f"{path}: tiles of {own['mpp']:g} um/px, {own['tile_px']} px among tiles of {first['mpp']:g} um/px, "
-                             f"{first['tile_px']} px; tile all slides of a training alike")
+            raise InputError(
+                f"{path}: tiles of {own['mpp']:g} um/px, {own['tile_px']} px among tiles of {first['mpp']:g} um/px, "
+                f"{first['tile_px']} px; tile all slides of a training alike"
+            )
     return tables
 
 
@@ -94,8 +92,16 @@ def embed_cohort(
     def one(item: tuple[Entry, tuple[Path, dict[str, Any]]]):
         entry, (path, _) = item
         return embed_table(
-            encoder, path, Path(folder) / f"{entry.slide_id}.h5", settings=settings, device=device, batch=batch, workers=workers, on_bad_tile=on_bad_tile,
-            overwrite=overwrite, slide_path=entry.path if entry.path.exists() else None,
+            encoder,
+            path,
+            Path(folder) / f"{entry.slide_id}.h5",
+            settings=settings,
+            device=device,
+            batch=batch,
+            workers=workers,
+            on_bad_tile=on_bad_tile,
+            overwrite=overwrite,
+            slide_path=entry.path if entry.path.exists() else None,
         )
 
     turns = in_turn(one, list(zip(manifest, tables)), slides_ahead(device))
@@ -103,15 +109,23 @@ def embed_cohort(
         features, there, seconds = embedded()
         made += not there
         if not there:
-            bad = f" ({features.header['bad_tiles']} that cannot be decoded left out)" if features.header.get("bad_tiles") else ""
-            say(f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles{bad}, {sum(seconds.phases.values()):.1f} s")
+            bad = (
+                f" ({features.header['bad_tiles']} that cannot be decoded left out)"
+                if features.header.get("bad_tiles")
+                else ""
+            )
+            say(
+                f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles{bad}, {sum(seconds.phases.values()):.1f} s"
+            )
         bags.append(features)
     if made < len(manifest):
         say(f"features of {len(manifest) - made} slides were up to date in {folder}")
     return _bags(bags, device)
 
 
-def read_cohort(manifest: Manifest, folder: str | Path, *, device: torch.device, say: Callable[[str], None] = lambda text: None) -> Bags:
+def read_cohort(
+    manifest: Manifest, folder: str | Path, *, device: torch.device, say: Callable[[str], None] = lambda text: None
+) -> Bags:
     """Features of all slides as they are in ``folder``, ``<slide_id>.h5`` each: of lrmil, TRIDENT, CLAM or STAMP.
 
     Raises:
@@ -120,15 +134,23 @@ def read_cohort(manifest: Manifest, folder: str | Path, *, device: torch.device,
     paths = [Path(folder) / f"{e.slide_id}.h5" for e in manifest]
     missing = [p for p in paths if not p.is_file()]
     if missing:
-        torch_files = "; the .pt files there hold no coordinates, CLAM keeps both in the folder `h5_files`" if missing[0].with_suffix(".pt").exists() else ""
-        raise InputError(f"{folder}: no features of slide {missing[0].stem} ({missing[0].name}; {len(missing)} of {len(paths)} missing){torch_files}")
+        torch_files = (
+            "; the .pt files there hold no coordinates, CLAM keeps both in the folder `h5_files`"
+            if missing[0].with_suffix(".pt").exists()
+            else ""
+        )
+        raise InputError(
+            f"{folder}: no features of slide {missing[0].stem} ({missing[0].name}; {len(missing)} of {len(paths)} missing){torch_files}"
+        )
     bags = [read_bag(p, partial(_slide_mpp, e)) for p, e in zip(paths, manifest)]
     first = _kind(bags[0])
     for path, bag in zip(paths, bags):
         other = next(((k, v) for k, v in _kind(bag).items() if v != first[k]), None)
         if other:
-            raise InputError(f"{path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}; the features of a training come "
-                             "from one tool, one encoder and one tile size")
+            raise InputError(
+                f"{path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}; the features of a training come "
+                "from one tool, one encoder and one tile size"
+            )
     say(f"features of {len(bags)} slides as they are in {folder}: {first['made by']}, {first['width']} wide")
     return _bags(bags, device)
 
@@ -146,9 +168,16 @@ def _kind(bag: Features) -> dict[str, Any]:
     """What must be alike in all slides, by the name that a message gives it."""
     tiles, settings = bag.header["tiles"], bag.header["settings"]
     own = "made_by" not in bag.header
-    return {"made by": NAMES[bag.header.get("made_by", "lrmil")], "width": bag.features.shape[1], "encoder": bag.header["encoder"]["name"],
-            "embedding": bag.header["encoder"]["embedding"], "weights": settings.get("encoder"), "tile size in px": tiles["tile_px"],
-            "mpp": tiles["mpp"], "magnification": None if own else tiles["magnification"]}
+    return {
+        "made by": NAMES[bag.header.get("made_by", "lrmil")],
+        "width": bag.features.shape[1],
+        "encoder": bag.header["encoder"]["name"],
+        "embedding": bag.header["encoder"]["embedding"],
+        "weights": settings.get("encoder"),
+        "tile size in px": tiles["tile_px"],
+        "mpp": tiles["mpp"],
+        "magnification": None if own else tiles["magnification"],
+    }
 
 
 def _slide_mpp(entry: Entry) -> float:

@@ -38,14 +38,18 @@ def head_spec(name: str, options: dict[str, Any]) -> HeadSpec:
     with torch.random.fork_rng(devices=[]):
         head = build_head(name, 8, 2, options)
         if head.takes == "pyramid":
-            raise UsageError(f"--head {name} looks at a pyramid of tiles; train it with `lrmil distill-student --method {name}`")
+            raise UsageError(
+                f"--head {name} looks at a pyramid of tiles; train it with `lrmil distill-student --method {name}`"
+            )
         try:
             terms = head.loss_terms(head(torch.randn(20, 8), torch.arange(40).view(20, 2)), torch.tensor(1))
             possible = all(bool(torch.isfinite(loss)) for _, loss in terms.values())
         except (RuntimeError, ValueError, ArithmeticError, IndexError):
             possible = False
     if not possible:
-        raise UsageError(f"--head {name}: nothing can be trained with the options {options}; `lrmil info --heads` lists what they mean")
+        raise UsageError(
+            f"--head {name}: nothing can be trained with the options {options}; `lrmil info --heads` lists what they mean"
+        )
     return HeadSpec(name, options)
 
 
@@ -96,8 +100,15 @@ def train_folds(
         if fit is None:
             # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
             head = seeded_head(spec, bags.dim, len(manifest.classes), settings.seed + k).to(bags.device)
-            fit = fit_head(head, bags.all, labels, index["train"], index["val"], settings,
-                           extra_terms=extra_terms(k, parts["train"]))
+            fit = fit_head(
+                head,
+                bags.all,
+                labels,
+                index["train"],
+                index["val"],
+                settings,
+                extra_terms=extra_terms(k, parts["train"]),
+            )
         else:
             fit.head.to(bags.device)
         best = fit.curves[fit.best_epoch - 1]
@@ -127,9 +138,16 @@ def predictions_table(manifest: Manifest, results: list[FoldResult]) -> pd.DataF
     for r in results:
         for slide_id, p in zip(r.parts["test"], r.probabilities):
             e = entries[slide_id]
-            rows.append({"slide_id": slide_id, "patient_id": e.patient_id, "label": e.label, "fold": r.fold,
-                         "predicted": manifest.classes[int(p.argmax())],
-                         **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)}})
+            rows.append(
+                {
+                    "slide_id": slide_id,
+                    "patient_id": e.patient_id,
+                    "label": e.label,
+                    "fold": r.fold,
+                    "predicted": manifest.classes[int(p.argmax())],
+                    **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)},
+                }
+            )
     columns = ["slide_id", "patient_id", "label", "fold", "predicted", *(f"prob_{c}" for c in manifest.classes)]
     return pd.DataFrame(rows, columns=columns)
 
@@ -145,10 +163,14 @@ def score(manifest: Manifest, results: list[FoldResult]) -> tuple[pd.DataFrame, 
 
 def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: Callable[[int], Bags]) -> dict[str, Any]:
     """Temperature of the probabilities by each head's validation slides: no test slide has a say in it."""
-    return calibrate(manifest, results, lambda r, index: predict_bags(r.fit.head, [bags_of_fold(r.fold).all[i] for i in index]))
+    return calibrate(
+        manifest, results, lambda r, index: predict_bags(r.fit.head, [bags_of_fold(r.fold).all[i] for i in index])
+    )
 
 
-def calibrate(manifest: Manifest, results: list[FoldResult], predict: Callable[[FoldResult, list[int]], np.ndarray]) -> dict[str, Any]:
+def calibrate(
+    manifest: Manifest, results: list[FoldResult], predict: Callable[[FoldResult, list[int]], np.ndarray]
+) -> dict[str, Any]:
     """As :func:`calibration`, for any ``predict``: a fold's result and indices of slides -> probabilities [n, C]."""
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     labels = [manifest.classes.index(e.label) for e in manifest]
@@ -158,7 +180,11 @@ def calibrate(manifest: Manifest, results: list[FoldResult], predict: Callable[[
         if index:
             said.append(predict(r, index))
             truth += [labels[i] for i in index]
-    return {"temperature": round(fit_temperature(np.array(truth, np.int64), np.concatenate(said)), 6), "slides": len(truth), "of": "validation"}
+    return {
+        "temperature": round(fit_temperature(np.array(truth, np.int64), np.concatenate(said)), 6),
+        "slides": len(truth),
+        "of": "validation",
+    }
 
 
 def curves_table(results: list[FoldResult]) -> pd.DataFrame:
@@ -170,8 +196,13 @@ def summary(name: str, table: pd.DataFrame, folds: int) -> str:
     """One line for the terminal."""
     by = table.set_index("fold")
     if folds == 1:
-        return f"{name}: test accuracy {show(_value(by, 'pooled', 'accuracy'))}, AUC {show(_value(by, 'pooled', 'auc'))}"
-    parts = [f"{m} {show(_value(by, 'mean', c))} (sd {show(_value(by, 'sd', c))})" for m, c in (("accuracy", "accuracy"), ("AUC", "auc"))]
+        return (
+            f"{name}: test accuracy {show(_value(by, 'pooled', 'accuracy'))}, AUC {show(_value(by, 'pooled', 'auc'))}"
+        )
+    parts = [
+        f"{m} {show(_value(by, 'mean', c))} (sd {show(_value(by, 'sd', c))})"
+        for m, c in (("accuracy", "accuracy"), ("AUC", "auc"))
+    ]
     return f"{name}, {folds} folds: " + ", ".join(parts)
 
 

@@ -29,11 +29,13 @@ def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
     """
     import pandas as pd
 
-    table = pd.DataFrame({
-        "slide_id": [e.slide_id for e in manifest],
-        "patient_id": [e.patient_id for e in manifest],
-        "label": [e.label for e in manifest],
-    })
+    table = pd.DataFrame(
+        {
+            "slide_id": [e.slide_id for e in manifest],
+            "patient_id": [e.patient_id for e in manifest],
+            "label": [e.label for e in manifest],
+        }
+    )
     labels = np.array([manifest.classes.index(e.label) for e in manifest])
     patients = table["patient_id"].to_numpy()
     for k, column in enumerate(_fold_columns(manifest, labels, patients, folds, seed), 1):
@@ -52,11 +54,15 @@ def members(table: pd.DataFrame, fold: str) -> dict[str, list[str]]:
     return {part: table.loc[table[fold] == part, "slide_id"].tolist() for part in SPLITS}
 
 
-def _fold_columns(manifest: Manifest, labels: np.ndarray, patients: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+def _fold_columns(
+    manifest: Manifest, labels: np.ndarray, patients: np.ndarray, folds: int, seed: int
+) -> list[np.ndarray]:
     if any(e.split for e in manifest):
         parts = np.array([e.split or "" for e in manifest])
         if (parts == "").any():
-            raise InputError(f"{manifest.path}: column split is empty for {(parts == '').sum()} slide(s); fill all or none")
+            raise InputError(
+                f"{manifest.path}: column split is empty for {(parts == '').sum()} slide(s); fill all or none"
+            )
         if not (parts == "val").any():
             parts = _draw_val(parts == "test", labels, patients, seed)
         return [parts]
@@ -70,7 +76,9 @@ def _fold_columns(manifest: Manifest, labels: np.ndarray, patients: np.ndarray, 
     if any("fold" in e.folds for e in manifest):
         own = np.array([e.folds.get("fold", "") for e in manifest])
         if (own == "").any():
-            raise InputError(f"{manifest.path}: column fold is empty for {(own == '').sum()} slide(s); fill all or none")
+            raise InputError(
+                f"{manifest.path}: column fold is empty for {(own == '').sum()} slide(s); fill all or none"
+            )
         tests = [own == name for name in sorted(set(own), key=lambda v: (len(v), v))]
     else:
         tests = _draw_tests(manifest, labels, patients, folds, seed)
@@ -82,7 +90,9 @@ def _number(column: str) -> tuple[int, str]:
     return (int(tail), "") if tail.isdigit() else (10**9, tail)
 
 
-def _draw_tests(manifest: Manifest, labels: np.ndarray, patients: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+def _draw_tests(
+    manifest: Manifest, labels: np.ndarray, patients: np.ndarray, folds: int, seed: int
+) -> list[np.ndarray]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     if folds < 2:
@@ -92,8 +102,9 @@ def _draw_tests(manifest: Manifest, labels: np.ndarray, patients: np.ndarray, fo
         if n < max(folds, 3):
             raise InputError(
                 f"{manifest.path}: class {name!r} has {n} patient(s), too few for {folds} folds with train, val and test; "
-                f"use --folds {n}" if n >= 3 else
-                f"{manifest.path}: class {name!r} has {n} patient(s); at least 3 are needed (train, val and test)"
+                f"use --folds {n}"
+                if n >= 3
+                else f"{manifest.path}: class {name!r} has {n} patient(s); at least 3 are needed (train, val and test)"
             )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [_mask(len(labels), test) for _, test in splitter.split(labels, labels, patients)]
@@ -119,7 +130,9 @@ def _draw_val(test: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: 
     return out.astype(str)
 
 
-def check_fold(column: np.ndarray, labels: np.ndarray, k: int, manifest: Manifest, advice: str = "change the split or --folds") -> None:
+def check_fold(
+    column: np.ndarray, labels: np.ndarray, k: int, manifest: Manifest, advice: str = "change the split or --folds"
+) -> None:
     """A fold can be trained: it has training and validation slides, and training slides of every class.
 
     Raises:
@@ -130,7 +143,9 @@ def check_fold(column: np.ndarray, labels: np.ndarray, k: int, manifest: Manifes
             raise InputError(f"{manifest.path}: fold {k} has no {part} slides; {advice}")
     absent = sorted(set(labels) - set(labels[column == "train"]))
     if absent:
-        raise InputError(f"{manifest.path}: fold {k} has no training slide of class {manifest.classes[absent[0]]!r}; {advice}")
+        raise InputError(
+            f"{manifest.path}: fold {k} has no training slide of class {manifest.classes[absent[0]]!r}; {advice}"
+        )
 
 
 def _mask(n: int, index: np.ndarray) -> np.ndarray:

@@ -22,7 +22,9 @@ def check_classes(guide: Teacher, manifest: Manifest) -> None:
         InputError: they do not.
     """
     if guide.classes != manifest.classes:
-        raise InputError(f"{guide.path}: the teacher knows the classes {', '.join(guide.classes)}, the manifest has {', '.join(manifest.classes)}")
+        raise InputError(
+            f"{guide.path}: the teacher knows the classes {', '.join(guide.classes)}, the manifest has {', '.join(manifest.classes)}"
+        )
 
 
 def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int) -> pd.DataFrame:
@@ -36,15 +38,25 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
     known = guide.folds.set_index("slide_id")
     absent = [e.slide_id for e in manifest if e.slide_id not in known.index]
     if absent:
-        raise InputError(f"{guide.path}: slide {absent[0]} is not in the teacher's folds.csv ({len(absent)} slide(s)); "
-                         "train teacher and student on one manifest")
+        raise InputError(
+            f"{guide.path}: slide {absent[0]} is not in the teacher's folds.csv ({len(absent)} slide(s)); "
+            "train teacher and student on one manifest"
+        )
     table = known.loc[[e.slide_id for e in manifest]].reset_index()
     changed = [e.slide_id for e, label in zip(manifest, table["label"]) if e.label != label]
     if changed:
-        raise InputError(f"{guide.path}: slide {changed[0]} had another label when the teacher was trained; train it again")
+        raise InputError(
+            f"{guide.path}: slide {changed[0]} had another label when the teacher was trained; train it again"
+        )
     labels = np.array([manifest.classes.index(e.label) for e in manifest])
     for k, name in enumerate(fold_names(table), 1):
-        check_fold(table[name].to_numpy(), labels, k, manifest, f"the folds are those of {guide.path}; train it on this manifest too")
+        check_fold(
+            table[name].to_numpy(),
+            labels,
+            k,
+            manifest,
+            f"the folds are those of {guide.path}; train it on this manifest too",
+        )
     return table
 
 
@@ -59,9 +71,15 @@ def check_features(
     width = guide.header["in_dim"]
     for slide_id, bag in zip(ids, high.bags):
         if bag is not None and bag.features.shape[1] != width:
-            raise InputError(f"{folder}: the features of {slide_id} are {bag.features.shape[1]} wide, the teacher was trained on {width}; "
-                             "--features names the folder that train-teacher used")
+            raise InputError(
+                f"{folder}: the features of {slide_id} are {bag.features.shape[1]} wide, the teacher was trained on {width}; "
+                "--features names the folder that train-teacher used"
+            )
     known = guide.header.get("feature_digests", {})
-    other = [i for i in ids if f"hr/{i}" in high.inputs and known.get(i, high.inputs[f"hr/{i}"]) != high.inputs[f"hr/{i}"]]
+    other = [
+        i for i in ids if f"hr/{i}" in high.inputs and known.get(i, high.inputs[f"hr/{i}"]) != high.inputs[f"hr/{i}"]
+    ]
     if other:
-        warn(f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was trained on")
+        warn(
+            f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was trained on"
+        )

@@ -22,8 +22,14 @@ from lrmil_cli.training.bags import bag_of
 
 
 def load_high(
-    ids: list[str], wanted: Collection[str], folder: Path, pairs: str, lr_tables: list[tuple[Path, dict[str, Any]]], device: torch.device,
-    *, required: Collection[str],
+    ids: list[str],
+    wanted: Collection[str],
+    folder: Path,
+    pairs: str,
+    lr_tables: list[tuple[Path, dict[str, Any]]],
+    device: torch.device,
+    *,
+    required: Collection[str],
 ) -> HighResolution:
     """HR bags and parents of the slides ``wanted`` of the cohort ``ids``.
 
@@ -48,11 +54,16 @@ def load_high(
                     raise
             else:
                 if last_digest(paired.header["lr"]) != last_digest(lr_header):
-                    raise InputError(f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; run `lrmil match` again")
+                    raise InputError(
+                        f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; run `lrmil match` again"
+                    )
                 rows = align(paired, features, str(path))
                 parent = torch.from_numpy(region_parents(paired, len(features.coords), rows)).to(device)
                 bag, header = bag_of(features, device), features.header
-                out.inputs |= {f"hr/{slide_id}": last_digest(features.header), f"pairs/{slide_id}": last_digest(paired.header)}
+                out.inputs |= {
+                    f"hr/{slide_id}": last_digest(features.header),
+                    f"pairs/{slide_id}": last_digest(paired.header),
+                }
                 ratios.add(paired.ratio)
         out.bags.append(bag)
         out.parents.append(parent)

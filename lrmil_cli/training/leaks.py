@@ -18,8 +18,10 @@ def check_no_leak(head_header: dict[str, Any], test: list[str], fold: int) -> No
     seen = set(head_header.get("train", [])) | set(head_header.get("val", []))
     leaked = sorted(seen & set(test))
     if leaked:
-        raise InputError(f"fold {fold}: the teacher's head was trained with slide {leaked[0]}, which is a test slide of this fold; "
-                         "student and teacher must use the same folds.csv")
+        raise InputError(
+            f"fold {fold}: the teacher's head was trained with slide {leaked[0]}, which is a test slide of this fold; "
+            "student and teacher must use the same folds.csv"
+        )
 
 
 def check_no_label_leak(encoder_header: dict[str, Any] | None, test: list[str], fold: int) -> None:
@@ -30,8 +32,10 @@ def check_no_label_leak(encoder_header: dict[str, Any] | None, test: list[str], 
     """
     leaked = sorted(set((encoder_header or {}).get("label_slides", [])) & set(test))
     if leaked:
-        raise InputError(f"fold {fold}: the LR encoder learned from the teacher's attention on slide {leaked[0]} (--final-loss attention), so from its label, "
-                         "and it is a test slide of this fold; make one encoder a fold (distill-encoder --slides --fold)")
+        raise InputError(
+            f"fold {fold}: the LR encoder learned from the teacher's attention on slide {leaked[0]} (--final-loss attention), so from its label, "
+            "and it is a test slide of this fold; make one encoder a fold (distill-encoder --slides --fold)"
+        )
 
 
 def encoder_leak(encoder_header: dict[str, Any] | None, folds: pd.DataFrame, names: list[str]) -> bool:

@@ -91,8 +91,19 @@ def fit_head(
     device = next(head.parameters()).device
     targets = torch.as_tensor(list(labels), device=device)
     weights = class_weights(labels, train, head.num_classes).to(device) if settings.class_weights else None
-    optimizer = optimizer_for(settings.optimizer, head.parameters(), device, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=PLATEAU) if settings.schedule == "plateau" else None
+    optimizer = optimizer_for(
+        settings.optimizer,
+        head.parameters(),
+        device,
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    plateau = (
+        torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=PLATEAU)
+        if settings.schedule == "plateau"
+        else None
+    )
     rng = np.random.default_rng(settings.seed)
     best, best_state, best_epoch, curves = (-np.inf, -np.inf), None, 0, []
     for epoch in range(1, settings.epochs + 1):
@@ -154,8 +165,11 @@ def validate(head: MILHead, bags: Sequence[Bag], labels: Sequence[int], index: S
             notes.append({name: float(t) for name, t in head.notes(out).items()})
     probabilities, truth = np.stack(said), np.array([labels[i] for i in index])
     picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)
-    return {"val_ce": float(-np.log(picked).mean()), "val_auc": auc(truth, probabilities),
-            **{f"val_{name}": float(np.mean([own[name] for own in notes])) for name in notes[0]}}
+    return {
+        "val_ce": float(-np.log(picked).mean()),
+        "val_auc": auc(truth, probabilities),
+        **{f"val_{name}": float(np.mean([own[name] for own in notes])) for name in notes[0]},
+    }
 
 
 def predict_bags(head: MILHead, bags: Sequence[Bag]) -> np.ndarray:

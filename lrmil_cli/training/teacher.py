@@ -118,10 +118,14 @@ def train_teacher(
     """
     output = Path(output)
     own = {"head": spec.name, "options": spec.options, **settings.as_json(), "folds": folds.to_dict("list")}
-    inputs = {"manifest": manifest_digest(manifest),
-              **{f"features/{e.slide_id}": last_digest(h) for e, h in zip(manifest, bags.headers)}}
+    inputs = {
+        "manifest": manifest_digest(manifest),
+        **{f"features/{e.slide_id}": last_digest(h) for e, h in zip(manifest, bags.headers)},
+    }
     wanted = digest(own, inputs)
-    if (output / "teacher.json").exists() and up_to_date(output / "teacher.json", wanted, lambda p: read_teacher_header(p.parent), overwrite):
+    if (output / "teacher.json").exists() and up_to_date(
+        output / "teacher.json", wanted, lambda p: read_teacher_header(p.parent), overwrite
+    ):
         problem = _damage(output, wanted, len(crossval.fold_names(folds)))
         if problem is None:
             return read_teacher_header(output), True
@@ -149,25 +153,44 @@ def train_teacher(
         return Fit(head, header["curves"], header["best_epoch"])
 
     def keep(result: FoldResult) -> None:
-        header = make_header("head", settings={k: v for k, v in own.items() if k != "folds"}, history=history, fold=result.fold,
-                             train=result.parts["train"], val=result.parts["val"], classes=list(manifest.classes),
-                             best_epoch=result.fit.best_epoch, curves=result.fit.curves)
+        header = make_header(
+            "head",
+            settings={k: v for k, v in own.items() if k != "folds"},
+            history=history,
+            fold=result.fold,
+            train=result.parts["train"],
+            val=result.parts["val"],
+            classes=list(manifest.classes),
+            best_epoch=result.fit.best_epoch,
+            curves=result.fit.curves,
+        )
         save_head(head_path(result.fold), result.fit.head, header)
 
     results = crossval.train_folds(manifest, folds, lambda k: bags, spec, settings, known=known, done=keep, say=say)
     table, pooled = crossval.score(manifest, results)
     common = {"settings": {}, "history": history}
     write_table(output / "folds.csv", make_header("folds", **common), folds)
-    write_table(output / "predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results))
+    write_table(
+        output / "predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results)
+    )
     write_table(output / "metrics.csv", make_header("metrics", **common), table)
     write_curves(output / "curves.csv", make_header("curves", **common), results)
     header = make_header(
-        "teacher", settings={k: v for k, v in own.items() if k != "folds"}, history=history, classes=list(manifest.classes),
-        features=str(Path(features).absolute()), encoder=bags.headers[0]["encoder"], tiles=shared_tiles(bags),
+        "teacher",
+        settings={k: v for k, v in own.items() if k != "folds"},
+        history=history,
+        classes=list(manifest.classes),
+        features=str(Path(features).absolute()),
+        encoder=bags.headers[0]["encoder"],
+        tiles=shared_tiles(bags),
         made_by=bags.headers[0].get("made_by", "lrmil"),
         feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
-        encoder_digest=bags.headers[0]["settings"].get("encoder"), calibration=crossval.calibration(manifest, results, lambda k: bags),
-        in_dim=bags.dim, metrics=pooled, attention_kind=results[0].fit.head.attention_kind, folds=len(results),
+        encoder_digest=bags.headers[0]["settings"].get("encoder"),
+        calibration=crossval.calibration(manifest, results, lambda k: bags),
+        in_dim=bags.dim,
+        metrics=pooled,
+        attention_kind=results[0].fit.head.attention_kind,
+        folds=len(results),
     )
     write_text(output / "teacher.json", json.dumps(sealed(header), indent=1, allow_nan=False) + "\n")
     return header, False
@@ -176,24 +199,36 @@ def train_teacher(
 def _damage(output: Path, wanted: str, folds: int) -> str | None:
     """What of a finished teacher cannot be read, or is of another run."""
     try:
-        headers = [read_table(output / f"{kind}.csv", kind)[0] for kind in ("folds", "predictions", "metrics", "curves")]
+        headers = [
+            read_table(output / f"{kind}.csv", kind)[0] for kind in ("folds", "predictions", "metrics", "curves")
+        ]
         headers += [load_head(output / f"fold{k}" / "head.safetensors")[0] for k in range(1, folds + 1)]
     except InputError as e:
         return str(e)
     return None if all(last_digest(h) == wanted for h in headers) else f"{output}: holds files of another run"
 
 
-def write_curves(path: Path, header: dict[str, Any], results: list[FoldResult], panels: list[tuple[str, list[str]]] | None = None) -> None:
+def write_curves(
+    path: Path, header: dict[str, Any], results: list[FoldResult], panels: list[tuple[str, list[str]]] | None = None
+) -> None:
     """Curves as ``path`` (CSV) and as a PNG of the same stem; ``panels`` as :func:`plot_curves` takes them, else by the loss terms and
     what else the head notes."""
     curves = crossval.curves_table(results)
     write_table(path, header, curves)
     if panels is None:
         names = [c.removeprefix("train_") for c in curves.columns if c.startswith("train_") and c != "train_total"]
-        panels = [("training loss (total)", ["train_total"]), ("validation cross-entropy", ["val_ce"]), ("validation AUC", ["val_auc"])]
+        panels = [
+            ("training loss (total)", ["train_total"]),
+            ("validation cross-entropy", ["val_ce"]),
+            ("validation AUC", ["val_auc"]),
+        ]
         if len(names) > 1:
             both = [name for name in names if f"val_{name}" in curves]
             panels[1:1] = [(f"{name} (training)", [f"train_{name}"]) for name in names if name not in both]
             panels += [(f"{name} (validation and training)", [f"val_{name}", f"train_{name}"]) for name in both]
-    plot_curves(path.with_suffix(".png"), curves.fillna({"val_auc": float("nan")}), panels,
-                {r.fold: r.fit.best_epoch for r in results})
+    plot_curves(
+        path.with_suffix(".png"),
+        curves.fillna({"val_auc": float("nan")}),
+        panels,
+        {r.fold: r.fit.best_epoch for r in results},
+    )

@@ -22,15 +22,51 @@ from tests.layouts import write_trident
 def dmin(chain, tmp_path_factory):
     """A teacher with DMIN heads on the features of the chain's teacher."""
     at = tmp_path_factory.mktemp("dmin") / "teacher"
-    line = ["train-teacher", chain.manifest, "--features", chain.teacher / "features", "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "--head", "dmin",
-            "--head-option", "embed_dim=32", "--head-option", "hidden=16", "--epochs", "4", "--lr", "1e-3", "-o", at, "-q"]
+    line = [
+        "train-teacher",
+        chain.manifest,
+        "--features",
+        chain.teacher / "features",
+        "--tiles",
+        chain.tiles_hr,
+        "--encoder",
+        "demo-vit",
+        "--head",
+        "dmin",
+        "--head-option",
+        "embed_dim=32",
+        "--head-option",
+        "hidden=16",
+        "--epochs",
+        "4",
+        "--lr",
+        "1e-3",
+        "-o",
+        at,
+        "-q",
+    ]
     assert run([str(a) for a in line]) == 0
     return at
 
 
 def student(chain, teacher, output, *more):
-    return ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder", "demo-vit", "--teacher", teacher,
-            "--epochs", "1", "-o", output, *more]
+    return [
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--pairs",
+        chain.pairs,
+        "--encoder",
+        "demo-vit",
+        "--teacher",
+        teacher,
+        "--epochs",
+        "1",
+        "-o",
+        output,
+        *more,
+    ]
 
 
 def test_hdmil_from_slides_to_a_model_file(chain, dmin, tmp_path, lrmil):
@@ -41,9 +77,16 @@ def test_hdmil_from_slides_to_a_model_file(chain, dmin, tmp_path, lrmil):
     assert record["method"] == "hdmil" and 0 <= record["kept_rate"] <= 1
     table = pd.read_csv(tmp_path / "h.predictions.csv", comment="#")
     assert (table["hr_read"] <= table["hr_tiles"]).all() and (table["hr_read"] > 0).all() and len(table) == 4
-    assert {"val_kept", "train_kept", "train_hard"} <= set(pd.read_csv(tmp_path / "h.curves.csv", comment="#")) and (tmp_path / "h.curves.png").exists()
+    assert {"val_kept", "train_kept", "train_hard"} <= set(pd.read_csv(tmp_path / "h.curves.csv", comment="#")) and (
+        tmp_path / "h.curves.png"
+    ).exists()
     loaded = load_screened(model)
-    assert loaded.base.header["method"] == "hdmil" and loaded.hr_tiles.mpp == 0.5 and loaded.base.tiles.mpp == 2.0 and loaded.ratio == 4
+    assert (
+        loaded.base.header["method"] == "hdmil"
+        and loaded.hr_tiles.mpp == 0.5
+        and loaded.base.tiles.mpp == 2.0
+        and loaded.ratio == 4
+    )
     again = lrmil(*student(chain, dmin, model, "--method", "hdmil", "--json"))
     assert again.records[0]["status"] == "skipped" and again.records[0]["metrics"] == record["metrics"]
     assert "hdmil" in lrmil("info", model).out
@@ -52,7 +95,9 @@ def test_hdmil_from_slides_to_a_model_file(chain, dmin, tmp_path, lrmil):
 
 def test_both_sources_show_the_same_tissue(chain):
     paired = read_pairs(next(iter(list_tables(chain.pairs, "pairs").values())))
-    tiles, thumbnail = (make_images(paired, 16, source, None, 1)[0].astype(float) for source in ("lr-tiles", "thumbnail"))
+    tiles, thumbnail = (
+        make_images(paired, 16, source, None, 1)[0].astype(float) for source in ("lr-tiles", "thumbnail")
+    )
     assert tiles.shape == (len(paired.hr_index), 16, 16, 3) == thumbnail.shape
     assert np.abs(tiles - thumbnail).mean() < 3 < np.abs(tiles - np.roll(thumbnail, 1, 0)).mean()
 
@@ -76,8 +121,13 @@ def test_what_cannot_be_done_is_said(chain, dmin, tmp_path, lrmil):
     own = read_features(chain.teacher / "features" / "s13.h5")
     for name in list_tables(chain.tiles_hr, "tiles"):
         table = read_table(chain.tiles_hr / f"{name}.tiles.csv", "tiles")[1]
-        write_trident(tmp_path / "trident" / f"{name}.h5", table[["x", "y"]].to_numpy(), np.zeros((len(table), own.features.shape[1]), np.float32), patch_size=128,
-                      size=(1536, 1536))
+        write_trident(
+            tmp_path / "trident" / f"{name}.h5",
+            table[["x", "y"]].to_numpy(),
+            np.zeros((len(table), own.features.shape[1]), np.float32),
+            patch_size=128,
+            size=(1536, 1536),
+        )
     assert lrmil("match", chain.tiles_lr, tmp_path / "trident", "-o", tmp_path / "pairs").code == 0
     line = student(chain, dmin, out, "--method", "hdmil", "--features", tmp_path / "trident")
     line[line.index("--pairs") + 1] = tmp_path / "pairs"
@@ -86,7 +136,10 @@ def test_what_cannot_be_done_is_said(chain, dmin, tmp_path, lrmil):
     # a manifest without the validation slides of the teacher's fold
     lines = chain.manifest.read_text().splitlines()
     part = tmp_path / "part.csv"
-    part.write_text("\n".join(f"{chain.manifest.parent / row}" if n else row for n, row in enumerate(lines) if ",val" not in row) + "\n")
+    part.write_text(
+        "\n".join(f"{chain.manifest.parent / row}" if n else row for n, row in enumerate(lines) if ",val" not in row)
+        + "\n"
+    )
     line = student(chain, dmin, out, "--method", "hdmil")
     line[1] = part
     said = lrmil(*line)
@@ -119,15 +172,21 @@ def hdmil(chain, dmin, tmp_path_factory):
 
 
 def predicted(folder, name="s13"):
-    return json.loads((folder / f"{name}.prediction.json").read_text()), read_table(folder / f"{name}.attention.csv", "attention")[1]
+    return json.loads((folder / f"{name}.prediction.json").read_text()), read_table(
+        folder / f"{name}.attention.csv", "attention"
+    )[1]
 
 
-def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on_all_with_the_same_mask(chain, hdmil, tmp_path, lrmil, monkeypatch):
+def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on_all_with_the_same_mask(
+    chain, hdmil, tmp_path, lrmil, monkeypatch
+):
     from lrmil_cli.inference import screened_prediction as ondemand
 
     encoded, boxes = [], []
     embed, ahead = ondemand.embed_tiles, ondemand.read_ahead
-    monkeypatch.setattr(ondemand, "embed_tiles", lambda e, tiles, count, **k: encoded.append(count) or embed(e, tiles, count, **k))
+    monkeypatch.setattr(
+        ondemand, "embed_tiles", lambda e, tiles, count, **k: encoded.append(count) or embed(e, tiles, count, **k)
+    )
     monkeypatch.setattr(ondemand, "read_ahead", lambda slide, b, *a, **k: boxes.append(b) or ahead(slide, b, *a, **k))
     slide = chain.manifest.parent / "slides" / "s13.svs"
     said = lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, "--geojson", tmp_path / "maps", "--json")
@@ -138,9 +197,18 @@ def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on
     kept = decision.used.any(0).numpy()
     assert 0 < kept.sum() < len(kept)
     # the candidates of prediction, which come from LR pixels alone, are the pairs of the table
-    assert record["candidates"] == len(paired.hr_index) and record["tiles_read"]["hr"] == kept.sum() == sum(encoded) == sum(map(len, boxes))
-    assert {tuple(b) for b in boxes[0]} == {tuple(b) for b in paired.hr_boxes[kept]} == {tuple(b) for b in rows[["x", "y", "width", "height"]].to_numpy()}
-    assert record["kept_rate"] == pytest.approx(kept.mean(), abs=1e-6) and {"tissue", "lr_read", "screen", "read", "encode", "head"} <= record["seconds"].keys()
+    assert record["candidates"] == len(paired.hr_index) and record["tiles_read"]["hr"] == kept.sum() == sum(
+        encoded
+    ) == sum(map(len, boxes))
+    assert (
+        {tuple(b) for b in boxes[0]}
+        == {tuple(b) for b in paired.hr_boxes[kept]}
+        == {tuple(b) for b in rows[["x", "y", "width", "height"]].to_numpy()}
+    )
+    assert (
+        record["kept_rate"] == pytest.approx(kept.mean(), abs=1e-6)
+        and {"tissue", "lr_read", "screen", "read", "encode", "head"} <= record["seconds"].keys()
+    )
     features = read_features(chain.teacher / "features" / "s13.h5").features[paired.hr_index]
     with torch.inference_mode():
         out = m.heads[0].select(torch.from_numpy(features), decision.used)
@@ -148,16 +216,32 @@ def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on
     assert [record["probabilities"][c] for c in ("normal", "tumor")] == pytest.approx(expected.tolist(), abs=1e-5)
     # all candidates in a file of their own, with what the screener said
     _, screened = read_table(tmp_path / "s13.screen.attention.csv", "attention")
-    assert len(screened) == record["candidates"] and screened["kept"].sum() == kept.sum() and screened["attention"].sum() == pytest.approx(1, abs=1e-6)
+    assert (
+        len(screened) == record["candidates"]
+        and screened["kept"].sum() == kept.sum()
+        and screened["attention"].sum() == pytest.approx(1, abs=1e-6)
+    )
     assert ((screened["screening"] > 0.5) == decision.mask.any(0).numpy()).all()
     maps = {f.name: json.loads(gzip.decompress(f.read_bytes())) for f in (tmp_path / "maps").iterdir()}
-    assert {n: len(d["features"]) for n, d in maps.items()} == {"s13.heatmap.geojson.gz": kept.sum(), "s13.screen.heatmap.geojson.gz": len(kept)}
-    assert {"LRMIL kept (0-1)", "LRMIL screening (0-1)"} < maps["s13.screen.heatmap.geojson.gz"]["features"][0]["properties"]["measurements"].keys()
+    assert {n: len(d["features"]) for n, d in maps.items()} == {
+        "s13.heatmap.geojson.gz": kept.sum(),
+        "s13.screen.heatmap.geojson.gz": len(kept),
+    }
+    assert {"LRMIL kept (0-1)", "LRMIL screening (0-1)"} < maps["s13.screen.heatmap.geojson.gz"]["features"][0][
+        "properties"
+    ]["measurements"].keys()
     assert lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, "--json").records[0]["status"] == "skipped"
 
 
-@pytest.mark.parametrize(("more", "least", "most"), [(["--keep-max", "0.1"], 0.0, 0.1), (["--keep-min", "0.9"], 0.9, 1.0), (["--keep-min", "1"], 1.0, 1.0),
-                                                    (["--keep-min", "0.5", "--keep-max", "0.5"], 0.0, 0.5)])
+@pytest.mark.parametrize(
+    ("more", "least", "most"),
+    [
+        (["--keep-max", "0.1"], 0.0, 0.1),
+        (["--keep-min", "0.9"], 0.9, 1.0),
+        (["--keep-min", "1"], 1.0, 1.0),
+        (["--keep-min", "0.5", "--keep-max", "0.5"], 0.0, 0.5),
+    ],
+)
 def test_a_budget_holds(chain, hdmil, tmp_path, lrmil, more, least, most):
     slide = chain.manifest.parent / "slides" / "s13.svs"
     assert lrmil("predict", slide, "-m", hdmil, "-o", tmp_path, *more).code == 0
@@ -166,20 +250,28 @@ def test_a_budget_holds(chain, hdmil, tmp_path, lrmil, more, least, most):
     assert np.ceil(least * n) <= record["tiles_read"]["hr"] <= max(1, np.floor(most * n))
     _, screened = read_table(tmp_path / "s13.screen.attention.csv", "attention")
     read = screened["kept"] == 1
-    assert not (~read).any() or screened["screening"][read].min() >= screened["screening"][~read].max() - 1e-6 or least  # the best by score
+    assert (
+        not (~read).any() or screened["screening"][read].min() >= screened["screening"][~read].max() - 1e-6 or least
+    )  # the best by score
 
 
 def test_nothing_kept_takes_the_fallback_and_says_so(chain, hdmil, tmp_path, lrmil):
     slide = chain.manifest.parent / "slides" / "s13.svs"
     assert lrmil("predict", slide, "-m", hdmil, "--keep-threshold", "0.999999", "-o", tmp_path).code == 0
     record, _ = predicted(tmp_path)
-    assert record["fallback"] == {"empty_classes": ["normal", "tumor"], "empty_folds": 1} and record["tiles_read"]["hr"] == np.ceil(0.05 * record["candidates"])
+    assert record["fallback"] == {"empty_classes": ["normal", "tumor"], "empty_folds": 1} and record["tiles_read"][
+        "hr"
+    ] == np.ceil(0.05 * record["candidates"])
 
 
 def test_options_of_screened_models_are_refused_elsewhere(chain, hdmil, tmp_path, lrmil):
     slide = chain.manifest.parent / "slides" / "s13.svs"
-    for model, more, words in ((chain.model, ["--keep-max", "0.5"], "models that pick HR tiles"), (hdmil, ["--keep-min", "0.8", "--keep-max", "0.2"], "--keep-min 0.8"),
-                               (hdmil, ["--escalate", str(chain.teacher)], "reads HR tiles by itself"), (hdmil, ["--keep-threshold", "1"], "--keep-threshold")):
+    for model, more, words in (
+        (chain.model, ["--keep-max", "0.5"], "models that pick HR tiles"),
+        (hdmil, ["--keep-min", "0.8", "--keep-max", "0.2"], "--keep-min 0.8"),
+        (hdmil, ["--escalate", str(chain.teacher)], "reads HR tiles by itself"),
+        (hdmil, ["--keep-threshold", "1"], "--keep-threshold"),
+    ):
         said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p", *more)
         assert said.code == 2 and words in said.err, said.err
 

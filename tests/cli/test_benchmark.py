@@ -20,7 +20,10 @@ def test_hr_against_lr(lrmil, slide, tmp_path):
         assert min(side[k] for k in ("tissue", "read", "encode", "head", "encoder_floor")) > 0
         assert side["measured"] == min(10, side["tiles"])
     lr, hr = record["lr"], record["hr"]
-    assert record["ratio"] == pytest.approx(hr["total"] / lr["total"], rel=1e-3) and record["tile_ratio"] == hr["tiles"] / lr["tiles"] > 4
+    assert (
+        record["ratio"] == pytest.approx(hr["total"] / lr["total"], rel=1e-3)
+        and record["tile_ratio"] == hr["tiles"] / lr["tiles"] > 4
+    )
     assert record["lr_overhead"] == pytest.approx(lr["total"] / lr["encoder_floor"], rel=1e-3)
     assert hr["tiles"] > 100
     assert record["encoder"].startswith("demo") and record["device"].startswith("cpu") and record["status"] == "ok"
@@ -41,12 +44,21 @@ def test_read_only_compares_readers_on_and_off_the_blocks(lrmil, slide):
     (record,) = said.records
     assert said.code == 0 and record["hr"] is None and record["lr"] is None
     assert record["readers"].keys() == record["readers_shifted"].keys() == record["readers_hr"].keys()
-    assert max(map(len, lrmil("benchmark", slide, "--read-only", "--tile-px", "64", "--max-tiles", "16").out.splitlines())) <= 80
+    assert (
+        max(map(len, lrmil("benchmark", slide, "--read-only", "--tile-px", "64", "--max-tiles", "16").out.splitlines()))
+        <= 80
+    )
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    (["--model", "m", "--encoder", "e"], "not both"), (["--read-only", "--encoder", "demo-vit"], "encodes nothing"), (["--plot", "b.pdf"], ".png"),
-    (["--encoder", "demo-vit", "--mpp", "0.5"], "must be finer")])
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--model", "m", "--encoder", "e"], "not both"),
+        (["--read-only", "--encoder", "demo-vit"], "encodes nothing"),
+        (["--plot", "b.pdf"], ".png"),
+        (["--encoder", "demo-vit", "--mpp", "0.5"], "must be finer"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(lrmil, slide, args, says):
     said = lrmil("benchmark", slide, *args)
     assert said.code == 2 and says in said.err
@@ -82,4 +94,6 @@ def test_operations_are_counted_as_by_hand():
     q = torch.zeros(1, 2, 50, 16)
     with torch.inference_mode():
         assert operations(lambda: torch.nn.Linear(64, 32)(torch.zeros(10, 64))) == 2 * 10 * 64 * 32
-        assert operations(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * (2 * 50 * 50 * 16)
+        assert operations(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * (
+            2 * 50 * 50 * 16
+        )

@@ -19,7 +19,17 @@ def test_a_compiled_encoder_gives_the_same_features(chain, tmp_path, lrmil):
 
 def test_no_compiler_is_said_in_one_line(chain, tmp_path, lrmil, monkeypatch):
     monkeypatch.setattr("lrmil_cli.encoders.vit.Encoder.forward", lambda *a, **k: 1 / 0)
-    said = lrmil("embed", chain.tiles_lr / "s00.tiles.csv", "--encoder", "demo-vit", "--device", "cpu", "--compile", "-o", tmp_path / "x.h5")
+    said = lrmil(
+        "embed",
+        chain.tiles_lr / "s00.tiles.csv",
+        "--encoder",
+        "demo-vit",
+        "--device",
+        "cpu",
+        "--compile",
+        "-o",
+        tmp_path / "x.h5",
+    )
     assert said.code == 5 and "no compiler works" in said.err and not (tmp_path / "x.h5").exists()
 
 

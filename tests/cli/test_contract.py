@@ -25,11 +25,23 @@ def check_failed(said, code, says, folder: Path, allowed=()):
 
 
 # ---- start-up ----------------------------------------------------------------------
-@pytest.mark.parametrize("args", [["--help"], ["tile", "--help"], ["predict", "--help"], ["evaluate", "--help"], ["export-geojson", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["tile", "--help"],
+        ["predict", "--help"],
+        ["evaluate", "--help"],
+        ["export-geojson", "--help"],
+        ["doctor", "--help"],
+    ],
+)
 def test_help_imports_nothing_heavy(args):
-    code = ("import sys; from lrmil_cli.app import run; code = run(sys.argv[1:]);"
-            "heavy = {'torch', 'timm', 'pandas', 'tiffslide', 'sklearn', 'matplotlib', 'h5py', 'shapely', 'cv2'} & set(sys.modules);"
-            "print(heavy, file=sys.stderr); sys.exit(code or bool(heavy))")
+    code = (
+        "import sys; from lrmil_cli.app import run; code = run(sys.argv[1:]);"
+        "heavy = {'torch', 'timm', 'pandas', 'tiffslide', 'sklearn', 'matplotlib', 'h5py', 'shapely', 'cv2'} & set(sys.modules);"
+        "print(heavy, file=sys.stderr); sys.exit(code or bool(heavy))"
+    )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
@@ -37,7 +49,12 @@ def test_help_imports_nothing_heavy(args):
 
 def test_export_geojson_runs_without_torch(tmp_path):
     code = "import sys; sys.modules['torch'] = None; from lrmil_cli.app import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, "export-geojson", "no.csv", "-o", "x.geojson"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "export-geojson", "no.csv", "-o", "x.geojson"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 3 and "no such file" in done.stderr
 
 
@@ -51,19 +68,34 @@ def test_no_arguments_show_the_help_and_are_wrong_usage(lrmil):
     assert said.code == 2 and "Usage" in said.err + said.out
 
 
-@pytest.mark.parametrize("args", [["tile"], ["tile", "--nope"], ["nope"], ["tile", "a.svs", "-o", "x.csv", "--mpp", "two"], ["tile", "a.svs", "-o", "x.csv", "--mpp", "-1"],
-                                  ["tile", "a.svs", "-o", "x.csv", "--mpp", "2", "--mag", "5"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["tile"],
+        ["tile", "--nope"],
+        ["nope"],
+        ["tile", "a.svs", "-o", "x.csv", "--mpp", "two"],
+        ["tile", "a.svs", "-o", "x.csv", "--mpp", "-1"],
+        ["tile", "a.svs", "-o", "x.csv", "--mpp", "2", "--mag", "5"],
+    ],
+)
 def test_wrong_usage_is_one_line_and_exit_2(args, lrmil):
     said = lrmil(*args)
     assert said.code == 2 and len(said.err.strip().splitlines()) == 1 and said.err.startswith("error: ")
 
 
 # ---- slides ------------------------------------------------------------------------
-@pytest.mark.parametrize("change", [
-    ("no such file", lambda p: p.unlink()), ("empty", lambda p: p.write_bytes(b"")), ("cannot be opened", lambda p: p.write_text("hello " * 50)),
-    ("cannot be opened", lambda p: p.write_bytes(b"IJ" + p.read_bytes()[2:])), ("cannot be opened", lambda p: p.write_bytes(p.read_bytes()[:8])),
-    ("truncated", lambda p: p.write_bytes(p.read_bytes()[:-3000])),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("no such file", lambda p: p.unlink()),
+        ("empty", lambda p: p.write_bytes(b"")),
+        ("cannot be opened", lambda p: p.write_text("hello " * 50)),
+        ("cannot be opened", lambda p: p.write_bytes(b"IJ" + p.read_bytes()[2:])),
+        ("cannot be opened", lambda p: p.write_bytes(p.read_bytes()[:8])),
+        ("truncated", lambda p: p.write_bytes(p.read_bytes()[:-3000])),
+    ],
+)
 def test_broken_slides(tmp_path, lrmil, change):
     says, break_it = change
     folder = tmp_path / "in"
@@ -76,9 +108,19 @@ def test_broken_slides(tmp_path, lrmil, change):
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "says"), [
-    ("empty.svs", "empty"), ("text_renamed.svs", "cannot be opened"), ("bad_magic.svs", "cannot be opened"), ("header_only.svs", "cannot be opened"),
-    ("truncated_quarter.svs", "cannot be opened"), ("no_mpp_no_mag.svs", "--slide-mpp"), ("tile_garbage.svs", "damaged"), ("dicom_wsi_not_tiff.dcm", "")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("empty.svs", "empty"),
+        ("text_renamed.svs", "cannot be opened"),
+        ("bad_magic.svs", "cannot be opened"),
+        ("header_only.svs", "cannot be opened"),
+        ("truncated_quarter.svs", "cannot be opened"),
+        ("no_mpp_no_mag.svs", "--slide-mpp"),
+        ("tile_garbage.svs", "damaged"),
+        ("dicom_wsi_not_tiff.dcm", ""),
+    ],
+)
 def test_real_bad_slides(tmp_path, lrmil, name, says):
     said = lrmil("tile", SHARED / "data/wsi/bad" / name, "-o", tmp_path / "t.csv")
     assert said.code == (5 if "openslide" in said.err else 3)
@@ -90,9 +132,26 @@ def test_real_slides_with_awkward_scales(tmp_path, lrmil):
     wsi = SHARED / "data/wsi"
     said = lrmil("tile", wsi / "bad/mpp_comma.svs", "-o", tmp_path / "a.csv", "--json")
     assert said.code == 0 and said.records[0]["mpp"] == 0.499
-    check_failed(lrmil("tile", wsi / "yb10kx5k.zstd.tiff", "-o", tmp_path / "b.csv"), 3, "makes no sense", tmp_path, ["a.csv"])
-    check_failed(lrmil("tile", wsi / "TCGA-CR-7395-01A-01-TS1.svs", "-o", tmp_path / "c.csv"), 3, "--slide-mpp", tmp_path, ["a.csv"])
-    said = lrmil("tile", wsi / "TCGA-CR-7395-01A-01-TS1.svs", "--slide-mpp", "0.5", "-o", tmp_path / "c.csv", "--thumbnail", "--json")
+    check_failed(
+        lrmil("tile", wsi / "yb10kx5k.zstd.tiff", "-o", tmp_path / "b.csv"), 3, "makes no sense", tmp_path, ["a.csv"]
+    )
+    check_failed(
+        lrmil("tile", wsi / "TCGA-CR-7395-01A-01-TS1.svs", "-o", tmp_path / "c.csv"),
+        3,
+        "--slide-mpp",
+        tmp_path,
+        ["a.csv"],
+    )
+    said = lrmil(
+        "tile",
+        wsi / "TCGA-CR-7395-01A-01-TS1.svs",
+        "--slide-mpp",
+        "0.5",
+        "-o",
+        tmp_path / "c.csv",
+        "--thumbnail",
+        "--json",
+    )
     assert said.code == 0 and said.records[0]["mpp_source"] == "option" and (tmp_path / "c.png").exists()
 
 
@@ -124,12 +183,20 @@ def test_a_slide_that_changed_after_tiling_is_refused(tmp_path, lrmil, slide):
     copy.write_bytes(slide.read_bytes())
     assert lrmil("tile", copy, "--mpp", "0.5", "-o", tmp_path / "t.csv").code == 0
     write_tiff(copy, blob_image(seed=9))
-    check_failed(lrmil("embed", tmp_path / "t.csv", "--encoder", "demo-vit", "-o", tmp_path / "f.h5"), 3, "has changed", tmp_path, ["s.svs", "t.csv"])
+    check_failed(
+        lrmil("embed", tmp_path / "t.csv", "--encoder", "demo-vit", "-o", tmp_path / "f.h5"),
+        3,
+        "has changed",
+        tmp_path,
+        ["s.svs", "t.csv"],
+    )
 
 
 def test_too_coarse_a_slide(tmp_path, lrmil):
     coarse = write_tiff(tmp_path / "c.svs", blob_image(), mpp=0.68)
-    check_failed(lrmil("tile", coarse, "--mpp", "0.5", "-o", tmp_path / "t.csv"), 3, "--allow-upsample", tmp_path, ["c.svs"])
+    check_failed(
+        lrmil("tile", coarse, "--mpp", "0.5", "-o", tmp_path / "t.csv"), 3, "--allow-upsample", tmp_path, ["c.svs"]
+    )
     assert lrmil("tile", coarse, "--mpp", "0.5", "--allow-upsample", "-o", tmp_path / "t.csv").code == 0
 
 
@@ -142,7 +209,12 @@ def test_one_bad_slide_does_not_stop_the_rest(tmp_path, lrmil, slide, glass):
     (folder / "b.svs").write_bytes(b"not a slide")
     said = lrmil("tile", folder, "-o", tmp_path / "out", "--json")
     assert said.code == 4
-    assert {r["slide_id"]: r["status"] for r in said.records} == {"a": "ok", "b": "failed", "c": "ok", "glass": "no_tissue"}
+    assert {r["slide_id"]: r["status"] for r in said.records} == {
+        "a": "ok",
+        "b": "failed",
+        "c": "ok",
+        "glass": "no_tissue",
+    }
     listed = (tmp_path / "out" / "failures.csv").read_text().splitlines()
     assert listed[0] == "slide,slide_id,status,error" and len(listed) == 3
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.tiles.csv", "c.tiles.csv", "failures.csv"]
@@ -168,52 +240,116 @@ def test_a_manifest_with_a_missing_file_fails_that_slide_by_name(tmp_path, lrmil
     assert said.code == 3 and "one slide only" in said.err and not (tmp_path / "t").exists()
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("slide,label\na.svs,x\na.svs,y\n", "slide_id 'a'"), ("slide,label,patient_id,split\na.svs,x,p,train\nb.svs,y,p,test\n", "patient 'p'"),
-    ("slide,label\na.svs,x\nb.svs,x\nc.svs,y\n", "one slide only")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("slide,label\na.svs,x\na.svs,y\n", "slide_id 'a'"),
+        ("slide,label,patient_id,split\na.svs,x,p,train\nb.svs,y,p,test\n", "patient 'p'"),
+        ("slide,label\na.svs,x\nb.svs,x\nc.svs,y\n", "one slide only"),
+    ],
+)
 def test_bad_manifests_stop_training_before_anything_is_written(tmp_path, lrmil, text, says):
     (tmp_path / "slides.csv").write_text(text)
-    check_failed(lrmil("train-teacher", tmp_path / "slides.csv", "--tiles", tmp_path, "--encoder", "demo-vit", "-o", tmp_path / "t"), 3, says, tmp_path, ["slides.csv"])
+    check_failed(
+        lrmil(
+            "train-teacher", tmp_path / "slides.csv", "--tiles", tmp_path, "--encoder", "demo-vit", "-o", tmp_path / "t"
+        ),
+        3,
+        says,
+        tmp_path,
+        ["slides.csv"],
+    )
 
 
 def test_a_manifest_that_is_not_utf8(tmp_path, lrmil):
     (tmp_path / "slides.csv").write_bytes("slide,label\nM\xfcller.svs,x\n".encode("latin1"))
-    check_failed(lrmil("tile", tmp_path / "slides.csv", "-o", tmp_path / "o"), 3, "line 2 is not UTF-8", tmp_path, ["slides.csv"])
+    check_failed(
+        lrmil("tile", tmp_path / "slides.csv", "-o", tmp_path / "o"), 3, "line 2 is not UTF-8", tmp_path, ["slides.csv"]
+    )
 
 
 # ---- files of the wrong kind -------------------------------------------------------
 def test_swapped_and_foreign_tables(chain, tmp_path, lrmil):
     lr, hr = chain.tiles_lr / "s00.tiles.csv", chain.tiles_hr / "s00.tiles.csv"
     check_failed(lrmil("match", hr, lr, "-o", tmp_path / "p.csv"), 3, "swapped", tmp_path)
-    check_failed(lrmil("match", lr, chain.tiles_hr / "s01.tiles.csv", "-o", tmp_path / "p.csv"), 3, "one slide", tmp_path)
-    check_failed(lrmil("match", lr, chain.pairs / "s00.pairs.csv", "-o", tmp_path / "p.csv"), 3, "this is a pairs file", tmp_path)
+    check_failed(
+        lrmil("match", lr, chain.tiles_hr / "s01.tiles.csv", "-o", tmp_path / "p.csv"), 3, "one slide", tmp_path
+    )
+    check_failed(
+        lrmil("match", lr, chain.pairs / "s00.pairs.csv", "-o", tmp_path / "p.csv"), 3, "this is a pairs file", tmp_path
+    )
     check_failed(lrmil("export-geojson", lr, "-o", tmp_path / "x.geojson"), 3, "this is a tiles file", tmp_path)
 
 
 def test_an_encoder_where_a_model_is_wanted_and_the_other_way_round(chain, tmp_path, lrmil):
     slide = chain.manifest.parent / "slides" / "s00.svs"
-    check_failed(lrmil("predict", slide, "-m", chain.encoder, "-o", tmp_path / "p"), 3, "this is a encoder file, but a model file", tmp_path)
-    check_failed(lrmil("embed", chain.tiles_lr / "s00.tiles.csv", "--encoder", chain.model, "-o", tmp_path / "f.h5"), 3, "this is a model file", tmp_path)
+    check_failed(
+        lrmil("predict", slide, "-m", chain.encoder, "-o", tmp_path / "p"),
+        3,
+        "this is a encoder file, but a model file",
+        tmp_path,
+    )
+    check_failed(
+        lrmil("embed", chain.tiles_lr / "s00.tiles.csv", "--encoder", chain.model, "-o", tmp_path / "f.h5"),
+        3,
+        "this is a model file",
+        tmp_path,
+    )
 
 
 def test_a_grid_that_does_not_divide(chain, tmp_path, lrmil):
-    said = lrmil("distill-encoder", chain.pairs, "--encoder", "vit_tiny_patch16_224", "--random-init", "--input-size", "224", "-o", tmp_path / "e.safetensors")
+    said = lrmil(
+        "distill-encoder",
+        chain.pairs,
+        "--encoder",
+        "vit_tiny_patch16_224",
+        "--random-init",
+        "--input-size",
+        "224",
+        "-o",
+        tmp_path / "e.safetensors",
+    )
     check_failed(said, 2, "do not divide", tmp_path)
 
 
 def test_random_weights_are_asked_for_and_said(chain, tmp_path, lrmil):
-    said = lrmil("embed", chain.tiles_lr / "s00.tiles.csv", "--encoder", "vit_tiny_patch16_224", "--random-init", "--input-size", "64", "-o", tmp_path / "f.h5")
+    said = lrmil(
+        "embed",
+        chain.tiles_lr / "s00.tiles.csv",
+        "--encoder",
+        "vit_tiny_patch16_224",
+        "--random-init",
+        "--input-size",
+        "64",
+        "-o",
+        tmp_path / "f.h5",
+    )
     assert said.code == 0
     about = lrmil("info", tmp_path / "f.h5", "--json").records[0]
     assert about["encoder"]["random_init"] is True and "random" in about["encoder"]["note"]
 
 
 def test_teacher_and_student_must_fit(chain, tmp_path, lrmil):
-    common = ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--encoder", chain.encoder, "-o", tmp_path / "m.safetensors", "--lr-features", chain.folder / "model.features"]
+    common = [
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--encoder",
+        chain.encoder,
+        "-o",
+        tmp_path / "m.safetensors",
+        "--lr-features",
+        chain.folder / "model.features",
+    ]
     check_failed(lrmil(*common), 2, "give --teacher and --pairs", tmp_path)
     check_failed(lrmil(*common, "--teacher", tmp_path / "no", "--pairs", chain.pairs), 3, "no teacher.json", tmp_path)
-    check_failed(lrmil(*common, "--teacher", chain.teacher, "--pairs", tmp_path), 3, "no pairs table of slide s00", tmp_path)
-    said = lrmil(*common, "--teacher", chain.teacher, "--pairs", chain.pairs, "--features", chain.folder / "model.features")
+    check_failed(
+        lrmil(*common, "--teacher", chain.teacher, "--pairs", tmp_path), 3, "no pairs table of slide s00", tmp_path
+    )
+    said = lrmil(
+        *common, "--teacher", chain.teacher, "--pairs", chain.pairs, "--features", chain.folder / "model.features"
+    )
     check_failed(said, 3, "HR tiles are not those of the pairs table", tmp_path)
 
 
@@ -223,8 +359,18 @@ def test_a_device_that_is_not_there(chain, tmp_path, lrmil):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     slide = chain.manifest.parent / "slides" / "s00.svs"
-    check_failed(lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p", "--device", "cuda"), 5, "no CUDA device", tmp_path)
-    check_failed(lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p", "--device", "gpu"), 2, "auto, cpu, cuda", tmp_path)
+    check_failed(
+        lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p", "--device", "cuda"),
+        5,
+        "no CUDA device",
+        tmp_path,
+    )
+    check_failed(
+        lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p", "--device", "gpu"),
+        2,
+        "auto, cpu, cuda",
+        tmp_path,
+    )
 
 
 # ---- the machine gets in the way ---------------------------------------------------
@@ -242,14 +388,21 @@ def test_a_full_disk(tmp_path, chain):
     try:
         (small / "filler").write_bytes(b"x" * 60_000)
         slide = chain.manifest.parent / "slides" / "s00.svs"
-        for line in (f"tile '{slide}' --mpp 0.1 --tile-px 64 --allow-upsample -o small/t.csv", f"embed '{chain.tiles_hr}/s00.tiles.csv' --encoder demo-vit -o small/f.h5",
-                     f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder '{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
-                     f"predict '{slide}' -m '{chain.model}' -o small/p --overlay small/o.png"):
+        for line in (
+            f"tile '{slide}' --mpp 0.1 --tile-px 64 --allow-upsample -o small/t.csv",
+            f"embed '{chain.tiles_hr}/s00.tiles.csv' --encoder demo-vit -o small/f.h5",
+            f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder '{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
+            f"predict '{slide}' -m '{chain.model}' -o small/p --overlay small/o.png",
+        ):
             done = shell(f"{sys.executable} -m lrmil_cli {line}", tmp_path)
             errors = [l for l in done.stderr.splitlines() if l.startswith("error:")]
             assert done.returncode == 5 and len(errors) == 1 and "No space left" in errors[0], done.stderr
             # a prediction that was finished before its picture did not fit is whole, and is kept
-            assert [p.name for p in small.rglob("*") if p.is_file() and p.stat().st_size and p.name.endswith((".h5", ".safetensors", "t.csv", ".png"))] == []
+            assert [
+                p.name
+                for p in small.rglob("*")
+                if p.is_file() and p.stat().st_size and p.name.endswith((".h5", ".safetensors", "t.csv", ".png"))
+            ] == []
             assert all(json.loads(p.read_text())["kind"] == "prediction" for p in small.rglob("*.json"))
             assert not [p for p in small.rglob("*.tmp*")]
             for left in small.rglob("*.csv"):
@@ -260,9 +413,15 @@ def test_a_full_disk(tmp_path, chain):
 
 def interrupt(args, folder, when, cwd):
     """Start a command, send SIGINT as soon as ``when`` says so, return (exit code, stderr)."""
-    process = subprocess.Popen([sys.executable, "-m", "lrmil_cli", *map(str, args)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=cwd,
-                               # A test run in the background of a shell inherits "ignore SIGINT", and so would the command.
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lrmil_cli", *map(str, args)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=cwd,
+        # A test run in the background of a shell inherits "ignore SIGINT", and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.time() + 120
     lines = []
     while time.time() < deadline and process.poll() is None:
@@ -281,17 +440,63 @@ def test_ctrl_c(command, chain, tmp_path):
     args, when = {
         "tile": (["tile", slides, "--mpp", "0.5", "--tile-px", "32", "-o", tmp_path], "s01"),
         "embed": (["embed", chain.tiles_hr, "--encoder", "demo-vit", "-o", tmp_path], "s01"),
-        "distill-encoder": (["distill-encoder", chain.pairs, "--encoder", "demo-vit", *many, "--lr", "1e-4", "-o", tmp_path / "e.safetensors", "--cache", tmp_path / "c"], "epoch 1"),
-        "train-teacher": (["train-teacher", chain.manifest, "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "-o", tmp_path / "t", *many], "embedded s01"),
-        "distill-student": (["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--teacher", chain.teacher, "--encoder", chain.encoder,
-                             "-o", tmp_path / "m.safetensors", *many], "regions"),
+        "distill-encoder": (
+            [
+                "distill-encoder",
+                chain.pairs,
+                "--encoder",
+                "demo-vit",
+                *many,
+                "--lr",
+                "1e-4",
+                "-o",
+                tmp_path / "e.safetensors",
+                "--cache",
+                tmp_path / "c",
+            ],
+            "epoch 1",
+        ),
+        "train-teacher": (
+            [
+                "train-teacher",
+                chain.manifest,
+                "--tiles",
+                chain.tiles_hr,
+                "--encoder",
+                "demo-vit",
+                "-o",
+                tmp_path / "t",
+                *many,
+            ],
+            "embedded s01",
+        ),
+        "distill-student": (
+            [
+                "distill-student",
+                chain.manifest,
+                "--tiles",
+                chain.tiles_lr,
+                "--pairs",
+                chain.pairs,
+                "--teacher",
+                chain.teacher,
+                "--encoder",
+                chain.encoder,
+                "-o",
+                tmp_path / "m.safetensors",
+                *many,
+            ],
+            "regions",
+        ),
         "predict": (["predict", slides, "-m", chain.model, "-o", tmp_path], "s01"),
     }[command]
     for _ in range(3):
         code, err = interrupt(args, tmp_path, when, tmp_path)
         if code:
             break
-        for left in tmp_path.iterdir():  # the signal fell into a callback of HDF5, which swallows it; once more, from the start
+        for left in (
+            tmp_path.iterdir()
+        ):  # the signal fell into a callback of HDF5, which swallows it; once more, from the start
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     assert code == 130, (code, err)
     assert "interrupted" in err and "Traceback" not in err
@@ -376,8 +581,11 @@ def test_standard_output_that_is_full_or_gone(chain):
 
 def test_an_output_below_a_file_cannot_be_written(chain, tmp_path, lrmil):
     (tmp_path / "file").write_text("x")
-    for line in (["predict", chain.manifest.parent / "slides" / "s13.svs", "-m", chain.model], ["evaluate", chain.model, "--bootstrap", "0"],
-                 ["train-teacher", chain.manifest, "--features", chain.teacher / "features", "--epochs", "1"]):
+    for line in (
+        ["predict", chain.manifest.parent / "slides" / "s13.svs", "-m", chain.model],
+        ["evaluate", chain.model, "--bootstrap", "0"],
+        ["train-teacher", chain.manifest, "--features", chain.teacher / "features", "--epochs", "1"],
+    ):
         said = lrmil(*line, "-o", tmp_path / "file" / "out")
         assert said.code == 5 and "Not a directory" in said.err and "free space" not in said.err, said.err
 

@@ -33,11 +33,19 @@ def test_the_three_are_judged_on_the_same_unseen_slides(demo):
     folder, s = demo
     manifest = pd.read_csv(folder / "cohort" / "slides.csv")
     test = sorted(manifest.loc[manifest["split"] == "test", "slide_id"])
-    for name, file in (("teacher", "teacher/predictions.csv"), ("lr_only", "model.lr-only.predictions.csv"), ("distilled", "model.predictions.csv")):
+    for name, file in (
+        ("teacher", "teacher/predictions.csv"),
+        ("lr_only", "model.lr-only.predictions.csv"),
+        ("distilled", "model.predictions.csv"),
+    ):
         _, rows = read_table(folder / file, "predictions")
         assert sorted(rows["slide_id"]) == test
         assert s[name]["accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
-        pairs = [(p, n) for p in rows.loc[rows["label"] == "tumor", "prob_tumor"] for n in rows.loc[rows["label"] == "normal", "prob_tumor"]]
+        pairs = [
+            (p, n)
+            for p in rows.loc[rows["label"] == "tumor", "prob_tumor"]
+            for n in rows.loc[rows["label"] == "normal", "prob_tumor"]
+        ]
         assert s[name]["auc"] == pytest.approx(np.mean([(p > n) + 0.5 * (p == n) for p, n in pairs]))
 
 
@@ -47,10 +55,17 @@ def test_attention_auc_is_what_points_in_polygons_say(demo):
     manifest = pd.read_csv(folder / "cohort" / "slides.csv")
     hits, scores = [], []
     for slide_id in manifest.loc[(manifest["split"] == "test") & (manifest["label"] == "tumor"), "slide_id"]:
-        lesion = [shape(f["geometry"]) for f in json.loads((folder / "cohort" / "truth" / f"{slide_id}.geojson").read_text())["features"]]
+        lesion = [
+            shape(f["geometry"])
+            for f in json.loads((folder / "cohort" / "truth" / f"{slide_id}.geojson").read_text())["features"]
+        ]
         rows = pd.read_csv(folder / "predictions" / f"{slide_id}.attention.csv", comment="#")
         for _, r in rows.iterrows():
-            grid = [Point(r.x + r.width * (i + 0.5) / 24, r.y + r.height * (j + 0.5) / 24) for i in range(24) for j in range(24)]
+            grid = [
+                Point(r.x + r.width * (i + 0.5) / 24, r.y + r.height * (j + 0.5) / 24)
+                for i in range(24)
+                for j in range(24)
+            ]
             hits.append(np.mean([any(g.contains(p) for g in lesion) for p in grid]) >= 0.25)
             scores.append(r.attention)
     hits, scores = np.array(hits), np.array(scores)

@@ -26,13 +26,32 @@ def test_tables_are_the_same_to_the_byte_and_models_to_the_number(chain, slide, 
         at = tmp_path / str(n)
         at.mkdir()
         monkeypatch.chdir(at)  # the command line stands in the history
-        for line in (["tile", slide, "--mpp", "2.0", "--tile-px", "128", "-o", "lr.csv"], ["tile", slide, "--mpp", "0.5", "--tile-px", "128", "-o", "hr.csv.gz"],
-                     ["match", "lr.csv", "hr.csv.gz", "-o", "p.csv"], ["predict", slide, "-m", chain.model, "-o", "out", "--geojson", "m.geojson.gz"],
-                     ["train-teacher", chain.manifest, "--features", chain.teacher / "features", "--epochs", "3", "-o", "t"]):
+        for line in (
+            ["tile", slide, "--mpp", "2.0", "--tile-px", "128", "-o", "lr.csv"],
+            ["tile", slide, "--mpp", "0.5", "--tile-px", "128", "-o", "hr.csv.gz"],
+            ["match", "lr.csv", "hr.csv.gz", "-o", "p.csv"],
+            ["predict", slide, "-m", chain.model, "-o", "out", "--geojson", "m.geojson.gz"],
+            ["train-teacher", chain.manifest, "--features", chain.teacher / "features", "--epochs", "3", "-o", "t"],
+        ):
             said = lrmil(*line)
             assert said.code == 0, said.err
-        files = ["lr.csv", "hr.csv.gz", "p.csv", "out/s13.attention.csv", "m.geojson.gz", "t/folds.csv", "t/predictions.csv", "t/metrics.csv", "t/curves.csv"]
-        made.append(({f: Path(f).read_bytes() for f in files}, {k: v.numpy() for k, v in load_tensors("t/fold1/head.safetensors", "head")[1].items()}))
+        files = [
+            "lr.csv",
+            "hr.csv.gz",
+            "p.csv",
+            "out/s13.attention.csv",
+            "m.geojson.gz",
+            "t/folds.csv",
+            "t/predictions.csv",
+            "t/metrics.csv",
+            "t/curves.csv",
+        ]
+        made.append(
+            (
+                {f: Path(f).read_bytes() for f in files},
+                {k: v.numpy() for k, v in load_tensors("t/fold1/head.safetensors", "head")[1].items()},
+            )
+        )
     (a, heads_a), (b, heads_b) = made
     assert [f for f in a if a[f] != b[f]] == []
     assert all(np.array_equal(heads_a[k], heads_b[k]) for k in heads_a)
@@ -42,9 +61,18 @@ def test_threads_and_batches_change_no_prediction(chain, slide, tmp_path, lrmil)
     found = []
     for workers, batch in ((1, 1), (2, 3), (5, 16), (1, 64)):
         at = tmp_path / f"{workers}-{batch}"
-        assert lrmil("predict", slide, "-m", chain.model, "--workers", workers, "--batch-size", batch, "-o", at).code == 0
+        assert (
+            lrmil("predict", slide, "-m", chain.model, "--workers", workers, "--batch-size", batch, "-o", at).code == 0
+        )
         record = json.loads((at / "s13.prediction.json").read_text())
-        found.append(np.concatenate([list(record["probabilities"].values()), read_table(at / "s13.attention.csv", "attention")[1]["attention"]]))
+        found.append(
+            np.concatenate(
+                [
+                    list(record["probabilities"].values()),
+                    read_table(at / "s13.attention.csv", "attention")[1]["attention"],
+                ]
+            )
+        )
     assert all(np.abs(f - found[0]).max() <= 1e-5 for f in found)
 
 
@@ -68,9 +96,24 @@ def test_memory_that_runs_out_takes_smaller_batches_and_says_so(chain, slide, tm
 
 
 def test_two_processes_writing_one_output_leave_a_whole_one(chain, slide, tmp_path):
-    command = [sys.executable, "-m", "lrmil_cli", "predict", str(slide), "-m", str(chain.model), "-o", str(tmp_path / "p"), "--overwrite", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "lrmil_cli",
+        "predict",
+        str(slide),
+        "-m",
+        str(chain.model),
+        "-o",
+        str(tmp_path / "p"),
+        "--overwrite",
+        "-q",
+    ]
     running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [(p.wait(timeout=120), p.stderr.read()) for p in running]
     assert {code for code, _ in said} == {0}, said
     _, rows = read_table(tmp_path / "p" / "s13.attention.csv", "attention")
-    assert rows["attention"].sum() == pytest.approx(1) and {p.name for p in (tmp_path / "p").iterdir()} == {"s13.attention.csv", "s13.prediction.json"}
+    assert rows["attention"].sum() == pytest.approx(1) and {p.name for p in (tmp_path / "p").iterdir()} == {
+        "s13.attention.csv",
+        "s13.prediction.json",
+    }

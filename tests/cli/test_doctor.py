@@ -21,7 +21,15 @@ def test_the_machine(lrmil, monkeypatch):
     assert said.code == 0, said.err
     (about,) = said.records
     checks = by_name(about["checks"])
-    assert about["kind"] == "machine" and {"packages", "device", "memory", "disk", "openslide", "parquet", "speed"} <= set(checks)
+    assert about["kind"] == "machine" and {
+        "packages",
+        "device",
+        "memory",
+        "disk",
+        "openslide",
+        "parquet",
+        "speed",
+    } <= set(checks)
     assert "tiles/s" in checks["speed"]["found"] and all(c["fix"] for c in about["checks"] if c["status"] != "PASS")
     text = lrmil("doctor", "--quick")
     assert text.code == 0 and "speed" not in text.out and max(map(len, text.out.splitlines())) <= 80
@@ -59,7 +67,10 @@ def test_a_slide_and_a_model_that_fit(lrmil, chain, tmp_path, monkeypatch):
     _, model, about = said.records
     checks = by_name(about["checks"])
     assert [model["kind"], about["kind"]] == ["model", "slide"]
-    assert "checksum is right" in by_name(model["checks"])["complete"]["found"] and "Apache" in by_name(model["checks"])["licence"]["found"]
+    assert (
+        "checksum is right" in by_name(model["checks"])["complete"]["found"]
+        and "Apache" in by_name(model["checks"])["licence"]["found"]
+    )
     assert "0.5 um/px (metadata)" in checks["mpp"]["found"] and checks["damage"]["status"] == "PASS"
     assert checks["fit"]["status"] == "WARN" and "s13" in checks["fit"]["found"]  # it was in the model's cohort
     made = lrmil("tile", slide, "--mpp", "2.0", "--tile-px", "128", "-o", tmp_path / "t.csv", "--json").records[0]
@@ -119,7 +130,11 @@ def test_places_lie_inside_and_on_tissue(slide):
 
 
 def test_messages_become_what_was_found_and_what_to_do():
-    assert failed("x", InputError("a.svs: the file is empty; copy it again"), "a.svs") == Check("x", FAIL, "the file is empty", "copy it again", 3)
-    assert failed("x", MachineError("needs OpenSlide: pip install it")) == Check("x", FAIL, "needs OpenSlide: pip install it", "", 5)
+    assert failed("x", InputError("a.svs: the file is empty; copy it again"), "a.svs") == Check(
+        "x", FAIL, "the file is empty", "copy it again", 3
+    )
+    assert failed("x", MachineError("needs OpenSlide: pip install it")) == Check(
+        "x", FAIL, "needs OpenSlide: pip install it", "", 5
+    )
     assert worst([Check("a", PASS, ""), Check("b", WARN, "")]) == WARN and worst([]) == PASS
     assert [machine.duration(s) for s in (0.2, 40, 600, 9000)] == ["1 s or less", "40 s", "10 min", "2.5 h"]

@@ -14,14 +14,19 @@ def test_a_dry_run_says_what_the_run_then_does(command, chain, tmp_path, lrmil, 
     slides = [chain.manifest.parent / "slides" / f"s{i:02d}.svs" for i in (12, 13)]
     silent = write_tiff(tmp_path / "silent.tiff", blob_image(), mpp=None)
     out = tmp_path / "out"
-    line = {"tile": ["tile", "--mpp", "2.0", "--tile-px", "128", "-o", f"{out}/"], "predict": ["predict", "-m", chain.model, "-o", f"{out}/"]}[command]
+    line = {
+        "tile": ["tile", "--mpp", "2.0", "--tile-px", "128", "-o", f"{out}/"],
+        "predict": ["predict", "-m", chain.model, "-o", f"{out}/"],
+    }[command]
     assert lrmil(*line, slides[0]).code == 0  # one is there already
     before = files_in(tmp_path)
     said = lrmil(*line, *slides, glass, silent, "--dry-run", "--json")
     assert said.code == 4 and files_in(tmp_path) == before
     assert [r["status"] for r in said.records] == ["skipped", "planned", "no_tissue", "failed"]
     plan = said.records[1]
-    assert plan["mpp_source"] == "metadata" and plan["expected_seconds"] >= 0 and "--slide-mpp" in said.records[3]["error"]
+    assert (
+        plan["mpp_source"] == "metadata" and plan["expected_seconds"] >= 0 and "--slide-mpp" in said.records[3]["error"]
+    )
     assert "nothing was written: 1 would be made" in said.err and "1 up to date, 2 would fail" in said.err
     text = lrmil(*line, slides[1], "--dry-run")
     assert text.code == 0 and "0.5 um/px (metadata)" in text.err and "s13" in text.err and files_in(tmp_path) == before
@@ -37,7 +42,12 @@ def test_a_dry_run_sees_outputs_of_other_settings(chain, tmp_path, lrmil):
     assert lrmil("tile", slide, "-o", tmp_path / "t.csv").code == 0
     said = lrmil("tile", slide, "--mpp", "1.0", "-o", tmp_path / "t.csv", "--dry-run")
     assert said.code == 2 and "--overwrite" in said.err
-    assert lrmil("tile", slide, "--mpp", "1.0", "-o", tmp_path / "t.csv", "--dry-run", "--overwrite", "--json").records[0]["status"] == "planned"
+    assert (
+        lrmil("tile", slide, "--mpp", "1.0", "-o", tmp_path / "t.csv", "--dry-run", "--overwrite", "--json").records[0][
+            "status"
+        ]
+        == "planned"
+    )
 
 
 def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
@@ -58,5 +68,7 @@ def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
     monkeypatch.setattr(m.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(m, "embed_tiles", encode)
     with open_slide(chain.manifest.parent / "slides" / "s13.svs") as slide:
-        tiles, seconds = m.plan_slide(loaded, slide, device=torch.device("cpu"), batch=BatchSize(2, torch.device("cpu")))
+        tiles, seconds = m.plan_slide(
+            loaded, slide, device=torch.device("cpu"), batch=BatchSize(2, torch.device("cpu"))
+        )
     assert calls == [2, 2] and tiles > 4 and seconds == pytest.approx(2 * tiles)

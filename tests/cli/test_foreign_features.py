@@ -28,7 +28,9 @@ def old(chain, tmp_path_factory):
         write_trident(at / "trident" / path.name, bag.coords, bag.features, patch_size=128, size=size)
         write_trident(at / "trident-patches" / f"{path.stem}_patches.h5", bag.coords, patch_size=128, size=size)
         write_clam_features(at / "clam" / path.name, bag.coords, bag.features)
-        write_clam_coords(at / "clam-patches" / path.name, bag.coords, patch_size=32, level=1, downsample=4.0, size=size)
+        write_clam_coords(
+            at / "clam-patches" / path.name, bag.coords, patch_size=32, level=1, downsample=4.0, size=size
+        )
         write_stamp(at / "stamp" / path.name, bag.coords * 0.5, bag.features, tile_um=64.0, tile_px=128)
     return at
 
@@ -44,7 +46,21 @@ def moved(chain, old):
 def teachers(old, moved):
     """Teachers of the TRIDENT and CLAM copies, by the settings of the chain's own."""
     for make in ("trident", "clam"):
-        assert run(["train-teacher", str(moved), "--features", str(old / make), *HEADS, "-o", str(old / "teachers" / make), "-q"]) == 0
+        assert (
+            run(
+                [
+                    "train-teacher",
+                    str(moved),
+                    "--features",
+                    str(old / make),
+                    *HEADS,
+                    "-o",
+                    str(old / "teachers" / make),
+                    "-q",
+                ]
+            )
+            == 0
+        )
     return old / "teachers"
 
 
@@ -67,11 +83,19 @@ def test_pairs_of_the_same_tiles_are_the_same(chain, old, tmp_path, lrmil, hr):
 @pytest.mark.parametrize(("make", "tool"), [("trident", "TRIDENT"), ("clam", "CLAM")])
 def test_a_teacher_of_old_features_is_the_teacher_of_our_own(chain, old, moved, teachers, lrmil, make, tool):
     for name in ("metrics", "predictions", "curves"):
-        pd.testing.assert_frame_equal(read_table(chain.teacher / f"{name}.csv", name)[1], read_table(teachers / make / f"{name}.csv", name)[1])
+        pd.testing.assert_frame_equal(
+            read_table(chain.teacher / f"{name}.csv", name)[1], read_table(teachers / make / f"{name}.csv", name)[1]
+        )
     about = json.loads((teachers / make / "teacher.json").read_text())
-    assert about["made_by"] == make and about["metrics"] == json.loads((chain.teacher / "teacher.json").read_text())["metrics"]
+    assert (
+        about["made_by"] == make
+        and about["metrics"] == json.loads((chain.teacher / "teacher.json").read_text())["metrics"]
+    )
     assert about["encoder"]["name"] == ("uni_v1" if make == "trident" else None)
-    assert sorted(about["feature_digests"]) == [f"s{i:02d}" for i in range(16)] and len(set(about["feature_digests"].values())) == 16
+    assert (
+        sorted(about["feature_digests"]) == [f"s{i:02d}" for i in range(16)]
+        and len(set(about["feature_digests"].values())) == 16
+    )
     assert not (teachers / make / "features").exists()
     again = lrmil("train-teacher", moved, "--features", old / make, *HEADS, "-o", teachers / make)
     assert again.code == 0 and "up to date" in again.err and f"as they are in {old / make}: {tool}" in again.err
@@ -79,8 +103,20 @@ def test_a_teacher_of_old_features_is_the_teacher_of_our_own(chain, old, moved, 
 
 def test_the_student_and_its_prediction_are_those_of_our_own_features(chain, old, teachers, tmp_path, lrmil):
     assert lrmil("match", chain.tiles_lr, old / "clam-patches", "-o", tmp_path / "pairs", "-q").code == 0
-    student = ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", tmp_path / "pairs", "--encoder", chain.encoder,
-               "--teacher", teachers / "clam", "--lr-features", chain.model.with_suffix(".features")]
+    student = [
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--pairs",
+        tmp_path / "pairs",
+        "--encoder",
+        chain.encoder,
+        "--teacher",
+        teachers / "clam",
+        "--lr-features",
+        chain.model.with_suffix(".features"),
+    ]
     said = lrmil(*student, *HEADS, "-o", tmp_path / "m.safetensors")
     assert said.code == 0 and "warning" not in said.err and said.err.count("do not say what embedding") == 1, said.err
     ours, theirs = load_file(chain.model), load_file(tmp_path / "m.safetensors")
@@ -97,10 +133,34 @@ def test_stamp_features_take_the_scale_from_the_manifest_or_the_slide(chain, old
     with_mpp.write_text("\n".join([rows[0] + ",mpp", *(r + ",0.5" for r in rows[1:])]))
     assert lrmil("train-teacher", with_mpp, "--features", old / "stamp", *SHORT, "-o", tmp_path / "t").code == 0
     about = json.loads((tmp_path / "t" / "teacher.json").read_text())
-    assert about["made_by"] == "stamp" and about["encoder"]["name"] == "uni2" and about["tiles"]["mpp"] == 0.5 and about["tiles"]["side_level0_px"] == 128
-    assert lrmil("train-teacher", chain.manifest, "--features", old / "stamp", *SHORT, "-o", tmp_path / "t").code == 0  # from the slides: the same
-    said = lrmil("distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder", chain.encoder, "--teacher", tmp_path / "t",
-                 "--lr-features", chain.model.with_suffix(".features"), *SHORT, "--crossfit", "2", "-o", tmp_path / "m.safetensors")
+    assert (
+        about["made_by"] == "stamp"
+        and about["encoder"]["name"] == "uni2"
+        and about["tiles"]["mpp"] == 0.5
+        and about["tiles"]["side_level0_px"] == 128
+    )
+    assert (
+        lrmil("train-teacher", chain.manifest, "--features", old / "stamp", *SHORT, "-o", tmp_path / "t").code == 0
+    )  # from the slides: the same
+    said = lrmil(
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--pairs",
+        chain.pairs,
+        "--encoder",
+        chain.encoder,
+        "--teacher",
+        tmp_path / "t",
+        "--lr-features",
+        chain.model.with_suffix(".features"),
+        *SHORT,
+        "--crossfit",
+        "2",
+        "-o",
+        tmp_path / "m.safetensors",
+    )
     assert said.code == 0 and "not those that the teacher" not in said.err
 
 
@@ -116,13 +176,36 @@ def test_stage_1_from_overlapping_foreign_tiles_equals_stage_1_from_our_tiles(ch
     write_table(tmp_path / "ours" / "s00.pairs.csv", header, few)
     at = few[["hr_x", "hr_y"]].to_numpy()
     write_trident(tmp_path / "s00_patches.h5", np.concatenate([at + [48, 0], at]), patch_size=128, overlap=80)
-    said = lrmil("match", chain.tiles_lr / "s00.tiles.csv", tmp_path / "s00_patches.h5", "-o", tmp_path / "theirs" / "s00.pairs.csv", "--json")
+    said = lrmil(
+        "match",
+        chain.tiles_lr / "s00.tiles.csv",
+        tmp_path / "s00_patches.h5",
+        "-o",
+        tmp_path / "theirs" / "s00.pairs.csv",
+        "--json",
+    )
     assert said.code == 0 and said.records[0]["shared"] > 0
     pairs = said.records[0]["pairs"]
     for kind, left_out in (("ours", 0), ("theirs", pairs - len(at))):
-        said = lrmil("distill-encoder", tmp_path / kind, "--encoder", "demo-vit", "--epochs", "1", "--warmup", "1", "--lr", "1e-4", "--batch-size", "2",
-                     "-o", tmp_path / f"{kind}.safetensors")
-        assert said.code == 0 and (f"warning: {left_out} of {pairs} HR tiles are left out" in said.err) == bool(left_out), said.err
+        said = lrmil(
+            "distill-encoder",
+            tmp_path / kind,
+            "--encoder",
+            "demo-vit",
+            "--epochs",
+            "1",
+            "--warmup",
+            "1",
+            "--lr",
+            "1e-4",
+            "--batch-size",
+            "2",
+            "-o",
+            tmp_path / f"{kind}.safetensors",
+        )
+        assert said.code == 0 and (f"warning: {left_out} of {pairs} HR tiles are left out" in said.err) == bool(
+            left_out
+        ), said.err
     a, b = load_file(tmp_path / "ours.safetensors"), load_file(tmp_path / "theirs.safetensors")
     assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
@@ -132,12 +215,38 @@ def test_a_shifted_grid_teaches_stage_2_and_not_stage_1(chain, old, teachers, tm
         with h5py.File(path) as h5:
             write_trident(tmp_path / "hr" / path.name, h5["coords"][:] + [40, 24], h5["features"][:], patch_size=128)
     said = lrmil("match", chain.tiles_lr, tmp_path / "hr", "-o", tmp_path / "pairs", "--json")
-    assert said.code == 0 and "0.31 of their side off the LR cells" in said.err and "distill-encoder leaves those out" in said.err
+    assert (
+        said.code == 0
+        and "0.31 of their side off the LR cells" in said.err
+        and "distill-encoder leaves those out" in said.err
+    )
     assert all(r["offset"] == 0.312 and r["misaligned"] == r["pairs"] and r["straddling"] for r in said.records)
     refused = lrmil("distill-encoder", tmp_path / "pairs", "--encoder", "demo-vit", "-o", tmp_path / "e.safetensors")
-    assert refused.code == 3 and "lrmil tile --mpp 0.5 --tile-px 128" in refused.err and not (tmp_path / "e.safetensors").exists()
-    said = lrmil("distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", tmp_path / "pairs", "--encoder", chain.encoder, "--teacher", teachers / "trident",
-                 "--features", tmp_path / "hr", "--lr-features", chain.model.with_suffix(".features"), *SHORT, "-o", tmp_path / "m.safetensors", "-q")
+    assert (
+        refused.code == 3
+        and "lrmil tile --mpp 0.5 --tile-px 128" in refused.err
+        and not (tmp_path / "e.safetensors").exists()
+    )
+    said = lrmil(
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--pairs",
+        tmp_path / "pairs",
+        "--encoder",
+        chain.encoder,
+        "--teacher",
+        teachers / "trident",
+        "--features",
+        tmp_path / "hr",
+        "--lr-features",
+        chain.model.with_suffix(".features"),
+        *SHORT,
+        "-o",
+        tmp_path / "m.safetensors",
+        "-q",
+    )
     # not the tiles that the teacher learned from, and it says so
     assert said.code == 0 and "are not those that the teacher was trained on" in said.err
 
@@ -146,7 +255,8 @@ def test_wrong_usage(chain, old, tmp_path, lrmil):
     base = ["train-teacher", chain.manifest, "-o", tmp_path / "t"]
     for args, says in (
         ([], "--tiles and --encoder to embed the slides, or --features"),
-        (["--tiles", chain.tiles_hr], "go together"), (["--encoder", "demo-vit", "--features", old / "trident"], "go together"),
+        (["--tiles", chain.tiles_hr], "go together"),
+        (["--encoder", "demo-vit", "--features", old / "trident"], "go together"),
         (["--features", old / "trident", "--embedding", "cls"], "--embedding belongs to --encoder"),
         (["--features", old / "trident", "--random-init"], "--random-init belongs to --encoder"),
     ):
@@ -154,9 +264,13 @@ def test_wrong_usage(chain, old, tmp_path, lrmil):
         assert said.code == 2 and says in said.err and not (tmp_path / "t").exists(), said.err
     # features of another tool are nobody's to overwrite
     before = (old / "trident" / "s00.h5").read_bytes()
-    said = lrmil(*base, "--features", old / "trident", "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "--overwrite")
+    said = lrmil(
+        *base, "--features", old / "trident", "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "--overwrite"
+    )
     assert said.code == 2 and "made by another tool" in said.err and (old / "trident" / "s00.h5").read_bytes() == before
-    said = lrmil("match", chain.tiles_lr / "s00.tiles.csv", chain.teacher / "features" / "s00.h5", "-o", tmp_path / "p.csv")
+    said = lrmil(
+        "match", chain.tiles_lr / "s00.tiles.csv", chain.teacher / "features" / "s00.h5", "-o", tmp_path / "p.csv"
+    )
     assert said.code == 3 and "give the tile table" in said.err
 
 
@@ -193,19 +307,46 @@ def test_the_student_is_not_taught_from_features_of_another_width(chain, old, te
     for path in sorted((old / "trident").glob("*.h5")):
         with h5py.File(path) as h5:
             write_trident(tmp_path / "wide" / path.name, h5["coords"][:], np.tile(h5["features"][:], 2), patch_size=128)
-    said = lrmil("distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder", chain.encoder, "--teacher", teachers / "trident",
-                 "--features", tmp_path / "wide", "-o", tmp_path / "m.safetensors")
-    assert said.code == 3 and "wide, the teacher was trained on" in said.err and not (tmp_path / "m.safetensors").exists()
+    said = lrmil(
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--pairs",
+        chain.pairs,
+        "--encoder",
+        chain.encoder,
+        "--teacher",
+        teachers / "trident",
+        "--features",
+        tmp_path / "wide",
+        "-o",
+        tmp_path / "m.safetensors",
+    )
+    assert (
+        said.code == 3 and "wide, the teacher was trained on" in said.err and not (tmp_path / "m.safetensors").exists()
+    )
 
 
 def test_info_says_what_a_foreign_file_is(old, lrmil):
     with h5py.File(old / "trident" / "s00.h5") as h5:
         width = h5["features"].shape[1]
     about = lrmil("info", old / "trident" / "s00.h5", "--json").records[0]
-    assert about["kind"] == "features" and about["made_by"] == "TRIDENT" and about["width"] == width and about["tile_side"] == "128 level-0 px" and about["encoder"] == "uni_v1"
+    assert (
+        about["kind"] == "features"
+        and about["made_by"] == "TRIDENT"
+        and about["width"] == width
+        and about["tile_side"] == "128 level-0 px"
+        and about["encoder"] == "uni_v1"
+    )
     assert lrmil("info", old / "clam-patches" / "s00.h5", "--json").records[0]["tile_side"] == "128 level-0 px"
     assert lrmil("info", old / "clam" / "s00.h5", "--json").records[0]["tile_side"] == "not in this file"
     stamp = lrmil("info", old / "stamp" / "s00.h5", "--json").records[0]
     assert stamp["tile_side"] == "64 um" and stamp["mpp"] == 0.5 and "um" in stamp["coords"]
     shown = lrmil("info", old / "trident-patches" / "s00_patches.h5").out
-    assert "coordinates" in shown and "TRIDENT" in shown and "slide_size_px: 1536, 1536" in shown and max(map(len, shown.splitlines())) < 200
+    assert (
+        "coordinates" in shown
+        and "TRIDENT" in shown
+        and "slide_size_px: 1536, 1536" in shown
+        and max(map(len, shown.splitlines())) < 200
+    )

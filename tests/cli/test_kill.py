@@ -29,7 +29,14 @@ VARYING = {"date", "argv", "seconds", "cost", "features", "path", "device", "ima
 def killer():
     """``killer(args, kill_after=None)`` -> {"code", "seconds"}."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.Popen([sys.executable, "-m", "tests.killing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.killing"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=env,
+    )
     assert process.stdout.readline() == "ready\n"
 
     def call(args, kill_after=None):
@@ -74,7 +81,9 @@ def content(path: Path):
     if path.suffix == ".json":
         text = path.read_text()
         found = json.loads(text)
-        return plain(check_seal(parse_header(text, found["kind"], str(path)), str(path)) if "history" in found else found)
+        return plain(
+            check_seal(parse_header(text, found["kind"], str(path)), str(path)) if "history" in found else found
+        )
     if path.suffix == ".png":
         import cv2
 
@@ -89,7 +98,11 @@ def content(path: Path):
 
 def contents(folder: Path):
     """Of all files under a name that a command gives; a kill may leave hidden temporary files."""
-    return {str(p.relative_to(folder)): content(p) for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")}
+    return {
+        str(p.relative_to(folder)): content(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.startswith(".")
+    }
 
 
 @pytest.fixture
@@ -98,12 +111,59 @@ def commands(chain):
     few = ["--epochs", "3", "--lr", "1e-3"]
     return {
         "tile": lambda o: ["tile", *slides, "--mpp", "0.5", "--tile-px", "128", "--thumbnail", "-o", f"{o}/"],
-        "embed": lambda o: ["embed", *(chain.tiles_hr / f"{s.stem}.tiles.csv" for s in slides), "--encoder", "demo-vit", "-o", o],
-        "distill-encoder": lambda o: ["distill-encoder", *(chain.pairs / f"{s.stem}.pairs.csv" for s in slides), "--encoder", "demo-vit", "--epochs", "2", "--lr", "1e-4", "--batch-size", "32", "--max-tiles-per-slide", "2",
-                                      "--cache", o / "c", "-o", o / "e.safetensors"],
-        "train-teacher": lambda o: ["train-teacher", chain.manifest, "--features", chain.teacher / "features", *few, "-o", o],
-        "distill-student": lambda o: ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder", chain.encoder, "--teacher", chain.teacher,
-                                      "--lr-features", chain.model.with_suffix(".features"), "--no-baseline", *few, "-o", o / "m.safetensors"],
+        "embed": lambda o: [
+            "embed",
+            *(chain.tiles_hr / f"{s.stem}.tiles.csv" for s in slides),
+            "--encoder",
+            "demo-vit",
+            "-o",
+            o,
+        ],
+        "distill-encoder": lambda o: [
+            "distill-encoder",
+            *(chain.pairs / f"{s.stem}.pairs.csv" for s in slides),
+            "--encoder",
+            "demo-vit",
+            "--epochs",
+            "2",
+            "--lr",
+            "1e-4",
+            "--batch-size",
+            "32",
+            "--max-tiles-per-slide",
+            "2",
+            "--cache",
+            o / "c",
+            "-o",
+            o / "e.safetensors",
+        ],
+        "train-teacher": lambda o: [
+            "train-teacher",
+            chain.manifest,
+            "--features",
+            chain.teacher / "features",
+            *few,
+            "-o",
+            o,
+        ],
+        "distill-student": lambda o: [
+            "distill-student",
+            chain.manifest,
+            "--tiles",
+            chain.tiles_lr,
+            "--pairs",
+            chain.pairs,
+            "--encoder",
+            chain.encoder,
+            "--teacher",
+            chain.teacher,
+            "--lr-features",
+            chain.model.with_suffix(".features"),
+            "--no-baseline",
+            *few,
+            "-o",
+            o / "m.safetensors",
+        ],
         "predict": lambda o: ["predict", *slides, "-m", chain.model, "--geojson", f"{o}/", "-o", f"{o}/"],
     }
 
@@ -125,7 +185,10 @@ def test_killed_anywhere_and_run_again(name, killer, commands, tmp_path):
         assert killer(line(out))["code"] == 0
         assert contents(out) == wanted
         before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-        assert killer(line(out))["code"] == 0 and {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+        assert (
+            killer(line(out))["code"] == 0
+            and {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+        )
     assert killed
 
 
@@ -138,7 +201,9 @@ def test_a_damaged_head_of_a_finished_teacher_is_made_again(chain, tmp_path, lrm
     data[-5] ^= 4
     head.write_bytes(data)
     said = lrmil(*line)
-    assert said.code == 0 and "head.safetensors: changed after it was written" in said.err and contents(teacher) == wanted
+    assert (
+        said.code == 0 and "head.safetensors: changed after it was written" in said.err and contents(teacher) == wanted
+    )
     assert "up to date" in lrmil(*line).err
 
 
@@ -156,7 +221,7 @@ def test_damaged_outputs_are_not_up_to_date(chain, tmp_path, lrmil):
     x = read_features(tmp_path / "f.h5").features
     data = (tmp_path / "f.h5").read_bytes()
     at = data.index(x[0, :8].tobytes())
-    (tmp_path / "f.h5").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    (tmp_path / "f.h5").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     said = lrmil(*h5)
     assert said.code == 3 and "changed after it was written" in said.err
     assert lrmil(*h5, "--overwrite").code == 0 and (read_features(tmp_path / "f.h5").features == x).all()
@@ -179,8 +244,22 @@ def test_a_prediction_and_a_teacher_with_a_changed_digit_are_refused(chain, tmp_
 def test_the_receipt_of_an_overwritten_model_is_not_taken_for_its_own(chain, tmp_path, lrmil, monkeypatch):
     from lrmil_cli.distill import distill_student as stage2
 
-    line = ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--preset", "patch", "--encoder", chain.encoder, "--no-baseline",
-            "--lr-features", chain.model.with_suffix(".features"), "-o", tmp_path / "m.safetensors", "--overwrite"]
+    line = [
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--preset",
+        "patch",
+        "--encoder",
+        chain.encoder,
+        "--no-baseline",
+        "--lr-features",
+        chain.model.with_suffix(".features"),
+        "-o",
+        tmp_path / "m.safetensors",
+        "--overwrite",
+    ]
     assert lrmil(*line, "--epochs", "1").code == 0
     receipt = tmp_path / "m.receipt.json"
     first = receipt.read_text()

@@ -26,7 +26,21 @@ def exported(chain, tmp_path_factory):
     model = folder / "model.safetensors"
     shutil.copy(chain.model, model)
     slides = chain.manifest.parent / "slides"
-    assert run(["export-onnx", str(model), "--int8", "--check", str(slides / "s12.svs"), "--check", str(slides / "s13.svs"), "-q"]) == 0
+    assert (
+        run(
+            [
+                "export-onnx",
+                str(model),
+                "--int8",
+                "--check",
+                str(slides / "s12.svs"),
+                "--check",
+                str(slides / "s13.svs"),
+                "-q",
+            ]
+        )
+        == 0
+    )
     return model
 
 
@@ -36,7 +50,9 @@ def slide(chain):
 
 
 def predicted(folder, slide):
-    return json.loads((folder / f"{slide.stem}.prediction.json").read_text()), read_table(folder / f"{slide.stem}.attention.csv", "attention")[1]
+    return json.loads((folder / f"{slide.stem}.prediction.json").read_text()), read_table(
+        folder / f"{slide.stem}.attention.csv", "attention"
+    )[1]
 
 
 def test_both_runtimes_say_the_same(exported, slide, tmp_path, lrmil):
@@ -45,7 +61,9 @@ def test_both_runtimes_say_the_same(exported, slide, tmp_path, lrmil):
         assert said.code == 0, said.err
     (a, rows_a), (b, rows_b), (c, _) = (predicted(tmp_path / r, slide) for r in ("torch", "onnx", "auto"))
     assert (a["runtime"], b["runtime"], c["runtime"]) == ("torch", "onnx", "onnx")
-    assert [b["probabilities"][k] for k in a["probabilities"]] == pytest.approx(list(a["probabilities"].values()), abs=1e-4)
+    assert [b["probabilities"][k] for k in a["probabilities"]] == pytest.approx(
+        list(a["probabilities"].values()), abs=1e-4
+    )
     assert (rows_a[["x", "y"]].to_numpy() == rows_b[["x", "y"]].to_numpy()).all()
     assert rows_b["attention"].to_numpy() == pytest.approx(rows_a["attention"].to_numpy(), abs=1e-4)
     # what one has made is up to date for the other
@@ -56,9 +74,11 @@ def test_both_runtimes_say_the_same(exported, slide, tmp_path, lrmil):
 def test_the_graphs_alone_are_enough_and_neither_torch_nor_timm_is_imported(exported, slide, tmp_path):
     for name in ("model.onnx", "model.heads.onnx"):
         shutil.copy(exported.parent / name, tmp_path)
-    code = ("import sys; from lrmil_cli.app import run\n"
-            f"code = run(['predict', {str(slide)!r}, '-m', {str(tmp_path / 'model.onnx')!r}, '-o', {str(tmp_path / 'p')!r}])\n"
-            "print(code, [m for m in ('torch', 'timm', 'torchvision', 'sklearn', 'matplotlib', 'pandas') if m in sys.modules])")
+    code = (
+        "import sys; from lrmil_cli.app import run\n"
+        f"code = run(['predict', {str(slide)!r}, '-m', {str(tmp_path / 'model.onnx')!r}, '-o', {str(tmp_path / 'p')!r}])\n"
+        "print(code, [m for m in ('torch', 'timm', 'torchvision', 'sklearn', 'matplotlib', 'pandas') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "0 []", done.stderr
     assert predicted(tmp_path / "p", slide)[0]["runtime"] == "onnx"
@@ -69,7 +89,11 @@ def test_int8_is_asked_for_and_counts_as_another_result(exported, slide, tmp_pat
     assert predicted(tmp_path / "p", slide)[0]["runtime"] == "onnx-int8"
     assert lrmil("predict", slide, "-m", exported, "-o", tmp_path / "p").code == 2
     header = read_graph(exported.with_name("model.int8.onnx"))[0]["int8"]
-    assert header["slides"] == 2 and 0.5 < header["cosine_worst"] <= header["cosine_median"] <= 1 and header["probability_change"] > 0
+    assert (
+        header["slides"] == 2
+        and 0.5 < header["cosine_worst"] <= header["cosine_median"] <= 1
+        and header["probability_change"] > 0
+    )
     said = lrmil("info", exported.with_name("model.int8.onnx"))
     assert said.code == 0 and "int8" in said.out
 
@@ -86,7 +110,9 @@ def test_graphs_of_another_model_are_noticed(exported, chain, slide, tmp_path, l
     said = lrmil("predict", slide, "-m", tmp_path / "model.safetensors", "-o", tmp_path / "a")
     assert said.code == 0 and "another model" in said.err and "going on with torch" in said.err
     assert predicted(tmp_path / "a", slide)[0]["runtime"] == "torch"
-    said = lrmil("predict", slide, "-m", tmp_path / "model.onnx", "-o", tmp_path / "b")  # the model beside the graphs tells
+    said = lrmil(
+        "predict", slide, "-m", tmp_path / "model.onnx", "-o", tmp_path / "b"
+    )  # the model beside the graphs tells
     assert said.code == 3 and "another model" in said.err
     said = lrmil("predict", slide, "-m", tmp_path / "model.safetensors", "--runtime", "onnx", "-o", tmp_path / "b")
     assert said.code == 3 and "export-onnx" in said.err
@@ -113,8 +139,13 @@ def test_a_damaged_graph_is_refused(exported, slide, tmp_path, lrmil, harm):
     assert said.code == 3 and "model.onnx" in said.err and not (tmp_path / "p").exists()
 
 
-@pytest.mark.parametrize(("more", "says", "code"), [
-    (["--runtime", "tensorrt"], "choose one of", 2), (["--runtime", "onnx", "--device", "cuda"], "runs on the CPU", 2)])
+@pytest.mark.parametrize(
+    ("more", "says", "code"),
+    [
+        (["--runtime", "tensorrt"], "choose one of", 2),
+        (["--runtime", "onnx", "--device", "cuda"], "runs on the CPU", 2),
+    ],
+)
 def test_a_runtime_that_does_not_fit_is_refused(exported, slide, tmp_path, lrmil, more, says, code):
     said = lrmil("predict", slide, "-m", exported, "-o", tmp_path / "p", *more)
     assert said.code == code and says in said.err
@@ -126,8 +157,23 @@ def test_without_graphs_onnx_says_how_to_make_them(chain, slide, tmp_path, lrmil
 
 
 def test_a_student_comes_with_its_graphs_on_demand(chain, tmp_path, lrmil):
-    said = lrmil("distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--preset", "lr-only", "--encoder", "demo-vit", "--teacher", chain.teacher,
-                 "--epochs", "1", "--onnx", "-o", tmp_path / "m.safetensors")
+    said = lrmil(
+        "distill-student",
+        chain.manifest,
+        "--tiles",
+        chain.tiles_lr,
+        "--preset",
+        "lr-only",
+        "--encoder",
+        "demo-vit",
+        "--teacher",
+        chain.teacher,
+        "--epochs",
+        "1",
+        "--onnx",
+        "-o",
+        tmp_path / "m.safetensors",
+    )
     assert said.code == 0, said.err
     assert {"m.onnx", "m.heads.onnx"} <= {p.name for p in tmp_path.iterdir()} and "m.heads.onnx" in said.err
 
@@ -140,9 +186,14 @@ def test_doctor_looks_at_graphs(chain, exported, tmp_path, lrmil):
     said = lrmil("doctor", "-m", tmp_path / "model.onnx", "--json")
     assert said.code != 0 and "model.heads.onnx" in said.out + said.err
     slide = chain.manifest.parent / "slides" / "s13.svs"
-    for line in (["doctor", slide, "-m", exported.with_name("model.onnx")], ["doctor", slide, exported.with_name("model.onnx")]):
+    for line in (
+        ["doctor", slide, "-m", exported.with_name("model.onnx")],
+        ["doctor", slide, exported.with_name("model.onnx")],
+    ):
         said = lrmil(*line, "--json")
-        assert "internal" not in said.err and [r["kind"] for r in said.records] == ["machine", "model", "slide"], said.err
+        assert "internal" not in said.err and [r["kind"] for r in said.records] == ["machine", "model", "slide"], (
+            said.err
+        )
     said = lrmil("predict", slide, "-m", exported.with_name("model.heads.onnx"), "-o", tmp_path / "p")
     assert said.code == 3 and "name the graph beside it" in said.err, said.err
     (tmp_path / "f.onnx").write_bytes(b"of someone else")
@@ -170,8 +221,16 @@ def test_the_resizing_by_matrices_is_that_of_the_encoder(size):
     assert torch.allclose(own, e.preprocess(tiles), atol=2e-6)
 
 
-@pytest.mark.parametrize(("head", "options", "fits"), [
-    ("clam_mb", {"embed_dim": 16, "hidden": 8}, True), ("meanpool", {"embed_dim": 16}, True), ("maxpool", {"embed_dim": 16}, True), ("dsmil", {}, True), ("dtfd", {}, False)])
+@pytest.mark.parametrize(
+    ("head", "options", "fits"),
+    [
+        ("clam_mb", {"embed_dim": 16, "hidden": 8}, True),
+        ("meanpool", {"embed_dim": 16}, True),
+        ("maxpool", {"embed_dim": 16}, True),
+        ("dsmil", {}, True),
+        ("dtfd", {}, False),
+    ],
+)
 def test_heads_export_for_any_number_of_tiles_or_are_refused(head, options, fits, tmp_path):
     from lrmil_cli.errors import UsageError
     from lrmil_cli.heads import build_head

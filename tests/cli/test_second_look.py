@@ -30,22 +30,51 @@ def test_the_second_answer_is_the_teachers_on_the_tiles_under_the_budget(chain, 
 
     encoded = []
     real = cascade.embed_tiles
-    monkeypatch.setattr(cascade, "embed_tiles", lambda encoders, tiles, count, **k: encoded.append(count) or real(encoders, tiles, count, **k))
-    said = lrmil("predict", *slides, "-m", chain.model, "--escalate", chain.teacher, "--budget", "3", "--confidence", "1", "-o", tmp_path, "--json",
-                 "--geojson", tmp_path / "maps")
+    monkeypatch.setattr(
+        cascade,
+        "embed_tiles",
+        lambda encoders, tiles, count, **k: encoded.append(count) or real(encoders, tiles, count, **k),
+    )
+    said = lrmil(
+        "predict",
+        *slides,
+        "-m",
+        chain.model,
+        "--escalate",
+        chain.teacher,
+        "--budget",
+        "3",
+        "--confidence",
+        "1",
+        "-o",
+        tmp_path,
+        "--json",
+        "--geojson",
+        tmp_path / "maps",
+    )
     assert said.code == 0, said.err
     for slide, out in zip(slides, said.records):
         own, lr = record(tmp_path, slide), read_table(tmp_path / f"{slide.stem}.attention.csv", "attention")[1]
         top = lr.sort_values("attention", ascending=False, kind="stable").head(3)
         _, hr = read_table(chain.tiles_hr / f"{slide.stem}.tiles.csv", "tiles")
         centre_x, centre_y = hr["x"] + hr["width"] / 2, hr["y"] + hr["height"] / 2
-        under = np.any([(centre_x > t.x) & (centre_x < t.x + t.width) & (centre_y > t.y) & (centre_y < t.y + t.height) for t in top.itertuples()], axis=0)
+        under = np.any(
+            [
+                (centre_x > t.x) & (centre_x < t.x + t.width) & (centre_y > t.y) & (centre_y < t.y + t.height)
+                for t in top.itertuples()
+            ],
+            axis=0,
+        )
         bag = read_features(chain.teacher / "features" / f"{slide.stem}.h5")
         _, head = load_head(chain.teacher / "fold1" / "head.safetensors")
         with torch.inference_mode():
             expected = head(torch.from_numpy(bag.features[under]))
         p = torch.softmax(expected.logits.double(), 0).numpy()
-        assert own["answered_at"] == "hr" and own["tiles_read"] == {"lr": len(lr), "hr": int(under.sum())} and encoded.pop(0) == under.sum()
+        assert (
+            own["answered_at"] == "hr"
+            and own["tiles_read"] == {"lr": len(lr), "hr": int(under.sum())}
+            and encoded.pop(0) == under.sum()
+        )
         assert [own["probabilities"][c] for c in ("normal", "tumor")] == pytest.approx(p.tolist(), abs=1e-5)
         assert own["escalation"]["lr"]["probabilities"] != own["probabilities"]
         assert {"hr_tissue", "hr_read", "hr_encode", "hr_head"} < own["seconds"].keys()
@@ -55,29 +84,83 @@ def test_the_second_answer_is_the_teachers_on_the_tiles_under_the_budget(chain, 
         assert out["prediction"]["answered_at"] == "hr" and set(out["files"]) == {"tiles", "hr.tiles"}
         document = json.loads(gzip.decompress((tmp_path / "maps" / f"{slide.stem}.hr.heatmap.geojson.gz").read_bytes()))
         assert len(document["features"]) == under.sum()
-    again = lrmil("predict", *slides, "-m", chain.model, "--escalate", chain.teacher, "--budget", "3", "--confidence", "1", "-o", tmp_path, "--json")
+    again = lrmil(
+        "predict",
+        *slides,
+        "-m",
+        chain.model,
+        "--escalate",
+        chain.teacher,
+        "--budget",
+        "3",
+        "--confidence",
+        "1",
+        "-o",
+        tmp_path,
+        "--json",
+    )
     assert [r["status"] for r in again.records] == ["skipped"] * 2
     (tmp_path / "s12.hr.attention.csv").unlink()
-    again = lrmil("predict", *slides, "-m", chain.model, "--escalate", chain.teacher, "--budget", "3", "--confidence", "1", "-o", tmp_path, "--json")
+    again = lrmil(
+        "predict",
+        *slides,
+        "-m",
+        chain.model,
+        "--escalate",
+        chain.teacher,
+        "--budget",
+        "3",
+        "--confidence",
+        "1",
+        "-o",
+        tmp_path,
+        "--json",
+    )
     assert [r["status"] for r in again.records] == ["ok", "skipped"] and (tmp_path / "s12.hr.attention.csv").exists()
     assert lrmil("predict", *slides, "-m", chain.model, "-o", tmp_path).code != 0  # other settings need --overwrite
 
 
 def test_a_sure_answer_reads_nothing_more_and_is_the_plain_one(chain, slides, tmp_path, lrmil):
     assert lrmil("predict", slides[0], "-m", chain.model, "-o", tmp_path / "plain").code == 0
-    assert lrmil("predict", slides[0], "-m", chain.model, "--escalate", chain.teacher, "--confidence", "0.01", "-o", tmp_path / "two").code == 0
+    assert (
+        lrmil(
+            "predict",
+            slides[0],
+            "-m",
+            chain.model,
+            "--escalate",
+            chain.teacher,
+            "--confidence",
+            "0.01",
+            "-o",
+            tmp_path / "two",
+        ).code
+        == 0
+    )
     plain, two = record(tmp_path / "plain", slides[0]), record(tmp_path / "two", slides[0])
-    assert two["answered_at"] == "lr" and two["tiles_read"]["hr"] == 0 and two["probabilities"] == plain["probabilities"]
-    assert two["escalation"]["reason"] is None and "answered_at" not in plain and plain["tiles_read"] == {"lr": plain["tiles"]}
+    assert (
+        two["answered_at"] == "lr" and two["tiles_read"]["hr"] == 0 and two["probabilities"] == plain["probabilities"]
+    )
+    assert (
+        two["escalation"]["reason"] is None
+        and "answered_at" not in plain
+        and plain["tiles_read"] == {"lr": plain["tiles"]}
+    )
 
 
 def test_abstaining_is_a_status_of_its_own_and_evaluate_counts_it(chain, slides, tmp_path, lrmil):
-    said = lrmil("predict", *slides, "-m", chain.model, "--abstain", "--confidence", "1", "-o", tmp_path / "a", "--json")
+    said = lrmil(
+        "predict", *slides, "-m", chain.model, "--abstain", "--confidence", "1", "-o", tmp_path / "a", "--json"
+    )
     assert said.code == 0 and [r["status"] for r in said.records] == ["uncertain"] * 2
     assert "below 1" in record(tmp_path / "a", slides[0])["uncertain"]
-    said = lrmil("predict", slides[0], "-m", chain.model, "--abstain", "--confidence", "0.01", "-o", tmp_path / "b", "--json")
+    said = lrmil(
+        "predict", slides[0], "-m", chain.model, "--abstain", "--confidence", "0.01", "-o", tmp_path / "b", "--json"
+    )
     assert said.records[0]["status"] == "ok" and record(tmp_path / "b", slides[0])["uncertain"] is None
-    said = lrmil("evaluate", tmp_path / "a", "--slides", chain.manifest, "-o", tmp_path / "e", "--json", "--bootstrap", "0")
+    said = lrmil(
+        "evaluate", tmp_path / "a", "--slides", chain.manifest, "-o", tmp_path / "e", "--json", "--bootstrap", "0"
+    )
     assert said.code == 0, said.err
     reading = said.records[0]["models"][0]["reading"]
     assert reading["uncertain"] == 2 and reading["accuracy_of_the_sure"] is None and reading["curve"] is None
@@ -86,22 +169,57 @@ def test_abstaining_is_a_status_of_its_own_and_evaluate_counts_it(chain, slides,
 
 def test_evaluate_draws_accuracy_against_tiles(chain, slides, tmp_path, lrmil):
     more = [chain.manifest.parent / "slides" / f"s{i}.svs" for i in (14, 15)]
-    assert lrmil("predict", *slides, *more, "-m", chain.model, "--escalate", chain.teacher, "--confidence", "1", "-o", tmp_path / "p").code == 0
-    said = lrmil("evaluate", f"cascade={tmp_path / 'p'}", "--slides", chain.manifest, "-o", tmp_path / "e", "--json", "--bootstrap", "0")
+    assert (
+        lrmil(
+            "predict",
+            *slides,
+            *more,
+            "-m",
+            chain.model,
+            "--escalate",
+            chain.teacher,
+            "--confidence",
+            "1",
+            "-o",
+            tmp_path / "p",
+        ).code
+        == 0
+    )
+    said = lrmil(
+        "evaluate",
+        f"cascade={tmp_path / 'p'}",
+        "--slides",
+        chain.manifest,
+        "-o",
+        tmp_path / "e",
+        "--json",
+        "--bootstrap",
+        "0",
+    )
     assert said.code == 0, said.err
     curve = said.records[0]["models"][0]["reading"]["curve"]
     records = [record(tmp_path / "p", s) for s in (*slides, *more)]
-    assert curve["escalated"] == [0, 1, 2, 3, 4] and curve["hr_tiles"][-1] == pytest.approx(np.mean([r["tiles_read"]["hr"] for r in records]))
+    assert curve["escalated"] == [0, 1, 2, 3, 4] and curve["hr_tiles"][-1] == pytest.approx(
+        np.mean([r["tiles_read"]["hr"] for r in records])
+    )
     truth = ["normal", "tumor", "normal", "tumor"]
     for end, side in ((0, "lr"), (-1, "hr")):
         said_there = [max(r["escalation"][side]["probabilities"].items(), key=lambda kv: kv[1])[0] for r in records]
         assert curve["accuracy"][end] == pytest.approx(np.mean([a == b for a, b in zip(said_there, truth)]))
-    assert (tmp_path / "e" / "evaluation.reading.png").exists() and "HR tiles" in (tmp_path / "e" / "evaluation.md").read_text()
+    assert (tmp_path / "e" / "evaluation.reading.png").exists() and "HR tiles" in (
+        tmp_path / "e" / "evaluation.md"
+    ).read_text()
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    (["--budget", "3"], "--escalate"), (["--hr-encoder", "demo-vit"], "--escalate"), (["--confidence", "0.5"], "--abstain"),
-    (["--abstain", "--confidence", "1.5"], "--confidence 1.5")])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--budget", "3"], "--escalate"),
+        (["--hr-encoder", "demo-vit"], "--escalate"),
+        (["--confidence", "0.5"], "--abstain"),
+        (["--abstain", "--confidence", "1.5"], "--confidence 1.5"),
+    ],
+)
 def test_options_that_would_do_nothing_are_refused(chain, slides, tmp_path, lrmil, more, says):
     said = lrmil("predict", slides[0], "-m", chain.model, "-o", tmp_path / "p", *more)
     assert said.code == 2 and says in said.err and not (tmp_path / "p").exists()
@@ -110,7 +228,18 @@ def test_options_that_would_do_nothing_are_refused(chain, slides, tmp_path, lrmi
 def test_a_teacher_that_does_not_fit_is_refused_before_any_slide(chain, slides, tmp_path, lrmil):
     said = lrmil("predict", slides[0], "-m", chain.model, "-o", tmp_path / "p", "--escalate", tmp_path)
     assert said.code == 3 and "no teacher.json" in said.err
-    said = lrmil("predict", slides[0], "-m", chain.model, "-o", tmp_path / "p", "--escalate", chain.teacher, "--hr-encoder", chain.encoder)
+    said = lrmil(
+        "predict",
+        slides[0],
+        "-m",
+        chain.model,
+        "-o",
+        tmp_path / "p",
+        "--escalate",
+        chain.teacher,
+        "--hr-encoder",
+        chain.encoder,
+    )
     assert said.code == 3 and "--hr-encoder" in said.err and not (tmp_path / "p").exists()
 
 
@@ -127,7 +256,12 @@ def test_where_no_hr_tile_can_be_decoded_the_first_answer_stays(chain, slides, t
     assert said.code == 0, said.err
     assert lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "plain").code == 0
     own, plain = record(tmp_path / "p", slide), record(tmp_path / "plain", slide)
-    assert own["answered_at"] == "lr" and own["escalation"]["hr"] is None and own["bad_tiles"] > 0 and own["probabilities"] == plain["probabilities"]
+    assert (
+        own["answered_at"] == "lr"
+        and own["escalation"]["hr"] is None
+        and own["bad_tiles"] > 0
+        and own["probabilities"] == plain["probabilities"]
+    )
 
 
 def test_upsampling_is_allowed_at_both_magnifications(chain, tmp_path, lrmil):

@@ -20,7 +20,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def torchrun(*args):
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lrmil_cli", *map(str, args)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "lrmil_cli",
+        *map(str, args),
+    ]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
 
 
@@ -28,15 +38,36 @@ def torchrun(*args):
 def test_two_processes_walk_the_path_of_one_with_the_doubled_batch(chain, tmp_path, lrmil):
     more = ["--weighting", "child", "--augment", "--final-loss", "uniform", "--layers", "0,3"]
     # the last batch is a small one, whose parts differ in size; the last two blocks get no gradient of the layers' losses
-    args = ["distill-encoder", chain.pairs, "--encoder", "demo-vit", "--epochs", "2", "--lr", "3e-4", "--warmup", "4", "--device", "cpu",
-            "--cache", tmp_path / "cache", *more]
+    args = [
+        "distill-encoder",
+        chain.pairs,
+        "--encoder",
+        "demo-vit",
+        "--epochs",
+        "2",
+        "--lr",
+        "3e-4",
+        "--warmup",
+        "4",
+        "--device",
+        "cpu",
+        "--cache",
+        tmp_path / "cache",
+        *more,
+    ]
     said = lrmil(*args, "--batch-size", "14", "-o", tmp_path / "one.safetensors")
     assert said.code == 0, said.err
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.npy")}
     done = torchrun(*args, "--batch-size", "7", "-o", tmp_path / "two.safetensors", "--json")
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1 and "epoch 2: validation" in done.stderr and done.stderr.count("epoch 1: ") == 1
-    assert before and {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.npy")} == before  # targets were taken from the cache
+    assert (
+        len(done.stdout.splitlines()) == 1
+        and "epoch 2: validation" in done.stderr
+        and done.stderr.count("epoch 1: ") == 1
+    )
+    assert (
+        before and {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.npy")} == before
+    )  # targets were taken from the cache
     one, two = (read_table(tmp_path / f"{n}.curves.csv", "curves")[1] for n in ("one", "two"))
     assert list(one) == list(two) and two.to_numpy() == pytest.approx(one.to_numpy(), rel=2e-3, abs=1e-6, nan_ok=True)
     a, b = (load_encoder(str(tmp_path / f"{n}.safetensors")).weights() for n in ("one", "two"))
@@ -47,7 +78,16 @@ def test_two_processes_walk_the_path_of_one_with_the_doubled_batch(chain, tmp_pa
 
 
 def test_a_process_that_fails_ends_all_and_leaves_nothing(chain, tmp_path):
-    done = torchrun("distill-encoder", tmp_path / "nothing.pairs.csv", "--encoder", "demo-vit", "-o", tmp_path / "e.safetensors", "--device", "cpu")
+    done = torchrun(
+        "distill-encoder",
+        tmp_path / "nothing.pairs.csv",
+        "--encoder",
+        "demo-vit",
+        "-o",
+        tmp_path / "e.safetensors",
+        "--device",
+        "cpu",
+    )
     assert done.returncode != 0 and "no such file" in done.stderr and not (tmp_path / "e.safetensors").exists()
 
 
@@ -56,7 +96,9 @@ def test_a_process_that_fails_ends_all_and_leaves_nothing(chain, tmp_path):
 def test_parts_cover_a_batch_once(size, n):
     group = np.arange(n) + 10
     parts = [own_part(group, World(r, size)) for r in range(size)]
-    assert np.concatenate([p for p, counts in parts if counts]).tolist() == group.tolist() and all(len(p) for p, _ in parts)
+    assert np.concatenate([p for p, counts in parts if counts]).tolist() == group.tolist() and all(
+        len(p) for p, _ in parts
+    )
 
 
 @pytest.mark.parametrize("weighting", ["region", "child"])
@@ -68,6 +110,9 @@ def test_scaled_means_of_parts_average_to_the_mean_of_the_whole(weighting, monke
     own = [[mask[p].sum() if weighting == "child" else len(p), len(p)] for p, _ in parts]
     whole = torch.tensor(own).sum(0).float()
     monkeypatch.setattr(World, "sum", lambda self, values: whole.clone())
-    means = [step_scale(mask[p], weighting, c, World(r, 3))[0] * masked_region_mean(errors[p], mask[p], weighting) for r, (p, c) in enumerate(parts)]
+    means = [
+        step_scale(mask[p], weighting, c, World(r, 3))[0] * masked_region_mean(errors[p], mask[p], weighting)
+        for r, (p, c) in enumerate(parts)
+    ]
     assert float(sum(means) / 3) == pytest.approx(float(masked_region_mean(errors, mask, weighting)), rel=1e-6)
     assert float(step_scale(mask[:1], weighting, False, World(0, 3))[0]) == 0

@@ -18,12 +18,39 @@ from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.training.bags import bag_of
 from tests.cli.test_bad_tiles import damage
 
-HEAD = ["--head-option", "embed_dim=16", "--head-option", "hidden=8", "--head-option", "k=2", "--epochs", "2", "--lr", "1e-3"]
+HEAD = [
+    "--head-option",
+    "embed_dim=16",
+    "--head-option",
+    "hidden=8",
+    "--head-option",
+    "k=2",
+    "--epochs",
+    "2",
+    "--lr",
+    "1e-3",
+]
 
 
 def student(chain, output, *more):
-    return ["distill-student", chain.manifest, "--method", "zoommil", "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder", "demo-vit",
-            "--teacher", chain.teacher, *HEAD, "-o", output, *more]
+    return [
+        "distill-student",
+        chain.manifest,
+        "--method",
+        "zoommil",
+        "--tiles",
+        chain.tiles_lr,
+        "--pairs",
+        chain.pairs,
+        "--encoder",
+        "demo-vit",
+        "--teacher",
+        chain.teacher,
+        *HEAD,
+        "-o",
+        output,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +60,25 @@ def zoom(chain, tmp_path_factory):
     return at
 
 
-def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyramid(chain, zoom, tmp_path, lrmil, monkeypatch):
+def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyramid(
+    chain, zoom, tmp_path, lrmil, monkeypatch
+):
     from lrmil_cli.inference import zoomed_prediction as zooming
 
     boxes, encoded = [], []
     ahead, embed = zooming.read_ahead, zooming.embed_tiles
     monkeypatch.setattr(zooming, "read_ahead", lambda slide, b, *a, **k: boxes.append(b) or ahead(slide, b, *a, **k))
-    monkeypatch.setattr(zooming, "embed_tiles", lambda e, tiles, count, **k: encoded.append(count) or embed(e, tiles, count, **k))
+    monkeypatch.setattr(
+        zooming, "embed_tiles", lambda e, tiles, count, **k: encoded.append(count) or embed(e, tiles, count, **k)
+    )
     slide = chain.manifest.parent / "slides" / "s13.svs"
     said = lrmil("predict", slide, "-m", zoom, "-o", tmp_path, "--geojson", tmp_path / "maps")
     assert said.code == 0, said.err
     record = json.loads((tmp_path / "s13.prediction.json").read_text())
     paired, lr = read_pairs(chain.pairs / "s13.pairs.csv"), read_features(zoom.with_suffix(".features") / "s13.h5")
-    pyramid = make_pyramid(bag_of(lr, torch.device("cpu")), [read_features(chain.teacher / "features" / "s13.h5")], [paired])
+    pyramid = make_pyramid(
+        bag_of(lr, torch.device("cpu")), [read_features(chain.teacher / "features" / "s13.h5")], [paired]
+    )
     head = load_zoom(zoom).base.heads[0]
     with torch.inference_mode():
         out = head(*pyramid)
@@ -56,14 +89,22 @@ def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyr
     corners = {tuple(c) for c in lr.coords[picked].tolist()}
     inside = [any(x <= b[0] < x + 512 and y <= b[1] < y + 512 for x, y in corners) for b in paired.hr_boxes]
     assert {tuple(b) for b in boxes[1].tolist()} == {tuple(b) for b, i in zip(paired.hr_boxes.tolist(), inside) if i}
-    assert encoded == [len(lr.coords), sum(inside)] and record["tiles_read"] == {"lr": len(lr.coords), "hr": sum(inside)}
+    assert encoded == [len(lr.coords), sum(inside)] and record["tiles_read"] == {
+        "lr": len(lr.coords),
+        "hr": sum(inside),
+    }
     _, rows = read_table(tmp_path / "s13.attention.csv", "attention")
     assert rows["attention"].to_numpy() == pytest.approx(out.attention.numpy(), abs=1e-6)
     _, deep = read_table(tmp_path / "s13.hr.attention.csv", "attention")
     assert len(deep) == sum(inside) and len(list((tmp_path / "maps").iterdir())) == 2
     there, features = out.extra["looked1"] >= 0, read_features(chain.teacher / "features" / "s13.h5")
-    own = {tuple(features.coords[row].tolist()): a for row, a in zip(out.extra["looked1"][there].tolist(), out.extra["attention1"][there].tolist())}
-    assert deep["attention"].to_numpy() == pytest.approx([own[c] for c in zip(deep["x"], deep["y"])], abs=1e-5) and deep["attention"].sum() == pytest.approx(1)
+    own = {
+        tuple(features.coords[row].tolist()): a
+        for row, a in zip(out.extra["looked1"][there].tolist(), out.extra["attention1"][there].tolist())
+    }
+    assert deep["attention"].to_numpy() == pytest.approx(
+        [own[c] for c in zip(deep["x"], deep["y"])], abs=1e-5
+    ) and deep["attention"].sum() == pytest.approx(1)
     assert "flat" not in said.err
     assert {"tissue", "read_0", "encode_0", "read_1", "encode_1", "head"} <= record["seconds"].keys()
     dry = lrmil("predict", slide, "-m", zoom, "-o", tmp_path / "new", "--dry-run", "--json")
@@ -72,24 +113,37 @@ def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyr
 
 def test_three_levels(chain, tmp_path, lrmil):
     mid = tmp_path / "mid"
-    for line in (["tile", chain.manifest, "--mpp", "1.0", "--tile-px", "128", "-o", mid], ["match", chain.tiles_lr, mid, "-o", tmp_path / "low"],
-                 ["match", mid, chain.tiles_hr, "-o", tmp_path / "high"], ["embed", mid, "--encoder", "demo-vit", "-o", tmp_path / "mid-features"]):
+    for line in (
+        ["tile", chain.manifest, "--mpp", "1.0", "--tile-px", "128", "-o", mid],
+        ["match", chain.tiles_lr, mid, "-o", tmp_path / "low"],
+        ["match", mid, chain.tiles_hr, "-o", tmp_path / "high"],
+        ["embed", mid, "--encoder", "demo-vit", "-o", tmp_path / "mid-features"],
+    ):
         said = lrmil(*line)
         assert said.code == 0, said.err
-    line = student(chain, tmp_path / "z.safetensors", "--mid-pairs", tmp_path / "high", "--mid-features", tmp_path / "mid-features")
+    line = student(
+        chain, tmp_path / "z.safetensors", "--mid-pairs", tmp_path / "high", "--mid-features", tmp_path / "mid-features"
+    )
     line[line.index("--pairs") + 1] = tmp_path / "low"
     said = lrmil(*line, "--json")
     assert said.code == 0, said.err
     assert len(load_zoom(tmp_path / "z.safetensors").levels) == 2
-    said = lrmil("predict", chain.manifest.parent / "slides" / "s13.svs", "-m", tmp_path / "z.safetensors", "-o", tmp_path / "p")
+    said = lrmil(
+        "predict", chain.manifest.parent / "slides" / "s13.svs", "-m", tmp_path / "z.safetensors", "-o", tmp_path / "p"
+    )
     assert said.code == 0, said.err
     record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
     assert 0 < record["tiles_read"]["mid"] <= 2 * 4 and 0 < record["tiles_read"]["hr"] <= 2 * 4
-    judged = lrmil("evaluate", tmp_path / "p", "--slides", chain.manifest, "-o", tmp_path / "e", "--bootstrap", "0", "--json").records[0]["models"][0]["reading"]
+    judged = lrmil(
+        "evaluate", tmp_path / "p", "--slides", chain.manifest, "-o", tmp_path / "e", "--bootstrap", "0", "--json"
+    ).records[0]["models"][0]["reading"]
     assert [judged[f"{k}_tiles"] for k in ("lr", "mid", "hr")] == [record["tiles_read"][k] for k in ("lr", "mid", "hr")]
     low, high = (read_pairs(tmp_path / n / "s13.pairs.csv") for n in ("low", "high"))
-    bag = make_pyramid(bag_of(read_features(tmp_path / "z.features" / "s13.h5"), torch.device("cpu")),
-                       [read_features(tmp_path / "mid-features" / "s13.h5"), read_features(chain.teacher / "features" / "s13.h5")], [low, high])
+    bag = make_pyramid(
+        bag_of(read_features(tmp_path / "z.features" / "s13.h5"), torch.device("cpu")),
+        [read_features(tmp_path / "mid-features" / "s13.h5"), read_features(chain.teacher / "features" / "s13.h5")],
+        [low, high],
+    )
     with torch.inference_mode():
         p = torch.softmax(load_zoom(tmp_path / "z.safetensors").base.heads[0](*bag).logits.double(), 0)
     assert list(record["probabilities"].values()) == pytest.approx(p.tolist(), abs=1e-5)
@@ -109,11 +163,24 @@ def test_pyramids_follow_the_pairs(chain):
 def test_what_cannot_be_done_is_said(chain, zoom, tmp_path, lrmil):
     out = tmp_path / "m.safetensors"
     for more, code, words in (
-        (("--k", "3"), 2, "--k does nothing with --method zoommil"), (("--head-option", "levels=3"), 2, "--mid-pairs three"), (("--mid-pairs", "x"), 2, "go together"),
-        (("--features", tmp_path), 3, "lrmil embed"), (("--input-size", "64"), 3, "one encoder")):
+        (("--k", "3"), 2, "--k does nothing with --method zoommil"),
+        (("--head-option", "levels=3"), 2, "--mid-pairs three"),
+        (("--mid-pairs", "x"), 2, "go together"),
+        (("--features", tmp_path), 3, "lrmil embed"),
+        (("--input-size", "64"), 3, "one encoder"),
+    ):
         said = lrmil(*student(chain, out, *more))
         assert said.code == code and words in said.err, said.err
-    said = lrmil("train-teacher", chain.manifest, "--features", chain.teacher / "features", "--head", "zoommil", "-o", tmp_path / "t")
+    said = lrmil(
+        "train-teacher",
+        chain.manifest,
+        "--features",
+        chain.teacher / "features",
+        "--head",
+        "zoommil",
+        "-o",
+        tmp_path / "t",
+    )
     assert said.code == 2 and "--method zoommil" in said.err
     assert lrmil(*student(chain, zoom, "--json")).records[0]["status"] == "skipped"
     assert "zoommil" in lrmil("info", zoom).out and lrmil("doctor", "-m", zoom).code in (0, 4)
@@ -131,12 +198,23 @@ def test_where_the_children_of_a_pick_are_damaged_the_next_best_is_read(chain, t
     assert lrmil("predict", slide, "-m", model, "-o", tmp_path / "whole").code == 0
     _, first = read_table(tmp_path / "whole" / "s13.hr.attention.csv", "attention")
     paired = read_pairs(chain.pairs / "s13.pairs.csv")
-    parents = [next(b for b in paired.lr_boxes.tolist() if (b[0] <= x < b[0] + b[2]) and (b[1] <= y < b[1] + b[3])) for x, y in first[["x", "y"]].to_numpy()]
+    parents = [
+        next(b for b in paired.lr_boxes.tolist() if (b[0] <= x < b[0] + b[2]) and (b[1] <= y < b[1] + b[3]))
+        for x, y in first[["x", "y"]].to_numpy()
+    ]
     assert len({tuple(p) for p in parents}) == 1
     x, y, side, _ = parents[0]
     with open_slide(slide) as opened:
         blocks = opened.blocks(0)
-    damage(slide, 0, [row * blocks.cols + col for row in range(y // 256, (y + side) // 256) for col in range(x // 256, (x + side) // 256)])
+    damage(
+        slide,
+        0,
+        [
+            row * blocks.cols + col
+            for row in range(y // 256, (y + side) // 256)
+            for col in range(x // 256, (x + side) // 256)
+        ],
+    )
     skip = ["--on-bad-tile", "skip"]
     said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p", *skip)
     assert said.code == 0, said.err
@@ -144,16 +222,27 @@ def test_where_the_children_of_a_pick_are_damaged_the_next_best_is_read(chain, t
     assert record["bad_tiles"] == len(first) and 0 < record["tiles_read"]["hr"] <= 16
     features = {}
     for name, mpp in (("lr", "2.0"), ("hr", "0.5")):
-        for line in (["tile", slide, "--mpp", mpp, "--tile-px", "128", "-o", tmp_path / name / "s13.tiles.csv", *skip],
-                     ["embed", tmp_path / name / "s13.tiles.csv", "--encoder", "demo-vit", "-o", tmp_path / f"{name}.h5", *skip]):
+        for line in (
+            ["tile", slide, "--mpp", mpp, "--tile-px", "128", "-o", tmp_path / name / "s13.tiles.csv", *skip],
+            ["embed", tmp_path / name / "s13.tiles.csv", "--encoder", "demo-vit", "-o", tmp_path / f"{name}.h5", *skip],
+        ):
             said = lrmil(*line)
             assert said.code == 0, said.err
         features[name] = read_features(tmp_path / f"{name}.h5")
-    assert lrmil("match", tmp_path / "lr" / "s13.tiles.csv", tmp_path / "hr" / "s13.tiles.csv", "-o", tmp_path / "pairs.csv").code == 0
-    pyramid = make_pyramid(bag_of(features["lr"], torch.device("cpu")), [features["hr"]], [read_pairs(tmp_path / "pairs.csv")])
+    assert (
+        lrmil(
+            "match", tmp_path / "lr" / "s13.tiles.csv", tmp_path / "hr" / "s13.tiles.csv", "-o", tmp_path / "pairs.csv"
+        ).code
+        == 0
+    )
+    pyramid = make_pyramid(
+        bag_of(features["lr"], torch.device("cpu")), [features["hr"]], [read_pairs(tmp_path / "pairs.csv")]
+    )
     with torch.inference_mode():
         out = load_zoom(model).base.heads[0](*pyramid)
-    assert list(record["probabilities"].values()) == pytest.approx(torch.softmax(out.logits.double(), 0).tolist(), abs=1e-5)
+    assert list(record["probabilities"].values()) == pytest.approx(
+        torch.softmax(out.logits.double(), 0).tolist(), abs=1e-5
+    )
     assert record["tiles_read"]["hr"] == int((pyramid.children[0][out.extra["selected0"]] >= 0).sum())
 
 
@@ -161,8 +250,17 @@ def test_slides_that_are_tiled_differently_are_refused(chain, tmp_path, lrmil):
     slide = chain.manifest.parent / "slides" / "s13.svs"
     shutil.copytree(chain.pairs, tmp_path / "pairs")
     features = shutil.copytree(chain.teacher / "features", tmp_path / "features")
-    for line in (["tile", slide, "--mpp", "0.5", "--tile-px", "64", "-o", tmp_path / "hr.csv"],
-                 ["match", chain.tiles_lr / "s13.tiles.csv", tmp_path / "hr.csv", "-o", tmp_path / "pairs" / "s13.pairs.csv", "--overwrite"]):
+    for line in (
+        ["tile", slide, "--mpp", "0.5", "--tile-px", "64", "-o", tmp_path / "hr.csv"],
+        [
+            "match",
+            chain.tiles_lr / "s13.tiles.csv",
+            tmp_path / "hr.csv",
+            "-o",
+            tmp_path / "pairs" / "s13.pairs.csv",
+            "--overwrite",
+        ],
+    ):
         said = lrmil(*line)
         assert said.code == 0, said.err
     line = student(chain, tmp_path / "z.safetensors", "--features", features)

@@ -41,7 +41,9 @@ def test_formats_open_with_their_scale_and_pixels(tmp_path, name):
 
 
 def test_generic_tiff_takes_its_scale_from_the_resolution_tag(tmp_path):
-    path = write_tiff(tmp_path / "g.tiff", blob_image(), mpp=None, resolution=(1e4 / 0.25, 1e4 / 0.25), resolutionunit="CENTIMETER")
+    path = write_tiff(
+        tmp_path / "g.tiff", blob_image(), mpp=None, resolution=(1e4 / 0.25, 1e4 / 0.25), resolutionunit="CENTIMETER"
+    )
     with open_slide(path) as slide:
         assert slide.mpp == pytest.approx(0.25, rel=1e-4)
 
@@ -58,17 +60,25 @@ def test_a_screen_resolution_is_refused_and_bigtiff_opens(tmp_path):
         assert slide.mpp_source == "option" and slide.width == 1600
 
 
-@pytest.mark.parametrize(("pixels", "expected"), [
-    (np.full((2, 2), 7, np.uint8), [7, 7, 7]), (np.full((2, 2, 1), 7, np.uint8), [7, 7, 7]), (np.full((2, 2, 3), 0x1234, np.uint16), [0x12] * 3),
-    (np.dstack([np.full((2, 2, 3), 100, np.uint8), np.zeros((2, 2), np.uint8)]), [255] * 3),
-    (np.dstack([np.full((2, 2, 3), 100, np.uint8), np.full((2, 2), 255, np.uint8)]), [100] * 3)])
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.full((2, 2), 7, np.uint8), [7, 7, 7]),
+        (np.full((2, 2, 1), 7, np.uint8), [7, 7, 7]),
+        (np.full((2, 2, 3), 0x1234, np.uint16), [0x12] * 3),
+        (np.dstack([np.full((2, 2, 3), 100, np.uint8), np.zeros((2, 2), np.uint8)]), [255] * 3),
+        (np.dstack([np.full((2, 2, 3), 100, np.uint8), np.full((2, 2), 255, np.uint8)]), [100] * 3),
+    ],
+)
 def test_gray_alpha_and_16_bit_become_rgb(pixels, expected):
     assert to_rgb8(pixels)[0, 0].tolist() == expected
 
 
 def test_pixels_equal_openslide(tmp_path):
     openslide = pytest.importorskip("openslide", reason="OpenSlide is not installed")
-    path = write_tiff(tmp_path / "s.svs", blob_image(2000, 1500), compression="jpeg", compressionargs={"level": 95}, levels=(1, 4))
+    path = write_tiff(
+        tmp_path / "s.svs", blob_image(2000, 1500), compression="jpeg", compressionargs={"level": 95}, levels=(1, 4)
+    )
     other = openslide.OpenSlide(str(path))
     with open_slide(path) as slide:
         assert [(l.width, l.height) for l in slide.levels] == list(other.level_dimensions)
@@ -93,7 +103,9 @@ def test_overview_is_the_area_mean_and_keeps_memory_small(tmp_path):
     assert (sx, sy) == (16, 16) and small.shape == (76, 101, 3)
     block = image[16 * 20 : 16 * 21, 16 * 30 : 16 * 31].reshape(-1, 3).mean(0)
     assert np.abs(small[20, 30] - block).max() <= 1
-    last = image[16 * 75 :, 16 * 100 :].reshape(-1, 3).mean(0)  # the corner block is 3 x 11 px, the rest is no part of it
+    last = (
+        image[16 * 75 :, 16 * 100 :].reshape(-1, 3).mean(0)
+    )  # the corner block is 3 x 11 px, the rest is no part of it
     assert np.abs(small[-1, -1].astype(int) - last).max() <= 8
 
 
@@ -114,7 +126,12 @@ def test_features_are_laid_out_as_trident_does(chain):
         n = len(h5["features"])
         assert h5["features"].shape == (n, 128) and h5["coords"].shape == (n, 2)
         at = dict(h5["coords"].attrs)
-        assert at["patch_size"] == 128 and at["patch_size_level0"] == 128 and at["target_magnification"] == 20 and at["overlap"] == 0
+        assert (
+            at["patch_size"] == 128
+            and at["patch_size_level0"] == 128
+            and at["target_magnification"] == 20
+            and at["overlap"] == 0
+        )
         assert json.loads(h5.attrs["lrmil"])["kind"] == "features"
 
 
@@ -161,8 +178,14 @@ def test_the_small_aperio_slide_runs_from_tile_to_geojson(chain, tmp_path, lrmil
 
     slide = SHARED / "data/wsi/CMU-1-Small-Region.svs"
     for mpp, name in (("2.0", "lr"), ("0.5", "hr")):
-        assert lrmil("tile", slide, "--mpp", mpp, "--tile-px", "128", "-o", tmp_path / f"{name}.csv", "--thumbnail").code == 0
+        assert (
+            lrmil("tile", slide, "--mpp", mpp, "--tile-px", "128", "-o", tmp_path / f"{name}.csv", "--thumbnail").code
+            == 0
+        )
     assert lrmil("match", tmp_path / "lr.csv", tmp_path / "hr.csv", "-o", tmp_path / "pairs.csv").code == 0
     assert lrmil("predict", slide, "-m", chain.model, "-o", tmp_path / "p").code == 0
-    assert lrmil("export-geojson", tmp_path / "p" / "CMU-1-Small-Region.attention.csv", "-o", tmp_path / "x.geojson").code == 0
+    assert (
+        lrmil("export-geojson", tmp_path / "p" / "CMU-1-Small-Region.attention.csv", "-o", tmp_path / "x.geojson").code
+        == 0
+    )
     check_contract((tmp_path / "x.geojson").read_text(), 2220, 2967)

@@ -24,7 +24,10 @@ def test_slides_open_with_scale_pyramid_and_outlines_inside(tmp_path):
     assert outlines and all(((0 <= o) & (o <= 1536)).all() and (o[0] == o[-1]).all() for o in outlines)
     assert make_slide(tmp_path / "n.svs", seed=1, positive=False, size_px=1536) == []
     doc = json.loads(lesion_geojson(outlines))
-    assert doc["features"][0]["properties"] == {"objectType": "annotation", "classification": {"name": "Lesion", "color": [200, 0, 0]}}
+    assert doc["features"][0]["properties"] == {
+        "objectType": "annotation",
+        "classification": {"name": "Lesion", "color": [200, 0, 0]},
+    }
 
 
 def test_the_lesion_is_told_by_texture_at_20x_and_not_by_colour():
@@ -46,7 +49,11 @@ def test_tiles_for_pretraining_come_with_their_recipe():
     rng = np.random.default_rng(0)
     for shrink in (1.0, 2.3):
         tiles, recipes = render_tiles(rng, shrink)
-        assert tiles.shape[1:] == (128, 128, 3) and recipes.shape == (len(tiles), len(RECIPE_NAMES)) and np.isfinite(recipes).all()
+        assert (
+            tiles.shape[1:] == (128, 128, 3)
+            and recipes.shape == (len(tiles), len(RECIPE_NAMES))
+            and np.isfinite(recipes).all()
+        )
 
 
 def test_cohorts_split_by_patient_and_label():

@@ -12,7 +12,13 @@ ALL = torch.ones(6, dtype=torch.bool)
 def test_rank_correlation_and_overlap_by_hand():
     teacher = torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     same = compare_attention(teacher * 3 - 7, teacher, ALL, 2)  # any increasing map is the same ranking
-    assert same == {"regions": 6, "rank_correlation": pytest.approx(1), "k": 2, "overlap": 1.0, "chance": pytest.approx(1 / 3)}
+    assert same == {
+        "regions": 6,
+        "rank_correlation": pytest.approx(1),
+        "k": 2,
+        "overlap": 1.0,
+        "chance": pytest.approx(1 / 3),
+    }
     opposite = compare_attention(-teacher, teacher, ALL, 2)
     assert opposite["rank_correlation"] == pytest.approx(-1) and opposite["overlap"] == 0
     swapped = torch.tensor([4.0, 5.0, 6.0, 3.0, 2.0, 1.0])  # ranks differ by 2, 0, 2: 1 - 6 * 8 / (6 * 35)

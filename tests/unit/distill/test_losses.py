@@ -26,7 +26,9 @@ seeds = st.integers(0, 2**31)
 
 
 # ---- region pooling ----------------------------------------------------------------
-@pytest.mark.parametrize(("grid", "ratio"), [(16, 2), (16, 4), (16, 8), (16, 16), (14, 2), (28, 4), (32, 8), (24, 4), (8, 4), (12, 3)])
+@pytest.mark.parametrize(
+    ("grid", "ratio"), [(16, 2), (16, 4), (16, 8), (16, 16), (14, 2), (28, 4), (32, 8), (24, 4), (8, 4), (12, 3)]
+)
 def test_pooling_is_the_block_mean_where_it_divides(grid, ratio):
     tokens = torch.randn(3, grid, grid, 5)
     m = grid // ratio
@@ -59,13 +61,24 @@ def slow_region_scores(e, parent, n, how):
             continue
         matched[r] = True
         v = e[own]
-        out[r] = {"logmeanexp": logsumexp(v) - math.log(len(v)), "mean-logit": v.mean(), "logsumexp": logsumexp(v),
-                  "max": v.max(), "mean-weight": alpha[own].mean()}[how]
+        out[r] = {
+            "logmeanexp": logsumexp(v) - math.log(len(v)),
+            "mean-logit": v.mean(),
+            "logsumexp": logsumexp(v),
+            "max": v.max(),
+            "mean-weight": alpha[own].mean(),
+        }[how]
     return out, matched
 
 
 @settings(max_examples=40)
-@given(seeds, st.integers(1, 60), st.integers(1, 12), st.sampled_from(["logmeanexp", "mean-logit", "logsumexp", "max", "mean-weight"]), st.sampled_from([1.0, 30.0]))
+@given(
+    seeds,
+    st.integers(1, 60),
+    st.integers(1, 12),
+    st.sampled_from(["logmeanexp", "mean-logit", "logsumexp", "max", "mean-weight"]),
+    st.sampled_from([1.0, 30.0]),
+)
 def test_region_scores_equal_a_loop(seed, n_hr, n_lr, how, scale):
     rng = np.random.default_rng(seed)
     e = rng.normal(size=n_hr) * scale
@@ -168,7 +181,9 @@ def test_equal_scores_up_to_a_constant_give_no_soft_loss():
     assert soft_attention(a + 5, a, every).item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("m", "k", "k_eff"), [(0, 4, 0), (1, 4, 0), (2, 4, 1), (3, 4, 1), (8, 4, 4), (9, 4, 4), (100, 4, 4)])
+@pytest.mark.parametrize(
+    ("m", "k", "k_eff"), [(0, 4, 0), (1, 4, 0), (2, 4, 1), (3, 4, 1), (8, 4, 4), (9, 4, 4), (100, 4, 4)]
+)
 def test_k_eff(m, k, k_eff):
     matched = torch.zeros(120, dtype=torch.bool)
     matched[torch.randperm(120)[:m]] = True
@@ -208,4 +223,6 @@ def test_hard_feature_reaches_the_classifier_only_when_features_are_frozen():
     assert classifier.weight.grad.abs().sum() > 0
     z = classifier(features[[0, 1, 2, 3]]).detach().numpy()
     want = np.mean([-math.log(softmax(row)[t]) for row, t in zip(z, [1, 1, 0, 0])])
-    assert hard_feature(features, classifier, torch.tensor([0, 1]), torch.tensor([2, 3])).item() == pytest.approx(want, rel=1e-5)
+    assert hard_feature(features, classifier, torch.tensor([0, 1]), torch.tensor([2, 3])).item() == pytest.approx(
+        want, rel=1e-5
+    )

@@ -22,7 +22,13 @@ def tile_table(cols, rows, mpp, width=4096, height=4096, fingerprint="f", slide_
     grid = make_grid(width, height, slide_mpp, mpp, 128)
     col, row = (a.ravel() for a in np.meshgrid(np.arange(cols), np.arange(rows)))
     slide = {"id": "s", "path": "s.svs", "width": width, "height": height, "mpp": slide_mpp, "fingerprint": fingerprint}
-    header = {"kind": "tiles", "version": 1, "slide": slide, "settings": {"mpp": mpp, "tile_px": 128}, "history": [{"digest": f"{mpp}"}]}
+    header = {
+        "kind": "tiles",
+        "version": 1,
+        "slide": slide,
+        "settings": {"mpp": mpp, "tile_px": 128},
+        "history": [{"digest": f"{mpp}"}],
+    }
     return header, pd.DataFrame({**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": 1.0})
 
 
@@ -47,8 +53,10 @@ def test_a_child_that_lies_mostly_off_the_slide_is_dropped():
     assert about["counts"]["outside"] == 4  # column 2: 44 of 128 px inside
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"fingerprint": "other"}, "tables? is of slide|of one slide"), ({"slide_mpp": 0.25}, "two scales")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"fingerprint": "other"}, "tables? is of slide|of one slide"), ({"slide_mpp": 0.25}, "two scales")],
+)
 def test_tables_that_do_not_belong_together(change, says):
     lr_header, lr = tile_table(1, 1, 2.0)
     hr_header, hr = tile_table(4, 4, 0.5, **change)
@@ -94,13 +102,17 @@ def test_a_student_that_equals_its_teacher_has_no_bag_and_soft_loss():
     head, x = build_head("abmil", 7, 2).eval(), torch.randn(9, 7)
     t = make_target(head, Bag(x), torch.arange(9), 9, DistillSettings())  # one HR tile a region
     terms = distillation_terms(head(x), t, DistillSettings())
-    assert terms["bag_kd"][1].item() == pytest.approx(0, abs=1e-6) and terms["soft"][1].item() == pytest.approx(0, abs=1e-6)
+    assert terms["bag_kd"][1].item() == pytest.approx(0, abs=1e-6) and terms["soft"][1].item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_hard_feature_without_projection_gives_the_head_no_gradient():
     torch.manual_seed(0)
     pupil = build_head("abmil", 7, 2)
-    t = make_target(build_head("abmil", 7, 2).eval(), Bag(torch.randn(20, 7)), torch.arange(20) % 10, 10, DistillSettings())
+    t = make_target(
+        build_head("abmil", 7, 2).eval(), Bag(torch.randn(20, 7)), torch.arange(20) % 10, 10, DistillSettings()
+    )
     settings = DistillSettings(lambda_bag=0, lambda_soft=0, lambda_hard=1, hard="feature")
     terms = terms_of_fold({0: t}, settings, 0)(0, pupil(torch.randn(10, 7)))
     terms["hard"][1].backward()
@@ -119,17 +131,27 @@ def test_a_teacher_that_saw_a_test_slide_is_refused():
 
 def test_slides_without_a_teacher_are_an_error_or_asked_for():
     head = build_head("abmil", 3, 2).eval()
-    high = HighResolution([Bag(torch.randn(4, 3)), None, Bag(torch.randn(4, 3))], [torch.tensor([0, 0, 1, 1]), None, torch.full((4,), -1)])
+    high = HighResolution(
+        [Bag(torch.randn(4, 3)), None, Bag(torch.randn(4, 3))], [torch.tensor([0, 0, 1, 1]), None, torch.full((4,), -1)]
+    )
     with pytest.raises(InputError, match=r"slide b.*2 slide\(s\).*ce-only"):
         fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"], [0, 1, 0])
-    assert list(fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(missing_teacher="ce-only"), ["a", "b", "c"], [0, 1, 0])) == [0]
+    assert list(
+        fold_targets(
+            head, [0, 1, 2], high, [2, 2, 2], DistillSettings(missing_teacher="ce-only"), ["a", "b", "c"], [0, 1, 0]
+        )
+    ) == [0]
 
 
 def test_presets_and_bad_values():
     assert preset_settings("lrmil", {"k": 8}).k == 8
     official = preset_settings("official-code", {})
     assert (official.region_attention, official.soft_reduction, official.hard) == ("mean-logit", "instances", "feature")
-    for bad in (lambda: preset_settings("lr", {}), lambda: DistillSettings(region_attention="mean"), lambda: DistillSettings(temperature_bag=0)):
+    for bad in (
+        lambda: preset_settings("lr", {}),
+        lambda: DistillSettings(region_attention="mean"),
+        lambda: DistillSettings(temperature_bag=0),
+    ):
         with pytest.raises(UsageError):
             bad()
     assert "was distilled" in preset_warning("lr-only", True)

@@ -24,7 +24,17 @@ OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 
 #: As published: width, blocks, heads, patch, native, prefix tokens, input side for ratio 4, mean and std, millions of parameters.
 PUBLISHED = {
-    "conch": (768, 12, 12, 16, 448, 1, 256, ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)), None),
+    "conch": (
+        768,
+        12,
+        12,
+        16,
+        448,
+        1,
+        256,
+        ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        None,
+    ),
     "uni": (1024, 24, 16, 16, 224, 1, 256, IMAGENET, 303),
     "uni2-h": (1536, 24, 24, 14, 224, 9, 224, IMAGENET, 681),
     "virchow": (1280, 32, 16, 14, 224, 1, 224, IMAGENET, 631),
@@ -39,7 +49,17 @@ PUBLISHED = {
     "kaiko-vitb16": (768, 12, 12, 16, 224, 1, 256, HALF, 86),
     "kaiko-vitb8": (768, 12, 12, 8, 224, 1, 224, HALF, 86),
     "kaiko-vitl14": (1024, 24, 16, 14, 224, 5, 224, HALF, 304),
-    "lunit-vits8": (384, 12, 6, 8, 224, 1, 224, ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)), 21.7),
+    "lunit-vits8": (
+        384,
+        12,
+        6,
+        8,
+        224,
+        1,
+        224,
+        ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)),
+        21.7,
+    ),
 }
 
 
@@ -68,7 +88,11 @@ def published_model(alias: Alias, **more):
     """As the model cards build it: timm at the native size with a dynamic grid, classes given as classes."""
     classes = {"SwiGLUPacked": SwiGLUPacked, "SiLU": torch.nn.SiLU}
     args = {k: classes.get(v, v) for k, v in alias.arch_args.items()}
-    return randomize(timm.create_model(alias.architecture, num_classes=0, img_size=alias.native, dynamic_img_size=True, **args, **more))
+    return randomize(
+        timm.create_model(
+            alias.architecture, num_classes=0, img_size=alias.native, dynamic_img_size=True, **args, **more
+        )
+    )
 
 
 # ---- the table ---------------------------------------------------------------------
@@ -80,10 +104,19 @@ def test_architectures_are_those_of_the_table(name):
     assert default_input_size(a.patch, a.native, 256, 4) == size
     with torch.device("meta"):  # giants must not be allocated
         model = create_vit(a.architecture, size, a.arch_args)
-        info = info_from_json(json.loads(json.dumps(EncoderInfo(name, a.architecture, size, mean, std, arch_args=a.arch_args).as_json())), name)
+        info = info_from_json(
+            json.loads(json.dumps(EncoderInfo(name, a.architecture, size, mean, std, arch_args=a.arch_args).as_json())),
+            name,
+        )
         encoder = Encoder(model, info)
     assert info.arch_args == a.arch_args
-    assert (encoder.width, encoder.depth, encoder.num_prefix, encoder.grid, encoder.embed_dim) == (width, blocks, prefix, size // patch, width)
+    assert (encoder.width, encoder.depth, encoder.num_prefix, encoder.grid, encoder.embed_dim) == (
+        width,
+        blocks,
+        prefix,
+        size // patch,
+        width,
+    )
     assert encoder.has_class_token and encoder.grid % 4 == 0
     assert model.blocks[0].attn.num_heads == heads and model.patch_embed.proj.weight.shape[-1] == patch
     if millions:
@@ -114,14 +147,34 @@ def test_the_list_of_encoders_fits_a_terminal(lrmil):
 
 
 # ---- local weights -----------------------------------------------------------------
-@pytest.mark.parametrize("name", ["uni", "uni2-h", "virchow", "virchow2", "h-optimus-0", "h0-mini", "gigapath", "kaiko-vits8", "kaiko-vitl14", "lunit-vits8", "phikon"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uni",
+        "uni2-h",
+        "virchow",
+        "virchow2",
+        "h-optimus-0",
+        "h0-mini",
+        "gigapath",
+        "kaiko-vits8",
+        "kaiko-vitl14",
+        "lunit-vits8",
+        "phikon",
+    ],
+)
 def test_local_weights_get_the_alias_s_architecture_and_preprocessing(name, monkeypatch, tmp_path):
     small = shrink(monkeypatch, name)
     *_, prefix, size, (mean, std), _ = PUBLISHED[name]
     source = published_model(small)
     torch.save(source.state_dict(), tmp_path / "weights.bin")
     e = load_encoder(f"{name}@{tmp_path / 'weights.bin'}")
-    assert (e.info.name, e.info.image_size, e.info.base, e.info.license) == (f"{name}@weights.bin", size, f"hf-hub:{small.hub}", small.license)
+    assert (e.info.name, e.info.image_size, e.info.base, e.info.license) == (
+        f"{name}@weights.bin",
+        size,
+        f"hf-hub:{small.hub}",
+        small.license,
+    )
     x = tiles(px=size)
     with torch.inference_mode():
         rgb = (x.permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
@@ -135,7 +188,9 @@ def test_local_weights_get_the_alias_s_architecture_and_preprocessing(name, monk
     torch.testing.assert_close(out["final"], expected[:, 0], atol=1e-5, rtol=1e-4)
     both = load_encoder(f"{name}@{tmp_path / 'weights.bin'}", embedding="cls+mean")
     assert both.embed_dim == 64
-    torch.testing.assert_close(both(x)["final"], torch.cat([expected[:, 0], expected[:, prefix:].mean(1)], 1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        both(x)["final"], torch.cat([expected[:, 0], expected[:, prefix:].mean(1)], 1), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_plain_timm_name_keeps_timm_s_mean_and_the_digest_tells_them_apart(monkeypatch, tmp_path):
@@ -163,7 +218,10 @@ def test_weights_of_another_architecture_are_refused(monkeypatch, tmp_path):
     save_file(published_model(shrink(monkeypatch, "virchow")).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="missing: reg_token; unexpected: none"):
         load_encoder(f"virchow2@{tmp_path / 'w.safetensors'}")
-    save_file({**published_model(shrink(monkeypatch, "virchow2")).state_dict(), "pos_embed": torch.zeros(1, 259, 32)}, tmp_path / "w.safetensors")
+    save_file(
+        {**published_model(shrink(monkeypatch, "virchow2")).state_dict(), "pos_embed": torch.zeros(1, 259, 32)},
+        tmp_path / "w.safetensors",
+    )
     with pytest.raises(InputError, match="do not fit the architecture.*pos_embed"):
         load_encoder(f"virchow2@{tmp_path / 'w.safetensors'}")
 
@@ -171,7 +229,10 @@ def test_weights_of_another_architecture_are_refused(monkeypatch, tmp_path):
 def test_the_authors_embedding_is_said_and_not_taken(monkeypatch, tmp_path):
     save_file(published_model(shrink(monkeypatch, "virchow")).state_dict(), tmp_path / "w.safetensors")
     spec = f"virchow@{tmp_path / 'w.safetensors'}"
-    assert (load_encoder(spec).info.embedding, load_encoder(spec).info.note) == ("cls", "its authors use --embedding cls+mean for MIL")
+    assert (load_encoder(spec).info.embedding, load_encoder(spec).info.note) == (
+        "cls",
+        "its authors use --embedding cls+mean for MIL",
+    )
     assert load_encoder(spec, embedding="cls+mean").info.note == ""
     with pytest.raises(UsageError, match="no pooling of its own"):
         load_encoder(spec, embedding="pool")
@@ -229,7 +290,11 @@ def test_a_folder_s_own_arguments_count_and_the_size_is_ours(folder):
 def test_folders_that_cannot_work(folder, tmp_path):
     path, _ = folder
     text = (path / "config.json").read_text()
-    for broken, says in (("{", "not a config of timm"), ('{"architectures": ["Dinov2Model"]}', "must be converted"), ("[]", "not a config of timm")):
+    for broken, says in (
+        ("{", "not a config of timm"),
+        ('{"architectures": ["Dinov2Model"]}', "must be converted"),
+        ("[]", "not a config of timm"),
+    ):
         (path / "config.json").write_text(broken)
         with pytest.raises(InputError, match=says):
             load_encoder(f"local-dir:{path}")
@@ -260,6 +325,7 @@ def hub(monkeypatch, config=None, state=None, error=None):
             if error is not None:
                 raise error
             return value
+
         return get
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer(None))
@@ -271,9 +337,23 @@ def hub(monkeypatch, config=None, state=None, error=None):
 @pytest.mark.parametrize("spec", ["virchow2", "hf-hub:paige-ai/Virchow2"])
 def test_a_known_page_gets_what_its_config_cannot_carry(spec, monkeypatch):
     small = shrink(monkeypatch, "virchow2")
-    own = {"embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": "", "reg_tokens": 4,
-           "img_size": 224, "num_classes": 0, "dynamic_img_size": True}
-    asked = hub(monkeypatch, ({"mean": HALF[0], "std": HALF[1]}, "vit_huge_patch14_224", own), published_model(small).state_dict())
+    own = {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "init_values": 1e-5,
+        "mlp_ratio": 5.3375,
+        "global_pool": "",
+        "reg_tokens": 4,
+        "img_size": 224,
+        "num_classes": 0,
+        "dynamic_img_size": True,
+    }
+    asked = hub(
+        monkeypatch,
+        ({"mean": HALF[0], "std": HALF[1]}, "vit_huge_patch14_224", own),
+        published_model(small).state_dict(),
+    )
     e = load_encoder(spec)
     assert set(asked) == {"paige-ai/Virchow2"} and e.info.name == spec
     assert e.num_prefix == 5 and e.info.arch_args["mlp_layer"] == "SwiGLUPacked" and e.info.mean == IMAGENET[0]
@@ -296,12 +376,19 @@ class GatedRepoError(Exception):
     """The hub client's own needs a response to be made."""
 
 
-@pytest.mark.parametrize(("spec", "says"), [
-    ("conch", ["https://huggingface.co/MahmoodLab/conch", "hf auth login", "conch@pytorch_model.bin"]),
-    ("hf-hub:MahmoodLab/CONCH", ["https://huggingface.co/MahmoodLab/conch", "hf auth login", "conch@pytorch_model.bin"]),
-    ("uni", ["https://huggingface.co/MahmoodLab/uni", "hf auth login", "uni@FILE"]),
-    ("kaiko-vits16", ["https://huggingface.co/1aurent/vit_small", "kaiko-vits16@FILE"]),
-    ("hf-hub:some/page", ["https://huggingface.co/some/page", "hf auth login", "local-dir:PATH"])])
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("conch", ["https://huggingface.co/MahmoodLab/conch", "hf auth login", "conch@pytorch_model.bin"]),
+        (
+            "hf-hub:MahmoodLab/CONCH",
+            ["https://huggingface.co/MahmoodLab/conch", "hf auth login", "conch@pytorch_model.bin"],
+        ),
+        ("uni", ["https://huggingface.co/MahmoodLab/uni", "hf auth login", "uni@FILE"]),
+        ("kaiko-vits16", ["https://huggingface.co/1aurent/vit_small", "kaiko-vits16@FILE"]),
+        ("hf-hub:some/page", ["https://huggingface.co/some/page", "hf auth login", "local-dir:PATH"]),
+    ],
+)
 def test_weights_that_cannot_be_had_say_how_to_get_them(spec, says, monkeypatch):
     hub(monkeypatch, error=GatedRepoError("403"))
     with pytest.raises(MachineError) as e:
@@ -314,7 +401,12 @@ def test_a_gated_encoder_ends_a_command_with_5(monkeypatch, lrmil, slide, tmp_pa
     hub(monkeypatch, error=GatedRepoError("403"))
     assert lrmil("tile", slide, "--mpp", "2.0", "-o", tmp_path / "t.csv").code == 0
     said = lrmil("embed", tmp_path / "t.csv", "--encoder", "uni2-h", "-o", tmp_path / "f.h5")
-    assert said.code == 5 and said.err.count("error:") == 1 and "hf auth login" in said.err and not (tmp_path / "f.h5").exists()
+    assert (
+        said.code == 5
+        and said.err.count("error:") == 1
+        and "hf auth login" in said.err
+        and not (tmp_path / "f.h5").exists()
+    )
 
 
 def test_local_weights_go_with_an_alias_even_by_its_hub_name(monkeypatch, tmp_path):
@@ -327,9 +419,17 @@ def test_local_weights_go_with_an_alias_even_by_its_hub_name(monkeypatch, tmp_pa
 
 
 # ---- licences ----------------------------------------------------------------------
-@pytest.mark.parametrize(("license", "says"), [
-    ("CC-BY-NC-ND-4.0", "must not be passed on"), ("cc-by-nc-4.0", "must not be used commercially"), ("Owkin non-commercial", "must not be used commercially"),
-    ("Apache-2.0", None), ("unknown", None), ("mit", None)])
+@pytest.mark.parametrize(
+    ("license", "says"),
+    [
+        ("CC-BY-NC-ND-4.0", "must not be passed on"),
+        ("cc-by-nc-4.0", "must not be used commercially"),
+        ("Owkin non-commercial", "must not be used commercially"),
+        ("Apache-2.0", None),
+        ("unknown", None),
+        ("mit", None),
+    ],
+)
 def test_what_licences_forbid(license, says):
     info = EncoderInfo("lr.safetensors", "x", 224, HALF[0], HALF[1], license=license, base="hf-hub:a/b")
     text = licence_warning(info)

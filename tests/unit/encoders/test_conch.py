@@ -27,7 +27,15 @@ P = "visual.attn_pool_contrast."
 
 
 def trunk():
-    return timm.create_model("vit_base_patch16_224", img_size=448, num_classes=0, dynamic_img_size=True, embed_dim=WIDTH, depth=2, num_heads=4).eval()
+    return timm.create_model(
+        "vit_base_patch16_224",
+        img_size=448,
+        num_classes=0,
+        dynamic_img_size=True,
+        embed_dim=WIDTH,
+        depth=2,
+        num_heads=4,
+    ).eval()
 
 
 def checkpoint(seed=0):
@@ -37,18 +45,34 @@ def checkpoint(seed=0):
     for pool, ln in (("contrast", "ln_contrast"), ("caption", "ln_caption")):
         p = f"visual.attn_pool_{pool}."
         queries = 1 if pool == "contrast" else 256
-        shapes |= {p + "query": (queries, POOL), p + "attn.q_proj_weight": (POOL, POOL), p + "attn.k_proj_weight": (POOL, WIDTH),
-                   p + "attn.v_proj_weight": (POOL, WIDTH), p + "attn.in_proj_bias": (3 * POOL,), p + "attn.out_proj.weight": (POOL, POOL),
-                   p + "attn.out_proj.bias": (POOL,), p + "ln_q.weight": (POOL,), p + "ln_q.bias": (POOL,), p + "ln_k.weight": (WIDTH,),
-                   p + "ln_k.bias": (WIDTH,), f"visual.{ln}.weight": (POOL,), f"visual.{ln}.bias": (POOL,)}
-    shapes |= {"visual.proj_contrast": (POOL, POOL), "logit_scale": (), "text.token_embedding.weight": (5, POOL), "text_decoder.resblocks.0.ln_1.bias": (POOL,)}
+        shapes |= {
+            p + "query": (queries, POOL),
+            p + "attn.q_proj_weight": (POOL, POOL),
+            p + "attn.k_proj_weight": (POOL, WIDTH),
+            p + "attn.v_proj_weight": (POOL, WIDTH),
+            p + "attn.in_proj_bias": (3 * POOL,),
+            p + "attn.out_proj.weight": (POOL, POOL),
+            p + "attn.out_proj.bias": (POOL,),
+            p + "ln_q.weight": (POOL,),
+            p + "ln_q.bias": (POOL,),
+            p + "ln_k.weight": (WIDTH,),
+            p + "ln_k.bias": (WIDTH,),
+            f"visual.{ln}.weight": (POOL,),
+            f"visual.{ln}.bias": (POOL,),
+        }
+    shapes |= {
+        "visual.proj_contrast": (POOL, POOL),
+        "logit_scale": (),
+        "text.token_embedding.weight": (5, POOL),
+        "text_decoder.resblocks.0.ln_1.bias": (POOL,),
+    }
     return {k: torch.rand(s, generator=generator) * 0.8 - 0.4 for k, s in shapes.items()}
 
 
 def reference(state, x):
     """Trunk tokens and pooled embedding of float images, head by head from the formulas; the grid is interpolated by timm."""
     model = trunk()
-    model.load_state_dict({k[len("visual.trunk."):]: v for k, v in state.items() if k.startswith("visual.trunk.")})
+    model.load_state_dict({k[len("visual.trunk.") :]: v for k, v in state.items() if k.startswith("visual.trunk.")})
     with torch.inference_mode():
         tokens = model.forward_features(x)
         s = {k: v.double() for k, v in state.items()}
@@ -88,7 +112,11 @@ def conch(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("size", "grid"), [(None, 16), (448, 28)])
 def test_tokens_and_pooler_match_the_reference(conch, size, grid):
     e = load_encoder(f"conch@{conch}", embedding="pool", input_size=size)
-    assert (e.info.image_size, e.grid, e.embed_dim) == (16 * grid, grid, POOL)  # 256 px by default: the grid shrinks from 28 to 16
+    assert (e.info.image_size, e.grid, e.embed_dim) == (
+        16 * grid,
+        grid,
+        POOL,
+    )  # 256 px by default: the grid shrinks from 28 to 16
     x = tiles(2, 16 * grid)
     rgb = (x.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     tokens, pooled = reference(checkpoint(), rgb)
@@ -106,32 +134,60 @@ def test_tokens_and_pooler_match_the_reference(conch, size, grid):
 def test_names_and_shapes_of_the_real_one():
     with torch.device("meta"):
         shapes = {k: tuple(v.shape) for k, v in create_vit("conch", 448, {}).state_dict().items()}
-        vit = {k: tuple(v.shape) for k, v in timm.create_model("vit_base_patch16_224", img_size=448, num_classes=0).state_dict().items()}
+        vit = {
+            k: tuple(v.shape)
+            for k, v in timm.create_model("vit_base_patch16_224", img_size=448, num_classes=0).state_dict().items()
+        }
     assert {k: v for k, v in shapes.items() if not k.startswith("attn_pool.")} == vit
-    assert {k: v for k, v in shapes.items() if k.startswith("attn_pool.")} == {f"attn_pool.{k}": v for k, v in {
-        "query": (1, 512), "attn.q_proj_weight": (512, 512), "attn.k_proj_weight": (512, 768), "attn.v_proj_weight": (512, 768),
-        "attn.in_proj_bias": (1536,), "attn.out_proj.weight": (512, 512), "attn.out_proj.bias": (512,), "ln_q.weight": (512,), "ln_q.bias": (512,),
-        "ln_k.weight": (768,), "ln_k.bias": (768,), "ln_out.weight": (512,), "ln_out.bias": (512,)}.items()}
+    assert {k: v for k, v in shapes.items() if k.startswith("attn_pool.")} == {
+        f"attn_pool.{k}": v
+        for k, v in {
+            "query": (1, 512),
+            "attn.q_proj_weight": (512, 512),
+            "attn.k_proj_weight": (512, 768),
+            "attn.v_proj_weight": (512, 768),
+            "attn.in_proj_bias": (1536,),
+            "attn.out_proj.weight": (512, 512),
+            "attn.out_proj.bias": (512,),
+            "ln_q.weight": (512,),
+            "ln_q.bias": (512,),
+            "ln_k.weight": (768,),
+            "ln_k.bias": (768,),
+            "ln_out.weight": (512,),
+            "ln_out.bias": (512,),
+        }.items()
+    }
 
 
 def test_the_class_token_is_the_default_and_the_pooler_is_advised(conch):
     e = load_encoder(f"conch@{conch}")
-    assert (e.info.embedding, e.info.note, e.info.license) == ("cls", "its authors use --embedding pool for MIL", "CC-BY-NC-ND-4.0")
+    assert (e.info.embedding, e.info.note, e.info.license) == (
+        "cls",
+        "its authors use --embedding pool for MIL",
+        "CC-BY-NC-ND-4.0",
+    )
 
 
 def test_safetensors_and_the_hub_give_the_same(conch, tmp_path, monkeypatch):
     save_file(checkpoint(), tmp_path / "model.safetensors")
     asked = []
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args: asked.append(args) or str(conch))
-    loaded = [load_encoder(spec) for spec in (f"conch@{conch}", f"conch@{tmp_path / 'model.safetensors'}", "conch", "hf-hub:MahmoodLab/CONCH")]
+    loaded = [
+        load_encoder(spec)
+        for spec in (f"conch@{conch}", f"conch@{tmp_path / 'model.safetensors'}", "conch", "hf-hub:MahmoodLab/CONCH")
+    ]
     assert len({e.digest() for e in loaded}) == 1 and asked == [("MahmoodLab/conch", "pytorch_model.bin")] * 2
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda s: s.pop(P + "query"), "missing: attn_pool.query; unexpected: none"),
-    (lambda s: s.pop("visual.trunk.blocks.1.norm1.bias"), "missing: blocks.1.norm1.bias"),
-    (lambda s: s.update({"visual.new": torch.zeros(1)}), "missing: none; unexpected: visual.new"),
-    (lambda s: s.update({P + "query": torch.zeros(2, POOL)}), "do not fit the architecture")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s.pop(P + "query"), "missing: attn_pool.query; unexpected: none"),
+        (lambda s: s.pop("visual.trunk.blocks.1.norm1.bias"), "missing: blocks.1.norm1.bias"),
+        (lambda s: s.update({"visual.new": torch.zeros(1)}), "missing: none; unexpected: visual.new"),
+        (lambda s: s.update({P + "query": torch.zeros(2, POOL)}), "do not fit the architecture"),
+    ],
+)
 def test_another_layout_is_refused_with_the_list(conch, change, says):
     state = checkpoint()
     change(state)
@@ -147,7 +203,9 @@ def test_it_is_rebuilt_from_encoder_and_model_files(conch, tmp_path):
     assert torch.equal(load_encoder(str(tmp_path / "e.safetensors"))(x)["final"], e(x)["final"])
     smaller = load_encoder_file(tmp_path / "e.safetensors", input_size=128, embedding="cls")
     assert (smaller.grid, smaller.embed_dim) == (8, WIDTH)
-    header = make_header("model", settings={}, history=[step("x", {}, {})], classes=["a", "b"], tiles=TileSettings().as_json())
+    header = make_header(
+        "model", settings={}, history=[step("x", {}, {})], classes=["a", "b"], tiles=TileSettings().as_json()
+    )
     head = build_head("abmil", POOL, 2)
     save_model(tmp_path / "m.safetensors", header, [e], [head], [0])
     assert torch.equal(load_model(tmp_path / "m.safetensors").encoders[0](x)["final"], e(x)["final"])
@@ -159,10 +217,22 @@ def test_stage_1_trains_the_trunk_and_keeps_the_pooler(conch, init):
     settings = Stage1Settings(layers=(0,), final_loss="uniform", init=init)
     student = _student(e, settings)
     mask = torch.ones(2, 16, dtype=torch.bool)
-    loss, _ = batch_loss(student, tiles(2, 256), torch.randn(2, 16, 1, WIDTH), mask, settings, pooling_matrix(student.grid, 4), torch.randn(2, 16, POOL))
+    loss, _ = batch_loss(
+        student,
+        tiles(2, 256),
+        torch.randn(2, 16, 1, WIDTH),
+        mask,
+        settings,
+        pooling_matrix(student.grid, 4),
+        torch.randn(2, 16, POOL),
+    )
     loss.backward()
     moved = {n for n, p in student.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert not any(n.startswith("attn_pool.") for n in moved) and "blocks.1.mlp.fc2.weight" in moved and "norm.weight" in moved
+    assert (
+        not any(n.startswith("attn_pool.") for n in moved)
+        and "blocks.1.mlp.fc2.weight" in moved
+        and "norm.weight" in moved
+    )
     for name, value in e.model.attn_pool.state_dict().items():
         assert torch.equal(student.model.attn_pool.state_dict()[name], value), name
     assert torch.equal(student.model.blocks[0].mlp.fc1.weight, e.model.blocks[0].mlp.fc1.weight) == (init == "teacher")

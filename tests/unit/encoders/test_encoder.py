@@ -29,7 +29,11 @@ def tiles(n=2, px=128, seed=0):
 
 @pytest.mark.parametrize(
     ("name", "prefix", "grid", "embedding"),
-    [("vit_tiny_patch16_224", 1, 16, "cls"), ("vit_small_patch14_reg4_dinov2", 5, 16, "cls"), ("vit_base_patch16_siglip_224", 0, 16, "mean")],
+    [
+        ("vit_tiny_patch16_224", 1, 16, "cls"),
+        ("vit_small_patch14_reg4_dinov2", 5, 16, "cls"),
+        ("vit_base_patch16_siglip_224", 0, 16, "mean"),
+    ],
 )
 def test_tokens_summary_and_embedding_by_kind_of_encoder(name, prefix, grid, embedding):
     e = load_encoder(name, random_init=True)
@@ -51,7 +55,13 @@ SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 KINDS = {
     "class token": ("vit_tiny_patch16_224", {}, 1, True, 32),
     "registers": ("vit_small_patch14_reg4_dinov2", {}, 5, True, 32),
-    "registers only": ("vit_tiny_patch16_224", {"class_token": False, "reg_tokens": 3, "global_pool": "avg"}, 3, False, 32),
+    "registers only": (
+        "vit_tiny_patch16_224",
+        {"class_token": False, "reg_tokens": 3, "global_pool": "avg"},
+        3,
+        False,
+        32,
+    ),
     "mean pooling": ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, 0, False, 32),
     "attention pooling": ("vit_base_patch16_siglip_224", {}, 0, False, 32),
     "no pooling": ("vit_tiny_patch16_224", {"global_pool": ""}, 1, True, None),
@@ -84,7 +94,12 @@ def test_every_kind_of_encoder_keeps_the_contract(kind):
         assert torch.equal(out["tokens"][l].flatten(1, 2), seen[l][:, prefix:])
         assert torch.equal(out["summary"][l], seen[l][:, 0] if has_class else seen[l][:, prefix:].mean(1))
     torch.testing.assert_close(out["final"], last[:, 0] if has_class else last[:, prefix:].mean(1))
-    for embedding, width in {"mean": 32, "cls": 32 if has_class else None, "cls+mean": 64 if has_class else None, "pool": pool}.items():
+    for embedding, width in {
+        "mean": 32,
+        "cls": 32 if has_class else None,
+        "cls+mean": 64 if has_class else None,
+        "pool": pool,
+    }.items():
         if width is None:
             with pytest.raises(UsageError, match="--embedding"):
                 Encoder(model, replace(info, embedding=embedding))
@@ -122,7 +137,11 @@ def test_rows_are_y_and_columns_are_x(tiny):
     marked = plain.clone()
     marked[0, 0:32, 96:128] = 0  # top right: cell row 0, column 3 of 4
     with torch.inference_mode():
-        change = (tiny.model.patch_embed(tiny.preprocess(marked)) - tiny.model.patch_embed(tiny.preprocess(plain))).abs().sum(-1)
+        change = (
+            (tiny.model.patch_embed(tiny.preprocess(marked)) - tiny.model.patch_embed(tiny.preprocess(plain)))
+            .abs()
+            .sum(-1)
+        )
     assert change.reshape(8, 8).nonzero().tolist() == [[0, 6], [0, 7], [1, 6], [1, 7]]
 
 
@@ -136,11 +155,15 @@ def test_position_grid_is_interpolated_not_cut():
     small, large = load_encoder("demo-vit"), load_encoder("demo-vit", input_size=256)
     assert large.grid == 16
     own, other = small.model.pos_embed[0, 1:].reshape(8, 8, -1), large.model.pos_embed[0, 1:].reshape(16, 16, -1)
-    corner = torch.nn.functional.interpolate(own.permute(2, 0, 1)[None], (16, 16), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    corner = torch.nn.functional.interpolate(own.permute(2, 0, 1)[None], (16, 16), mode="bicubic", antialias=True)[
+        0
+    ].permute(1, 2, 0)
     torch.testing.assert_close(other, corner, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "native", "size"), [("eva02_tiny_patch14_224", 224, 112), ("vit_small_patch16_dinov3", 256, 128)])
+@pytest.mark.parametrize(
+    ("name", "native", "size"), [("eva02_tiny_patch14_224", 224, 112), ("vit_small_patch16_dinov3", 256, 128)]
+)
 def test_rotary_positions_of_another_size(name, native, size, tmp_path):
     if not timm.is_model(name):
         pytest.skip(f"this timm has no {name}")
@@ -151,16 +174,31 @@ def test_rotary_positions_of_another_size(name, native, size, tmp_path):
     info = EncoderInfo("rotary", name, size, (0.5,) * 3, (0.5,) * 3, arch_args=SMALL)
     e = build_encoder(info, source.state_dict(), "here")
     with torch.inference_mode():
-        torch.testing.assert_close(e(tiles())["final"], source.forward_features(e.preprocess(tiles()))[:, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            e(tiles())["final"], source.forward_features(e.preprocess(tiles()))[:, 0], atol=1e-5, rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize(("patch", "native", "tile", "ratio", "size"), [
-    (16, 224, 256, 4, 256), (14, 224, 256, 4, 224), (14, 518, 256, 4, 224), (16, 448, 256, 4, 256), (8, 224, 256, 4, 224), (16, 128, 128, 4, 128), (16, 224, 256, 2, 224)])
+@pytest.mark.parametrize(
+    ("patch", "native", "tile", "ratio", "size"),
+    [
+        (16, 224, 256, 4, 256),
+        (14, 224, 256, 4, 224),
+        (14, 518, 256, 4, 224),
+        (16, 448, 256, 4, 256),
+        (8, 224, 256, 4, 224),
+        (16, 128, 128, 4, 128),
+        (16, 224, 256, 2, 224),
+    ],
+)
 def test_default_input_size(patch, native, tile, ratio, size):
     assert default_input_size(patch, native, tile, ratio) == size
 
 
-@pytest.mark.parametrize(("text", "layers"), [("lrmil", (0, 1, 10)), ("vitkd", (0, 1, 11)), ("0,-1", (0, 11)), ("3", (3,)), ("1,0,1", (0, 1))])
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("lrmil", (0, 1, 10)), ("vitkd", (0, 1, 11)), ("0,-1", (0, 11)), ("3", (3,)), ("1,0,1", (0, 1))],
+)
 def test_layers(text, layers):
     assert parse_layers(text, 12) == layers
 
@@ -184,9 +222,20 @@ def test_stage_1_moves_the_blocks_it_should_and_no_others(tiny, layers, idle):
     settings = Stage1Settings(layers=parse_layers(layers, tiny.depth))
     student = _student(tiny, settings)
     k, pooling = 16, pooling_matrix(student.grid, 4)
-    loss, parts = batch_loss(student, tiles(3), torch.randn(3, k, len(settings.layers), tiny.width), torch.ones(3, k, dtype=torch.bool), settings, pooling)
+    loss, parts = batch_loss(
+        student,
+        tiles(3),
+        torch.randn(3, k, len(settings.layers), tiny.width),
+        torch.ones(3, k, dtype=torch.bool),
+        settings,
+        pooling,
+    )
     loss.backward()
-    still = {".".join(n.split(".")[: 2 if n.startswith("blocks") else 1]) for n, p in student.model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    still = {
+        ".".join(n.split(".")[: 2 if n.startswith("blocks") else 1])
+        for n, p in student.model.named_parameters()
+        if p.grad is None or not p.grad.abs().sum()
+    }
     assert still == {i.replace("blocks.5", f"blocks.{tiny.depth - 1}") for i in idle}
     assert all(p.grad is None for p in tiny.parameters())
     assert set(parts) == {f"{a}_{l}" for a in ("loss", "cosine") for l in settings.layers}
@@ -196,7 +245,15 @@ def test_final_loss_trains_the_last_block_and_freezing_holds_the_first(tiny):
     settings = Stage1Settings(layers=(3,), final_loss="uniform", freeze_blocks=2)
     student = _student(tiny, settings)
     mask = torch.ones(2, 16, dtype=torch.bool)
-    loss, _ = batch_loss(student, tiles(), torch.randn(2, 16, 1, tiny.width), mask, settings, pooling_matrix(student.grid, 4), torch.randn(2, 16, tiny.embed_dim))
+    loss, _ = batch_loss(
+        student,
+        tiles(),
+        torch.randn(2, 16, 1, tiny.width),
+        mask,
+        settings,
+        pooling_matrix(student.grid, 4),
+        torch.randn(2, 16, tiny.embed_dim),
+    )
     loss.backward()
     moved = {n for n, p in student.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(n.startswith(f"blocks.{tiny.depth - 1}") for n in moved) and "norm.weight" in moved
@@ -225,7 +282,9 @@ def test_a_saved_encoder_is_the_same_encoder(tiny, tmp_path):
 def test_weights_that_share_one_block_of_memory_are_saved(tmp_path):
     state = create_vit("vit_tiny_patch16_224", 64, SMALL).state_dict()
     block = torch.cat([v.flatten() for v in state.values()])
-    views = {k: part.view(v.shape) for (k, v), part in zip(state.items(), block.split([v.numel() for v in state.values()]))}
+    views = {
+        k: part.view(v.shape) for (k, v), part in zip(state.items(), block.split([v.numel() for v in state.values()]))
+    }
     e = build_encoder(EncoderInfo("x", "vit_tiny_patch16_224", 64, (0.5,) * 3, (0.5,) * 3, arch_args=SMALL), views, "x")
     save_encoder(tmp_path / "e.safetensors", e, [step("x", {}, {})], {})
     assert load_encoder(str(tmp_path / "e.safetensors")).digest() == e.digest()
@@ -267,10 +326,18 @@ def test_a_pickle_with_more_than_tensors_is_not_loaded(tmp_path):
     assert not (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize(("spec", "error", "says"), [
-    ("vit_nothing", UsageError, "no such timm architecture"), ("resnet18", UsageError, "not a plain ViT"), ("swin_tiny_patch4_window7_224", UsageError, "not a plain ViT"),
-    ("cait_xxs24_224", UsageError, "not a plain ViT"), ("mixer_s16_224", UsageError, "not a plain ViT"),
-    ("vit_tiny_patch16_224@/no/file.safetensors", InputError, "no such weights file"), ("/no/file.safetensors", InputError, "no such file")])
+@pytest.mark.parametrize(
+    ("spec", "error", "says"),
+    [
+        ("vit_nothing", UsageError, "no such timm architecture"),
+        ("resnet18", UsageError, "not a plain ViT"),
+        ("swin_tiny_patch4_window7_224", UsageError, "not a plain ViT"),
+        ("cait_xxs24_224", UsageError, "not a plain ViT"),
+        ("mixer_s16_224", UsageError, "not a plain ViT"),
+        ("vit_tiny_patch16_224@/no/file.safetensors", InputError, "no such weights file"),
+        ("/no/file.safetensors", InputError, "no such file"),
+    ],
+)
 def test_specs_that_cannot_work(spec, error, says):
     with pytest.raises(error, match=says):
         load_encoder(spec, random_init=not ("@" in spec or spec.startswith("/")))
@@ -330,10 +397,14 @@ def test_absolute_spec_names_the_same_encoder_from_anywhere(tmp_path, monkeypatc
         assert absolute_spec(spec) == spec
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "teacher.backbone.", "model.backbone.", "model.module.", "module.model.visual.trunk."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "teacher.backbone.", "model.backbone.", "model.module.", "module.model.visual.trunk."]
+)
 def test_the_trunk_is_found_under_nested_prefixes(prefix):
     from lrmil_cli.encoders.weights import strip_prefixes
 
     trunk = {"patch_embed.proj.weight": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.ones(1)}
-    found = strip_prefixes({**{prefix + k: v for k, v in trunk.items()}, **({"head.weight": torch.zeros(1)} if prefix else {})})
+    found = strip_prefixes(
+        {**{prefix + k: v for k, v in trunk.items()}, **({"head.weight": torch.zeros(1)} if prefix else {})}
+    )
     assert found == trunk

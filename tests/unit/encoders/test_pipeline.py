@@ -44,7 +44,14 @@ def test_results_stand_in_the_order_of_the_rows_whatever_the_batches(count, batc
         seen.append(len(x))
         return x.float().mean((1, 2, 3)), x.flatten(1).float()
 
-    out = encode_tiles(encode, pieces_of(pixels, order, [piece] * (count // piece + 1)), count, device=CPU, batch=BatchSize(batch, CPU), progress=done.append)
+    out = encode_tiles(
+        encode,
+        pieces_of(pixels, order, [piece] * (count // piece + 1)),
+        count,
+        device=CPU,
+        batch=BatchSize(batch, CPU),
+        progress=done.append,
+    )
     if count == 0:
         assert out == []
         return
@@ -59,10 +66,14 @@ def test_a_size_that_was_given_stays_and_a_cpu_searches_none():
         assert batch.now == size and batch.piece == min(size, 32)
 
 
-@pytest.mark.parametrize(("rates", "best"), [
-    ({32: 100, 64: 150, 128: 151, 256: 400}, 64),  # doubling stops where it no longer pays
-    ({32: 100, 64: 80}, 32),
-    ({32: 1, 64: 2, 128: 4, 256: 8, 512: 16}, 512)])
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ({32: 100, 64: 150, 128: 151, 256: 400}, 64),  # doubling stops where it no longer pays
+        ({32: 100, 64: 80}, 32),
+        ({32: 1, 64: 2, 128: 4, 256: 8, 512: 16}, 512),
+    ],
+)
 def test_on_a_gpu_the_batch_grows_as_long_as_it_pays(rates, best):
     batch = BatchSize(None, GPU)
     for n in range(40):
@@ -73,8 +84,15 @@ def test_on_a_gpu_the_batch_grows_as_long_as_it_pays(rates, best):
     assert batch.now == best and not batch.searching
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory"),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
 def test_out_of_memory_halves_the_batch_says_so_and_loses_nothing(error):
     pixels, said, sizes = np.arange(40 * 12, dtype=np.uint8).reshape(40, 2, 2, 3), [], []
 
@@ -87,7 +105,10 @@ def test_out_of_memory_halves_the_batch_says_so_and_loses_nothing(error):
     batch = BatchSize(16, CPU, said.append)
     (out,) = encode_tiles(encode, pieces_of(pixels, np.arange(40), [16] * 3), 40, device=CPU, batch=batch)
     assert np.array_equal(out, pixels.reshape(40, -1)) and batch.now == 4 and max(sizes) == 4
-    assert said == ["out of memory with 16 tiles at a time; going on with 8", "out of memory with 8 tiles at a time; going on with 4"]
+    assert said == [
+        "out of memory with 16 tiles at a time; going on with 8",
+        "out of memory with 8 tiles at a time; going on with 4",
+    ]
 
 
 def test_out_of_memory_with_one_tile_is_said_and_other_errors_stay():
@@ -96,6 +117,7 @@ def test_out_of_memory_with_one_tile_is_said_and_other_errors_stay():
     def fail(error):
         def encode(x):
             raise error
+
         encode_tiles(encode, pieces_of(pixels, np.arange(3), [3]), 3, device=CPU, batch=BatchSize(2, CPU))
 
     with pytest.raises(MachineError, match="out of memory with a single tile"):
@@ -110,7 +132,9 @@ def test_reading_ahead_gives_the_same_tiles_and_a_damaged_slide_its_error(tmp_pa
         for device in (CPU, GPU):
             seconds = Seconds()
             with read_ahead(slide, boxes, 0, 50, device=device, batch=BatchSize(8, CPU)) as tiles:
-                arrays += encode_tiles(lambda x: (x,), tiles, len(boxes), device=CPU, batch=BatchSize(8, CPU), seconds=seconds)
+                arrays += encode_tiles(
+                    lambda x: (x,), tiles, len(boxes), device=CPU, batch=BatchSize(8, CPU), seconds=seconds
+                )
             assert set(seconds.phases) == {"read", "encode"}
         assert np.array_equal(*arrays)
 
@@ -209,25 +233,49 @@ def test_what_was_begun_ahead_is_closed_when_the_run_stops():
 
 
 def test_columns_are_written_as_pandas_writes_them():
-    columns = {"x": np.array([0, 7, -3]), "attention": np.array([1 / 3, np.nan, 1e-12]), "score_a": np.array([0.1, 1e20, -0.0], np.float32)}
+    columns = {
+        "x": np.array([0, 7, -3]),
+        "attention": np.array([1 / 3, np.nan, 1e-12]),
+        "score_a": np.array([0.1, 1e20, -0.0], np.float32),
+    }
     assert dumps_csv({"kind": "attention"}, columns) == dumps_csv({"kind": "attention"}, pd.DataFrame(columns))
 
 
 def test_reader_threads_and_batches_change_no_feature(lrmil, chain, tmp_path):
     out = []
     for n, options in enumerate((["--workers", "1"], ["--workers", "3", "--batch-size", "7"])):
-        said = lrmil("embed", chain.tiles_hr / "s00.tiles.csv", "--encoder", "demo-vit", *options, "-o", tmp_path / f"{n}.h5")
+        said = lrmil(
+            "embed", chain.tiles_hr / "s00.tiles.csv", "--encoder", "demo-vit", *options, "-o", tmp_path / f"{n}.h5"
+        )
         assert said.code == 0, said.err
         out.append(read_features(tmp_path / f"{n}.h5"))
     assert np.array_equal(out[0].coords, out[1].coords) and np.allclose(out[0].features, out[1].features, atol=2e-5)
     assert len(np.unique(out[0].features[:, 0])) > len(out[0].features) / 2
-    assert lrmil("embed", chain.tiles_hr / "s00.tiles.csv", "--encoder", "demo-vit", "--workers", "0", "-o", tmp_path / "x.h5").code == 2
+    assert (
+        lrmil(
+            "embed",
+            chain.tiles_hr / "s00.tiles.csv",
+            "--encoder",
+            "demo-vit",
+            "--workers",
+            "0",
+            "-o",
+            tmp_path / "x.h5",
+        ).code
+        == 2
+    )
 
 
 def test_predict_imports_no_more_than_it_uses(chain, tmp_path):
     slide = chain.manifest.parent / "slides" / "s00.svs"
-    code = ("import sys; from lrmil_cli.app import run; code = run(sys.argv[1:]); "
-            "print(code, *(m for m in ('pandas', 'scipy', 'sklearn', 'matplotlib', 'onnxruntime') if m in sys.modules))")
-    done = subprocess.run([sys.executable, "-c", code, "predict", str(slide), "-m", str(chain.model), "-o", str(tmp_path), "--quiet"],
-                          capture_output=True, text=True, timeout=300)
+    code = (
+        "import sys; from lrmil_cli.app import run; code = run(sys.argv[1:]); "
+        "print(code, *(m for m in ('pandas', 'scipy', 'sklearn', 'matplotlib', 'onnxruntime') if m in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", str(slide), "-m", str(chain.model), "-o", str(tmp_path), "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout.split() == ["0"], done.stderr

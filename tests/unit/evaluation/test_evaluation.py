@@ -41,7 +41,9 @@ def make(n, classes, seed, decimals=None):
 # ---- metrics -----------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn's, of classes that are only predicted
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(2, 60), classes=st.integers(2, 5), seed=st.integers(0, 10_000), decimals=st.sampled_from([None, 1]))
+@given(
+    n=st.integers(2, 60), classes=st.integers(2, 5), seed=st.integers(0, 10_000), decimals=st.sampled_from([None, 1])
+)
 def test_metrics_are_those_of_scikit_learn(n, classes, seed, decimals):
     from sklearn import metrics as sk
 
@@ -54,8 +56,11 @@ def test_metrics_are_those_of_scikit_learn(n, classes, seed, decimals):
     if p.min() > 0:
         assert own["log_loss"] == pytest.approx(sk.log_loss(labels, p, labels=range(classes)))
     if len(set(labels)) == classes:
-        wanted = sk.roc_auc_score(labels, p[:, 1]) if classes == 2 else \
-            np.mean([sk.roc_auc_score(labels == c, p[:, c]) for c in range(classes)])
+        wanted = (
+            sk.roc_auc_score(labels, p[:, 1])
+            if classes == 2
+            else np.mean([sk.roc_auc_score(labels == c, p[:, c]) for c in range(classes)])
+        )
         assert own["auc"] == pytest.approx(wanted)
     else:
         assert own["auc"] is None
@@ -131,7 +136,9 @@ def test_resamples_that_lack_a_class_are_left_out_and_counted():
     assert interval(METRIC_FUNCTIONS["auc"], labels * 0, p, patients, draws=50) == Interval(None, None, None, 50)
 
 
-@pytest.mark.parametrize(("labels", "patients", "draws"), [([1, 0], ["a", "a"], 100), ([1], ["a"], 100), ([1, 0], ["a", "b"], 0)])
+@pytest.mark.parametrize(
+    ("labels", "patients", "draws"), [([1, 0], ["a", "a"], 100), ([1], ["a"], 100), ([1, 0], ["a", "b"], 0)]
+)
 def test_one_patient_or_no_draws_give_a_value_without_interval(labels, patients, draws):
     p = np.array([[0.2, 0.8], [0.7, 0.3]])[: len(labels)]
     assert interval(METRIC_FUNCTIONS["accuracy"], labels, p, patients, draws=draws) == Interval(1.0, None, None, 0)
@@ -159,13 +166,26 @@ def test_pairing_sees_a_small_difference_that_two_intervals_do_not():
 
 # ---- level, folds, classes ---------------------------------------------------------
 def test_patient_level_is_the_mean_of_a_patients_slides():
-    cases = Cases(np.array([0, 1, 0, 1]), np.array([[0.25, 0.75], [0.375, 0.625], [0.875, 0.125], [0.75, 0.25]]),
-                  np.array(["x", "y", "x", "y"]))
+    cases = Cases(
+        np.array([0, 1, 0, 1]),
+        np.array([[0.25, 0.75], [0.375, 0.625], [0.875, 0.125], [0.75, 0.25]]),
+        np.array(["x", "y", "x", "y"]),
+    )
     got = at_level(cases, "patient", ["a", "b"])
     assert got.patients.tolist() == ["x", "y"] and got.labels.tolist() == [0, 1]
     assert got.probabilities.tolist() == [[0.5625, 0.4375], [0.5625, 0.4375]]
-    table = {s.metric: s for s in metric_table(cases.labels, cases.probabilities, cases.patients, [1, 1, 2, 1], classes=["a", "b"],
-                                               level="patient", draws=10)}
+    table = {
+        s.metric: s
+        for s in metric_table(
+            cases.labels,
+            cases.probabilities,
+            cases.patients,
+            [1, 1, 2, 1],
+            classes=["a", "b"],
+            level="patient",
+            draws=10,
+        )
+    }
     assert table["accuracy"].pooled.value == 0.5 and table["auc"].pooled.value == 0.5
     # Fold 1: x by its first slide (wrong), y (wrong); fold 2: x by its second slide (right).
     assert (table["accuracy"].mean, table["accuracy"].folds) == (0.5, 2)
@@ -179,10 +199,19 @@ def test_a_patient_with_two_labels_is_named():
 
 def test_mean_and_sd_over_folds_by_hand():
     labels, p = [0, 1, 0, 1, 1, 1], np.array([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
-    table = {s.metric: s for s in metric_table(labels, p, list("abcdef"), [1, 1, 2, 2, 3, 3], classes=["n", "t"], draws=20)}
+    table = {
+        s.metric: s for s in metric_table(labels, p, list("abcdef"), [1, 1, 2, 2, 3, 3], classes=["n", "t"], draws=20)
+    }
     accuracy, area = table["accuracy"], table["auc"]
-    assert (accuracy.mean, accuracy.folds) == (pytest.approx(2 / 3), 3) and accuracy.sd == pytest.approx(np.std([1, 0.5, 0.5], ddof=1))
-    assert (area.mean, area.sd, area.folds, area.of_folds) == (0.5, pytest.approx(np.std([1, 0], ddof=1)), 2, 3)  # fold 3 has no n
+    assert (accuracy.mean, accuracy.folds) == (pytest.approx(2 / 3), 3) and accuracy.sd == pytest.approx(
+        np.std([1, 0.5, 0.5], ddof=1)
+    )
+    assert (area.mean, area.sd, area.folds, area.of_folds) == (
+        0.5,
+        pytest.approx(np.std([1, 0], ddof=1)),
+        2,
+        3,
+    )  # fold 3 has no n
     assert area.pooled.value == pytest.approx(6.5 / 8) and area.reason == ""
     missing = metric_table([1, 1], p[:2], ["a", "b"], classes=["n", "t"], metrics=["auc"], draws=20)[0]
     assert missing.pooled.value is None and missing.reason == "no slide of class n" and missing.mean is None
@@ -208,7 +237,9 @@ def test_area_under_the_mean_curve_is_the_macro_auc():
 
 def test_reliability_by_hand():
     bins = reliability(np.array([0, 0, 1, 1], bool), np.array([0.1, 0.2, 0.7, 0.9]))
-    assert bins.n.tolist() == [2, 2] and bins.predicted == pytest.approx([0.15, 0.8]) and bins.observed.tolist() == [0, 1]
+    assert (
+        bins.n.tolist() == [2, 2] and bins.predicted == pytest.approx([0.15, 0.8]) and bins.observed.tolist() == [0, 1]
+    )
     alike = reliability(np.array([0, 1, 1, 1], bool), np.full(4, 0.6))  # one value, one bin
     assert (alike.n.tolist(), alike.predicted.tolist(), alike.observed.tolist()) == ([4], [0.6], [0.75])
     assert reliability(np.array([True]), np.array([0.5])).n.tolist() == [1]
@@ -254,7 +285,13 @@ class Outline(HTMLParser):
 
 
 def test_html_is_one_page_that_loads_nothing_and_shows_text_as_it_is():
-    blocks = [Heading(NASTY), Text(NASTY), Table([NASTY, "n"], [[NASTY, "0.5 (0.1 to 0.9)"]], NASTY), Picture(PNG, NASTY, "x.png"), Heading("deep", 9)]
+    blocks = [
+        Heading(NASTY),
+        Text(NASTY),
+        Table([NASTY, "n"], [[NASTY, "0.5 (0.1 to 0.9)"]], NASTY),
+        Picture(PNG, NASTY, "x.png"),
+        Heading("deep", 9),
+    ]
     page = to_html(NASTY, blocks)
     outline = Outline(page)
     tags = [t for t, _ in outline.seen]
@@ -270,8 +307,15 @@ def test_html_is_one_page_that_loads_nothing_and_shows_text_as_it_is():
 
 
 def test_markdown_shows_text_as_it_is():
-    blocks = [Text(NASTY), Text("1. no list"), Text("# no heading"), Text("- no list"), Text("0.5 is guessing"),
-              Table([NASTY, "n"], [[NASTY, "-0.5"], ["two\nlines", "undefined"]], "# note"), Picture(PNG, "a picture", "my file.png")]
+    blocks = [
+        Text(NASTY),
+        Text("1. no list"),
+        Text("# no heading"),
+        Text("- no list"),
+        Text("0.5 is guessing"),
+        Table([NASTY, "n"], [[NASTY, "-0.5"], ["two\nlines", "undefined"]], "# note"),
+        Picture(PNG, "a picture", "my file.png"),
+    ]
     text = to_markdown(NASTY, blocks)
     page = MarkdownIt().enable("table").render(text)
     outline = Outline(page)

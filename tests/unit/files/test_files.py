@@ -1,6 +1,5 @@
 """Files: what is written is read back, what is damaged or foreign is refused with a message."""
 
-
 import json
 import re
 import subprocess
@@ -21,11 +20,26 @@ from lrmil_cli.files.tensors import load_tensors, read_tensor_header, save_tenso
 
 
 def tiles_header():
-    return make_header("tiles", slide={"id": "s", "path": "s.svs"}, settings={"mpp": 2.0}, history=[step("tile", {"mpp": 2.0}, {"slide": "f"})])
+    return make_header(
+        "tiles",
+        slide={"id": "s", "path": "s.svs"},
+        settings={"mpp": 2.0},
+        history=[step("tile", {"mpp": 2.0}, {"slide": "f"})],
+    )
 
 
 def tiles_rows():
-    return pd.DataFrame({"x": [0, 512], "y": [0, 0], "width": [512, 512], "height": [512, 512], "col": [0, 1], "row": [0, 0], "tissue": [0.25, 1.0]})
+    return pd.DataFrame(
+        {
+            "x": [0, 512],
+            "y": [0, 0],
+            "width": [512, 512],
+            "height": [512, 512],
+            "col": [0, 1],
+            "row": [0, 0],
+            "tissue": [0.25, 1.0],
+        }
+    )
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet"])
@@ -112,7 +126,14 @@ def test_nothing_is_left_when_writing_fails(tmp_path):
 # ---- HDF5 and safetensors ----------------------------------------------------------
 def features_header():
     slide = {"id": "s", "mpp": 0.5, "width": 4000, "height": 3000}
-    return make_header("features", slide=slide, settings={}, tiles={"mpp": 2.0, "tile_px": 256}, encoder={"name": "e"}, history=[step("embed", {}, {})])
+    return make_header(
+        "features",
+        slide=slide,
+        settings={},
+        tiles={"mpp": 2.0, "tile_px": 256},
+        encoder={"name": "e"},
+        history=[step("embed", {}, {})],
+    )
 
 
 def test_features_round_trip_and_damage(tmp_path):
@@ -159,8 +180,12 @@ def test_digest_of_tensors_sees_names_types_and_values():
     a = {"w": torch.tensor([1.0, 2.0]), "s": torch.tensor(3)}
     same = {"s": torch.tensor(3), "w": torch.tensor([1.0, 2.0])}
     assert tensors_digest(a) == tensors_digest(same)
-    for other in ({"w": torch.tensor([1.0, 2.5]), "s": torch.tensor(3)}, {"v": a["w"], "s": a["s"]}, {"w": a["w"].half(), "s": a["s"]},
-                  {"w": a["w"].bfloat16(), "s": a["s"]}):
+    for other in (
+        {"w": torch.tensor([1.0, 2.5]), "s": torch.tensor(3)},
+        {"v": a["w"], "s": a["s"]},
+        {"w": a["w"].half(), "s": a["s"]},
+        {"w": a["w"].bfloat16(), "s": a["s"]},
+    ):
         assert tensors_digest(a) != tensors_digest(other)
 
 
@@ -172,7 +197,7 @@ def manifest(tmp_path, text, **kwargs):
 
 
 def test_manifest_defaults(tmp_path):
-    m = manifest(tmp_path, "\ufeffslide,label,mpp\nsub/a.svs,x,\"0,25\"\nb.svs,y,\n\n")
+    m = manifest(tmp_path, '\ufeffslide,label,mpp\nsub/a.svs,x,"0,25"\nb.svs,y,\n\n')
     assert [e.slide_id for e in m] == ["a", "b"] and m.entries[0].path == tmp_path / "sub/a.svs"
     assert m.entries[0].mpp == 0.25 and m.entries[0].patient_id == "a" and m.classes == ("x", "y")
 
@@ -199,8 +224,6 @@ def test_bad_manifests(tmp_path, text, says):
         manifest(tmp_path, text, need_labels=True)
 
 
-
-
 # ---- damage that leaves the form intact --------------------------------------------
 def write_one(path):
     """A file of the kind that its suffix names."""
@@ -208,7 +231,11 @@ def write_one(path):
         x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
         write_features(path, features_header(), x, np.arange(14).reshape(7, 2))
     elif path.suffix == ".safetensors":
-        save_tensors(path, {"a": torch.arange(40.0), "b": torch.ones(3, 2)}, make_header("encoder", settings={"mpp": 2.0}, history=[step("x", {}, {})]))
+        save_tensors(
+            path,
+            {"a": torch.arange(40.0), "b": torch.ones(3, 2)},
+            make_header("encoder", settings={"mpp": 2.0}, history=[step("x", {}, {})]),
+        )
     else:
         write_table(path, tiles_header(), tiles_rows())
     return path
@@ -263,10 +290,12 @@ def test_a_changed_digit_is_refused_and_the_way_out_is_said(tmp_path):
 def test_two_processes_that_write_one_file_do_not_mix(tmp_path):
     """The last one wins; whoever reads meanwhile gets the whole of one of them."""
     path = tmp_path / "t.csv"
-    code = ("import sys, pandas as pd; from lrmil_cli.files.tables import write_table; from lrmil_cli.files.header import make_header, step\n"
-            "path, n = sys.argv[1], int(sys.argv[2])\n"
-            "rows = pd.DataFrame({k: [n] * n for k in ('x', 'y', 'width', 'height', 'col', 'row', 'tissue')})\n"
-            "for _ in range(100): write_table(path, make_header('tiles', settings={'n': n}, history=[step('tile', {'n': n}, {})]), rows)\n")
+    code = (
+        "import sys, pandas as pd; from lrmil_cli.files.tables import write_table; from lrmil_cli.files.header import make_header, step\n"
+        "path, n = sys.argv[1], int(sys.argv[2])\n"
+        "rows = pd.DataFrame({k: [n] * n for k in ('x', 'y', 'width', 'height', 'col', 'row', 'tissue')})\n"
+        "for _ in range(100): write_table(path, make_header('tiles', settings={'n': n}, history=[step('tile', {'n': n}, {})]), rows)\n"
+    )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(n)]) for n in (300, 2000)]
     seen = 0
     while any(w.poll() is None for w in writers):
@@ -295,8 +324,11 @@ def test_a_table_edited_by_hand_is_another_one(tmp_path):
 
 @pytest.mark.parametrize("label", ["Carcinoma, NOS", 'a "b"', "plain"])
 def test_columns_named_after_classes_survive(tmp_path, label):
-    columns = {k: np.array([1, 2]) for k in ("x", "y", "width", "height")} | {"attention": np.array([0.25, 0.75]), "percentile": np.array([0.0, 100.0]),
-                                                                             f"score_{label}": np.array([1.5, -2.0])}
+    columns = {k: np.array([1, 2]) for k in ("x", "y", "width", "height")} | {
+        "attention": np.array([0.25, 0.75]),
+        "percentile": np.array([0.0, 100.0]),
+        f"score_{label}": np.array([1.5, -2.0]),
+    }
     for name in ("t.csv", "t.csv.gz"):
         write_table(tmp_path / name, make_header("attention", settings={}, history=[step("x", {}, {})]), columns)
         rows = read_table(tmp_path / name, "attention")[1]

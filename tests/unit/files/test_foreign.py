@@ -33,10 +33,26 @@ def test_trident(tmp_path, batch_axis):
     np.testing.assert_array_equal(bag.coords, AT)
     np.testing.assert_array_equal(bag.features, X)
     assert bag.coords.dtype == np.int64 and bag.features.dtype == np.float32
-    assert bag.header["made_by"] == "trident" and bag.header["encoder"] == {"name": "uni_v1", "embedding": None, "made_by": "trident"}
-    assert bag.header["tiles"] == {"tile_px": 256, "side_level0_px": 512, "magnification": 20, "overlap": 0, "mpp": None}
+    assert bag.header["made_by"] == "trident" and bag.header["encoder"] == {
+        "name": "uni_v1",
+        "embedding": None,
+        "made_by": "trident",
+    }
+    assert bag.header["tiles"] == {
+        "tile_px": 256,
+        "side_level0_px": 512,
+        "magnification": 20,
+        "overlap": 0,
+        "mpp": None,
+    }
     alone = read_foreign(write_trident(tmp_path / "patches/s_patches.h5", AT, source=40, size=(9000, 8000)))
-    assert alone.features is None and alone.width is None and alone.side == 512 and alone.size == (9000, 8000) and alone.name == "s"
+    assert (
+        alone.features is None
+        and alone.width is None
+        and alone.side == 512
+        and alone.size == (9000, 8000)
+        and alone.name == "s"
+    )
 
 
 def test_trident_before_it_wrote_the_side(tmp_path):
@@ -51,7 +67,11 @@ def test_clam(tmp_path):
     assert (at.made_by, at.side, at.tile_px, at.level, at.size) == ("clam", 1024, 256, 1, (10000, 10000))
     bare = read_bag(write_clam_features(tmp_path / "h5_files/s.h5", AT, X), no_slide)
     np.testing.assert_array_equal(bare.coords, AT)
-    assert bare.header["made_by"] == "clam" and bare.header["tiles"]["side_level0_px"] is None and bare.header["tiles"]["tile_px"] is None
+    assert (
+        bare.header["made_by"] == "clam"
+        and bare.header["tiles"]["side_level0_px"] is None
+        and bare.header["tiles"]["tile_px"] is None
+    )
 
 
 def test_clam_without_downsample_asks_the_slide(tmp_path):
@@ -67,7 +87,13 @@ def test_stamp_of_both_kinds(tmp_path):
     new = read_bag(write_stamp(tmp_path / "s.h5", AT * 0.5, X), lambda: 0.5)
     np.testing.assert_array_equal(new.coords, AT)
     np.testing.assert_array_equal(new.features, X.astype(np.float16).astype(np.float32))
-    assert new.header["tiles"] == {"tile_px": 224, "side_level0_px": 512, "magnification": None, "overlap": 0, "mpp": 256 / 224}
+    assert new.header["tiles"] == {
+        "tile_px": 224,
+        "side_level0_px": 512,
+        "magnification": None,
+        "overlap": 0,
+        "mpp": 256 / 224,
+    }
     assert new.header["encoder"]["name"] == "uni2"
     old = read_bag(write_stamp(tmp_path / "t.h5", AT * 0.5, X, tile_px=None), 0.5)
     np.testing.assert_array_equal(old.coords, AT)
@@ -105,7 +131,11 @@ def test_features_of_half_precision_and_with_axes_of_one(tmp_path):
 def test_the_digest_is_of_the_content(tmp_path):
     a = read_foreign(write_trident(tmp_path / "a/s.h5", AT, X))
     assert read_foreign(write_trident(tmp_path / "b/s.h5", AT, X)).digest == a.digest
-    others = [write_trident(tmp_path / "c/s.h5", AT, X + 1), write_trident(tmp_path / "d/s.h5", AT + 1, X), write_trident(tmp_path / "e/s.h5", AT, X, source=40)]
+    others = [
+        write_trident(tmp_path / "c/s.h5", AT, X + 1),
+        write_trident(tmp_path / "d/s.h5", AT + 1, X),
+        write_trident(tmp_path / "e/s.h5", AT, X, source=40),
+    ]
     assert len({a.digest, *(read_foreign(p).digest for p in others)}) == 4
     assert read_foreign(tmp_path / "a/s.h5", features=False).features is None
 
@@ -117,23 +147,26 @@ def plain(path, **datasets):
             h5[key] = values
 
 
-@pytest.mark.parametrize(("make", "says"), [
-    (lambda p: p.write_bytes(b"not HDF5 at all"), "not an HDF5 file"),
-    (lambda p: p.write_bytes(write_trident(p, AT, X).read_bytes()[:-700]), "cut short|cannot be read"),
-    (lambda p: write_trident(p, AT, np.where(X > 1, np.nan, X)), r"\d+ of its feature values are not finite"),
-    (lambda p: write_trident(p, AT, X[0]), "do not fit its 4 coordinates.*whole slide"),
-    (lambda p: write_trident(p, AT, X[:3]), "do not fit"),
-    (lambda p: write_trident(p, AT[:0], X[:0]), "no tiles in it"),
-    (lambda p: write_trident(p, AT[:, :1], X), r"coords of shape \(4, 1\)"),
-    (lambda p: write_trident(p, AT, (X * 100).astype(np.int32)), "floats are needed"),
-    (lambda p: write_trident(p, AT), "coordinates of TRIDENT without features"),
-    (lambda p: write_stamp(p, AT, X, unit=None), "STAMP 2"),
-    (lambda p: write_stamp(p, AT, X, feat_type="slide"), "features of a whole slide"),
-    (lambda p: plain(p, embeddings=X), r"not a feature or coordinate file .*\(it holds embeddings;"),
-    (lambda p: plain(p, coords=AT, imgs=X), "not a feature or coordinate file"),
-    (lambda p: plain(p, coords=AT), "do not say how large a tile is"),
-    (lambda p: plain(p, coords=AT + 0.5, features=X), "no level-0 pixels"),
-])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: p.write_bytes(b"not HDF5 at all"), "not an HDF5 file"),
+        (lambda p: p.write_bytes(write_trident(p, AT, X).read_bytes()[:-700]), "cut short|cannot be read"),
+        (lambda p: write_trident(p, AT, np.where(X > 1, np.nan, X)), r"\d+ of its feature values are not finite"),
+        (lambda p: write_trident(p, AT, X[0]), "do not fit its 4 coordinates.*whole slide"),
+        (lambda p: write_trident(p, AT, X[:3]), "do not fit"),
+        (lambda p: write_trident(p, AT[:0], X[:0]), "no tiles in it"),
+        (lambda p: write_trident(p, AT[:, :1], X), r"coords of shape \(4, 1\)"),
+        (lambda p: write_trident(p, AT, (X * 100).astype(np.int32)), "floats are needed"),
+        (lambda p: write_trident(p, AT), "coordinates of TRIDENT without features"),
+        (lambda p: write_stamp(p, AT, X, unit=None), "STAMP 2"),
+        (lambda p: write_stamp(p, AT, X, feat_type="slide"), "features of a whole slide"),
+        (lambda p: plain(p, embeddings=X), r"not a feature or coordinate file .*\(it holds embeddings;"),
+        (lambda p: plain(p, coords=AT, imgs=X), "not a feature or coordinate file"),
+        (lambda p: plain(p, coords=AT), "do not say how large a tile is"),
+        (lambda p: plain(p, coords=AT + 0.5, features=X), "no level-0 pixels"),
+    ],
+)
 def test_what_cannot_be_used_is_refused(tmp_path, make, says):
     path = tmp_path / "s.h5"
     make(path)
@@ -157,7 +190,9 @@ def test_an_hr_tile_belongs_to_the_lr_tile_and_the_cell_it_overlaps_most(ratio, 
     every = [(r, c) for r in range(5) for c in range(5)]
     kept = [every[i] for i in rng.permutation(25)[:14]]
     xy = rng.uniform(-side, 5.2 * step_l, (40, 2))
-    parent, cell, offset = match_boxes([c for _, c in kept], [r for r, _ in kept], step_l, xy[:, 0], xy[:, 1], side, ratio)
+    parent, cell, offset = match_boxes(
+        [c for _, c in kept], [r for r, _ in kept], step_l, xy[:, 0], xy[:, 1], side, ratio
+    )
     assert loose_ratio(step_l, side) == ratio
     for n, at in enumerate(xy):
         areas = {(r, c): overlap(at, side, (c * step_l, r * step_l), step_l) for r, c in every}
@@ -168,22 +203,32 @@ def test_an_hr_tile_belongs_to_the_lr_tile_and_the_cell_it_overlaps_most(ratio, 
             continue
         assert kept[parent[n]] == best
         corner = np.array([best[1], best[0]]) * step_l
-        cells = {(a, b): overlap(at, side, corner + np.array([b, a]) * step_l / ratio, step_l / ratio) for a in range(ratio) for b in range(ratio)}
+        cells = {
+            (a, b): overlap(at, side, corner + np.array([b, a]) * step_l / ratio, step_l / ratio)
+            for a in range(ratio)
+            for b in range(ratio)
+        }
         near = max(cells, key=cells.get)
         if cells[near] - cells[divmod(int(cell[n]), ratio)] > 1e-9 * side**2:
             raise AssertionError((near, divmod(int(cell[n]), ratio)))
         # the offset leads from the cell's centre to the tile's
         a, b = divmod(int(cell[n]), ratio)
-        np.testing.assert_allclose(corner + (np.array([b, a]) + 0.5) * step_l / ratio + offset[n], centre, atol=1e-6 * step_l)
+        np.testing.assert_allclose(
+            corner + (np.array([b, a]) + 0.5) * step_l / ratio + offset[n], centre, atol=1e-6 * step_l
+        )
 
 
 def test_a_tile_left_of_the_slide_is_nobodys():
-    parent, _, _ = match_boxes([1], [0], 512.0, np.array([-100.0]), np.array([600.0]), 128.0, 4)  # not of the last tile one row up
+    parent, _, _ = match_boxes(
+        [1], [0], 512.0, np.array([-100.0]), np.array([600.0]), 128.0, 4
+    )  # not of the last tile one row up
     assert parent.tolist() == [-1]
 
 
 def foreign(coords, side=128, tile_px=128, **changes):
-    return ForeignTiles("hr.h5", "trident", "px", np.asarray(coords, np.int64), None, None, tile_px, side, "d" * 32, **changes)
+    return ForeignTiles(
+        "hr.h5", "trident", "px", np.asarray(coords, np.int64), None, None, tile_px, side, "d" * 32, **changes
+    )
 
 
 def test_a_foreign_grid_that_is_ours_gives_our_pairs():
@@ -204,19 +249,25 @@ def test_a_shifted_grid_is_counted_by_hand():
     rows, about, _ = match_foreign(lr_header, lr, foreign(at))
     c = about["counts"]
     assert (c["pairs"], c["straddling"], c["misaligned"], c["offset"], c["shared"]) == (16, 4, 0, 0.25, 0)
-    assert rows["cell_col"].tolist() == [0, 1, 2, 3] * 4 and rows["lr_index"].tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    assert (
+        rows["cell_col"].tolist() == [0, 1, 2, 3] * 4
+        and rows["lr_index"].tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    )
     c = match_foreign(lr_header, lr, foreign([(a + 1, b) for a, b in at]))[1]["counts"]
     assert c["misaligned"] == 16 and c["offset"] == pytest.approx(33 / 128, abs=1e-3)
 
 
-@pytest.mark.parametrize(("tiles", "says"), [
-    (foreign([(0, 0)], side=118), "holds 4.339 of its tiles.*--mpp 1.844"),
-    (foreign([(0, 0)], side=512), "swapped"),
-    (foreign([(0, 0), (4096, 0)]), "beyond the 4096 x 4096 px"),
-    (foreign([(0, 0)], size=(9000, 4096)), "of a slide of 9000 x 4096"),
-    (foreign([(2048, 2048)]), "none of its tiles lies in an LR tile"),
-    (foreign([(0, 0)], side=None), "match its coordinate file"),
-])
+@pytest.mark.parametrize(
+    ("tiles", "says"),
+    [
+        (foreign([(0, 0)], side=118), "holds 4.339 of its tiles.*--mpp 1.844"),
+        (foreign([(0, 0)], side=512), "swapped"),
+        (foreign([(0, 0), (4096, 0)]), "beyond the 4096 x 4096 px"),
+        (foreign([(0, 0)], size=(9000, 4096)), "of a slide of 9000 x 4096"),
+        (foreign([(2048, 2048)]), "none of its tiles lies in an LR tile"),
+        (foreign([(0, 0)], side=None), "match its coordinate file"),
+    ],
+)
 def test_tiles_that_do_not_fit_the_lr_side(tiles, says):
     lr_header, lr = tile_table(2, 2, 2.0)
     with pytest.raises(InputError, match=says):
@@ -227,7 +278,19 @@ def written(tmp_path, tiles, cols=2, rows=2):
     lr_header, lr = tile_table(cols, rows, 2.0)
     lr_header["settings"]["allow_upsample"] = False
     table, about, hr = match_foreign(lr_header, lr, tiles)
-    write_table(tmp_path / "s.pairs.csv", make_header("pairs", slide=lr_header["slide"], settings={}, **about, lr=lr_header, hr=hr, history=[step("match", {}, {})]), table)
+    write_table(
+        tmp_path / "s.pairs.csv",
+        make_header(
+            "pairs",
+            slide=lr_header["slide"],
+            settings={},
+            **about,
+            lr=lr_header,
+            hr=hr,
+            history=[step("match", {}, {})],
+        ),
+        table,
+    )
     return read_pairs(tmp_path / "s.pairs.csv"), table
 
 
@@ -245,7 +308,10 @@ def test_tiles_in_one_cell_the_nearest_teaches_stage_1_and_all_teach_stage_2(tmp
     # stage 1: brute force over the cells
     best = {}
     for n, r in table.iterrows():
-        off = max(abs(r["hr_x"] - r["lr_x"] - r["cell_col"] * 128), abs(r["hr_y"] - r["lr_y"] - r["cell_row"] * 128)) / 128
+        off = (
+            max(abs(r["hr_x"] - r["lr_x"] - r["cell_col"] * 128), abs(r["hr_y"] - r["lr_y"] - r["cell_row"] * 128))
+            / 128
+        )
         key = (r["lr_index"], r["cell_row"] * 4 + r["cell_col"])
         if key not in best or off < best[key][0]:
             best[key] = (off, n)
@@ -254,14 +320,20 @@ def test_tiles_in_one_cell_the_nearest_teaches_stage_1_and_all_teach_stage_2(tmp
     full = np.bincount([r for r, _ in best], minlength=4)
     counts = paired.header["counts"]
     assert counts["shared"] == len(table) - len(best) and counts["pairs"] == len(table)
-    assert (counts["matched"], counts["incomplete"], counts["unmatched"]) == ((full > 0).sum(), ((full > 0) & (full < 16)).sum(), (full == 0).sum())
+    assert (counts["matched"], counts["incomplete"], counts["unmatched"]) == (
+        (full > 0).sum(),
+        ((full > 0) & (full < 16)).sum(),
+        (full == 0).sum(),
+    )
     aligned = {k: int(table["hr_index"][n]) for k, (off, n) in best.items() if off <= 0.25}
     if not aligned:
         with pytest.raises(InputError, match="more than 0.25 of their side off"):
             one_tile_a_cell(paired)
         return
     few = one_tile_a_cell(paired)
-    assert {(few.lr_index[g], k): few.hr_index[few.children[g, k]] for g, k in zip(*np.nonzero(few.children >= 0))} == aligned
+    assert {
+        (few.lr_index[g], k): few.hr_index[few.children[g, k]] for g, k in zip(*np.nonzero(few.children >= 0))
+    } == aligned
     assert (few.children >= 0).any(axis=1).all() and len(few.hr_index) == len(aligned)
     np.testing.assert_array_equal(few.hr_boxes[:, :2], xy[few.hr_index])
     np.testing.assert_array_equal(few.lr_boxes[few.region, 0], table.set_index("hr_index").loc[few.hr_index, "lr_x"])

@@ -84,15 +84,35 @@ def test_names_do_not_reach_a_terminal_as_commands():
     assert printable("a\x1b[31mred\x07\u202egnp.svs ümläut\nnext") == "a\\x1b[31mred\\x07\\u202egnp.svs ümläut\nnext"
 
 
-@pytest.mark.parametrize(("text", "formula"), [
-    ("=1+1", True), ("@SUM(A1)", True), ("+cmd|' /C calc'!A0", True), ("-2+3+cmd|x!A", True), ("HER2+", False), ("-", False), ("-1.5", False), ("+", False),
-    ("tumor", False), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("=1+1", True),
+        ("@SUM(A1)", True),
+        ("+cmd|' /C calc'!A0", True),
+        ("-2+3+cmd|x!A", True),
+        ("HER2+", False),
+        ("-", False),
+        ("-1.5", False),
+        ("+", False),
+        ("tumor", False),
+        ("", False),
+    ],
+)
 def test_what_a_spreadsheet_would_run(text, formula):
     assert is_formula(text) == formula
 
 
-@pytest.mark.parametrize(("row", "says"), [
-    ("a.svs,=HYPERLINK(1),p", "formula"), ("a.svs,x,@p", "formula"), ("=a.svs,x,p", "formula"), ("a.svs,x\x1b[0m,p", "cannot be seen"), ("a.svs,x,p\u202e1", "cannot be seen")])
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("a.svs,=HYPERLINK(1),p", "formula"),
+        ("a.svs,x,@p", "formula"),
+        ("=a.svs,x,p", "formula"),
+        ("a.svs,x\x1b[0m,p", "cannot be seen"),
+        ("a.svs,x,p\u202e1", "cannot be seen"),
+    ],
+)
 def test_a_manifest_whose_texts_would_do_something_is_refused(tmp_path, row, says):
     (tmp_path / "s.csv").write_text(f"slide,label,patient_id\n{row}\nb.svs,y,q\n")
     with pytest.raises(InputError, match=says):
@@ -109,20 +129,30 @@ def test_failures_of_odd_names_are_no_formulas_and_say_nothing_to_the_terminal(t
 
 
 def test_markup_in_names_stays_text():
-    page = [Heading("<script>a()</script>"), Text("<img src=x onerror=a()>"), Table(["<b>"], [["</table><script>"]], "&lt;")]
+    page = [
+        Heading("<script>a()</script>"),
+        Text("<img src=x onerror=a()>"),
+        Table(["<b>"], [["</table><script>"]], "&lt;"),
+    ]
     html = to_html("<title>", page)
     assert "<script>" not in html and "<img src=x" not in html and "<b>" not in html and "<title>&lt;title&gt;" in html
     assert "<script>" not in to_markdown("x", page)
 
 
 def test_json_that_is_nested_without_end_is_refused(tmp_path):
-    (tmp_path / "x.tiles.csv").write_text('# lrmil {"kind":"tiles","version":1,"history":[],"a":' + "[" * 200_000 + "\nx\n")
+    (tmp_path / "x.tiles.csv").write_text(
+        '# lrmil {"kind":"tiles","version":1,"history":[],"a":' + "[" * 200_000 + "\nx\n"
+    )
     with pytest.raises(InputError):
         read_table(tmp_path / "x.tiles.csv", "tiles")
 
 
 def test_numbers_that_are_none_do_not_get_through_a_header(tmp_path):
-    write_table(tmp_path / "a.csv", make_header("folds", settings={"a": 1.25}, history=[step("x", {}, {})]), pd.DataFrame({"slide_id": ["a"], "patient_id": ["a"], "label": ["x"]}))
+    write_table(
+        tmp_path / "a.csv",
+        make_header("folds", settings={"a": 1.25}, history=[step("x", {}, {})]),
+        pd.DataFrame({"slide_id": ["a"], "patient_id": ["a"], "label": ["x"]}),
+    )
     text = (tmp_path / "a.csv").read_text()
     for value in ("NaN", "Infinity", "1e999"):
         (tmp_path / "a.csv").write_text(text.replace("1.25", value))
@@ -133,9 +163,15 @@ def test_numbers_that_are_none_do_not_get_through_a_header(tmp_path):
 def test_what_a_killed_process_left_behind_is_swept_and_nothing_else(tmp_path):
     from lrmil_cli.files import atomic
 
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout.strip()
-    names = {"dead": f".x.{atomic._machine()}-{gone}-{'0' * 12}.tmp.csv", "alive": f".x.{atomic._machine()}-{os.getppid()}-{'0' * 12}.tmp.csv",
-             "other machine": f".x.{'f' * 8}-{gone}-{'0' * 12}.tmp.csv", "the user's": ".x.tmp.csv"}
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout.strip()
+    names = {
+        "dead": f".x.{atomic._machine()}-{gone}-{'0' * 12}.tmp.csv",
+        "alive": f".x.{atomic._machine()}-{os.getppid()}-{'0' * 12}.tmp.csv",
+        "other machine": f".x.{'f' * 8}-{gone}-{'0' * 12}.tmp.csv",
+        "the user's": ".x.tmp.csv",
+    }
     for name in names.values():
         (tmp_path / name).write_text("half")
     write_text(tmp_path / "y.csv", "whole")
@@ -145,7 +181,14 @@ def test_what_a_killed_process_left_behind_is_swept_and_nothing_else(tmp_path):
 def test_random_damage_is_always_one_of_our_errors(tmp_path):
     seed = int.from_bytes(os.urandom(4), "little")
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([sys.executable, "-m", "tests.fuzz", "800", str(seed)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "800", str(seed)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}{done.stderr}"
     assert done.stdout.count("inputs") == 16
 

@@ -95,7 +95,13 @@ def test_with_all_kept_both_branches_are_one():
     torch.testing.assert_close(out.extra["student_logits"], out.logits)
     terms = head.loss_terms(out, torch.tensor(1))
     assert terms["kl"][1].abs() < 1e-6 and terms["embed"][1] < 1e-10
-    assert terms["rate"][1].item() == pytest.approx(0.16) and [w for w, _ in terms.values()] == [0.7, 0.3, 0.5, 0.5, 2.0]
+    assert terms["rate"][1].item() == pytest.approx(0.16) and [w for w, _ in terms.values()] == [
+        0.7,
+        0.3,
+        0.5,
+        0.5,
+        2.0,
+    ]
     torch.testing.assert_close(head.eval()(x).logits, out.logits)
 
 
@@ -118,7 +124,9 @@ def test_empty_classes_take_the_union_and_an_empty_union_the_best():
     used, empty = settle(one, scores)
     assert used.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0]] and empty.tolist() == [False, True]
     used, empty = settle(torch.zeros(2, 4), scores)
-    assert used.tolist() == [[1, 0, 0, 0]] * 2 or used.tolist() == [[0, 0, 0, 1]] * 2  # means 3 and 3: the first of both
+    assert (
+        used.tolist() == [[1, 0, 0, 0]] * 2 or used.tolist() == [[0, 0, 0, 1]] * 2
+    )  # means 3 and 3: the first of both
     assert used[0, 0] == 1 and empty.tolist() == [True, True]
     used, _ = settle(torch.zeros(1, 100), torch.arange(100.0)[None])
     assert used[0].nonzero().flatten().tolist() == [95, 96, 97, 98, 99]
@@ -126,7 +134,12 @@ def test_empty_classes_take_the_union_and_an_empty_union_the_best():
     with torch.no_grad():
         head.scorer.out.bias.fill_(-50.0)
     out = head(x)
-    assert out.extra["empty"] and out.extra["empty_classes"].all() and out.extra["rate"] == 0 and torch.isfinite(out.logits).all()
+    assert (
+        out.extra["empty"]
+        and out.extra["empty_classes"].all()
+        and out.extra["rate"] == 0
+        and torch.isfinite(out.logits).all()
+    )
     assert not dmin().select(x, torch.ones(3, 9, dtype=torch.bool)).extra["empty"]
 
 

@@ -62,7 +62,9 @@ def test_log_odds_and_svm_by_hand():
     three = torch.tensor([[0.0, 1.0, 2.0]])
     assert log_odds(three, 2).item() == pytest.approx(2 - math.log(1 + math.e))
     assert log_odds(three + 5, 2).item() == pytest.approx(log_odds(three, 2).item(), abs=1e-5)  # a shift means nothing
-    assert smooth_svm(torch.tensor([[0.3, 0.1]]), torch.tensor([1])).item() == pytest.approx(math.log(1 + math.exp(1 + 0.3 - 0.1)))
+    assert smooth_svm(torch.tensor([[0.3, 0.1]]), torch.tensor([1])).item() == pytest.approx(
+        math.log(1 + math.exp(1 + 0.3 - 0.1))
+    )
     both = smooth_svm(torch.tensor([[0.3, 0.1], [0.0, 2.0]]), torch.tensor([1, 1])).item()
     assert both == pytest.approx((math.log(1 + math.exp(1.2)) + math.log(1 + math.exp(-1))) / 2)
     easy = torch.tensor([[0.0, 8.0]], requires_grad=True)
@@ -124,7 +126,11 @@ def clam_by_loop(head, x, label):
         losses = []
         for i, target in picked:
             z = (layer.weight @ h[i] + layer.bias).tolist()
-            losses.append(-math.log(softmax(z)[target]) if head.inst_loss == "ce" else math.log1p(math.exp(1 + z[1 - target] - z[target])))
+            losses.append(
+                -math.log(softmax(z)[target])
+                if head.inst_loss == "ce"
+                else math.log1p(math.exp(1 + z[1 - target] - z[target]))
+            )
         total += sum(losses) / len(losses)
     return torch.stack(logits), rows, total / head.num_classes if head.subtyping else total
 
@@ -157,7 +163,9 @@ def test_clam_instance_loss_trains_the_embedding_and_not_the_scorer(name):
     assert head.loss_terms(one, torch.tensor(1))["instance"][1].item() == 0
     few = make(name, {"embed_dim": 8, "hidden": 5, "k": 8})  # k <= N < 2k: no instance is in both sets
     x = torch.randn(9, 12)
-    assert few.loss_terms(few(x), torch.tensor(0))["instance"][1].item() == pytest.approx(clam_by_loop(few, x, 0)[2], abs=1e-5)
+    assert few.loss_terms(few(x), torch.tensor(0))["instance"][1].item() == pytest.approx(
+        clam_by_loop(few, x, 0)[2], abs=1e-5
+    )
 
 
 def test_clam_mb_rows_are_separate():
@@ -219,7 +227,7 @@ def test_nystrom_with_a_landmark_a_row_is_softmax_attention():
     layer = NystromAttention(8, 2, 16, 20, 0.0).double().eval()
     y = torch.randn(11, 8, dtype=torch.float64)
     padded = torch.cat([torch.zeros(5, 8, dtype=torch.float64), y])
-    q, k, v = (padded @ layer.qkv.weight[i * 8:(i + 1) * 8].T for i in range(3))
+    q, k, v = (padded @ layer.qkv.weight[i * 8 : (i + 1) * 8].T for i in range(3))
     parts = []
     for j in range(2):
         cols = slice(j * 4, j * 4 + 4)
@@ -261,7 +269,13 @@ def test_transmil_exact_attention_is_the_class_tokens_softmax():
     layer = NystromAttention(8, 2, 4, 6, 0.0).eval()
     y = torch.randn(6, 8)
     q, k = y @ layer.qkv.weight[:8].T, y @ layer.qkv.weight[8:16].T
-    want = sum(torch.tensor(softmax([(q[0, c] @ k[i, c]).item() / 2 for i in range(1, 6)])) for c in (slice(0, 4), slice(4, 8))) / 2
+    want = (
+        sum(
+            torch.tensor(softmax([(q[0, c] @ k[i, c]).item() / 2 for i in range(1, 6)]))
+            for c in (slice(0, 4), slice(4, 8))
+        )
+        / 2
+    )
     torch.testing.assert_close(layer.first_token(y, "exact"), want)
     f, z, b = layer.factors(*layer.split(y)[:2])
     row = (f @ z @ b)[:, 2].mean(0)[3:].clamp(min=0)  # two rows of padding, then the class token
@@ -270,7 +284,10 @@ def test_transmil_exact_attention_is_the_class_tokens_softmax():
 
 @pytest.mark.parametrize("distill", ["afs", "maxs", "maxmins"])
 def test_dtfd_is_its_formulas(distill):
-    head, x = make("dtfd", {"embed_dim": 8, "hidden": 5, "groups": 3, "distill": distill, "total_instances": 6}), torch.randn(10, 12)
+    head, x = (
+        make("dtfd", {"embed_dim": 8, "hidden": 5, "groups": 3, "distill": distill, "total_instances": 6}),
+        torch.randn(10, 12),
+    )
     out = head(x)
     h = embedded(head, x)
     s = scores_by_loop(head.scorer, h)[0]
@@ -289,13 +306,17 @@ def test_dtfd_is_its_formulas(distill):
         if distill == "afs":
             rows.append(b)
         else:
-            rows += [h[chunk[i]] for i in order[:2]] + ([h[chunk[i]] for i in order[-2:]] if distill == "maxmins" else [])
+            rows += [h[chunk[i]] for i in order[:2]] + (
+                [h[chunk[i]] for i in order[-2:]] if distill == "maxmins" else []
+            )
     beta = softmax(scores_by_loop(head.scorer2, rows)[0])
     bag = sum(w * r for w, r in zip(beta, rows))
     torch.testing.assert_close(out.logits, head.classifier2.weight @ bag + head.classifier2.bias, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.extra["tier1_logits"], torch.stack(tier1), atol=1e-5, rtol=1e-5)
     terms = head.loss_terms(out, torch.tensor(1))
-    assert terms["tier1"][1].item() == pytest.approx(sum(-math.log(softmax(t.tolist())[1]) for t in tier1) / 3, abs=1e-5)
+    assert terms["tier1"][1].item() == pytest.approx(
+        sum(-math.log(softmax(t.tolist())[1]) for t in tier1) / 3, abs=1e-5
+    )
     if distill == "afs":
         torch.testing.assert_close(out.extra["effective"] @ h, bag, atol=1e-5, rtol=1e-5)
 

@@ -13,21 +13,40 @@ from lrmil_cli.training.loop import TrainSettings, fit_head, predict_bags
 
 SMALL = {"embed_dim": 16, "hidden": 8}
 VARIANTS = [
-    ("abmil", {}), ("abmil", {"gated": True}), ("abmil", {"embed_dim": 16}), ("abmil", {"embed_dim": 16, "gated": True, "dropout": 0.25}),
-    ("meanpool", {"embed_dim": 16}), ("meanpool", {"embed_dim": None}),
-    ("maxpool", {"embed_dim": 16}), ("maxpool", {"embed_dim": 16, "mode": "feature"}),
-    ("clam_sb", SMALL), ("clam_sb", {**SMALL, "subtyping": True, "inst_loss": "svm", "init": "xavier"}),
-    ("clam_mb", SMALL), ("clam_mb", {**SMALL, "subtyping": True, "inst_loss": "svm", "init": "xavier", "dropout": 0.0}),
-    ("abmil", {"classifier": "cka", "degree": 4}), ("clam_sb", {**SMALL, "classifier": "cka"}), ("clam_mb", {**SMALL, "classifier": "cka"}),
-    ("dmin", SMALL), ("dmin", {**SMALL, "classifier": "linear", "subtyping": True, "dropout": 0.0, "detach_teacher": True}),
-    ("dsmil", {"query_dim": 8}), ("dsmil", {"query_dim": 8, "nonlinear_q": False, "passing_v": True, "loss": "bce", "init": "default", "average": True}),
+    ("abmil", {}),
+    ("abmil", {"gated": True}),
+    ("abmil", {"embed_dim": 16}),
+    ("abmil", {"embed_dim": 16, "gated": True, "dropout": 0.25}),
+    ("meanpool", {"embed_dim": 16}),
+    ("meanpool", {"embed_dim": None}),
+    ("maxpool", {"embed_dim": 16}),
+    ("maxpool", {"embed_dim": 16, "mode": "feature"}),
+    ("clam_sb", SMALL),
+    ("clam_sb", {**SMALL, "subtyping": True, "inst_loss": "svm", "init": "xavier"}),
+    ("clam_mb", SMALL),
+    ("clam_mb", {**SMALL, "subtyping": True, "inst_loss": "svm", "init": "xavier", "dropout": 0.0}),
+    ("abmil", {"classifier": "cka", "degree": 4}),
+    ("clam_sb", {**SMALL, "classifier": "cka"}),
+    ("clam_mb", {**SMALL, "classifier": "cka"}),
+    ("dmin", SMALL),
+    ("dmin", {**SMALL, "classifier": "linear", "subtyping": True, "dropout": 0.0, "detach_teacher": True}),
+    ("dsmil", {"query_dim": 8}),
+    (
+        "dsmil",
+        {"query_dim": 8, "nonlinear_q": False, "passing_v": True, "loss": "bce", "init": "default", "average": True},
+    ),
     ("dsmil", {"query_dim": 8, "drop_instances": 0.5}),
-    ("transmil", {"embed_dim": 16, "heads": 2}), ("transmil", {"embed_dim": 16, "heads": 2, "attention": "nystrom"}),
-    ("dtfd", SMALL), ("dtfd", {**SMALL, "distill": "maxs"}), ("dtfd", {**SMALL, "distill": "maxmins", "residual_blocks": 1}),
+    ("transmil", {"embed_dim": 16, "heads": 2}),
+    ("transmil", {"embed_dim": 16, "heads": 2, "attention": "nystrom"}),
+    ("dtfd", SMALL),
+    ("dtfd", {**SMALL, "distill": "maxs"}),
+    ("dtfd", {**SMALL, "distill": "maxmins", "residual_blocks": 1}),
     ("dtfd", {**SMALL, "inference_groupings": 3, "groups": 2}),
 ]
 ONE_EACH = [v for i, v in enumerate(VARIANTS) if v[0] not in {w[0] for w in VARIANTS[:i]}]
-every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda v: v if isinstance(v, str) else ",".join(map(str, v.values())))
+every_variant = pytest.mark.parametrize(
+    ("name", "options"), VARIANTS, ids=lambda v: v if isinstance(v, str) else ",".join(map(str, v.values()))
+)
 every_head = pytest.mark.parametrize(("name", "options"), ONE_EACH, ids=[v[0] for v in ONE_EACH])
 
 
@@ -123,9 +142,20 @@ def test_the_scores_carry_a_gradient_for_distillation(name, options):
     out = head(torch.randn(30, 12))
     (torch.log_softmax(out.scores, 0) * torch.randn(30)).sum().backward()
     moved = {k.split(".")[0] for k, p in head.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    reached = {"abmil": "scorer", "clam_sb": "scorer", "clam_mb": "scorer", "dmin": "scorer", "dtfd": "scorer", "dsmil": "query",
-               "transmil": "layer2", "meanpool": "classifier", "maxpool": "classifier"}
-    assert reached[name] in moved and ("project" in moved or not hasattr(head, "project") or not list(head.project.parameters()))
+    reached = {
+        "abmil": "scorer",
+        "clam_sb": "scorer",
+        "clam_mb": "scorer",
+        "dmin": "scorer",
+        "dtfd": "scorer",
+        "dsmil": "query",
+        "transmil": "layer2",
+        "meanpool": "classifier",
+        "maxpool": "classifier",
+    }
+    assert reached[name] in moved and (
+        "project" in moved or not hasattr(head, "project") or not list(head.project.parameters())
+    )
 
 
 @every_variant
@@ -149,13 +179,24 @@ def bags_with_a_cue(dim=16, count=180):
 @every_head
 def test_every_head_learns_and_finds_the_informative_instances(name, options):
     bags, labels = bags_with_a_cue()
-    narrow = {k: v for k, v in {"embed_dim": 32, "hidden": 32, "query_dim": 32}.items() if k in head_defaults(name) and (name, k) != ("abmil", "embed_dim")}
+    narrow = {
+        k: v
+        for k, v in {"embed_dim": 32, "hidden": 32, "query_dim": 32}.items()
+        if k in head_defaults(name) and (name, k) != ("abmil", "embed_dim")
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         torch.manual_seed(0)
         head = build_head(name, 16, 2, {**narrow, **({"heads": 4} if name == "transmil" else {})})
-        fit = fit_head(head, bags, labels, range(80), range(80, 100), TrainSettings(lr=1e-3 if name == "transmil" else 2e-3, epochs=8))
+        fit = fit_head(
+            head,
+            bags,
+            labels,
+            range(80),
+            range(80, 100),
+            TrainSettings(lr=1e-3 if name == "transmil" else 2e-3, epochs=8),
+        )
         assert auc(np.array(labels[100:]), predict_bags(fit.head, bags[100:])) >= 0.95
         first = [int(fit.head(*b).scores.argmax()) < 3 for b, y in zip(bags[100:], labels[100:]) if y]
     finally:
@@ -185,18 +226,39 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path):
 
 def test_options_are_checked():
     for name, options, words in [
-        ("maxpool", {"mode": "sum"}, "instance or feature"), ("clam_sb", {"size": "huge"}, "small, big"), ("dsmil", {"loss": "mse"}, "ce, bce"),
-        ("dtfd", {"distill": "top"}, "afs, maxs, maxmins"), ("transmil", {"embed_dim": 30}, "multiple of heads"), ("clam_mb", {"k": "8"}, "must be int"),
-        ("dmin", {"retention": 0.0}, "retention"), ("abmil", {"classifier": "kan"}, "linear, cka"), ("clam_sb", {"degree": 5}, "belongs to classifier=cka"),
-        ("abmil", {"gated": 1}, "must be bool"), ("dtfd", {"groups": 0}, "at least 1"), ("clam_sb", {"embed_dim": -4}, "cannot be built"),
+        ("maxpool", {"mode": "sum"}, "instance or feature"),
+        ("clam_sb", {"size": "huge"}, "small, big"),
+        ("dsmil", {"loss": "mse"}, "ce, bce"),
+        ("dtfd", {"distill": "top"}, "afs, maxs, maxmins"),
+        ("transmil", {"embed_dim": 30}, "multiple of heads"),
+        ("clam_mb", {"k": "8"}, "must be int"),
+        ("dmin", {"retention": 0.0}, "retention"),
+        ("abmil", {"classifier": "kan"}, "linear, cka"),
+        ("clam_sb", {"degree": 5}, "belongs to classifier=cka"),
+        ("abmil", {"gated": 1}, "must be bool"),
+        ("dtfd", {"groups": 0}, "at least 1"),
+        ("clam_sb", {"embed_dim": -4}, "cannot be built"),
     ]:
         with pytest.raises(UsageError, match=words):
             build_head(name, 8, 2, options)
 
 
-@pytest.mark.parametrize(("name", "options", "count"), [
-    ("abmil", {}, 66_819), ("abmil", {"gated": True}, 132_483), ("meanpool", {}, 263_682), ("maxpool", {}, 263_682), ("clam_sb", {}, 528_647),
-    ("clam_mb", {}, 528_904), ("dmin", {}, 565_762), ("abmil", {"classifier": "cka"}, 66_819 - 1026 + 512 * 2 * 13), ("dsmil", {}, 85_252), ("transmil", {}, 2_410_002), ("dtfd", {}, 527_110)])
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("abmil", {}, 66_819),
+        ("abmil", {"gated": True}, 132_483),
+        ("meanpool", {}, 263_682),
+        ("maxpool", {}, 263_682),
+        ("clam_sb", {}, 528_647),
+        ("clam_mb", {}, 528_904),
+        ("dmin", {}, 565_762),
+        ("abmil", {"classifier": "cka"}, 66_819 - 1026 + 512 * 2 * 13),
+        ("dsmil", {}, 85_252),
+        ("transmil", {}, 2_410_002),
+        ("dtfd", {}, 527_110),
+    ],
+)
 def test_parameter_counts_of_the_published_sizes(name, options, count):
     head = build_head(name, 512, 2, options)
     assert sum(p.numel() for p in head.parameters()) == count

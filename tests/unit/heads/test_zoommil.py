@@ -172,7 +172,12 @@ def test_it_learns_what_only_the_children_show():
         low[hot, 0] += 4  # where to look, in every slide
         for h in hot:
             high[h * 4 : h * 4 + 4, 1] += 6 if label else -6  # what is seen there
-        bags.append(PyramidBag((torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)), (torch.arange(n * 4).view(n, 4),)))
+        bags.append(
+            PyramidBag(
+                (torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)),
+                (torch.arange(n * 4).view(n, 4),),
+            )
+        )
         labels.append(label)
     torch.manual_seed(0)
     head = build_head("zoommil", 16, 2, {"embed_dim": 32, "hidden": 16, "k": 4})
@@ -195,7 +200,9 @@ def test_blended_training_equals_kronecker_and_loops():
         for s in range(7):
             for j, i in enumerate(sorted((u + 0.05 * noise[s]).topk(k).indices.tolist())):
                 select[j, able[i]] += 1 / 7
-        flat = torch.stack([bag.levels[1][c] if c >= 0 else torch.zeros(12) for c in bag.children[0].flatten().tolist()])
+        flat = torch.stack(
+            [bag.levels[1][c] if c >= 0 else torch.zeros(12) for c in bag.children[0].flatten().tolist()]
+        )
         there = (bag.children[0].flatten() >= 0).float()
         wide = torch.kron(select, torch.eye(4))
         x, valid = wide @ flat, wide @ there >= 0.5

@@ -19,12 +19,16 @@ def test_rooms_import_downwards_and_in_no_circle():
 
 
 def test_the_contract_sees_what_it_forbids(tmp_path):
-    shutil.copytree(ROOT / "lrmil_cli", tmp_path / "lrmil_cli", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copytree(
+        ROOT / "lrmil_cli", tmp_path / "lrmil_cli", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+    )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with open(tmp_path / "lrmil_cli" / "files" / "manifest.py", "a", encoding="utf-8") as fh:
         fh.write("\nimport lrmil_cli.training.folds\n")
     (tmp_path / "lrmil_cli" / "attic").mkdir()
     (tmp_path / "lrmil_cli" / "attic" / "__init__.py").touch()
     said = lint(tmp_path)
-    assert said.returncode == 1 and "lrmil_cli.files.manifest -> lrmil_cli.training.folds" in said.stdout, said.stdout + said.stderr
+    assert said.returncode == 1 and "lrmil_cli.files.manifest -> lrmil_cli.training.folds" in said.stdout, (
+        said.stdout + said.stderr
+    )
     assert "attic" in said.stdout, "a room that the stair does not know must be refused"

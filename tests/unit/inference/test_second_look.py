@@ -17,7 +17,11 @@ def test_doubt_is_disagreement_or_a_calibrated_probability_in_the_grey_zone():
     reason, sure, agree = doubt(np.array([[0.9, 0.1], [0.4, 0.6]]), 0.1, 1.0)
     assert reason == "the fold heads disagree" and sure == pytest.approx(0.65) and not agree
     reason, sure, agree = doubt(np.array([[0.9, 0.1]]), 0.8, 3.0)  # a temperature of 3 makes 0.9 to 9^(1/3) : 1
-    assert reason == "probability 0.6753 is below 0.8" and sure == pytest.approx(9 ** (1 / 3) / (9 ** (1 / 3) + 1)) and agree
+    assert (
+        reason == "probability 0.6753 is below 0.8"
+        and sure == pytest.approx(9 ** (1 / 3) / (9 ** (1 / 3) + 1))
+        and agree
+    )
     assert doubt(np.array([[1.0, 0.0]]), 1.0, 1.0)[0] is not None  # 1 means always
 
 
@@ -31,7 +35,9 @@ def test_calibration_by_hand():
     p = np.array([[0.8, 0.2], [0.5, 0.5]])
     assert calibrated(p, 1.0) == pytest.approx(p)
     assert calibrated(p, 2.0)[0, 0] == pytest.approx(2 / 3)  # 0.8 : 0.2 = 4 : 1, its root 2 : 1
-    assert (calibrated(np.eye(3), 5.0).argmax(1) == np.arange(3)).all() and np.isfinite(calibrated(np.eye(3), 0.2)).all()
+    assert (calibrated(np.eye(3), 5.0).argmax(1) == np.arange(3)).all() and np.isfinite(
+        calibrated(np.eye(3), 0.2)
+    ).all()
 
 
 def test_the_temperature_is_the_best_of_a_fine_grid():
@@ -57,7 +63,9 @@ def test_few_slides_that_are_all_right_do_not_make_a_model_sure_of_everything():
 
 def slow_curve(labels, first, second, agree, confidence, hr):
     """By a list of slides, one at a time."""
-    order = sorted((i for i in range(len(labels)) if np.isfinite(second[i]).all()), key=lambda i: (agree[i], confidence[i]))
+    order = sorted(
+        (i for i in range(len(labels)) if np.isfinite(second[i]).all()), key=lambda i: (agree[i], confidence[i])
+    )
     points = []
     for k in range(len(order) + 1):
         read = set(order[:k])
@@ -73,16 +81,27 @@ def test_the_curve_equals_reading_one_slide_after_the_other():
     second[rng.random(n) < 0.3] = np.nan
     labels, agree, confidence, hr = rng.integers(0, 2, n), rng.random(n) < 0.6, rng.random(n), rng.integers(1, 50, n)
     curve = cascade_curve(labels, Reading(hr, hr, hr * 1.0, agree, first, second, agree, confidence))
-    assert list(zip(curve.escalated, curve.hr_tiles, curve.accuracy)) == [pytest.approx(p) for p in slow_curve(labels, first, second, agree, confidence, hr)]
+    assert list(zip(curve.escalated, curve.hr_tiles, curve.accuracy)) == [
+        pytest.approx(p) for p in slow_curve(labels, first, second, agree, confidence, hr)
+    ]
 
 
 def test_nothing_read_is_no_curve_and_records_without_counts_are_no_reading():
     one = np.ones(2)
     assert cascade_curve(one.astype(int), Reading(one, one, one, one > 1)) is None
-    assert cascade_curve(one.astype(int), Reading(one, one, one, one > 1, np.ones((2, 2)), np.full((2, 2), np.nan), one > 0, one)) is None
+    assert (
+        cascade_curve(
+            one.astype(int), Reading(one, one, one, one > 1, np.ones((2, 2)), np.full((2, 2), np.nan), one > 0, one)
+        )
+        is None
+    )
     assert read_reading([{"seconds": {}}], ["a", "b"]) is None
-    plain = read_reading([{"seconds": {"a": 1, "b": 2}, "tiles_read": {"lr": 3}, "settings": {"tiles": {"mpp": 2.0}}}], ["a", "b"])
-    fine = read_reading([{"seconds": {"a": 1}, "tiles_read": {"lr": 3}, "settings": {"tiles": {"mpp": 0.5}}}], ["a", "b"])
+    plain = read_reading(
+        [{"seconds": {"a": 1, "b": 2}, "tiles_read": {"lr": 3}, "settings": {"tiles": {"mpp": 2.0}}}], ["a", "b"]
+    )
+    fine = read_reading(
+        [{"seconds": {"a": 1}, "tiles_read": {"lr": 3}, "settings": {"tiles": {"mpp": 0.5}}}], ["a", "b"]
+    )
     assert (fine.lr.tolist(), fine.hr.tolist(), fine.mid) == ([0], [3], None)
     assert (plain.lr, plain.hr, plain.seconds, plain.uncertain) == ([3], [0], [3.0], [False]) and plain.first is None
 

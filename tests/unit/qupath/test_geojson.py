@@ -42,6 +42,7 @@ def text(header, rows, kind="tiles", **options):
 
 def check_contract(text, width, height):
     """Section 4 of QuPath's rules: what its importer needs of every feature."""
+
     def no_constant(name):
         raise AssertionError(f"{name} in JSON")
 
@@ -72,7 +73,9 @@ def check_contract(text, width, height):
 
 # ---- tiles -------------------------------------------------------------------------
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=20), st.floats(0.2, 0.6), st.integers(1, 5))
+@given(
+    st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=20), st.floats(0.2, 0.6), st.integers(1, 5)
+)
 def test_any_attention_table_meets_the_contract(values, slide_mpp, cols):
     header, rows = table(np.array(values), cols, slide_mpp, width=9000, height=30000)
     doc = check_contract(text(header, rows), 9000, 30000)
@@ -95,7 +98,12 @@ def test_ids_are_uuid5_of_slide_model_and_box_and_provenance_is_on_top():
     assert a["features"] == b["features"]
     assert a["features"][1]["id"] == str(uuid.uuid5(NAMESPACE, "f|d|512|0|512|512"))
     about = a["lrmil"]
-    assert (about["slide"], about["offset"], about["image"], about["origin"]) == ("s.svs", [0, 0], [3000, 2000], "qupath")
+    assert (about["slide"], about["offset"], about["image"], about["origin"]) == (
+        "s.svs",
+        [0, 0],
+        [3000, 2000],
+        "qupath",
+    )
     assert [h["command"] for h in about["history"]] == ["predict", "export-geojson"] and "null" not in json.dumps(about)
     other = text({**header, "history": [{"digest": "another model"}]}, rows)
     assert {f["id"] for f in json.loads(other)["features"]}.isdisjoint(f["id"] for f in a["features"])
@@ -103,10 +111,14 @@ def test_ids_are_uuid5_of_slide_model_and_box_and_provenance_is_on_top():
 
 def test_class_scores_become_measurements():
     header, rows = table(np.array([0.5, 0.25]))
-    rows["score_100 % sure \"x\""] = [1.5, -2.0]
+    rows['score_100 % sure "x"'] = [1.5, -2.0]
     doc = check_contract(text(header, rows), 3000, 2000)
     assert doc["features"][1]["properties"]["measurements"] == {
-        SCALED: 0.5, RAW: 0.25, "LRMIL attention percentile": 0, "LRMIL score 100 % sure \"x\"": -2.0}
+        SCALED: 0.5,
+        RAW: 0.25,
+        "LRMIL attention percentile": 0,
+        'LRMIL score 100 % sure "x"': -2.0,
+    }
 
 
 def test_values_and_tiles_that_qupath_would_refuse_are_refused_first():
@@ -126,7 +138,16 @@ def test_flat_and_very_many_tiles_are_said():
     header, rows = table(np.full(4, 0.25))
     assert "one flat colour" in make_document(header, rows, "tiles").warnings[0]
     assert not make_document(*table([0.5]), "tiles").warnings
-    many = pd.DataFrame({"x": np.arange(200_001) * 4, "y": 0, "width": 4, "height": 4, "attention": np.arange(200_001.0), "percentile": 0.0})
+    many = pd.DataFrame(
+        {
+            "x": np.arange(200_001) * 4,
+            "y": 0,
+            "width": 4,
+            "height": 4,
+            "attention": np.arange(200_001.0),
+            "percentile": 0.0,
+        }
+    )
     header["slide"].update(width=800_004, height=4)
     assert "QuPath slow" in make_document(header, many, "tiles").warnings[0]
 
@@ -136,7 +157,16 @@ def test_many_tiles_stay_in_little_memory(tmp_path):
     n = np.arange(30_000)
     header, _ = table([1.0])
     header["slide"].update(width=400 * 512, height=75 * 512)
-    rows = pd.DataFrame({"x": n % 400 * 512, "y": n // 400 * 512, "width": 512, "height": 512, "attention": (n % 977 + 1.0) / 1e8, "percentile": n / 300})
+    rows = pd.DataFrame(
+        {
+            "x": n % 400 * 512,
+            "y": n // 400 * 512,
+            "width": 512,
+            "height": 512,
+            "attention": (n % 977 + 1.0) / 1e8,
+            "percentile": n / 300,
+        }
+    )
     tracemalloc.start()
     write_chunks(tmp_path / "big.geojson.gz", make_document(header, rows, "tiles").pieces)
     peak = tracemalloc.get_traced_memory()[1]
@@ -169,7 +199,9 @@ def test_tiles_across_the_bounds_are_cut_and_those_outside_are_left_out_and_said
     corners = [f["geometry"]["coordinates"][0] for f in doc["features"]]
     assert [(c[0], c[2]) for c in corners] == [([0, 0], [424, 300]), ([424, 0], [936, 300]), ([936, 0], [1000, 300])]
     assert document.warnings[0].startswith("2 tiles lie outside")
-    assert doc["features"][0]["properties"]["measurements"][SCALED] == 0.4  # scaled by the slide's highest, left out or not
+    assert (
+        doc["features"][0]["properties"]["measurements"][SCALED] == 0.4
+    )  # scaled by the slide's highest, left out or not
     header["slide"]["bounds"] = [0, 1500, 100, 100]
     with pytest.raises(InputError, match="all tiles lie outside"):
         make_document(header, rows, "tiles")
@@ -180,12 +212,19 @@ def test_frames():
     mirax = {**plain, "bounds": [900, 10, 2000, 1500]}
     assert qupath_frame(plain).offset == [0, 0] and qupath_frame(mirax).offset == [900, 10]
     assert qupath_frame(mirax, "full").offset == [0, 0] and qupath_frame(mirax, "bounds").offset == [900, 10]
-    assert qupath_frame(mirax, "auto", (3000, 2000)).offset == [0, 0] and qupath_frame(mirax, "auto", (2000, 1500)).offset == [900, 10]
+    assert qupath_frame(mirax, "auto", (3000, 2000)).offset == [0, 0] and qupath_frame(
+        mirax, "auto", (2000, 1500)
+    ).offset == [900, 10]
     with pytest.raises(InputError, match="no OpenSlide bounds"):
         qupath_frame(plain, "bounds")
     with pytest.raises(UsageError, match="auto, bounds or full"):
         qupath_frame(plain, "corner")
-    for slide, origin, size in ((mirax, "auto", (2000, 3000)), (mirax, "full", (2000, 1500)), (mirax, "bounds", (3000, 2000)), (plain, "auto", (1, 1))):
+    for slide, origin, size in (
+        (mirax, "auto", (2000, 3000)),
+        (mirax, "full", (2000, 1500)),
+        (mirax, "bounds", (3000, 2000)),
+        (plain, "auto", (1, 1)),
+    ):
         with pytest.raises(InputError, match="--image-size"):
             qupath_frame(slide, origin, size)
     assert parse_image_size("100x200") == (100, 200) and parse_image_size(None) is None
@@ -204,8 +243,16 @@ def test_a_ring_of_tiles_is_one_polygon_with_a_hole_and_few_corners():
     assert sorted(map(tuple, shell[1:])) == [(0, 0), (0, 1536), (1536, 0), (1536, 1536)]
     assert sorted(map(tuple, hole[1:])) == [(512, 512), (512, 1024), (1024, 512), (1024, 1024)]
     p = f["properties"]
-    assert p["objectType"] == "annotation" and p["isLocked"] is True and p["classification"]["name"] == "LRMIL attention at least 0.5"
-    assert p["measurements"] == {"LRMIL region attention share": 72.0, "LRMIL region highest (0-1)": 1.0, "LRMIL region tiles": 8}
+    assert (
+        p["objectType"] == "annotation"
+        and p["isLocked"] is True
+        and p["classification"]["name"] == "LRMIL attention at least 0.5"
+    )
+    assert p["measurements"] == {
+        "LRMIL region attention share": 72.0,
+        "LRMIL region highest (0-1)": 1.0,
+        "LRMIL region tiles": 8,
+    }
 
 
 def test_regions_of_the_top_share_by_hand():
@@ -222,7 +269,9 @@ def test_regions_of_the_top_share_by_hand():
 def test_tiles_that_touch_at_a_corner_stay_two_polygons_and_slivers_go():
     header, rows = table([9, 8], cells=[(0, 0), (1, 1)])
     assert len(json.loads(text(header, rows, "regions", style=Style("regions", top=1.0)))["features"]) == 2
-    header, rows = table([9, 8, 7], cells=[(0, 0), (2, 0), (5, 3)], width=2570, height=2000)  # the last tile has 10 of 512 px
+    header, rows = table(
+        [9, 8, 7], cells=[(0, 0), (2, 0), (5, 3)], width=2570, height=2000
+    )  # the last tile has 10 of 512 px
     doc = json.loads(text(header, rows, "regions", style=Style("regions", top=1.0)))
     assert [f["geometry"]["coordinates"][0][0] for f in doc["features"]] != [] and len(doc["features"]) == 2
 
@@ -234,7 +283,9 @@ def test_bands_are_valid_apart_and_cover_their_tiles_exactly(values, cols, slide
 
     header, rows = table(np.array(values) + 1.0, cols, slide_mpp, width=20_000, height=200_000)
     rows["percentile"] = (rankdata(values) - 1) / (len(values) - 1) * 100
-    doc = json.loads(text(header, rows, "regions", style=Style("regions")) if (rows["percentile"] > 50).any() else '{"features": []}')
+    doc = json.loads(
+        text(header, rows, "regions", style=Style("regions")) if (rows["percentile"] > 50).any() else '{"features": []}'
+    )
     shapes = [shape(f["geometry"]) for f in doc["features"]]
     assert all(s.is_valid and s.geom_type == "Polygon" for s in shapes)
     assert all(geojson_library.loads(json.dumps(f)).is_valid for f in doc["features"])
@@ -242,7 +293,11 @@ def test_bands_are_valid_apart_and_cover_their_tiles_exactly(values, cols, slide
     by_class = {}
     for f, s in zip(doc["features"], shapes):
         by_class.setdefault(f["properties"]["classification"]["name"], []).append(s)
-    for name, low, high in (("LRMIL attention 50-75 %", 50, 75), ("LRMIL attention 75-90 %", 75, 90), ("LRMIL attention 90-100 %", 90, 100)):
+    for name, low, high in (
+        ("LRMIL attention 50-75 %", 50, 75),
+        ("LRMIL attention 75-90 %", 75, 90),
+        ("LRMIL attention 90-100 %", 90, 100),
+    ):
         own = rows[(rows["percentile"] > low) & (rows["percentile"] <= high)]
         tiles = [box(x, y, x + w, y + h) for x, y, w, h in own[["x", "y", "width", "height"]].to_numpy()]
         from shapely import unary_union
@@ -274,12 +329,23 @@ def test_colours_and_classes():
 
 
 def test_options_that_do_not_fit():
-    for style, says in ((Style("squares"), "tiles, regions, both"), (Style("tiles", top=0.1), "--style regions"), (Style("regions", top=1.5), "at most"),
-                        (Style("regions", top=0.1, threshold=0.1), "not both"), (Style("regions", threshold=0.0), "over 0"), (Style(colormap="jet"), "colour-blind")):
+    for style, says in (
+        (Style("squares"), "tiles, regions, both"),
+        (Style("tiles", top=0.1), "--style regions"),
+        (Style("regions", top=1.5), "at most"),
+        (Style("regions", top=0.1, threshold=0.1), "not both"),
+        (Style("regions", threshold=0.0), "over 0"),
+        (Style(colormap="jet"), "colour-blind"),
+    ):
         with pytest.raises(UsageError, match=says):
             check_style(style)
-    assert output_paths("a.heatmap.geojson.gz", "both") == {"tiles": "a.heatmap.geojson.gz", "regions": "a.regions.geojson.gz"}
-    assert output_paths("d.x/A.JSON", "both")["regions"] == "d.x/A.regions.JSON" and output_paths("-", "regions") == {"regions": "-"}
+    assert output_paths("a.heatmap.geojson.gz", "both") == {
+        "tiles": "a.heatmap.geojson.gz",
+        "regions": "a.regions.geojson.gz",
+    }
+    assert output_paths("d.x/A.JSON", "both")["regions"] == "d.x/A.regions.JSON" and output_paths("-", "regions") == {
+        "regions": "-"
+    }
     with pytest.raises(UsageError, match="two files"):
         output_paths("-", "both")
 

@@ -24,16 +24,22 @@ AREA = 400 * 300
 def feature(coordinates=SQUARE, kind="Polygon", geometry=None, **properties):
     """An annotation; properties given as ... are left out."""
     own = {"objectType": "annotation", **properties}
-    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates, **(geometry or {})},
-            "properties": {k: v for k, v in own.items() if v is not ...}}
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates, **(geometry or {})},
+        "properties": {k: v for k, v in own.items() if v is not ...},
+    }
 
 
 @pytest.fixture
 def read(tmp_path):
     """Read features (or a whole document) as a file; returns the region's area and the warnings."""
+
     def call(*features, classes=None, slide=SLIDE, origin="auto", raw=None):
         path = tmp_path / "roi.geojson"
-        path.write_text(raw if raw is not None else json.dumps({"type": "FeatureCollection", "features": list(features)}))
+        path.write_text(
+            raw if raw is not None else json.dumps({"type": "FeatureCollection", "features": list(features)})
+        )
         region, warnings = read_roi(path, slide, qupath_frame(slide, origin), classes)
         return region.area, warnings
 
@@ -43,10 +49,17 @@ def read(tmp_path):
 # ---- forms of a file ---------------------------------------------------------------
 def test_collection_array_feature_geometry_gz_and_zip_are_all_read(tmp_path):
     f = feature()
-    forms = {"a.geojson": {"type": "FeatureCollection", "features": [f]}, "b.json": [f], "c.geojson": f, "d.geojson": f["geometry"]}
+    forms = {
+        "a.geojson": {"type": "FeatureCollection", "features": [f]},
+        "b.json": [f],
+        "c.geojson": f,
+        "d.geojson": f["geometry"],
+    }
     frame = Frame(0, 0, 4000, 3000)
     for name, document in forms.items():
-        (tmp_path / name).write_text("\ufeff" + json.dumps(document), encoding="utf-8")  # a byte order mark does no harm
+        (tmp_path / name).write_text(
+            "\ufeff" + json.dumps(document), encoding="utf-8"
+        )  # a byte order mark does no harm
     (tmp_path / "e.geojson.gz").write_bytes(gzip.compress(json.dumps(f).encode()))
     with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
         archive.writestr("x/one.geojson", json.dumps(f))
@@ -58,8 +71,13 @@ def test_collection_array_feature_geometry_gz_and_zip_are_all_read(tmp_path):
 
 
 def test_what_is_no_geojson_is_refused_with_a_reason(tmp_path, read):
-    for raw, says in (("", "not a JSON document"), ('{"type":"FeatureCollection","features":[', "truncated"), ('{"a":1}\n{"a":2}', "one object a line"),
-                      ('{"kind":"prediction"}', "no GeoJSON of QuPath"), ('{"type":"FeatureCollection","features":[]}', "holds no objects")):
+    for raw, says in (
+        ("", "not a JSON document"),
+        ('{"type":"FeatureCollection","features":[', "truncated"),
+        ('{"a":1}\n{"a":2}', "one object a line"),
+        ('{"kind":"prediction"}', "no GeoJSON of QuPath"),
+        ('{"type":"FeatureCollection","features":[]}', "holds no objects"),
+    ):
         with pytest.raises(InputError, match=says):
             read(raw=raw)
     with pytest.raises(InputError, match="no such file"):
@@ -79,10 +97,16 @@ def test_annotations_and_objects_without_a_type_are_used(read):
 def test_other_objects_are_skipped_with_one_warning_that_counts_them(read):
     far = [[[2000, 2000], [2100, 2000], [2100, 2100], [2000, 2000]]]
     others = [feature(far, objectType=t) for t in ("tile", "tile", "detection", "cell", "tmaCore", "root")]
-    others += [feature(far, objectType=..., object_type="tile"), {**feature(far, objectType=...), "id": "PathDetectionObject"}]
+    others += [
+        feature(far, objectType=..., object_type="tile"),
+        {**feature(far, objectType=...), "id": "PathDetectionObject"},
+    ]
     area, warnings = read(feature(), *others)
     assert area.area == AREA and len(warnings) == 1
-    assert all(part in warnings[0] for part in ("3 of type tile", "2 of type detection", "1 of type cell", "1 of type tmaCore", "1 of type root"))
+    assert all(
+        part in warnings[0]
+        for part in ("3 of type tile", "2 of type detection", "1 of type cell", "1 of type tmaCore", "1 of type root")
+    )
     with pytest.raises(InputError, match="no polygon to use .*only annotations"):
         read(*others)
 
@@ -103,7 +127,15 @@ def test_an_ellipse_is_the_polygon_it_comes_as(read):
     assert area.equals(circle) and not warnings
 
 
-@pytest.mark.parametrize(("kind", "coordinates"), [("Point", [1, 2]), ("MultiPoint", [[1, 2], [3, 4]]), ("LineString", [[1, 2], [3, 4]]), ("MultiLineString", [[[1, 2], [3, 4]]])])
+@pytest.mark.parametrize(
+    ("kind", "coordinates"),
+    [
+        ("Point", [1, 2]),
+        ("MultiPoint", [[1, 2], [3, 4]]),
+        ("LineString", [[1, 2], [3, 4]]),
+        ("MultiLineString", [[[1, 2], [3, 4]]]),
+    ],
+)
 def test_points_and_lines_are_skipped_by_name_and_alone_refused(read, kind, coordinates):
     area, warnings = read(feature(), feature(coordinates, kind, name="ruler"))
     assert area.area == AREA and warnings == [f"feature 2 ('ruler') is a {kind}, which has no area; skipped"]
@@ -111,14 +143,20 @@ def test_points_and_lines_are_skipped_by_name_and_alone_refused(read, kind, coor
         read(feature(coordinates, kind))
 
 
-@pytest.mark.parametrize("coordinates", [[[]], [], [[[5, 5], [5, 5], [5, 5], [5, 5]]], [[[0, 0], [10, 10], [20, 20], [0, 0]]]])
+@pytest.mark.parametrize(
+    "coordinates", [[[]], [], [[[5, 5], [5, 5], [5, 5], [5, 5]]], [[[0, 0], [10, 10], [20, 20], [0, 0]]]]
+)
 def test_empty_outlines_are_skipped(read, coordinates):
     area, warnings = read(feature(), feature(coordinates))
     assert area.area == AREA and warnings == ["feature 2 has no area; skipped"]
 
 
 def test_the_polygons_of_a_geometry_collection_are_used(read):
-    parts = [{"type": "Polygon", "coordinates": SQUARE}, {"type": "Point", "coordinates": [9, 9]}, {"type": "LineString", "coordinates": [[0, 0], [9, 9]]}]
+    parts = [
+        {"type": "Polygon", "coordinates": SQUARE},
+        {"type": "Point", "coordinates": [9, 9]},
+        {"type": "LineString", "coordinates": [[0, 0], [9, 9]]},
+    ]
     f = {"type": "Feature", "geometry": {"type": "GeometryCollection", "geometries": parts}, "properties": {}}
     assert read(f)[0].area == AREA
 
@@ -132,8 +170,16 @@ def test_crossing_outlines_are_repaired_and_said(read):
     assert area.area == pytest.approx(AREA - 100 * 100) and len(warnings) == 1  # a hole adds nothing outside
 
 
-@pytest.mark.parametrize("geometry", [{"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [2, 0], ["a", 0]]]}, {"type": "Polygon"}, {"type": "Circle", "coordinates": []},
-                                      {"type": "Polygon", "coordinates": [[[1e999, 0], [1, 1], [2, 0], [0, 0]]]}, None])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [2, 0], ["a", 0]]]},
+        {"type": "Polygon"},
+        {"type": "Circle", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[[1e999, 0], [1, 1], [2, 0], [0, 0]]]},
+        None,
+    ],
+)
 def test_geometries_that_make_no_sense_are_skipped(read, geometry):
     area, warnings = read(feature(), {"type": "Feature", "geometry": geometry, "properties": None})
     assert area.area == AREA and len(warnings) == 1 and warnings[0].startswith("feature 2")
@@ -141,14 +187,23 @@ def test_geometries_that_make_no_sense_are_skipped(read, geometry):
 
 def test_other_planes_are_skipped(read):
     flat, deep = {"plane": {"c": -1, "z": 0, "t": 0}}, {"plane": {"c": -1, "z": 2, "t": 0}}
-    area, warnings = read(feature(geometry=flat), feature([[[2000, 0], [2100, 0], [2100, 100], [2000, 0]]], geometry=deep))
+    area, warnings = read(
+        feature(geometry=flat), feature([[[2000, 0], [2100, 0], [2100, 100], [2000, 0]]], geometry=deep)
+    )
     assert area.area == AREA and "plane z=2 t=0" in warnings[0]
 
 
 # ---- classes and properties --------------------------------------------------------
 def test_classes_in_every_form_qupath_has_written(read):
-    forms = {"Tumor": [{"name": "Tumor", "color": [200, 0, 0]}, "Tumor", {"name": "Tumor", "colorRGB": -1}, {"name": "Tumor"}],
-             "Tumor: Positive": [{"names": ["Tumor", "Positive"], "color": [1, 2, 3]}, "Tumor: Positive"]}
+    forms = {
+        "Tumor": [
+            {"name": "Tumor", "color": [200, 0, 0]},
+            "Tumor",
+            {"name": "Tumor", "colorRGB": -1},
+            {"name": "Tumor"},
+        ],
+        "Tumor: Positive": [{"names": ["Tumor", "Positive"], "color": [1, 2, 3]}, "Tumor: Positive"],
+    }
     for name, classifications in forms.items():
         for c in classifications:
             assert read(feature(classification=c), classes=[name])[0].area == AREA
@@ -164,10 +219,12 @@ def test_classes_in_every_form_qupath_has_written(read):
 
 
 def test_what_else_qupath_writes_is_ignored(read):
-    raw = ('{"type":"FeatureCollection","features":[{"type":"Feature","id":"171af4a4-58f3-42ce-9838-77da41614c94","geometry":{"type":"Polygon","coordinates":'
-           f'{SQUARE}}},"properties":{{"objectType":"annotation","name":"Region 1","isLocked":true,"color":[1,2,3],"measurements":{{"Area µm^2":"NaN","B":"Infinity","C":NaN}},'
-           '"metadata":{"a":"1"},"childObjects":[],"metadata":{"a":"1"}}}]}')
-    assert read(raw=raw) [0].area == AREA
+    raw = (
+        '{"type":"FeatureCollection","features":[{"type":"Feature","id":"171af4a4-58f3-42ce-9838-77da41614c94","geometry":{"type":"Polygon","coordinates":'
+        f'{SQUARE}}},"properties":{{"objectType":"annotation","name":"Region 1","isLocked":true,"color":[1,2,3],"measurements":{{"Area µm^2":"NaN","B":"Infinity","C":NaN}},'
+        '"metadata":{"a":"1"},"childObjects":[],"metadata":{"a":"1"}}}]}'
+    )
+    assert read(raw=raw)[0].area == AREA
     assert read(feature(measurements=[{"name": "a", "value": 1}]))[0].area == AREA
     assert read({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": SQUARE}})[0].area == AREA
     assert read({**feature(), "properties": None})[0].area == AREA
@@ -183,7 +240,10 @@ def test_bounds_are_added_back(read):
 def test_what_sticks_out_of_the_slide_is_cut_and_what_lies_outside_refused_with_the_likely_cause(read):
     assert read(feature([[[-500, -500], [200, -500], [200, 200], [-500, 200], [-500, -500]]]))[0].area == 200 * 200
     outside = feature([[[5000, 5000], [6000, 5000], [6000, 6000], [5000, 5000]]])
-    with pytest.raises(InputError, match=r"wholly outside slide s \(4000 x 3000 px, regions from x=5000 y=5000\); is the file of another slide"):
+    with pytest.raises(
+        InputError,
+        match=r"wholly outside slide s \(4000 x 3000 px, regions from x=5000 y=5000\); is the file of another slide",
+    ):
         read(outside)
     slide = {**SLIDE, "bounds": [1000, 500, 2000, 2000]}
     with pytest.raises(InputError, match="moved by the slide's bounds .*--origin full"):
@@ -200,8 +260,17 @@ def test_the_digest_tells_regions_apart_and_files_that_say_the_same_alike(tmp_pa
     first = digest("a.geojson", [feature()])
     turned = [[*SQUARE[0][2:4], *SQUARE[0][0:3]]]
     assert first == digest("b.geojson", feature(turned, name="else")) == digest("c.json", feature([SQUARE[0][::-1]]))
-    assert len({first, digest("a.geojson", [feature()], 0.4), digest("a.geojson", [feature()], origin=Frame(1, 0, 1, 1)),
-                digest("a.geojson", [feature([[*SQUARE[0][:3], [101, 400], SQUARE[0][0]]])])}) == 4
+    assert (
+        len(
+            {
+                first,
+                digest("a.geojson", [feature()], 0.4),
+                digest("a.geojson", [feature()], origin=Frame(1, 0, 1, 1)),
+                digest("a.geojson", [feature([[*SQUARE[0][:3], [101, 400], SQUARE[0][0]]])]),
+            }
+        )
+        == 4
+    )
 
 
 def test_one_file_for_each_slide_of_a_folder(tmp_path):

@@ -19,11 +19,19 @@ def square(x=0, y=0, side=100, **properties):
     """A tile as QuPath wants it, but for ``properties``; those that are ... are left out."""
     own = {"objectType": "tile", "measurements": {"A": 0.5 + x / 1e4}, **properties}
     ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {k: v for k, v in own.items() if v is not ...}}
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {k: v for k, v in own.items() if v is not ...},
+    }
 
 
 def shaped(kind, coordinates, **more):
-    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates, **more}, "properties": {"objectType": "annotation"}}
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates, **more},
+        "properties": {"objectType": "annotation"},
+    }
 
 
 def collection(*features):
@@ -34,55 +42,88 @@ RING = [[0, 0], [9, 0], [9, 9], [0, 0]]
 UUID = "6d4a1f0e-4e0b-5a53-9c63-6a0f3c1b7a10"
 
 GOOD = {
-    "a collection": collection(square(), square(200)), "an array": [square(), square(100)], "one feature": square(),
-    "a bare geometry": {"type": "Polygon", "coordinates": [RING]}, "unknown keys": {**collection(square()), "lrmil": {"x": None}},
+    "a collection": collection(square(), square(200)),
+    "an array": [square(), square(100)],
+    "one feature": square(),
+    "a bare geometry": {"type": "Polygon", "coordinates": [RING]},
+    "unknown keys": {**collection(square()), "lrmil": {"x": None}},
     "ids": collection({**square(), "id": UUID}, {**square(200), "id": UUID.replace("6d", "6e")}),
-    "a class": collection(square(classification={"name": "Tumor", "color": [200, 0, 0]})), "a class as text": collection(square(classification="Tumor")),
-    "no class": collection(square(classification=None)), "a derived class": collection(square(classification={"names": ["Tumor", "Positive"], "color": [1, 2, 3]})),
+    "a class": collection(square(classification={"name": "Tumor", "color": [200, 0, 0]})),
+    "a class as text": collection(square(classification="Tumor")),
+    "no class": collection(square(classification=None)),
+    "a derived class": collection(square(classification={"names": ["Tumor", "Positive"], "color": [1, 2, 3]})),
     "a class of before 0.4": collection(square(classification={"name": "Tumor", "colorRGB": -3670016})),
     "measurements of before 0.4": collection(square(measurements=[{"name": "A", "value": 1}])),
-    "a hole": collection(shaped("Polygon", [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]], [[1, 1], [2, 1], [2, 2], [1, 1]]])),
+    "a hole": collection(
+        shaped("Polygon", [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]], [[1, 1], [2, 1], [2, 2], [1, 1]]])
+    ),
     "two parts": collection(shaped("MultiPolygon", [[RING], [[[20, 20], [29, 20], [29, 29], [20, 20]]]])),
     "a point and a line": collection(shaped("Point", [1, 2]), shaped("LineString", [[1, 2], [3, 4]])),
     "no properties": {k: v for k, v in square().items() if k != "properties"},
 }
 
 FATAL = {
-    "no known type at the top": ({"features": [square()]}, "finds no objects"), "text": ("x", "finds no objects"), "null": (None, "finds no objects"),
+    "no known type at the top": ({"features": [square()]}, "finds no objects"),
+    "text": ("x", "finds no objects"),
+    "null": (None, "finds no objects"),
     "features that are no list": ({"type": "FeatureCollection", "features": {}}, "finds no objects"),
-    "a feature that is null": (collection(square(), None), "not a JSON object"), "id null": ({**square(), "id": None}, "id is null"),
-    "geometry null": ({**square(), "geometry": None}, "no geometry"), "no geometry": ({"type": "Feature", "properties": {}}, "no geometry"),
+    "a feature that is null": (collection(square(), None), "not a JSON object"),
+    "id null": ({**square(), "id": None}, "id is null"),
+    "geometry null": ({**square(), "geometry": None}, "no geometry"),
+    "no geometry": ({"type": "Feature", "properties": {}}, "no geometry"),
     "an unknown geometry": (shaped("Circle", [1, 2]), "geometry of type Circle"),
-    "an unclosed ring": (shaped("Polygon", [RING[:3]]), "not closed"), "a hole that is not closed": (shaped("Polygon", [RING, RING[:3]]), "not closed"),
-    "a ring too few": (shaped("Polygon", RING), "coordinates that are not"), "text for a number": (shaped("Polygon", [[["0", 0], *RING[1:]]]), "coordinates that are not"),
-    "null for a number": (shaped("Polygon", [[[None, 0], *RING[1:]]]), "coordinates that are not"), "no coordinates": (shaped("Polygon", None), "coordinates that are not"),
-    "a GeometryCollection": ({**square(), "geometry": {"type": "GeometryCollection", "geometries": []}}, "0.6 and later"),
+    "an unclosed ring": (shaped("Polygon", [RING[:3]]), "not closed"),
+    "a hole that is not closed": (shaped("Polygon", [RING, RING[:3]]), "not closed"),
+    "a ring too few": (shaped("Polygon", RING), "coordinates that are not"),
+    "text for a number": (shaped("Polygon", [[["0", 0], *RING[1:]]]), "coordinates that are not"),
+    "null for a number": (shaped("Polygon", [[[None, 0], *RING[1:]]]), "coordinates that are not"),
+    "no coordinates": (shaped("Polygon", None), "coordinates that are not"),
+    "a GeometryCollection": (
+        {**square(), "geometry": {"type": "GeometryCollection", "geometries": []}},
+        "0.6 and later",
+    ),
     "one part": (shaped("MultiPolygon", [[RING]]), "0.5 refuses"),
     "a ring that crosses itself": (shaped("Polygon", [[[0, 0], [9, 9], [9, 0], [0, 9], [0, 0]]]), "self-intersection"),
-    "a hole outside": (shaped("Polygon", [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]], [[20, 20], [21, 20], [21, 21], [20, 20]]]), "hole lies outside"),
+    "a hole outside": (
+        shaped("Polygon", [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]], [[20, 20], [21, 20], [21, 21], [20, 20]]]),
+        "hole lies outside",
+    ),
     "parts that overlap": (shaped("MultiPolygon", [[RING], [RING]]), "invalid outline"),
-    "properties null": ({**square(), "properties": None}, "properties are null"), "objectType null": (square(objectType=None), "objectType is null"),
-    "name null": (square(name=None), "name is null"), "a hex colour": (square(color="#ff0000"), "color is not three"),
+    "properties null": ({**square(), "properties": None}, "properties are null"),
+    "objectType null": (square(objectType=None), "objectType is null"),
+    "name null": (square(name=None), "name is null"),
+    "a hex colour": (square(color="#ff0000"), "color is not three"),
     "a class without colour": (square(classification={"name": "X"}), "without name or color"),
     "a class without name": (square(classification={"color": [1, 2, 3]}), "without name or color"),
     "a hex class colour": (square(classification={"name": "X", "color": "#ff0000"}), "class colour"),
     "one number for a class colour": (square(classification={"name": "X", "color": -255}), "class colour"),
     "a class colour over 255": (square(classification={"name": "X", "color": [256, 0, 0]}), "class colour"),
-    "a class that is a list": (square(classification=["X"]), "neither text nor"), "text for a measurement": (square(measurements={"A": "high"}), "a measurement that is text"),
+    "a class that is a list": (square(classification=["X"]), "neither text nor"),
+    "text for a measurement": (square(measurements={"A": "high"}), "a measurement that is text"),
     "a list of numbers for measurements": (square(measurements=[1, 2]), "not of name and value"),
 }
 
 SILENT = {
-    "no objects": (collection(), "no objects"), "an id that is no UUID": ({**square(), "id": "tile-1"}, "no UUID"),
+    "no objects": (collection(), "no objects"),
+    "an id that is no UUID": ({**square(), "id": "tile-1"}, "no UUID"),
     "an id twice": (collection({**square(), "id": UUID}, {**square(200), "id": UUID.upper()}), "stands twice"),
-    "Tile": (square(objectType="Tile"), "'Tile' is unknown"), "TILE": (square(objectType="TILE"), "'TILE' is unknown"),
-    "an empty outline": (shaped("Polygon", [[]]), "empty outline"), "no area": (shaped("Polygon", [[[0, 0], [1, 1], [2, 2], [0, 0]]]), "without area"),
-    "a tile that is no rectangle": ({**square(), "geometry": {"type": "Polygon", "coordinates": [RING]}}, "not an upright rectangle"),
-    "NaN": (square(measurements={"A": float("nan")}), "not a finite number"), "NaN as text": (square(measurements={"A": "NaN"}), "not a finite number"),
-    "a measurement null": (square(measurements={"A": None}), "drops it"), "a measurement true": (square(measurements={"A": True}), "drops it"),
+    "Tile": (square(objectType="Tile"), "'Tile' is unknown"),
+    "TILE": (square(objectType="TILE"), "'TILE' is unknown"),
+    "an empty outline": (shaped("Polygon", [[]]), "empty outline"),
+    "no area": (shaped("Polygon", [[[0, 0], [1, 1], [2, 2], [0, 0]]]), "without area"),
+    "a tile that is no rectangle": (
+        {**square(), "geometry": {"type": "Polygon", "coordinates": [RING]}},
+        "not an upright rectangle",
+    ),
+    "NaN": (square(measurements={"A": float("nan")}), "not a finite number"),
+    "NaN as text": (square(measurements={"A": "NaN"}), "not a finite number"),
+    "a measurement null": (square(measurements={"A": None}), "drops it"),
+    "a measurement true": (square(measurements={"A": True}), "drops it"),
     "a tile without the measurement": (collection(square(), square(200, measurements={})), "that others have"),
-    "overlapping tiles": (collection(square(), square(99)), "overlap"), "Class probability": (square(measurements={"Class probability": 1}), "no map"),
-    "a class with a colon": (square(classification={"name": "a: b", "color": [1, 2, 3]}), "colon"), "a blank class name": (square(classification=" x"), "blanks"),
+    "overlapping tiles": (collection(square(), square(99)), "overlap"),
+    "Class probability": (square(measurements={"Class probability": 1}), "no map"),
+    "a class with a colon": (square(classification={"name": "a: b", "color": [1, 2, 3]}), "colon"),
+    "a blank class name": (square(classification=" x"), "blanks"),
     "fractions for a class colour": (square(classification={"name": "X", "color": [1.0, 0.5, 0.0]}), "black"),
 }
 
@@ -112,8 +153,18 @@ def test_what_qupath_shows_otherwise_is_silent_but_told(name):
         require_good(document, None, "x")
 
 
-ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers(-5, 300) | st.floats() | st.sampled_from(["", "tile", "Polygon", "objectType", UUID]),
-                        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["type", "name", "color", "objectType", "z"]), inner, max_size=3), max_leaves=8)
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 300)
+    | st.floats()
+    | st.sampled_from(["", "tile", "Polygon", "objectType", UUID]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["type", "name", "color", "objectType", "z"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 
 
 def places(value, path=()):
@@ -151,9 +202,17 @@ def test_findings_are_counted_and_name_the_first_feature():
 
 def test_the_summary_of_a_document():
     header, rows = table(np.linspace(0.1, 1, 20))
-    tiles, regions = json.loads(text(header, rows)), json.loads(text(header, rows, "regions", style=Style("regions", top=0.1)))
+    tiles, regions = (
+        json.loads(text(header, rows)),
+        json.loads(text(header, rows, "regions", style=Style("regions", top=0.1))),
+    )
     v = inspect([*tiles["features"], *regions["features"]], (3000, 2000))
-    assert v.opens and not v.silent and v.objects == {"tile": 20, "annotation": 1} and v.classes == {"LRMIL attention top 10 %": 1}
+    assert (
+        v.opens
+        and not v.silent
+        and v.objects == {"tile": 20, "annotation": 1}
+        and v.classes == {"LRMIL attention top 10 %": 1}
+    )
     assert v.measurements["LRMIL attention (0-1)"] == [20, 0.1, 1]
     assert any("image of 2000 x 2000" in s for s in inspect(tiles, (2000, 2000)).silent)
     flat = inspect(json.loads(text(*table(np.full(4, 0.25)))))
@@ -161,10 +220,16 @@ def test_the_summary_of_a_document():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=12
+    )
+)
 def test_overlap_is_what_pairs_of_rectangles_say(quads):
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in quads])
-    pairs = {(i, j) for i in range(len(boxes)) for j in range(i) if box(*boxes[i]).intersection(box(*boxes[j])).area > 0}
+    pairs = {
+        (i, j) for i in range(len(boxes)) for j in range(i) if box(*boxes[i]).intersection(box(*boxes[j])).area > 0
+    }
     found = overlapping(boxes)
     assert (found is None) == (not pairs)
     assert found is None or (max(found), min(found)) in pairs

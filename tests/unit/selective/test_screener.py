@@ -42,8 +42,13 @@ def test_painting_one_cell_changes_one_window(ratio):
 def test_windows_that_cannot_be_cut_are_refused():
     check_windows(256, 4, 16, "lr-tiles")
     check_windows(100, 16, 16, "thumbnail")
-    for args, words in (((256, 4, 8, "lr-tiles"), "at least 16"), ((256, 4, 65, "lr-tiles"), "use 64 or less"), ((250, 4, 16, "lr-tiles"), "--tile-px 248"),
-                        ((256, 4, 16, "tiles"), "lr-tiles, thumbnail"), ((128, 16, 16, "lr-tiles"), "thumbnail can do more")):
+    for args, words in (
+        ((256, 4, 8, "lr-tiles"), "at least 16"),
+        ((256, 4, 65, "lr-tiles"), "use 64 or less"),
+        ((250, 4, 16, "lr-tiles"), "--tile-px 248"),
+        ((256, 4, 16, "tiles"), "lr-tiles, thumbnail"),
+        ((128, 16, 16, "lr-tiles"), "thumbnail can do more"),
+    ):
         with pytest.raises(UsageError, match=words):
             check_windows(*args)
 
@@ -67,7 +72,9 @@ def test_fusion_is_the_mean_of_raw_scores():
     scores = (screener.branches[0](x) + screener.branches[1](x)).detach() / 2
     s = screen(screener, images)
     torch.testing.assert_close(s.scores, scores.T)
-    assert torch.equal(s.mask, s.scores > 0) and s.kept_rate == pytest.approx(((scores > 0).sum(1) > 0).float().mean().item())
+    assert torch.equal(s.mask, s.scores > 0) and s.kept_rate == pytest.approx(
+        ((scores > 0).sum(1) > 0).float().mean().item()
+    )
     assert not torch.equal(screening_of(s.scores, 0.5).mask, s.mask) or not ((s.scores > 0) & (s.scores <= 0.5)).any()
 
 
@@ -153,10 +160,23 @@ def test_the_screener_learns_the_masks():
     fit = fit_screened(teacher, slides, labels, range(16), range(16, 20), FAST)
     wanted = [teacher.relevance(s.features) > 0 for s in slides[20:]]
     assert 0.1 < np.mean([m.float().mean().item() for m in wanted]) < 0.6
-    agreement = np.mean([(screen(fit.screener, s.images).mask == m).float().mean().item() for s, m in zip(slides[20:], wanted)])
-    majority = max(np.mean([m.float().mean().item() for m in wanted]), 1 - np.mean([m.float().mean().item() for m in wanted]))
+    agreement = np.mean(
+        [(screen(fit.screener, s.images).mask == m).float().mean().item() for s, m in zip(slides[20:], wanted)]
+    )
+    majority = max(
+        np.mean([m.float().mean().item() for m in wanted]), 1 - np.mean([m.float().mean().item() for m in wanted])
+    )
     assert agreement > majority + 0.1
-    assert {"train_hard", "train_rate", "train_kept", "train_target_kept", "train_ce", "val_ce", "val_kept", "val_agreement"} <= set(fit.curves[0])
+    assert {
+        "train_hard",
+        "train_rate",
+        "train_kept",
+        "train_target_kept",
+        "train_ce",
+        "val_ce",
+        "val_kept",
+        "val_agreement",
+    } <= set(fit.curves[0])
 
 
 def test_hdmil_leaves_dmin_as_it_was_and_ahdmil_does_not():
@@ -164,24 +184,38 @@ def test_hdmil_leaves_dmin_as_it_was_and_ahdmil_does_not():
     teacher = mask_teacher()
     few = dict(epochs=2, patience=2)
     hdmil = fit_screened(teacher, slides, labels, range(6), range(6, 8), screen_settings("hdmil", few))
-    assert all(torch.equal(v, hdmil.head.state_dict()[k]) for k, v in teacher.state_dict().items()) and len(hdmil.screener.branches) == 1
+    assert (
+        all(torch.equal(v, hdmil.head.state_dict()[k]) for k, v in teacher.state_dict().items())
+        and len(hdmil.screener.branches) == 1
+    )
     assert "train_ce" not in hdmil.curves[0]
-    own = fit_screened(teacher, slides, labels, range(6), range(6, 8), screen_settings("ahdmil", {**few, "window": None}))
-    assert any(not torch.equal(v, own.head.state_dict()[k]) for k, v in teacher.state_dict().items()) and len(own.screener.branches) == 2
+    own = fit_screened(
+        teacher, slides, labels, range(6), range(6, 8), screen_settings("ahdmil", {**few, "window": None})
+    )
+    assert (
+        any(not torch.equal(v, own.head.state_dict()[k]) for k, v in teacher.state_dict().items())
+        and len(own.screener.branches) == 2
+    )
     assert not any(p.requires_grad for p in own.head.parameters())
 
 
 def test_hdmil_is_the_preset_of_section_10():
-    assert screen_settings("hdmil", {}) == ScreenSettings(branches=1, p_soft=0.0, cross_ema=0.0, freeze_dmin=True, lipn_lr=1e-4, window=None)
+    assert screen_settings("hdmil", {}) == ScreenSettings(
+        branches=1, p_soft=0.0, cross_ema=0.0, freeze_dmin=True, lipn_lr=1e-4, window=None
+    )
 
 
 @pytest.mark.parametrize("modes", [False, True])
 def test_the_same_seed_gives_the_same_pair(modes):
     slides, labels = coloured(6)
-    settings = screen_settings("ahdmil", dict(epochs=2, patience=2, window=None, p_soft=0.5, cross_ema=0.2, official_modes=modes))
+    settings = screen_settings(
+        "ahdmil", dict(epochs=2, patience=2, window=None, p_soft=0.5, cross_ema=0.2, official_modes=modes)
+    )
     one, two = (fit_screened(mask_teacher(), slides, labels, range(4), range(4, 6), settings) for _ in range(2))
     assert one.curves == two.curves
-    assert all(torch.equal(a, b) for a, b in zip(one.screener.state_dict().values(), two.screener.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.screener.state_dict().values(), two.screener.state_dict().values())
+    )
 
 
 def test_a_window_that_is_never_met_ends_after_three_new_starts(monkeypatch):
@@ -190,7 +224,14 @@ def test_a_window_that_is_never_met_ends_after_three_new_starts(monkeypatch):
     once = ahdmil._fit_once
     monkeypatch.setattr(ahdmil, "_fit_once", lambda *a: seeds.append(a[-1].seed) or once(*a))
     with pytest.raises(LrmilError, match="in 4 starts .kept on validation"):
-        fit_screened(mask_teacher(), slides, labels, range(4), range(4, 6), screen_settings("ahdmil", dict(epochs=3, patience=1, window=(0.998, 0.999))))
+        fit_screened(
+            mask_teacher(),
+            slides,
+            labels,
+            range(4),
+            range(4, 6),
+            screen_settings("ahdmil", dict(epochs=3, patience=1, window=(0.998, 0.999))),
+        )
     assert len(set(seeds)) == 4
 
 
@@ -217,7 +258,11 @@ def test_slides_of_one_tile():
 
 
 def test_settings_that_contradict_are_refused():
-    for method, changes, words in (("hdmil", {"cross_ema": 0.2}, "two branches"), ("hdmil", {"dmin_lr": 1e-4}, "frozen"), ("ahdmil", {"lipn_lr": 0.0}, "above 0"),
-                                   ("ahdmil", {"window": (0.6, 0.3)}, "A < B")):
+    for method, changes, words in (
+        ("hdmil", {"cross_ema": 0.2}, "two branches"),
+        ("hdmil", {"dmin_lr": 1e-4}, "frozen"),
+        ("ahdmil", {"lipn_lr": 0.0}, "above 0"),
+        ("ahdmil", {"window": (0.6, 0.3)}, "A < B"),
+    ):
         with pytest.raises(UsageError, match=words):
             screen_settings(method, changes)

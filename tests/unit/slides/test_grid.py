@@ -12,7 +12,13 @@ from lrmil_cli.slides.slide import snap_downsample
 MPPS = st.floats(0.1, 1.0)
 
 
-@given(MPPS, st.sampled_from([2, 4, 8]), st.integers(300, 60_000), st.integers(300, 60_000), st.sampled_from([128, 224, 256]))
+@given(
+    MPPS,
+    st.sampled_from([2, 4, 8]),
+    st.integers(300, 60_000),
+    st.integers(300, 60_000),
+    st.sampled_from([128, 224, 256]),
+)
 def test_hr_tiles_nest_in_their_lr_tile_to_within_a_pixel(slide_mpp, ratio, width, height, tile_px):
     lr = make_grid(width, height, slide_mpp, 0.5 * ratio, tile_px)
     hr = make_grid(width, height, slide_mpp, 0.5, tile_px)
@@ -99,7 +105,10 @@ def test_too_coarse_slide_is_an_error_unless_allowed():
     assert choose_level([1, 4], 0.52, 0.5) == 0  # 4 % is no enlarging worth the name
 
 
-@pytest.mark.parametrize(("full", "reduced", "downsample"), [(4443, 2221, 2.0), (10000, 625, 16.0), (5000, 312, 16.0), (1000, 400, 2.5), (2220, 2220, 1.0)])
+@pytest.mark.parametrize(
+    ("full", "reduced", "downsample"),
+    [(4443, 2221, 2.0), (10000, 625, 16.0), (5000, 312, 16.0), (1000, 400, 2.5), (2220, 2220, 1.0)],
+)
 def test_downsample_is_whole_where_a_whole_factor_explains_it(full, reduced, downsample):
     assert snap_downsample(full, reduced) == downsample
 

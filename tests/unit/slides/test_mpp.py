@@ -5,18 +5,23 @@ import pytest
 from lrmil_cli.errors import InputError
 from lrmil_cli.slides.mpp import ome_mpp, parse_number, resolve_mpp
 
-OME = ('<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels PhysicalSizeX="{x}" '
-       'PhysicalSizeXUnit="{u}" PhysicalSizeY="{x}" PhysicalSizeYUnit="{u}"/></Image></OME>')
+OME = (
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels PhysicalSizeX="{x}" '
+    'PhysicalSizeXUnit="{u}" PhysicalSizeY="{x}" PhysicalSizeYUnit="{u}"/></Image></OME>'
+)
 
 
 def test_metadata_option_manifest_in_that_order_of_weight():
     assert resolve_mpp("0.25", "0.25", where="s").source == "metadata"
-    assert resolve_mpp("0.25", "0.25", where="s", manifest=0.3) .value == 0.3
+    assert resolve_mpp("0.25", "0.25", where="s", manifest=0.3).value == 0.3
     both = resolve_mpp("0.25", "0.25", where="s", manifest=0.3, option=0.4)
     assert (both.value, both.source) == (0.4, "option")
 
 
-@pytest.mark.parametrize(("text", "value"), [("0,4990", 0.499), (" 0.25 ", 0.25), (0.5, 0.5), ("n/a", None), ("nan", None), (None, None), ("inf", None)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0,4990", 0.499), (" 0.25 ", 0.25), (0.5, 0.5), ("n/a", None), ("nan", None), (None, None), ("inf", None)],
+)
 def test_numbers_as_scanners_write_them(text, value):
     assert parse_number(text) == value
 

@@ -21,14 +21,26 @@ def picture(width=WIDTH, height=HEIGHT, seed=0):
     """Smooth colours with some noise: every pixel tells where it is, and JPEG has something to do."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
-    image = np.stack([40 + x * 180 / width, 40 + y * 180 / height, 120 + 60 * np.sin((x + y) / 17)], 2) + rng.normal(0, 6, (height, width, 1))
+    image = np.stack([40 + x * 180 / width, 40 + y * 180 / height, 120 + 60 * np.sin((x + y) / 17)], 2) + rng.normal(
+        0, 6, (height, width, 1)
+    )
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 FORMATS = {
     "jpeg ycbcr": {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 1), "tile": (64, 64)},
-    "jpeg ycbcr 420, blocks of 48": {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2), "tile": (48, 48)},
-    "jpeg rgb": {"compression": "jpeg", "photometric": "rgb", "tile": (64, 64), "compressionargs": {"outcolorspace": "rgb"}},
+    "jpeg ycbcr 420, blocks of 48": {
+        "compression": "jpeg",
+        "photometric": "ycbcr",
+        "subsampling": (2, 2),
+        "tile": (48, 48),
+    },
+    "jpeg rgb": {
+        "compression": "jpeg",
+        "photometric": "rgb",
+        "tile": (64, 64),
+        "compressionargs": {"outcolorspace": "rgb"},
+    },
     "jpeg 2000": {"compression": "jpeg2000", "tile": (128, 128)},
     "lzw": {"compression": "lzw", "tile": (64, 64), "predictor": True},
     "deflate, wide blocks": {"compression": "deflate", "tile": (32, 256)},
@@ -55,20 +67,31 @@ def write(folder, name):
     elif name == "rgba":
         image = np.dstack([image, (picture(seed=1)[..., 0] > 90).astype(np.uint8) * 200])
     options = {"tile": None, "compression": None, **options}
-    return write_tiff(folder / ("s.ome.tiff" if name == "ome" else "s.svs"), image, levels=(1, 2, 4), ome=name == "ome", **options)
+    return write_tiff(
+        folder / ("s.ome.tiff" if name == "ome" else "s.svs"), image, levels=(1, 2, 4), ome=name == "ome", **options
+    )
 
 
 def by_region(slide, level, box, tile_px):
     """One tile by the slow way: tiffslide's own region, pasted on white, resampled."""
     of, handle = slide.levels[level], slide._handle
-    x0, x1, y0, y1 = (round(v) for v in (box[0] / of.downsample_x, (box[0] + box[2]) / of.downsample_x,
-                                         box[1] / of.downsample_y, (box[1] + box[3]) / of.downsample_y))
+    x0, x1, y0, y1 = (
+        round(v)
+        for v in (
+            box[0] / of.downsample_x,
+            (box[0] + box[2]) / of.downsample_x,
+            box[1] / of.downsample_y,
+            (box[1] + box[3]) / of.downsample_y,
+        )
+    )
     x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
     canvas = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, of.width), min(y1, of.height)
     if left < right and top < bottom:
         own = handle.level_downsamples[level]
-        pixels = handle.read_region((int(np.ceil(left * own)), int(np.ceil(top * own))), level, (right - left, bottom - top), as_array=True)
+        pixels = handle.read_region(
+            (int(np.ceil(left * own)), int(np.ceil(top * own))), level, (right - left, bottom - top), as_array=True
+        )
         if pixels.dtype == np.uint16:
             pixels = (pixels // 256).astype(np.uint8)
         if pixels.shape[2] == 4:
@@ -83,7 +106,11 @@ def by_region(slide, level, box, tile_px):
 
 def boxes_of(step, width, x, y):
     """A grid of boxes from (x, y) on that sticks out on all sides, in an order of no use, one of them twice."""
-    at = [[x + i * step, y + j * step, width, width] for j in range(-1, HEIGHT // step + 2) for i in range(-1, WIDTH // step + 2)]
+    at = [
+        [x + i * step, y + j * step, width, width]
+        for j in range(-1, HEIGHT // step + 2)
+        for i in range(-1, WIDTH // step + 2)
+    ]
     return np.random.default_rng(5).permutation(np.array([*at, at[len(at) // 2]]))
 
 
@@ -91,8 +118,17 @@ def boxes_of(step, width, x, y):
 @pytest.mark.parametrize("name", FORMATS)
 def test_tiles_are_those_of_read_region(tmp_path, name, workers):
     cases = [  # level, side in level-0 px, side of the tile, offset of the grid
-        (0, 64, 64, (0, 0)), (0, 64, 64, (13, 7)), (0, 128, 64, (0, 0)), (0, 128, 32, (6, 2)), (0, 256, 64, (0, 0)), (0, 150, 64, (0, 0)),
-        (1, 128, 64, (0, 0)), (1, 130, 64, (11, 0)), (1, 63 * 2, 64, (0, 0)), (2, 256, 32, (0, 0))]
+        (0, 64, 64, (0, 0)),
+        (0, 64, 64, (13, 7)),
+        (0, 128, 64, (0, 0)),
+        (0, 128, 32, (6, 2)),
+        (0, 256, 64, (0, 0)),
+        (0, 150, 64, (0, 0)),
+        (1, 128, 64, (0, 0)),
+        (1, 130, 64, (11, 0)),
+        (1, 63 * 2, 64, (0, 0)),
+        (2, 256, 32, (0, 0)),
+    ]
     with open_slide(write(tmp_path, name), workers=workers) as slide:
         for level, side, tile_px, (x, y) in cases:
             assert slide.blocks(level) is not None
@@ -108,7 +144,10 @@ def test_tiles_are_those_of_read_region(tmp_path, name, workers):
 def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
     (folder / "strips").mkdir()
-    with open_slide(write(folder, "jpeg ycbcr 420, blocks of 48"), workers=2) as tiled, open_slide(write(folder / "strips", "strips"), workers=2) as strips:
+    with (
+        open_slide(write(folder, "jpeg ycbcr 420, blocks of 48"), workers=2) as tiled,
+        open_slide(write(folder / "strips", "strips"), workers=2) as strips,
+    ):
         yield tiled, strips
 
 
@@ -117,7 +156,9 @@ def opened(tmp_path_factory):
 def test_any_boxes(opened, data):
     slide = data.draw(st.sampled_from(opened))
     number = st.integers(-300, 900)
-    boxes = data.draw(st.lists(st.tuples(number, number, st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=12))
+    boxes = data.draw(
+        st.lists(st.tuples(number, number, st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=12)
+    )
     level, tile_px = data.draw(st.integers(0, 2)), data.draw(st.integers(8, 80))
     pixels = read_rows(slide, np.array(boxes), level, tile_px)
     assert all(np.array_equal(p, by_region(slide, level, b, tile_px)) for b, p in zip(boxes, pixels))
@@ -137,7 +178,11 @@ def test_every_block_is_decoded_once_and_memory_does_not_grow_with_the_slide(tmp
     monkeypatch.setattr(reader, "TASK_TILES", 2)
     made, decoded = [], []
     decode, make = blocks_module.Blocks.decode, reader.new_block
-    monkeypatch.setattr(blocks_module.Blocks, "decode", lambda self, index, out=None: (decoded.append(index), decode(self, index, out))[1])
+    monkeypatch.setattr(
+        blocks_module.Blocks,
+        "decode",
+        lambda self, index, out=None: (decoded.append(index), decode(self, index, out))[1],
+    )
     monkeypatch.setattr(reader, "new_block", lambda h, w: (made.append((h, w)), make(h, w))[1])
     counts = []
     for height in (640, 5120):
@@ -177,18 +222,36 @@ def test_a_wide_slide_is_read_in_stripes(opened, monkeypatch):
 
 def sparse(path, image, skipped, description):
     """A slide of 64-px blocks, two levels; ``skipped`` (level, row, column) are not in the file."""
+
     def blocks(level, pixels):
         for y in range(0, pixels.shape[0], 64):
             for x in range(0, pixels.shape[1], 64):
-                yield None if (level, y // 64, x // 64) in skipped else np.ascontiguousarray(pixels[y : y + 64, x : x + 64])
+                yield (
+                    None
+                    if (level, y // 64, x // 64) in skipped
+                    else np.ascontiguousarray(pixels[y : y + 64, x : x + 64])
+                )
 
-    options = {"tile": (64, 64), "compression": "jpeg", "photometric": "rgb", "metadata": None, "software": False, "dtype": np.uint8}
+    options = {
+        "tile": (64, 64),
+        "compression": "jpeg",
+        "photometric": "rgb",
+        "metadata": None,
+        "software": False,
+        "dtype": np.uint8,
+    }
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(blocks(0, image), shape=image.shape, description=description, **options)
         if "Aperio" in description:
             tiff.write(image[:32, :32], metadata=None, software=False, photometric="rgb")
-        tiff.write(blocks(1, half), shape=half.shape, description=description, subfiletype=0 if "Aperio" in description else 1, **options)
+        tiff.write(
+            blocks(1, half),
+            shape=half.shape,
+            description=description,
+            subfiletype=0 if "Aperio" in description else 1,
+            **options,
+        )
     return path
 
 
@@ -196,7 +259,12 @@ def sparse(path, image, skipped, description):
 def test_blocks_that_the_file_leaves_out_look_as_in_a_viewer(tmp_path, aperio):
     openslide = pytest.importorskip("openslide", reason="OpenSlide is not installed")
     image = picture(256, 256)
-    path = sparse(tmp_path / ("s.svs" if aperio else "s.tif"), image, {(0, 1, 1), (1, 0, 1)}, "Aperio Image Library (test)\n256x256|AppMag = 20|MPP = 0.5" if aperio else "any")
+    path = sparse(
+        tmp_path / ("s.svs" if aperio else "s.tif"),
+        image,
+        {(0, 1, 1), (1, 0, 1)},
+        "Aperio Image Library (test)\n256x256|AppMag = 20|MPP = 0.5" if aperio else "any",
+    )
     viewer = openslide.OpenSlide(str(path))
     with open_slide(path, slide_mpp=0.5) as slide:
         for level in (0, 1):
@@ -215,17 +283,33 @@ def test_blocks_that_the_file_leaves_out_look_as_in_a_viewer(tmp_path, aperio):
 def test_what_cannot_be_read_by_blocks_goes_through_read_region(tmp_path, monkeypatch):
     image = picture()
     planes = tmp_path / "planes.tif"
-    tifffile.imwrite(planes, image.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", tile=(64, 64), compression="deflate", metadata={"axes": "CYX"})
+    tifffile.imwrite(
+        planes,
+        image.transpose(2, 0, 1),
+        photometric="rgb",
+        planarconfig="separate",
+        tile=(64, 64),
+        compression="deflate",
+        metadata={"axes": "CYX"},
+    )
     boxes = boxes_of(100, 100, 0, 0)
     with open_slide(planes, slide_mpp=0.5) as slide:
         assert slide.blocks(0) is None
-        assert all(np.array_equal(p, by_region(slide, 0, b, 50)) for b, p in zip(boxes.tolist(), read_rows(slide, boxes, 0, 50)))
+        assert all(
+            np.array_equal(p, by_region(slide, 0, b, 50))
+            for b, p in zip(boxes.tolist(), read_rows(slide, boxes, 0, 50))
+        )
     # A decoder that is wrong about the colours is found out at opening.
     path = write(tmp_path, "jpeg ycbcr")
-    monkeypatch.setattr(blocks_module, "_direct_jpeg", lambda page: {"tables": page.jpegtables, "colorspace": 2, "outcolorspace": 2})
+    monkeypatch.setattr(
+        blocks_module, "_direct_jpeg", lambda page: {"tables": page.jpegtables, "colorspace": 2, "outcolorspace": 2}
+    )
     with open_slide(path) as slide:
         assert slide.blocks(0) is None
-        assert all(np.array_equal(p, by_region(slide, 0, b, 50)) for b, p in zip(boxes.tolist(), read_rows(slide, boxes, 0, 50)))
+        assert all(
+            np.array_equal(p, by_region(slide, 0, b, 50))
+            for b, p in zip(boxes.tolist(), read_rows(slide, boxes, 0, 50))
+        )
 
 
 def test_openslide_formats_are_read_the_same_with_threads(tmp_path):
@@ -234,7 +318,9 @@ def test_openslide_formats_are_read_the_same_with_threads(tmp_path):
     from lrmil_cli.slides.slide import Slide
 
     path, boxes = write(tmp_path, "jpeg ycbcr"), boxes_of(100, 100, 0, 0)
-    one, four = (Slide(path, "s", openslide.OpenSlide(str(path)), "openslide", Mpp(0.5, "option"), workers=w) for w in (1, 4))
+    one, four = (
+        Slide(path, "s", openslide.OpenSlide(str(path)), "openslide", Mpp(0.5, "option"), workers=w) for w in (1, 4)
+    )
     with one, four:
         assert one.blocks(0) is None and np.array_equal(read_rows(one, boxes, 0, 50), read_rows(four, boxes, 0, 50))
 
@@ -249,7 +335,9 @@ def test_a_damaged_block_is_named_and_the_others_can_be_read(tmp_path, name, wor
         fh.write(b"\x00" * page.databytecounts[2 * 11 + 3])
     with open_slide(path, workers=workers) as slide:
         good = np.array([[0, 0, 128, 128], [320, 128, 64, 64]])
-        assert all(np.array_equal(p, by_region(slide, 0, b, 64)) for b, p in zip(good.tolist(), read_rows(slide, good, 0, 64)))
+        assert all(
+            np.array_equal(p, by_region(slide, 0, b, 64)) for b, p in zip(good.tolist(), read_rows(slide, good, 0, 64))
+        )
         for bad in ([[200, 130, 64, 64]], [[0, 0, 64, 64], [192, 128, 64, 64]]):
             with pytest.raises(InputError, match=r"s\.svs: damaged at level 0, x=192, y=128 \(.*copy or export"):
                 read_rows(slide, np.array(bad), 0, 64)
@@ -274,8 +362,14 @@ def test_a_slide_that_lost_levels_at_its_end_is_truncated(tmp_path, big, byteord
     path, image = tmp_path / "a.tiff", picture(800, 600)
     with tifffile.TiffWriter(path, bigtiff=big, byteorder=byteorder) as out:
         for side in (800, 400, 200):
-            out.write(image[:: 800 // side, :: 800 // side], tile=(64, 64), photometric="rgb", subfiletype=int(side < 800), resolution=(20000, 20000),
-                      resolutionunit="CENTIMETER")
+            out.write(
+                image[:: 800 // side, :: 800 // side],
+                tile=(64, 64),
+                photometric="rgb",
+                subfiletype=int(side < 800),
+                resolution=(20000, 20000),
+                resolutionunit="CENTIMETER",
+            )
     with tifffile.TiffFile(path) as tiff:
         last = tiff.pages[2].offset
     whole = path.read_bytes()

@@ -16,8 +16,15 @@ from lrmil_cli.training.loop import TrainSettings, class_weights, draw_order, fi
 
 def make_manifest(tmp, labels, patients=None, split=None, **columns):
     entries = tuple(
-        Entry(f"s{i}", tmp / f"s{i}.svs", str(l), patients[i] if patients else f"p{i}", None, split[i] if split else None,
-              {k: v[i] for k, v in columns.items()})
+        Entry(
+            f"s{i}",
+            tmp / f"s{i}.svs",
+            str(l),
+            patients[i] if patients else f"p{i}",
+            None,
+            split[i] if split else None,
+            {k: v[i] for k, v in columns.items()},
+        )
         for i, l in enumerate(labels)
     )
     return Manifest(tmp / "slides.csv", entries, tuple(sorted(set(map(str, labels)))))
@@ -56,7 +63,11 @@ def test_the_users_own_split_and_folds_are_taken(tmp_path):
     assert table["fold_1"].tolist() == split and fold_names(table) == ["fold_1"]
     own = ["1", "1", "2", "2", "3", "3", "3", "3"]
     table = make_folds(make_manifest(tmp_path, labels, fold=own), 5, 0)
-    assert [members(table, n)["test"] for n in fold_names(table)] == [["s0", "s1"], ["s2", "s3"], ["s4", "s5", "s6", "s7"]]
+    assert [members(table, n)["test"] for n in fold_names(table)] == [
+        ["s0", "s1"],
+        ["s2", "s3"],
+        ["s4", "s5", "s6", "s7"],
+    ]
     table = make_folds(make_manifest(tmp_path, labels, fold_1=split, fold_2=split[::-1]), 5, 0)
     assert table["fold_2"].tolist() == split[::-1]
 
@@ -84,7 +95,9 @@ def test_auc_with_a_missing_class_is_undefined_never_zero():
     assert evaluate([1, 1], np.array([[0.2, 0.8], [0.4, 0.6]]))["auc"] is None
     assert evaluate([0, 1, 0], np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2], [0.5, 0.3, 0.2]]))["auc"] is None
     assert mean_sd([None, 0.5]) == (0.5, None)
-    table = metrics_table({"1": evaluate([1], np.array([[0.2, 0.8]])), "2": evaluate([0, 1], np.array([[0.8, 0.2], [0.3, 0.7]]))})
+    table = metrics_table(
+        {"1": evaluate([1], np.array([[0.2, 0.8]])), "2": evaluate([0, 1], np.array([[0.8, 0.2], [0.3, 0.7]]))}
+    )
     assert table.set_index("fold").loc["mean", "auc"] == 1.0
 
 
@@ -106,7 +119,9 @@ def bags_with_signal(n=24):
 
 def test_selection_takes_the_best_validation_epoch_and_stops():
     bags, labels = bags_with_signal()
-    fit = fit_head(build_head("abmil", 6, 2), bags, labels, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=60, patience=3))
+    fit = fit_head(
+        build_head("abmil", 6, 2), bags, labels, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=60, patience=3)
+    )
     keys = [((r["val_auc"] or 0.0), -r["val_ce"]) for r in fit.curves]
     assert fit.best_epoch == 1 + max(range(len(keys)), key=lambda i: keys[i])
     assert len(fit.curves) == 60 or len(fit.curves) - fit.best_epoch == 3
@@ -153,7 +168,14 @@ def test_recipes_and_what_the_user_says_on_top():
     assert set(PUBLISHED) == {*head_names(), "zoommil"}
     assert train_settings("common", "clam_sb", {"lr": None, "class_weights": False, "seed": 3}) == TrainSettings(seed=3)
     clam = train_settings("published", "clam_sb", {"lr": 2e-4, "patience": None})
-    assert (clam.lr, clam.weight_decay, clam.min_epochs, clam.balanced_sampling, clam.monitor, clam.patience) == (2e-4, 1e-5, 50, True, "loss", 20)
+    assert (clam.lr, clam.weight_decay, clam.min_epochs, clam.balanced_sampling, clam.monitor, clam.patience) == (
+        2e-4,
+        1e-5,
+        50,
+        True,
+        "loss",
+        20,
+    )
     dmin = train_settings("published", "dmin", {})  # never an epoch before the 50th, but where there are fewer
     assert (dmin.lr, dmin.select_from, train_settings("published", "dmin", {"epochs": 40}).select_from) == (3e-4, 49, 9)
     short = train_settings("published", "dtfd", {"epochs": 50})
@@ -170,7 +192,9 @@ def test_schedules_stopping_and_selection():
     cosine = [rate(TrainSettings(epochs=10, schedule="cosine"), e) for e in range(1, 12)]
     assert cosine[0] == 1 and cosine[-1] == pytest.approx(0.05) and cosine == sorted(cosine, reverse=True)
     bags, labels = bags_with_signal()
-    fit = lambda **s: fit_head(build_fixed(), bags, labels, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=30, **s))  # noqa: E731
+    fit = lambda **s: fit_head(
+        build_fixed(), bags, labels, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=30, **s)
+    )  # noqa: E731
     assert len(fit(patience=1, min_epochs=12).curves) >= 12
     late = fit(patience=30, select_from=25)
     assert late.best_epoch > 25
@@ -178,7 +202,14 @@ def test_schedules_stopping_and_selection():
     by_loss = fit(patience=30, monitor="loss")
     assert by_loss.best_epoch == 1 + int(np.argmin([r["val_ce"] for r in by_loss.curves]))
     wrong = [*labels[:16], *(1 - np.array(labels[16:]))]  # validation gets worse as training gets better
-    plateau = fit_head(build_fixed(), bags, wrong, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=30, patience=30, schedule="plateau"))
+    plateau = fit_head(
+        build_fixed(),
+        bags,
+        wrong,
+        range(16),
+        range(16, 24),
+        TrainSettings(lr=1e-2, epochs=30, patience=30, schedule="plateau"),
+    )
     best, since, lr = np.inf, 0, 1e-2
     for row in plateau.curves:
         assert row["lr"] == pytest.approx(lr)
