@@ -1,0 +1,20 @@
+"""Units that bite: the types of lengths that must not be mixed up. For arrays, names carry the unit instead (``side_level0_px``).
+
+A value becomes one of these where it is read or computed from its definition; everything after that passes it on.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+#: Micrometres per pixel, of a slide (level 0), of a level, or of tiles as they are read.
+Mpp = NewType("Mpp", float)
+
+#: Micrometres on the glass.
+Um = NewType("Um", float)
+
+#: Pixels of level 0, the frame of every coordinate in our tables.
+Level0Px = NewType("Level0Px", int)
+
+#: Pixels of one level of the pyramid, or of a tile as an encoder gets it.
+LevelPx = NewType("LevelPx", int)
