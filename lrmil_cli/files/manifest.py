@@ -1,156 +1,443 @@
-"""The user's ``slides.csv``: which slides, their labels, patients, splits."""
+"""The user's table of slides: which slides, their labels, patients, splits. One reader for every command.
+
+A manifest is understood aloud: columns are found by name whatever their case, and by the names that other tools give
+them; what was understood and what was ignored is said (:meth:`Manifest.understood`); what could mean two things is
+refused.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.files.slide_names import slide_id_of
+from lrmil_cli.files.spreadsheet import Row, Spreadsheet, read_spreadsheet
+from lrmil_cli.units import Mpp
 
 SPLITS = ("train", "val", "test")
+
+#: What a column is for -> the names it may have, compared without case, spaces, hyphens and underscores. The first is
+#: ours.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "slide": ("slide", "slide_path", "path", "file", "filename", "file_name", "filepath", "image", "wsi", "wsi_path"),
+    "slide_id": ("slide_id", "slide_name", "wsi_id", "image_id"),
+    "patient_id": (
+        "patient_id",
+        "patient",
+        "case_id",
+        "case",
+        "p_id",
+        "pid",
+        "subject_id",
+        "subject",
+        "case_submitter_id",
+    ),
+    "label": ("label",),
+    "split": ("split", "set", "dataset", "partition", "subset"),
+    "fold": ("fold",),
+    "mpp": ("mpp", "slide_mpp", "mpp_x", "um_per_px"),
+    "mask": ("mask",),
+    "roi": ("roi",),
+    "min_tissue": ("min_tissue",),
+}
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+#: Cells that say that nothing is known, compared without case.
+MISSING = frozenset(
+    ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "-", "--", ".", "?", "unknown", "missing")
+    + ("not available", "[not available]", "[not applicable]", "[unknown]", "[not evaluated]", "[discrepancy]")
+)
+
+#: ``TCGA-XX-XXXX-...``: the first three fields are the patient.
+TCGA = re.compile(r"(TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One slide of a manifest."""
+    """One slide of a manifest.
+
+    Attributes:
+        path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
+        mask, roi: files of this slide alone; min_tissue: share of a tile that must be tissue, for this slide alone.
+    """
 
     slide_id: str
     path: Path
     label: str | None = None
     patient_id: str = ""
-    mpp: float | None = None
+    mpp: Mpp | None = None
     split: str | None = None
     folds: dict[str, str] = field(default_factory=dict)
+    mask: Path | None = None
+    roi: Path | None = None
+    min_tissue: float | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked ``slides.csv``. ``classes`` are the labels in sorted order: the class order of every model."""
+    """A checked manifest.
+
+    Attributes:
+        classes: the labels in sorted order: the class order of every model.
+        patients_from: where patients come from: ``column``, ``tcga`` (ids of TCGA) or ``slides`` (unknown: each slide
+        its own).
+        unknown_patients: slides whose patient nobody names; label_column: the column the labels were taken from.
+        notes: how the file was read, and columns that were found by another name; ignored: columns that were not used.
+        dropped: slides left out for want of a label, on request; has_paths: whether it names slide files.
+    """
 
     path: Path
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]
+    patients_from: str = "column"
+    unknown_patients: int = 0
+    label_column: str = "label"
+    notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    dropped: int = 0
+    has_paths: bool = True
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    def understood(self) -> str:
+        """One line: slides, patients, classes, folds, what was taken for what, what was ignored."""
+        counts = Counter(e.label for e in self.entries if e.label is not None)
+        parts = [_count(len(self.entries), "slide"), self._patients()]
+        if counts:
+            parts.append(", ".join(f"{c} {counts[c]}" for c in self.classes))
+        if unlabelled := sum(e.label is None for e in self.entries) if counts else 0:
+            parts.append(f"{unlabelled} without label")
+        if self.dropped:
+            parts.append(f"{self.dropped} left out without label")
+        parts.append(self._split())
+        text = ", ".join(p for p in parts if p)
+        for what, names in (("read as", self.notes), ("ignored", self.ignored)):
+            text += f"; {what}: {', '.join(names)}" if names else ""
+        return text
 
-def read_manifest(path: str | Path, *, need_labels: bool = False) -> Manifest:
-    """Read a manifest: columns ``slide, label`` and optionally ``slide_id, patient_id, split | fold | fold_1.., mpp``.
+    def _patients(self) -> str:
+        known = {e.patient_id for e in self.entries}
+        if self.patients_from == "slides":
+            return "patients unknown (each slide is taken for one)"
+        text = _count(len(known), "patient") + (" by their TCGA ids" if self.patients_from == "tcga" else "")
+        return text + (
+            f", {_count(self.unknown_patients, 'slide')} of unknown patients" if self.unknown_patients else ""
+        )
 
-    Slide paths are relative to the CSV. ``slide_id`` defaults to the file's stem, ``patient_id`` to ``slide_id``.
+    def _split(self) -> str:
+        if any(e.split for e in self.entries):
+            counts = Counter(e.split for e in self.entries)
+            return "split " + ", ".join(f"{s} {counts[s]}" for s in SPLITS if counts[s])
+        columns = {k for e in self.entries for k in e.folds}
+        numbered = len(columns - {"fold"})
+        if numbered:
+            return _count(numbered, "fold") + " as given"
+        return (
+            f"{_count(len({e.folds['fold'] for e in self.entries if 'fold' in e.folds}), 'fold')} as given"
+            if columns
+            else ""
+        )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How labels are taken from a table.
+
+    Attributes:
+        column: named by the user (``--label``), None for ``label``; renamed: old -> new names of classes
+        (``--class-map``).
+        kept: classes that look like a missing value and are none (``--class``); drop_missing: leave out slides without
+            label.
+    """
+
+    column: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    kept: Sequence[str] = ()
+    drop_missing: bool = False
+
+
+def read_manifest(
+    path: str | Path, *, need_labels: bool = False, need_slides: bool = True, labels: Labels = Labels()
+) -> Manifest:
+    """Read a manifest.
+
+    Columns (any case; ``COLUMNS`` has the names of other tools): ``slide`` (path, relative to the table), ``label``;
+    optional ``slide_id`` (default: the file's name without the suffix of a slide format), ``patient_id``, ``split`` or
+    ``fold`` or ``fold_1``..., ``mpp``, and ``mask``, ``roi``, ``min_tissue`` of single slides. A patient that nobody
+    names is taken from TCGA ids; else each slide is its own patient, and the manifest says so.
+
+    Args:
+        need_labels: for training: every slide has a label, and there are two classes of several slides at least.
+        need_slides: slide files will be read, so a column of ids alone is not enough.
 
     Raises:
-        InputError: no such file, not UTF-8, a missing column or label, a duplicate slide_id, a bad mpp or split,
-            a patient in two splits; with ``need_labels`` also a class with a single slide or only one class.
+        InputError: no table that can be read without guessing, a missing column or label, labels that differ by their
+            spelling alone, a duplicate slide_id, a bad mpp or split, a patient in two splits, patients with two labels
+            of a split, ...; the message names the rows.
     """
-    path = Path(path)
-    rows = _read_rows(path)
-    entries = tuple(_entry(row, number, path, need_labels) for number, row in rows)
-    if not entries:
-        raise InputError(f"{path}: no slides in it; write one row a slide under the header `slide,label`")
-    twice = [i for i, n in Counter(e.slide_id for e in entries).items() if n > 1]
-    if twice:
+    sheet = read_spreadsheet(path)
+    columns, notes, ignored = _find_columns(sheet, labels.column)
+    _check_columns(sheet, columns, need_labels, need_slides, labels.column)
+    kept = {c.casefold() for c in labels.kept}
+    entries, missing, unknown = [], [], 0
+    sources: Counter[str] = Counter()
+    for row in sheet.rows:
+        entry, source = _entry(row, sheet.path, columns, labels.renamed, kept)
+        if entry.label is None:
+            missing.append((row.number, row.cells.get(columns.get("label", ""), "")))
+            if labels.drop_missing:
+                continue
+        sources[source] += 1
+        entries.append(entry)
+    if not sheet.rows or not entries:
+        raise InputError(f"{sheet.path}: no slides in it; write one row a slide under the header `slide,label`")
+    if need_labels and missing and not labels.drop_missing:
+        rows = ", ".join(f"{n} ({text or 'empty'})" for n, text in missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise InputError(
-            f"{path}: slide_id {twice[0]!r} stands in {Counter(e.slide_id for e in entries)[twice[0]]} rows; "
-            "make them unique (column slide_id)"
+            f"{sheet.path}: {_count(len(missing), 'slide')} without label, row {rows}; fill them, add --drop-missing "
+            "to leave them "
+            "out, or --class NAME if a class is really called so"
         )
-    _check_patients(entries, path)
+    _check_ids(entries, sheet.path)
+    _check_spelling(entries, sheet.path)
+    _check_patients(entries, sheet.path)
     counts = Counter(e.label for e in entries if e.label is not None)
     if need_labels:
-        single = sorted(c for c, n in counts.items() if n == 1)
-        if single:
-            raise InputError(
-                f"{path}: label {single[0]!r} stands in one slide only; a class needs several slides to be learnt"
-            )
-        if len(counts) < 2:
-            raise InputError(
-                f"{path}: only one label ({next(iter(counts), '')!r}); a classifier needs two classes at least"
-            )
-    return Manifest(path, entries, tuple(sorted(counts)))
+        _check_classes(counts, sheet.path)
+    patients_from = "column" if sources["column"] else "tcga" if sources["tcga"] else "slides"
+    unknown = sources["slides"]
+    return Manifest(
+        sheet.path,
+        tuple(entries),
+        tuple(sorted(counts)),
+        patients_from,
+        unknown,
+        columns.get("label", "label"),
+        (*sheet.notes, *notes),
+        ignored,
+        len(missing) if labels.drop_missing else 0,
+        "slide" in columns,
+    )
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says that nothing is known (:data:`MISSING`)."""
+    return text.strip().casefold() in MISSING
 
 
 def is_formula(text: str) -> bool:
-    """Whether a spreadsheet would run a cell: ``=`` or ``@`` at the start, or a sign before anything but a number or a name."""
+    """Whether a spreadsheet would run a cell: ``=`` or ``@`` at the start, or a sign before anything but a number or a
+    name.
+    """
     return text[:1] in ("=", "@") or (text[:1] in ("+", "-") and any(c in text for c in "(|!="))
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-    try:
-        text = data.decode("utf-8-sig")  # Excel writes a byte order mark
-    except UnicodeDecodeError as e:
-        line = data[: e.start].count(b"\n") + 1
-        raise InputError(f"{path}: line {line} is not UTF-8 text; save the table as 'CSV UTF-8'") from e
-    if text.startswith("# lrmil"):
-        raise InputError(f"{path}: this is a table made by lrmil, not a manifest with the columns slide,label")
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        names = [n.strip() for n in reader.fieldnames or []]
-        if "slide" not in names:
+def parse_number(text: str) -> float:
+    """A number with a point or a comma for decimals.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    value = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\s_\-]+", "", name).casefold()
+
+
+def _find_columns(sheet: Spreadsheet, label: str | None) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
+    """What each column is for: role -> its name in the table, where that is not ours a note, and columns without a
+    role.
+
+    Raises:
+        InputError: two columns of other names that could both be meant, or the label column that was named is not
+            there.
+    """
+    by_bare = {_bare(c): c for c in sheet.columns}
+    found: dict[str, str] = {}
+    notes = []
+    for role, names in COLUMNS.items():
+        if role == "label" and label is not None:
+            names = (label,)
+        there = [by_bare[_bare(n)] for n in names if _bare(n) in by_bare]
+        if role == "split":  # a column `dataset` or `set` may say something else
+            there = [c for c in there if _bare(c) == "split" or _says_splits(sheet, c)]
+        if not there:
+            continue
+        if len(there) > 1 and _bare(there[0]) != _bare(names[0]) and _differ(sheet, there):
             raise InputError(
-                f"{path}: no column 'slide'; a manifest starts with the line `slide,label` (found: {', '.join(names)[:80]})"
+                f"{sheet.path}: the columns {' and '.join(map(repr, there))} could both be `{names[0]}`, and they "
+                "differ; "
+                f"call the one that counts {names[0]}"
             )
-        reader.fieldnames = names
-        return [
-            (i, {k: (v or "").strip() for k, v in row.items() if k})
-            for i, row in enumerate(reader, 2)
-            if any(isinstance(v, str) and v.strip() for v in row.values())
-        ]
-    except csv.Error as e:
-        raise InputError(f"{path}: not a CSV table ({e})") from e
+        found[role] = there[0]
+        if _bare(there[0]) != _bare(COLUMNS[role][0]):
+            notes.append(f"{there[0]} as {role}")
+    for column in sheet.columns:
+        if number := re.fullmatch(r"fold_?(\d+)", column.strip().casefold()):
+            found[f"fold_{int(number[1])}"] = column
+    used = set(found.values())
+    return found, notes, tuple(c for c in sheet.columns if c not in used)
 
 
-def _entry(row: dict[str, str], number: int, path: Path, need_labels: bool) -> Entry:
-    slide = row.get("slide", "")
-    if not slide:
-        raise InputError(f"{path}: row {number} has no slide")
-    file = (path.parent / slide).absolute() if not Path(slide).is_absolute() else Path(slide)
-    slide_id = row.get("slide_id") or file.stem
+def _says_splits(sheet: Spreadsheet, column: str) -> bool:
+    words = {r.cells[column].casefold() for r in sheet.rows} - MISSING
+    return bool(words) and words <= SPLIT_WORDS.keys()
+
+
+def _differ(sheet: Spreadsheet, columns: Sequence[str]) -> bool:
+    return any(len({r.cells[c] for c in columns}) > 1 for r in sheet.rows)
+
+
+def _check_columns(
+    sheet: Spreadsheet, columns: dict[str, str], need_labels: bool, need_slides: bool, label: str | None
+) -> None:
+    found = f"found: {', '.join(sheet.columns)[:200]}"
+    if "slide" not in columns and (need_slides or "slide_id" not in columns):
+        ids = " (ids alone do where only features are read)" if "slide_id" in columns else ""
+        raise InputError(
+            f"{sheet.path}: no column `slide` with the paths of the slides{ids}; a manifest starts with the line "
+            f"`slide,label` ({found})"
+        )
+    if "label" not in columns and (need_labels or label is not None):
+        raise InputError(
+            f"{sheet.path}: no column `{label or 'label'}` ({found}); name the column of the labels with --label"
+        )
+
+
+def _entry(
+    row: Row, path: Path, columns: dict[str, str], renamed: Mapping[str, str], kept: set[str]
+) -> tuple[Entry, str]:
+    """The slide of a row, and where its patient comes from."""
+
+    def cell(role: str) -> str:
+        text = row.cells.get(columns.get(role, ""), "")
+        return "" if is_missing(text) else text
+
+    slide, slide_id = cell("slide"), cell("slide_id")
+    if not slide and "slide" in columns:
+        raise InputError(f"{path}: row {row.number} has no slide")
+    if not slide and not slide_id:
+        raise InputError(f"{path}: row {row.number} has no slide_id")
     if "/" in slide_id or "\\" in slide_id or slide_id in (".", "..") or "\0" in slide_id:
-        raise InputError(f"{path}: row {number}, slide_id {slide_id!r} cannot be part of a file name")
-    for column, text in (
-        ("slide_id", slide_id),
-        ("label", row.get("label", "")),
-        ("patient_id", row.get("patient_id", "")),
-    ):
-        if is_formula(text):
+        raise InputError(f"{path}: row {row.number}, slide_id {slide_id!r} cannot be part of a file name")
+    slide_id = slide_id_of(slide_id or slide)  # a column of ids often holds file names
+    text = row.cells.get(columns.get("label", ""), "")
+    text = renamed.get(text, text)
+    label = None if is_missing(text) and text.casefold() not in kept else text
+    patient, source = cell("patient_id"), "column"
+    if not patient:
+        tcga = TCGA.match(slide_id)
+        patient, source = (tcga[1].upper(), "tcga") if tcga else (slide_id, "slides")
+    for column, value in (("slide_id", slide_id), ("label", label or ""), ("patient_id", patient)):
+        if is_formula(value):
             raise InputError(
-                f"{path}: row {number}, {column} {text[:40]!r}: spreadsheets would run this as a formula, and it would stand in every "
+                f"{path}: row {row.number}, {column} {value[:40]!r}: spreadsheets would run this as a formula, and it "
+                "would stand in every "
                 "table made from here; call it otherwise"
             )
-        if not text.isprintable():
+        if not value.isprintable():
             raise InputError(
-                f"{path}: row {number}, {column} {text[:40]!r} holds characters that cannot be seen; call it otherwise"
+                f"{path}: row {row.number}, {column} {value[:40]!r} holds characters that cannot be seen; call it "
+                "otherwise"
             )
-    label = row.get("label") or None
-    if need_labels and label is None:
-        raise InputError(f"{path}: row {number} ({slide_id}) has no label; training needs one for each slide")
-    split = row.get("split", "").lower() or None
-    if split is not None and split not in SPLITS:
-        raise InputError(f"{path}: row {number}, split {split!r} is none of {', '.join(SPLITS)}")
-    mpp = None
-    if row.get("mpp"):
-        try:
-            mpp = float(row["mpp"].replace(",", "."))
-        except ValueError as e:
-            raise InputError(f"{path}: row {number}, mpp {row['mpp']!r} is not a number") from e
-    folds = {k: v for k, v in row.items() if (k == "fold" or k.startswith("fold_")) and v}
-    return Entry(slide_id, file, label, row.get("patient_id") or slide_id, mpp, split, folds)
+    split = cell("split").casefold() or None
+    if split is not None and split not in SPLIT_WORDS:
+        raise InputError(f"{path}: row {row.number}, split {split!r} is none of {', '.join(SPLITS)}")
+    folds = {role: cell(role) for role in columns if re.fullmatch(r"fold(_\d+)?", role) and cell(role)}
+    at = lambda name: path.parent / name  # noqa: E731
+    return Entry(
+        slide_id,
+        at(slide or slide_id).absolute(),
+        label,
+        patient,
+        _mpp(cell("mpp"), row.number, path),
+        None if split is None else SPLIT_WORDS[split],
+        folds,
+        at(cell("mask")).absolute() if cell("mask") else None,
+        at(cell("roi")).absolute() if cell("roi") else None,
+        _share(cell("min_tissue"), row.number, path),
+    ), source
 
 
-def _check_patients(entries: tuple[Entry, ...], path: Path) -> None:
+def _mpp(text: str, number: int, path: Path) -> Mpp | None:
+    try:
+        return Mpp(parse_number(text)) if text else None
+    except ValueError as e:
+        raise InputError(f"{path}: row {number}, mpp {text!r} is not a number") from e
+
+
+def _share(text: str, number: int, path: Path) -> float | None:
+    try:
+        value = parse_number(text) if text else None
+    except ValueError:
+        value = math.nan
+    if value is not None and not 0 <= value <= 1:
+        raise InputError(f"{path}: row {number}, min_tissue {text!r} is no share from 0 to 1")
+    return value
+
+
+def _check_ids(entries: list[Entry], path: Path) -> None:
+    counts = Counter(e.slide_id.casefold() for e in entries)  # one file on Windows and macOS
+    twice = next((e.slide_id for e in entries if counts[e.slide_id.casefold()] > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{path}: slide_id {twice!r} stands in {counts[twice.casefold()]} rows; make them unique (column slide_id)"
+        )
+
+
+def _check_spelling(entries: list[Entry], path: Path) -> None:
+    """Labels that differ by case, spaces or the form of a number alone are one class, written twice."""
+    spellings: dict[object, dict[str, int]] = defaultdict(dict)
+    for e in entries:
+        if e.label is not None:
+            own = spellings[_meaning(e.label)]
+            own[e.label] = own.get(e.label, 0) + 1
+    for own in spellings.values():
+        if len(own) > 1:
+            text = ", ".join(f"{name!r} in {_count(n, 'slide')}" for name, n in own.items())
+            first, second = list(own)[:2]
+            raise InputError(
+                f"{path}: labels that may be one class: {text}; write them alike, or say --class-map {second}={first}"
+            )
+
+
+def _meaning(label: str) -> object:
+    try:
+        return parse_number(label)
+    except ValueError:
+        return _bare(label)
+
+
+def _check_classes(counts: Counter[str], path: Path) -> None:
+    single = sorted(c for c, n in counts.items() if n == 1)
+    if single:
+        raise InputError(
+            f"{path}: label {single[0]!r} stands in one slide only; a class needs several slides to be learnt"
+        )
+    if len(counts) < 2:
+        raise InputError(
+            f"{path}: only one label ({next(iter(counts), '')!r}); a classifier needs two classes at least"
+        )
+
+
+def _check_patients(entries: list[Entry], path: Path) -> None:
     """A patient's slides must stay together in every split the manifest defines."""
     columns = sorted({k for e in entries for k in e.folds})
     for column in ["split", *columns]:
@@ -163,3 +450,7 @@ def _check_patients(entries: tuple[Entry, ...], path: Path) -> None:
                     f"({seen[e.patient_id]} and {value}); all slides of a patient belong to one part"
                 )
             seen[e.patient_id] = value
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -14,7 +14,6 @@ from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.features import read_features, write_features
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
-from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.tables import read_table, read_table_header, write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header, save_tensors, tensors_digest
 
@@ -187,41 +186,6 @@ def test_digest_of_tensors_sees_names_types_and_values():
         {"w": a["w"].bfloat16(), "s": a["s"]},
     ):
         assert tensors_digest(a) != tensors_digest(other)
-
-
-# ---- manifests ---------------------------------------------------------------------
-def manifest(tmp_path, text, **kwargs):
-    path = tmp_path / "slides.csv"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_manifest(path, **kwargs)
-
-
-def test_manifest_defaults(tmp_path):
-    m = manifest(tmp_path, '\ufeffslide,label,mpp\nsub/a.svs,x,"0,25"\nb.svs,y,\n\n')
-    assert [e.slide_id for e in m] == ["a", "b"] and m.entries[0].path == tmp_path / "sub/a.svs"
-    assert m.entries[0].mpp == 0.25 and m.entries[0].patient_id == "a" and m.classes == ("x", "y")
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("slide,label\na.svs,x\na.svs,y\n", "slide_id 'a' stands in 2 rows"),
-        ("slide,label,patient_id,split\na.svs,x,p,train\nb.svs,y,p,test\n", "patient 'p' is in two parts"),
-        ("slide,label\na.svs,x\nb.svs,x\nc.svs,y\n", "'y' stands in one slide only"),
-        ("slide,label\na.svs,x\nb.svs,x\n", "only one label"),
-        ("slide,label\na.svs,x\nb.svs,\n", "no label"),
-        (b"slide,label\na.svs,x\nb.svs,\xfcber\n", "line 3 is not UTF-8"),
-        ("file,label\na.svs,x\n", "no column 'slide'"),
-        ("slide,label\n", "no slides"),
-        ("slide,label,split\na.svs,x,training\n", "'training' is none of"),
-        ("slide,label,mpp\na.svs,x,half\n", "'half' is not a number"),
-        ("slide,label,slide_id\na.svs,x,../../etc\n", "cannot be part of a file name"),
-        ("# lrmil {}\nx,y\n", "not a manifest"),
-    ],
-)
-def test_bad_manifests(tmp_path, text, says):
-    with pytest.raises(InputError, match=says):
-        manifest(tmp_path, text, need_labels=True)
 
 
 # ---- damage that leaves the form intact --------------------------------------------

@@ -1,0 +1,210 @@
+"""Tables of slides as people write them: what is understood, what is said of it, what is refused."""
+
+import csv
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.files.manifest import MISSING, Labels, Manifest, read_manifest
+from lrmil_cli.files.slide_names import slide_id_of
+
+TCGA = "TCGA-A1-{}-01Z-00-DX1.1A2B-3C"
+
+
+def manifest(folder, text, name="slides.csv", **kwargs) -> Manifest:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_manifest(path, **kwargs)
+
+
+def test_defaults(tmp_path):
+    m = manifest(tmp_path, '\ufeffslide,label,mpp\nsub/a.svs,x,"0,25"\nb.svs,y,\n\n')
+    assert [e.slide_id for e in m] == ["a", "b"] and m.entries[0].path == tmp_path / "sub/a.svs"
+    assert m.entries[0].mpp == 0.25 and m.entries[0].patient_id == "a" and m.classes == ("x", "y")
+    assert m.patients_from == "slides" and "patients unknown" in m.understood()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("slide,label\na.svs,x\na.svs,y\n", "slide_id 'a' stands in 2 rows"),
+        ("slide,label\nx/a.svs,x\ny/A.svs,y\n", "slide_id 'a' stands in 2 rows"),
+        ("slide,label,patient_id,split\na.svs,x,p,train\nb.svs,y,p,test\n", "patient 'p' is in two parts"),
+        ("slide,label\na.svs,x\nb.svs,x\nc.svs,y\n", "'y' stands in one slide only"),
+        ("slide,label\na.svs,x\nb.svs,x\n", "only one label"),
+        ("slide,label\na.svs,x\nb.svs,\n", r"1 slide without label, row 3 \(empty\)"),
+        (b"slide,label\na.svs,x\nb.svs,\xfcber\n", "line 3 is not UTF-8"),
+        ("thing,label\na.svs,x\n", r"no column `slide`.*\(found: thing, label\)"),
+        ("slide,diagnosis\na.svs,x\nb.svs,y\n", r"no column `label` \(found: slide, diagnosis\); name .* --label"),
+        ("slide,label\n", "no slides"),
+        ("", "the table is empty"),
+        ("slide,label,split\na.svs,x,later\n", "'later' is none of"),
+        ("slide,label,mpp\na.svs,x,half\n", "'half' is not a number"),
+        ("slide,label,mpp\na.svs,x,nan1\n", "'nan1' is not a number"),
+        ("slide,label,min_tissue\na.svs,x,3\n", "min_tissue '3' is no share"),
+        ("slide,label,slide_id\na.svs,x,../../etc\n", "cannot be part of a file name"),
+        ("# lrmil {}\nx,y\n", "not a manifest"),
+        ("slide,label,Label\na.svs,x,y\n", "2 columns are called 'label'"),
+        ("slide,label\na.svs,Adenocarcinoma, NOS\n", r"row 2 has more cells .*left over: 'NOS'"),
+        ('slide,label\n"a.svs,x\nb.svs,y\n', "not a table of text"),
+        ("slide,label,case_id,patient\na.svs,x,p1,q1\nb.svs,y,p2,q1\n", "could both be `patient_id`, and they differ"),
+    ],
+)
+def test_what_is_refused_and_why(tmp_path, text, says):
+    with pytest.raises(InputError, match=says):
+        manifest(tmp_path, text, need_labels=True)
+
+
+@pytest.mark.parametrize(
+    "word", ["NA", "N/A", "nan", "None", "null", "#N/A", "-", ".", "unknown", "[Not Available]", " "]
+)
+def test_a_missing_label_is_no_class(tmp_path, word):
+    text = f"slide,label\na.svs,x\nb.svs,y\nc.svs,{word}\nd.svs,x\ne.svs,y\n"
+    with pytest.raises(InputError, match="1 slide without label, row 4 .*--drop-missing"):
+        manifest(tmp_path, text, need_labels=True)
+    m = manifest(tmp_path, text, need_labels=True, labels=Labels(drop_missing=True))
+    assert [e.slide_id for e in m] == ["a", "b", "d", "e"] and "1 left out without label" in m.understood()
+    assert [e.label for e in manifest(tmp_path, text)] == [
+        "x",
+        "y",
+        None,
+        "x",
+        "y",
+    ]  # a prediction wants the slide all the same
+
+
+def test_a_class_that_is_really_called_so(tmp_path):
+    text = "slide,label\na.svs,None\nb.svs,y\nc.svs,none\nd.svs,y\n"
+    m = manifest(tmp_path, text, need_labels=True, labels=Labels(kept=["None"], renamed={"none": "None"}))
+    assert m.classes == ("None", "y")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("MSI", "msi"), ("0", "0.0"), ("1", "1,0"), ("grade 1", "grade_1"), ("1", "01")]
+)
+def test_one_class_written_twice(tmp_path, first, second):
+    text = f'slide,label\na.svs,"{first}"\nb.svs,"{second}"\nc.svs,other\nd.svs,other\n'
+    with pytest.raises(InputError, match=r"may be one class: .* in 1 slide, .* in 1 slide; .*--class-map"):
+        manifest(tmp_path, text, need_labels=True)
+    m = manifest(tmp_path, text, need_labels=True, labels=Labels(renamed={second: first}))
+    assert m.classes == tuple(sorted((first, "other")))
+
+
+@pytest.mark.parametrize("column", ["case_id", "PATIENT", "Patient_ID", "patient", "P_ID", "Patient ID", "patient-id"])
+def test_columns_for_patients(tmp_path, column):
+    m = manifest(
+        tmp_path, f"Slide,LABEL,{column},age\na.svs,x,p,1\nb.svs,y,p,2\nc.svs,x,NA,3\nd.svs,y,N/A,4\n", need_labels=True
+    )
+    assert [e.patient_id for e in m] == ["p", "p", "c", "d"]  # missing is missing: no patient is called NA
+    assert m.unknown_patients == 2 and m.ignored == ("age",)
+    assert "3 patients, 2 slides of unknown patients" in m.understood() and "ignored: age" in m.understood()
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("Split", "train,test"), ("SPLIT", "Training,Test"), ("set", "train,testing"), ("dataset", "valid,dev")],
+)
+def test_columns_for_splits(tmp_path, column, words):
+    a, b = words.split(",")
+    m = manifest(tmp_path, f"slide,label,{column}\na.svs,x,{a}\nb.svs,y,{b}\n")
+    assert all(e.split in ("train", "val", "test") for e in m) and column.lower() not in m.ignored
+
+
+def test_a_dataset_may_be_something_else(tmp_path):
+    m = manifest(tmp_path, "slide,label,dataset\na.svs,x,TCGA\nb.svs,y,CPTAC\n")
+    assert [e.split for e in m] == [None, None] and m.ignored == ("dataset",)
+
+
+def test_fold_columns_are_numbered(tmp_path):
+    m = manifest(tmp_path, "slide,label,fold_change_0,Fold_1,fold_2\na.svs,x,3.4,train,test\nb.svs,y,1.2,test,train\n")
+    assert [e.folds for e in m] == [{"fold_1": "train", "fold_2": "test"}, {"fold_1": "test", "fold_2": "train"}]
+    assert m.ignored == ("fold_change_0",) and "2 folds as given" in m.understood()
+    assert "3 folds as given" in manifest(tmp_path, "slide,label,FOLD\na.svs,x,1\nb.svs,y,2\nc.svs,y,3\n").understood()
+
+
+def test_patients_of_tcga(tmp_path):
+    rows = "".join(f"{TCGA.format(p)}.svs,{l}\n" for p, l in (("AAAA", "x"), ("AAAA", "y"), ("BBBB", "x")))
+    m = manifest(
+        tmp_path,
+        "slide,slide_id,label\n"
+        + "".join(
+            f"{n}/{r.split(',')[0]},{r.split('.')[0]}-{n},{r.split(',')[1]}"
+            for n, r in enumerate(rows.splitlines(True))
+        ),
+    )
+    assert [e.patient_id for e in m] == ["TCGA-A1-AAAA", "TCGA-A1-AAAA", "TCGA-A1-BBBB"]
+    assert m.patients_from == "tcga" and "2 patients by their TCGA ids" in m.understood()
+
+
+@pytest.mark.parametrize("text", [
+    "slide;label;mpp\na.svs;x;0,25\nb.svs;y, or z;0,5\n",
+    "slide\tlabel\tmpp\na.svs\tx\t0.25\nb.svs\ty, or z\t0,5\n",
+    "sep=;\r\nslide;label;mpp\r\na.svs;x;0,25\r\nb.svs;y, or z;0,5\r\n",
+    'slide, label, mpp\na.svs, x, "0,25"\nb.svs, "y, or z", "0,5"\n',
+])  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_separators_and_encodings(tmp_path, text, encoding):
+    m = manifest(tmp_path, text.encode(encoding))
+    assert [(e.slide_id, e.label, e.mpp) for e in m] == [("a", "x", 0.25), ("b", "y, or z", 0.5)]
+    said = m.understood()
+    assert ("UTF-16" in said) == encoding.startswith("utf-16")
+    assert ("semicolon" in said) == (";" in text) and ("tab" in said) == ("\t" in text)
+
+
+def test_a_workbook(tmp_path, monkeypatch):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["slide", "label", "Patient", "mpp"], ["a.svs", 1, "p", 0.25], ["b.svs", 0, "q", None], [None] * 4):
+        book.active.append(row)
+    book.create_sheet("notes")
+    book.save(tmp_path / "slides.xlsx")
+    m = read_manifest(tmp_path / "slides.xlsx")
+    assert [(e.slide_id, e.label, e.patient_id, e.mpp) for e in m] == [("a", "1", "p", 0.25), ("b", "0", "q", None)]
+    assert "Excel workbook, sheet 'Sheet', 1 further sheet(s) not read" in m.understood()
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    with pytest.raises(MachineError, match=r"lrmil-cli\[excel\]"):
+        read_manifest(tmp_path / "slides.xlsx")
+
+
+def test_ids_alone_where_no_pixel_is_read(tmp_path):
+    text = "case_id,slide_id,label\np,s.1,x\nq,s.2.svs,y\n"
+    with pytest.raises(InputError, match="no column `slide` with the paths.*ids alone do where only features are read"):
+        manifest(tmp_path, text)
+    m = manifest(tmp_path, text, need_slides=False)
+    assert [(e.slide_id, e.patient_id) for e in m] == [("s.1", "p"), ("s.2", "q")] and not m.has_paths
+
+
+@pytest.mark.parametrize(("name", "slide_id"), [
+    (TCGA.format("AAAA") + ".svs", TCGA.format("AAAA")), (TCGA.format("AAAA"), TCGA.format("AAAA")), ("case.ome.tif", "case"), ("x/case.OME.TIFF", "case"),
+    ("S22-1.A.3.ndpi", "S22-1.A.3"), ("C:\\slides\\a.b.svs", "a.b"), (".svs", ".svs"), ("a.tif.svs", "a.tif"), ("plain", "plain"),
+])  # fmt: skip
+def test_ids_keep_their_dots(name, slide_id):
+    assert slide_id_of(name) == slide_id
+
+
+LABELS = (
+    st.text("abcXYZ019 -_./äß", min_size=1, max_size=6).map(str.strip).filter(lambda s: s.casefold() not in MISSING)
+)
+
+
+@given(
+    labels=st.lists(LABELS, min_size=1, max_size=8),
+    separator=st.sampled_from(",;\t"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    extra=st.sampled_from([[], ["age"], ["note", "site"]]),
+)
+def test_what_was_written_is_read_or_refused_by_its_spelling(tmp_path_factory, labels, separator, encoding, extra):
+    """Whatever writer made it: a table comes back label for label, or is refused since two labels may be one class."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, delimiter=separator)
+    writer.writerow(["slide", "label", *extra])
+    writer.writerows([f"s{n}.svs", label, *["1"] * len(extra)] for n, label in enumerate(labels))
+    try:
+        m = manifest(tmp_path_factory.mktemp("m"), sink.getvalue().encode(encoding))
+    except InputError as e:
+        assert "may be one class" in str(e) or "formula" in str(e)
+        return
+    assert [e.label for e in m] == labels and m.ignored == tuple(extra)
