@@ -1,4 +1,7 @@
-"""How sure a model may be of itself: temperature scaling (Guo et al. 2017) on held-out predictions."""
+"""How sure a model may be of itself: temperature scaling (Guo et al. 2017) on held-out predictions.
+
+evaluation/README 6.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     targets[np.arange(len(labels)), labels] += counts / (counts + classes)
 
     def loss(log_temperature: float) -> float:
-        return -float(
-            (targets * np.log(np.maximum(calibrated(probabilities, np.exp(log_temperature)), 1e-12))).sum(1).mean()
-        )
+        p = np.maximum(calibrated(probabilities, np.exp(log_temperature)), 1e-12)
+        return -float((targets * np.log(p)).sum(1).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(LOWEST), np.log(HIGHEST)), method="bounded")
     return float(np.exp(found.x))
