@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation.calibration import answers, reliability
 from lrmil_cli.evaluation.evaluate_models import Evaluation, ModelEvaluation
 from lrmil_cli.evaluation.metrics import confusion
-from lrmil_cli.evaluation.scores import answers, reliability
 from lrmil_cli.evaluation.tiles_read import Reading
 
 METRICS_COLUMNS = "model level metric value low high mean sd folds of_folds n patients undefined_draws reason".split()

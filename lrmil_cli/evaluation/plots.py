@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lrmil_cli.evaluation.calibration import answers, reliability
 from lrmil_cli.evaluation.metrics import auc, confusion, one_auc, show
-from lrmil_cli.evaluation.scores import Cases, answers, macro_roc, reliability, roc
+from lrmil_cli.evaluation.scores import Cases, macro_roc, roc
 from lrmil_cli.evaluation.tiles_read import Curve
 
 #: Okabe and Ito: told apart by the colour-blind; the pale yellow is left out.

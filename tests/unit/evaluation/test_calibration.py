@@ -1,9 +1,31 @@
-"""Temperature scaling by hand and against a fine grid."""
+"""Reliability bins by hand; temperature scaling by hand and against a fine grid."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lrmil_cli.evaluation.calibration import HIGHEST, LOWEST, calibrated, fit_temperature
+from lrmil_cli.evaluation.calibration import HIGHEST, LOWEST, calibrated, fit_temperature, reliability
+
+
+def test_reliability_by_hand():
+    bins = reliability(np.array([0, 0, 1, 1], bool), np.array([0.1, 0.2, 0.7, 0.9]))
+    assert (
+        bins.n.tolist() == [2, 2] and bins.predicted == pytest.approx([0.15, 0.8]) and bins.observed.tolist() == [0, 1]
+    )
+    alike = reliability(np.array([0, 1, 1, 1], bool), np.full(4, 0.6))  # one value, one bin
+    assert (alike.n.tolist(), alike.predicted.tolist(), alike.observed.tolist()) == ([4], [0.6], [0.75])
+    assert reliability(np.array([True]), np.array([0.5])).n.tolist() == [1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 200), seed=st.integers(0, 1000))
+def test_reliability_keeps_every_case(n, seed):
+    rng = np.random.default_rng(seed)
+    p, hit = np.round(rng.random(n), 1), rng.random(n) < 0.5
+    bins = reliability(hit, p)
+    assert bins.n.sum() == n and (bins.n > 0).all()
+    assert bins.predicted @ bins.n == pytest.approx(p.sum()) and bins.observed @ bins.n == pytest.approx(hit.sum())
 
 
 def test_calibration_by_hand():
