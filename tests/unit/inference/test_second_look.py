@@ -32,6 +32,6 @@ def test_a_confidence_that_is_no_probability_is_refused(confidence):
 def test_no_hr_tile_under_a_tile_is_no_box(tmp_path):
     """The teacher's rule for tissue may be the stricter one."""
     with open_slide(write_tiff(tmp_path / "a.svs", blob_image(700, 600))) as slide:
-        high = HighResolution(None, None, [], TileSettings(mpp=0.5, tile_px=512, min_tissue=1.0), 4)
+        high = HighResolution(None, None, [], TileSettings(mpp=0.5, tile_px=512, min_tissue=1.0), 4, None, None)
         boxes, _ = tiles_under(slide, {"col": np.array([0]), "row": np.array([0])}, np.array([0]), high)
     assert boxes.shape == (0, 4)
