@@ -1,6 +1,6 @@
 """Whether probabilities mean what they say: observed shares against them, and the temperature that mends them.
 
-evaluation/README 5 and 6.
+evaluation/README 5, evaluation/README 6.
 """
 
 from __future__ import annotations

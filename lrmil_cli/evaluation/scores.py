@@ -1,6 +1,6 @@
 """How good predictions are: metrics with intervals, over folds, per class, and the difference of two models.
 
-Pure functions of arrays (evaluation/README 1 to 4); files are read by ``predictions``, reports written by
+Pure functions of arrays (evaluation/README 4); files are read by ``predictions``, reports written by
 ``evaluation_page`` and ``receipt``.
 """
 
