@@ -51,7 +51,7 @@ def main() -> None:
         "lrmil_cli.distill.distill_encoder",
         "lrmil_cli.distill.distill_student",
         "lrmil_cli.models.model_file",
-        "lrmil_cli.inference.torch_predictor",
+        "lrmil_cli.inference.open_torch",
         "lrmil_cli.evaluation.receipt",
         "lrmil_cli.qupath.pictures",
         "lrmil_cli.training.teacher",

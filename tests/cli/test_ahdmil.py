@@ -180,7 +180,7 @@ def predicted(folder, name="s13"):
 def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on_all_with_the_same_mask(
     chain, hdmil, tmp_path, lrmil, monkeypatch
 ):
-    from lrmil_cli.inference import screened_prediction as ondemand
+    from lrmil_cli.inference import screened as ondemand
 
     encoded, boxes = [], []
     embed, ahead = ondemand.embed_tiles, ondemand.read_ahead

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from lrmil_cli.demo.paint import RECIPE_NAMES, render_slide, render_tiles
+from lrmil_cli.demo.paint import render_slide
+from lrmil_cli.demo.pretraining_tiles import RECIPE_NAMES, render_tiles
 from lrmil_cli.demo.slides import lesion_geojson, make_slide, plan_cohort
 from lrmil_cli.slides.slide import open_slide
 
