@@ -1,6 +1,7 @@
 """MIL aggregation heads behind one interface. A new head: one file here, and its name in the import below."""
 
-from lrmil_cli.heads import abmil, clam, dmin, dsmil, dtfd, pooling, transmil, zoommil  # noqa: F401  (importing a head registers it)
+# Importing a head registers it.
+from lrmil_cli.heads import abmil, clam, dmin, dsmil, dtfd, pooling, transmil, zoommil  # noqa: F401
 from lrmil_cli.heads.base import (
     Bag,
     MILHead,

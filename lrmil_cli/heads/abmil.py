@@ -16,7 +16,7 @@ class ABMIL(MILHead):
 
     ``h = x`` (or ``ReLU(W x)``), ``s = A(h)``, ``alpha = softmax(s)``, ``logits = W sum(alpha h) + b``.
 
-    LRMIL's teacher and student use it plain, hidden width 128, without projection or dropout (method 5.1).
+    LRMIL's teacher and student use it plain, hidden width 128, without projection or dropout (heads/README 3.2).
 
     Args:
         hidden: width of the scorer; gated: tanh * sigmoid instead of tanh; dropout: in projection and scorer.

@@ -35,9 +35,11 @@ class DTFD(MILHead):
 
     Args:
         embed_dim: width of h; hidden: of both scorers; groups: G; residual_blocks: after the embedding.
-        distill: "afs" (``b_g``), "maxs" (the instances of the highest class activation) or "maxmins" (and of the lowest).
-        total_instances: distilled a bag in ``maxs`` and ``maxmins``; a pseudo-bag gives ``total_instances // G`` at each end.
-        inference_groupings: groupings whose probabilities are averaged in evaluation; grouping_seed: of these groupings.
+        distill: "afs" (``b_g``), "maxs" (the instances of the highest class activation) or "maxmins" (and of the
+            lowest).
+        total_instances: distilled a bag in ``maxs`` and ``maxmins``; a pseudo-bag gives ``total_instances // G`` at
+            each end.
+        inference_groupings: groupings whose probabilities are averaged in evaluation; grouping_seed: of these.
     """
 
     attention_kind = "native"
