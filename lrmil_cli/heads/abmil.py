@@ -25,6 +25,14 @@ class ABMIL(MILHead):
     """
 
     attention_kind = "native"
+    sources = {
+        "hidden": "official code (of LRMIL; Ilse et al. have the same)",
+        "gated": "official code (of LRMIL)",
+        "embed_dim": "official code (of LRMIL)",
+        "dropout": "official code (of LRMIL)",
+        "classifier": "official code (of LRMIL)",
+        "degree": "official code (of HDMIL)",
+    }
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,9 @@ class MILHead(nn.Module):
     name: str = ""
     #: What it is called with: a ``bag`` or a ``pyramid``.
     takes: Literal["bag", "pyramid"] = "bag"
+    #: Of each option, where its default comes from: "paper", "official code" (of the head, or of the work named), each
+    #: perhaps with a remark in brackets; or "ours: " and why.
+    sources: ClassVar[dict[str, str]] = {}
     #: Called as ``head(*bag, generator=...)``; it never sees the label. ``generator`` makes what it draws reproducible.
     forward: Callable[..., MILOutput]
 
@@ -217,3 +220,8 @@ def head_defaults(name: str) -> dict[str, Any]:
     """Options of a head and their default values."""
     parameters = inspect.signature(_REGISTRY[name].__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def head_sources(name: str) -> dict[str, str]:
+    """Where the default of each option of a head comes from, in the order of :func:`head_defaults`."""
+    return {option: _REGISTRY[name].sources[option] for option in head_defaults(name)}

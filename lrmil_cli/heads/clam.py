@@ -29,6 +29,20 @@ class _CLAM(MILHead):
 
     attention_kind = "native"
     multi_branch = False
+    sources = {
+        "embed_dim": "official code",
+        "dropout": "official code (its training script, the class has none)",
+        "size": "official code",
+        "hidden": "ours: None leaves it to size",
+        "gated": "official code",
+        "k": "official code",
+        "subtyping": "official code",
+        "inst_loss": "official code (the class; the published commands say svm)",
+        "bag_weight": "official code",
+        "init": "official code (since April 2024, xavier before)",
+        "classifier": "official code",
+        "degree": "official code (of HDMIL)",
+    }
 
     def __init__(
         self,

@@ -41,6 +41,23 @@ class DMIN(MILHead):
     """
 
     attention_kind = "native"
+    sources = {
+        "embed_dim": "official code",
+        "hidden": "official code",
+        "dropout": "official code",
+        "retention": "official code (0.7 for two of its four data sets)",
+        "classifier": "paper",
+        "degree": "official code (16 for one of its data sets)",
+        "k": "official code (8 for one of its data sets)",
+        "subtyping": "official code (on for its subtyping data sets)",
+        "tau": "official code",
+        "bag_weight": "official code",
+        "instance_weight": "official code",
+        "kl_weight": "official code",
+        "embed_weight": "official code",
+        "rate_weight": "official code",
+        "detach_teacher": "official code",
+    }
 
     def __init__(
         self,

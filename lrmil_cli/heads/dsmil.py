@@ -29,6 +29,16 @@ class DSMIL(MILHead):
     """
 
     attention_kind = "native"
+    sources = {
+        "query_dim": "official code",
+        "nonlinear_q": "official code",
+        "passing_v": "official code",
+        "dropout": "official code",
+        "loss": "ours: that of every other head, so that probabilities and distilled logits mean the same",
+        "average": "official code",
+        "drop_instances": "official code",
+        "init": "official code (its current training script)",
+    }
 
     def __init__(
         self,

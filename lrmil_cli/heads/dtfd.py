@@ -43,6 +43,16 @@ class DTFD(MILHead):
     """
 
     attention_kind = "native"
+    sources = {
+        "embed_dim": "official code",
+        "hidden": "official code",
+        "groups": "official code",
+        "distill": "official code",
+        "total_instances": "official code",
+        "residual_blocks": "official code",
+        "inference_groupings": "official code",
+        "grouping_seed": "ours: published groupings are random in evaluation too",
+    }
 
     def __init__(
         self,

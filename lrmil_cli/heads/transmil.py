@@ -114,6 +114,14 @@ class TransMIL(MILHead):
     """
 
     attention_kind = "derived"
+    sources = {
+        "embed_dim": "official code",
+        "heads": "official code",
+        "landmarks": "official code (half of embed_dim)",
+        "iterations": "official code",
+        "dropout": "official code",
+        "attention": "ours: a distribution, which the published row is not",
+    }
 
     def __init__(
         self,

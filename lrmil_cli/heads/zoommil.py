@@ -33,6 +33,15 @@ class ZoomMIL(MILHead):
 
     attention_kind = "native"
     takes = "pyramid"
+    sources = {
+        "levels": "ours: 5x and 20x, which LRMIL has anyway; published with three",
+        "k": "official code",
+        "samples": "official code",
+        "sigma": "official code",
+        "embed_dim": "official code",
+        "hidden": "official code",
+        "dropout": "official code (its configurations, the class has none)",
+    }
 
     def __init__(
         self,
