@@ -1,7 +1,7 @@
-"""Published pathology encoders by short name (method 11.3): where they are, how timm builds them, what they may be used for.
+"""Published pathology encoders by short name (encoders/README 5): where they are, how timm builds them, their licence.
 
 A row is plain data, so that this module needs neither torch nor timm. Classes among the arguments stand by their name;
-:func:`lrmil_cli.encoders.spec.create_vit` resolves them.
+:func:`lrmil_cli.encoders.build.create_vit` resolves them.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def alias_table(ratio: int = 4, tile_px: int = 256) -> list[dict[str, Any]]:
 def licence_warning(info: EncoderInfo) -> str | None:
     """What the licence of an encoder's base forbids to do with what is derived from it; None where it forbids nothing.
 
-    A distilled encoder, and every model that holds one, is a derivative of its base (method 11.4).
+    A distilled encoder, and every model that holds one, is a derivative of its base (encoders/README 6).
     """
     words = re.split(r"[^A-Z]+", info.license.upper())
     if "ND" in words:
@@ -239,4 +239,5 @@ def licence_warning(info: EncoderInfo) -> str | None:
         forbidden = "used commercially"
     else:
         return None
-    return f"{info.base or info.name} is under {info.license}: the output holds weights derived from it and must not be {forbidden}"
+    base = info.base or info.name
+    return f"{base} is under {info.license}: the output holds weights derived from it and must not be {forbidden}"
