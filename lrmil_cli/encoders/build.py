@@ -28,12 +28,7 @@ OWN_ARGS = {
 
 
 def build_encoder(
-    info: EncoderInfo,
-    tensors: State,
-    where: str,
-    *,
-    input_size: int | None = None,
-    embedding: str | None = None,
+    info: EncoderInfo, tensors: State, where: str, *, input_size: int | None = None, embedding: str | None = None
 ) -> Encoder:
     """An :class:`Encoder` of ``info`` with the weights ``tensors``.
 

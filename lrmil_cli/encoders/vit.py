@@ -204,7 +204,7 @@ class Encoder(nn.Module):
         return out
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embedding [B, D_e] of the final, normalised token sequence [B, prefix + g*g, D]."""
+        """Embedding [B, D_e] of the final, normalised tokens [B, prefix + g*g, D] (encoders/README 1.3)."""
         kind = self.info.embedding
         if kind == "pool":
             return self.model.forward_head(tokens, pre_logits=True)
