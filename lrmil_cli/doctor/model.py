@@ -29,7 +29,7 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
     """All checks of a model or encoder file, or of a model's graphs, and the file where it is good."""
     if str(path).endswith(".onnx"):
         return _check_graphs(path)
-    from lrmil_cli.encoders.spec import load_encoder_file
+    from lrmil_cli.encoders.encoder_file import load_encoder_file
     from lrmil_cli.files.tensors import read_tensor_header, read_tensor_metadata
     from lrmil_cli.models.model_file import load_parts
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lrmil_cli.encoders.spec import load_encoder_file
+from lrmil_cli.encoders.encoder_file import load_encoder_file
 from lrmil_cli.files.tables import read_table
 from tests.conftest import shell
 from tests.unit.qupath.test_geojson import check_contract

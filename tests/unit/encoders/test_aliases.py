@@ -12,8 +12,10 @@ from timm.layers import SwiGLUPacked
 
 from lrmil_cli.encoders import aliases
 from lrmil_cli.encoders.aliases import ALIASES, Alias, alias_table, find_alias, licence_warning
+from lrmil_cli.encoders.build import create_vit
+from lrmil_cli.encoders.encoder_file import load_encoder_file, save_encoder
 from lrmil_cli.encoders.sizes import default_input_size
-from lrmil_cli.encoders.spec import create_vit, load_encoder, load_encoder_file, save_encoder
+from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder, EncoderInfo, info_from_json
 from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.header import step
