@@ -1,4 +1,5 @@
-"""``lrmil benchmark``: its numbers add up, say what was measured and what extrapolated, and every reader reads the same tiles."""
+"""``lrmil benchmark``: its numbers add up, say what was measured and what extrapolated, and every reader reads the
+same tiles."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""``distill-student --method zoommil`` and its prediction on small slides: HR tiles are read only under the tiles that were picked."""
+"""``distill-student --method zoommil`` and its prediction on small slides: HR tiles are read only under the tiles that
+were picked."""
 
 import json
 import shutil

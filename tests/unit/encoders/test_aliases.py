@@ -24,7 +24,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3,) * 2
 OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 
-#: As published: width, blocks, heads, patch, native, prefix tokens, input side for ratio 4, mean and std, millions of parameters.
+#: As published: width, blocks, heads, patch, native, prefix tokens, input side for ratio 4, mean and std, millions of
+#: parameters.
 PUBLISHED = {
     "conch": (
         768,

@@ -72,7 +72,8 @@ def checkpoint(seed=0):
 
 
 def reference(state, x):
-    """Trunk tokens and pooled embedding of float images, head by head from the formulas; the grid is interpolated by timm."""
+    """Trunk tokens and pooled embedding of float images, head by head from the formulas; the grid is interpolated by
+    timm."""
     model = trunk()
     model.load_state_dict({k[len("visual.trunk.") :]: v for k, v in state.items() if k.startswith("visual.trunk.")})
     with torch.inference_mode():
