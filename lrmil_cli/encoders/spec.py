@@ -248,7 +248,7 @@ def find_source(spec: str, random_init: bool = False) -> Source:
     if spec.startswith("local-dir:"):
         return _folder(Path(spec.removeprefix("local-dir:")))
     if spec.startswith("hf-hub:"):
-        if "/" in file:  # what follows the @ of a page is a revision of it
+        if "/" in file or "\\" in file:  # what follows the @ of a page is a revision of it
             raise UsageError(
                 f"encoder {spec}: local weights go with an alias or a timm name, as NAME@FILE, or into a folder with "
                 "config.json, as local-dir:PATH"

@@ -8,11 +8,13 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lrmil_cli.errors import MachineError
+from lrmil_cli.files import names
 
 #: Temporary files say which process of which machine they are of, so that those of one that was killed can be told.
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
@@ -21,6 +23,9 @@ _swept: set[Path] = set()
 
 #: What a full disk, or a quota, says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Seconds between tries to replace or remove a file that another program has open, which only Windows refuses. A virus
+#: scanner lets go of it within that time, a spreadsheet does not.
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 @contextmanager
@@ -40,11 +45,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _swept.add(path.parent)
             _sweep(path.parent)
         yield tmp
-        os.replace(tmp, path)
+        _patiently(lambda: os.replace(tmp, path))
     except OSError as e:
-        raise MachineError(
-            f"cannot write {path}: {e.strerror or e}; {'free space or ' if e.errno in FULL else ''}choose another --output"
-        ) from e
+        first = "free space or " if e.errno in FULL else _close_it(e)
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {first}choose another --output") from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
@@ -64,7 +68,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    if os.name != "posix":  # there, asking would end the process
+    if names.WINDOWS:  # there, asking would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -75,12 +79,32 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def _patiently(work: Callable[[], None]) -> None:
+    """Do ``work``; on Windows again after each of :data:`_PAUSES`, while it is not permitted."""
+    for pause in _PAUSES if names.WINDOWS else ():
+        try:
+            return work()
+        except PermissionError:
+            time.sleep(pause)
+    return work()
+
+
+def _close_it(e: OSError) -> str:
+    return "close the program that has it open, or " if names.WINDOWS and isinstance(e, PermissionError) else ""
+
+
 def remove(path: str | Path) -> None:
-    """Remove a file, if it is there."""
-    with suppress(
-        FileNotFoundError, NotADirectoryError
-    ):  # what stands in the way of its folder is said when something is written
-        Path(path).unlink()
+    """Remove a file, if it is there.
+
+    Raises:
+        MachineError: it cannot be removed.
+    """
+    try:
+        _patiently(Path(path).unlink)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what stands in the way of its folder is said when something is written
+    except OSError as e:
+        raise MachineError(f"cannot remove {path}: {e.strerror or e}; {_close_it(e)}choose another --output") from e
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.files.names import fits_in_name, same_name
 
 SPLITS = ("train", "val", "test")
 
@@ -55,11 +56,11 @@ def read_manifest(path: str | Path, *, need_labels: bool = False) -> Manifest:
     entries = tuple(_entry(row, number, path, need_labels) for number, row in rows)
     if not entries:
         raise InputError(f"{path}: no slides in it; write one row a slide under the header `slide,label`")
-    twice = [i for i, n in Counter(e.slide_id for e in entries).items() if n > 1]
-    if twice:
+    rows_of = Counter(same_name(e.slide_id) for e in entries)
+    twice = next((e.slide_id for e in entries if rows_of[same_name(e.slide_id)] > 1), None)
+    if twice is not None:
         raise InputError(
-            f"{path}: slide_id {twice[0]!r} stands in {Counter(e.slide_id for e in entries)[twice[0]]} rows; "
-            "make them unique (column slide_id)"
+            f"{path}: slide_id {twice!r} stands in {rows_of[same_name(twice)]} rows; make them unique (column slide_id)"
         )
     _check_patients(entries, path)
     counts = Counter(e.label for e in entries if e.label is not None)
@@ -118,7 +119,7 @@ def _entry(row: dict[str, str], number: int, path: Path, need_labels: bool) -> E
         raise InputError(f"{path}: row {number} has no slide")
     file = (path.parent / slide).absolute() if not Path(slide).is_absolute() else Path(slide)
     slide_id = row.get("slide_id") or file.stem
-    if "/" in slide_id or "\\" in slide_id or slide_id in (".", "..") or "\0" in slide_id:
+    if not fits_in_name(slide_id):
         raise InputError(f"{path}: row {number}, slide_id {slide_id!r} cannot be part of a file name")
     for column, text in (
         ("slide_id", slide_id),
