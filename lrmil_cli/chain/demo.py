@@ -161,7 +161,7 @@ def _shown(test: list[Any], folder: Path) -> str:
     """The positive held-out slide to show: the one whose prediction is surest."""
 
     def probability(slide_id: str) -> float:
-        record = json.loads((folder / "predictions" / f"{slide_id}.prediction.json").read_text())
+        record = json.loads((folder / "predictions" / f"{slide_id}.prediction.json").read_text(encoding="utf-8"))
         return record["probabilities"]["tumor"]
 
     return max((e.slide_id for e in test if e.label == "tumor"), key=probability)

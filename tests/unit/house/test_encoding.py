@@ -1,0 +1,41 @@
+"""Text files are UTF-8 on every system: nothing is left to what the system prefers, which on Windows is another encoding."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = {"read_text", "write_text"}
+
+
+def unsaid(tree: ast.AST) -> list[int]:
+    """Lines of calls that open, read or write text without saying in which encoding."""
+    lines = []
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or any(k.arg == "encoding" for k in call.keywords):
+            continue
+        if isinstance(call.func, ast.Attribute) and call.func.attr in TEXT:
+            lines.append(call.lineno)
+        elif isinstance(call.func, ast.Name) and call.func.id == "open":
+            mode = next(
+                (k.value for k in call.keywords if k.arg == "mode"), call.args[1] if len(call.args) > 1 else None
+            )
+            if not (isinstance(mode, ast.Constant) and "b" in str(mode.value)):
+                lines.append(call.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("folder", ["lrmil_cli", "examples"])
+def test_text_is_read_and_written_as_utf_8(folder):
+    found = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / folder).rglob("*.py")
+        for line in unsaid(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert not found
+
+
+def test_what_is_left_unsaid_is_seen():
+    code = 'open(a)\nopen(a, "rb")\nopen(a, encoding="utf-8")\np.read_text()\nwrite_text(p, t)\np.write_text(t, newline="")\n'
+    assert unsaid(ast.parse(code)) == [1, 4, 6]
