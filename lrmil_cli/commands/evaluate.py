@@ -12,7 +12,7 @@ from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from lrmil_cli.evaluation.report import Evaluation
+    from lrmil_cli.evaluation.evaluate_models import Evaluation
 
 #: In the order they are written; the last one marks the folder as complete.
 FILES = ("evaluation.png", "evaluation.html", "evaluation.md", "metrics.csv", "differences.csv", "evaluation.json")
@@ -84,9 +84,11 @@ def evaluate(
 
     Example: lrmil evaluate teacher/ student=model.safetensors -o evaluation
     """
+    from lrmil_cli.evaluation.evaluate_models import evaluate_models, inputs_for_digest, pairs
+    from lrmil_cli.evaluation.evaluation_files import as_json
+    from lrmil_cli.evaluation.join_predictions import join
     from lrmil_cli.evaluation.metrics import METRICS
-    from lrmil_cli.evaluation.predictions import join, read_predictions
-    from lrmil_cli.evaluation.report import as_json, evaluate_models, inputs_for_digest, pairs
+    from lrmil_cli.evaluation.predictions import read_predictions
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.manifest import read_manifest
@@ -186,9 +188,10 @@ def _check_folder(folder: Path) -> None:
 def _write(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
     import json
 
+    from lrmil_cli.evaluation.evaluation_files import differences_frame, metrics_frame
+    from lrmil_cli.evaluation.evaluation_page import CURVE_PICTURE, blocks, title
     from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
     from lrmil_cli.evaluation.plots import evaluation_picture
-    from lrmil_cli.evaluation.report import CURVE_PICTURE, blocks, differences_frame, metrics_frame, title
     from lrmil_cli.files.atomic import remove, write_bytes, write_text
     from lrmil_cli.files.header import make_header
     from lrmil_cli.files.tables import write_table

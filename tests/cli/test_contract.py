@@ -39,7 +39,8 @@ def check_failed(said, code, says, folder: Path, allowed=()):
 def test_help_imports_nothing_heavy(args):
     code = (
         "import sys; from lrmil_cli.app import run; code = run(sys.argv[1:]);"
-        "heavy = {'torch', 'timm', 'pandas', 'tiffslide', 'sklearn', 'matplotlib', 'h5py', 'shapely', 'cv2'} & set(sys.modules);"
+        "heavy = {'torch', 'timm', 'pandas', 'tiffslide', 'sklearn', 'matplotlib', 'h5py', 'shapely', 'cv2'} & "
+        "set(sys.modules);"
         "print(heavy, file=sys.stderr); sys.exit(code or bool(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
@@ -391,7 +392,8 @@ def test_a_full_disk(tmp_path, chain):
         for line in (
             f"tile '{slide}' --mpp 0.1 --tile-px 64 --allow-upsample -o small/t.csv",
             f"embed '{chain.tiles_hr}/s00.tiles.csv' --encoder demo-vit -o small/f.h5",
-            f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder '{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
+            f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder "
+            f"'{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
             f"predict '{slide}' -m '{chain.model}' -o small/p --overlay small/o.png",
         ):
             done = shell(f"{sys.executable} -m lrmil_cli {line}", tmp_path)
