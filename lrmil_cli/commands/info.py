@@ -83,7 +83,7 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     """
     from lrmil_cli.errors import InputError
     from lrmil_cli.files.tables import table_suffix
-    from lrmil_cli.slides.slide import SLIDE_SUFFIXES
+    from lrmil_cli.slides.handles import SLIDE_SUFFIXES
 
     p, name = Path(path), Path(path).name.lower()
     if not p.exists():

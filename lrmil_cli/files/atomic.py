@@ -14,18 +14,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lrmil_cli.errors import MachineError
-from lrmil_cli.files import names
 
 #: Temporary files say which process of which machine they are of, so that those of one that was killed can be told.
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
 #: Folders that were looked through for them.
 _swept: set[Path] = set()
+#: Seconds between attempts to put a file in its place, or to remove it, see :func:`_patiently`.
+_PATIENCE = (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()
 
 #: What a full disk, or a quota, says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Seconds between tries to replace or remove a file that another program has open, which only Windows refuses. A virus
-#: scanner lets go of it within that time, a spreadsheet does not.
-_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 @contextmanager
@@ -36,8 +34,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         MachineError: the folder cannot be written (full disk, no permission, a file in the way).
     """
     path = Path(path)
-    # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries choose
-    # a format by it.
+    # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries
+    # choose a format by it.
     tmp = path.with_name(f".{path.stem[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +45,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield tmp
         _patiently(lambda: os.replace(tmp, path))
     except OSError as e:
-        first = "free space or " if e.errno in FULL else _close_it(e)
-        raise MachineError(f"cannot write {path}: {e.strerror or e}; {first}choose another --output") from e
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
+
+
+def _patiently(step: Callable[[], None]) -> None:
+    """Do what Windows refuses while somebody has the file open; virus scanners do for a moment."""
+    for wait in _PATIENCE:
+        try:
+            return step()
+        except PermissionError:
+            time.sleep(wait)
+    step()
+
+
+def _hint(e: OSError, path: Path) -> str:
+    if isinstance(e, PermissionError) and _PATIENCE and path.exists():
+        return "close it where it is open in another program, or "
+    return "free space or " if e.errno in FULL else ""
 
 
 def _machine() -> str:
@@ -68,7 +81,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    if names.WINDOWS:  # there, asking would end the process
+    if os.name != "posix":  # there, asking would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -79,32 +92,19 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _patiently(work: Callable[[], None]) -> None:
-    """Do ``work``; on Windows again after each of :data:`_PAUSES`, while it is not permitted."""
-    for pause in _PAUSES if names.WINDOWS else ():
-        try:
-            return work()
-        except PermissionError:
-            time.sleep(pause)
-    return work()
-
-
-def _close_it(e: OSError) -> str:
-    return "close the program that has it open, or " if names.WINDOWS and isinstance(e, PermissionError) else ""
-
-
 def remove(path: str | Path) -> None:
     """Remove a file, if it is there.
 
     Raises:
         MachineError: it cannot be removed.
     """
+    path = Path(path)
     try:
-        _patiently(Path(path).unlink)
+        _patiently(path.unlink)
     except (FileNotFoundError, NotADirectoryError):
         pass  # what stands in the way of its folder is said when something is written
     except OSError as e:
-        raise MachineError(f"cannot remove {path}: {e.strerror or e}; {_close_it(e)}choose another --output") from e
+        raise MachineError(f"cannot remove {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -16,7 +16,8 @@ from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
 from lrmil_cli.slides.reader import iter_batches, overview
-from lrmil_cli.slides.slide import WHITE, Slide
+from lrmil_cli.slides.samples import WHITE
+from lrmil_cli.slides.slide import Slide
 
 SOURCES = ("lr-tiles", "thumbnail")
 #: The stride of the screening network is 32: below this side nothing is left of a window before its last layers.
