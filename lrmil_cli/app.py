@@ -35,13 +35,13 @@ from lrmil_cli.commands import (
 from lrmil_cli.commands.options import debug, with_common_options
 from lrmil_cli.commands.report import printable
 from lrmil_cli.errors import LrmilError
-from lrmil_cli.files import names
 from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
 
 INTERRUPTED = 130
 #: As the shell counts a process that SIGPIPE ended.
 CLOSED_PIPE = 141
+_WINDOWS = os.name == "nt"
 
 app = typer.Typer(
     name="lrmil",
@@ -106,7 +106,7 @@ def run(args: Sequence[str]) -> int:
         _close_stdout()
         return CLOSED_PIPE
     except OSError as e:
-        if names.WINDOWS and e.errno == errno.EINVAL and e.filename is None:  # its other word for a closed pipe
+        if _WINDOWS and e.errno == errno.EINVAL and e.filename is None:  # its other word for a closed pipe
             _close_stdout()
             return CLOSED_PIPE
         if e.errno not in FULL or e.filename is not None:
@@ -161,7 +161,7 @@ def main() -> None:
     for name in ("SIGTERM", "SIGBREAK"):  # the second is Ctrl-Break, which is all that can be sent on Windows
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
-    # What leaves through a pipe or into a file is read as UTF-8 by the next command, and not in what Windows would choose.
+    # What leaves through a pipe is read as UTF-8 by the next command; Windows would have chosen another encoding.
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong with a file, our own checks say

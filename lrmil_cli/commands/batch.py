@@ -20,7 +20,6 @@ from lrmil_cli.commands.report import Report, printable
 from lrmil_cli.errors import InputError, LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.manifest import is_formula, read_manifest
-from lrmil_cli.files.names import SEPARATORS, fits_in_name, same_name
 from lrmil_cli.files.tables import table_suffix
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def expand_slides(args: list[str]) -> list[SlideInput]:
             slides += [SlideInput(p, p.stem) for p in found]
         else:
             slides.append(SlideInput(Path(arg), Path(arg).stem))
-    twice = [i for i, n in Counter(same_name(s.slide_id) for s in slides).items() if n > 1]
+    twice = [i for i, n in Counter(s.slide_id for s in slides).items() if n > 1]
     if twice:
         raise InputError(
             f"two slides have the id {twice[0]!r}; their outputs would overwrite each other (use a manifest with slide_id)"
@@ -92,13 +91,13 @@ def _from_stdin() -> list[SlideInput]:
             try:
                 record = json.loads(line)
                 path = Path(record["slide"])
-                slide_id, mpp = str(record.get("slide_id") or path.stem), record.get("mpp")
+                mpp = record.get("mpp")
                 # A slide that an earlier command of the pipe could not use is tried all the same: it fails here too, and is not lost.
-                slides.append(SlideInput(path, slide_id, None if mpp is None else float(mpp)))
+                slides.append(
+                    SlideInput(path, str(record.get("slide_id") or path.stem), None if mpp is None else float(mpp))
+                )
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
-            if slide_id != path.stem and not fits_in_name(slide_id):
-                raise InputError(f"standard input: slide_id {slide_id!r} cannot be part of a file name")
         else:
             slides.append(SlideInput(Path(line), Path(line).stem))
     if not slides:
@@ -169,7 +168,7 @@ def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
         UsageError: one file name for several slides, or a name that is neither a folder nor a table.
     """
     path = Path(output)
-    if path.is_dir() or output.endswith(SEPARATORS) or (many and table_suffix(output) is None and not path.is_file()):
+    if path.is_dir() or output.endswith("/") or (many and table_suffix(output) is None and not path.is_file()):
         return path / f"{item_id}.{kind}.csv"
     if many or (path.is_file() and table_suffix(output) is None):
         raise UsageError(
