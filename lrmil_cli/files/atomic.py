@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from lrmil_cli.errors import MachineError
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
 #: Folders that were looked through for them.
 _swept: set[Path] = set()
-#: Seconds between attempts to put a file in its place, see :func:`_replace`.
+#: Seconds between attempts to put a file in its place, or to remove it, see :func:`_patiently`.
 _PATIENCE = (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()
 
 #: What a full disk, or a quota, says.
@@ -43,25 +43,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _swept.add(path.parent)
             _sweep(path.parent)
         yield tmp
-        _replace(tmp, path)
+        _patiently(lambda: os.replace(tmp, path))
     except OSError as e:
-        hint = "free space or " if e.errno in FULL else ""
-        if isinstance(e, PermissionError) and _PATIENCE and path.exists():
-            hint = "close it where it is open in another program, or "
-        raise MachineError(f"cannot write {path}: {e.strerror or e}; {hint}choose another --output") from e
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
 
 
-def _replace(tmp: Path, path: Path) -> None:
-    """``os.replace``. Windows refuses it while somebody has ``path`` open, and virus scanners do for a moment."""
+def _patiently(step: Callable[[], None]) -> None:
+    """Do what Windows refuses while somebody has the file open; virus scanners do for a moment."""
     for wait in _PATIENCE:
         try:
-            return os.replace(tmp, path)
+            return step()
         except PermissionError:
             time.sleep(wait)
-    os.replace(tmp, path)
+    step()
+
+
+def _hint(e: OSError, path: Path) -> str:
+    if isinstance(e, PermissionError) and _PATIENCE and path.exists():
+        return "close it where it is open in another program, or "
+    return "free space or " if e.errno in FULL else ""
 
 
 def _machine() -> str:
@@ -95,12 +98,13 @@ def remove(path: str | Path) -> None:
     Raises:
         MachineError: it cannot be removed (no permission; on Windows also while somebody has it open).
     """
+    path = Path(path)
     try:
-        # What stands in the way of its folder is said when something is written.
-        with suppress(FileNotFoundError, NotADirectoryError):
-            Path(path).unlink()
+        _patiently(path.unlink)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what stands in the way of its folder is said when something is written
     except OSError as e:
-        raise MachineError(f"cannot remove {path}: {e.strerror or e}; close it, or choose another --output") from e
+        raise MachineError(f"cannot remove {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
