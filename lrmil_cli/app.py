@@ -47,8 +47,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
-    "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> export-geojson. "
-    "Start with `lrmil demo DIR`. Research use only.",
+    "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> "
+    "export-geojson. Start with `lrmil demo DIR`. Research use only.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, function in (
@@ -110,9 +110,8 @@ def run(args: Sequence[str]) -> int:
     except MemoryError:
         return _fail("out of memory; try a smaller --batch-size", 5)
     except Exception as e:
-        if hasattr(
-            e, "format_message"
-        ):  # the command line parser's errors; their module differs between versions of typer
+        # The command line parser's errors; their module differs between versions of typer.
+        if hasattr(e, "format_message"):
             return _usage(e)
         return _internal(e)
 
@@ -136,8 +135,8 @@ def _interrupted() -> int:
 
 def _usage(e: Any) -> int:
     """A command line that cannot be parsed: the help where nothing was given, else one line."""
-    context = getattr(e, "ctx", None)
-    if type(e).__name__ == "NoArgsIsHelpError":
+    context: typer.Context | None = getattr(e, "ctx", None)
+    if context is not None and type(e).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
         return 2
     hint = f"; see `{context.command_path} --help`" if context else ""

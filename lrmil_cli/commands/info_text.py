@@ -58,7 +58,8 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
     lines = ["name           width blocks patch input  licence, access"]
     for r in rows:
         lines.append(
-            f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  {r['license']}, {r['access']}"
+            f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  "
+            f"{r['license']}, {r['access']}"
         )
         lines.append(
             f"  {r['hub']}"

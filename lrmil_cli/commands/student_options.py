@@ -1,180 +1,156 @@
-"""Options of ``lrmil distill-student`` that belong to one method, and the check that none is given in vain."""
+"""Options of ``lrmil distill-student`` alone, and the check that none is given in vain.
+
+Those of the methods that read some HR tiles are in ``selective_options.py``.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from lrmil_cli.errors import UsageError
 
+# ---- what goes in and comes out --------------------------------------------------------------------------------------
+Tiles = Annotated[str, typer.Option("--tiles", metavar="DIR", help="Folder of LR tile tables.")]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="MODEL.safetensors", help="The model.")]
 Method = Annotated[
     str,
     typer.Option(
         "--method",
-        help="lrmil (LR tiles alone); ahdmil, hdmil (a small network picks by LR pixels the HR tiles to read); zoommil (a head that zooms in).",
+        help="lrmil (LR tiles alone); ahdmil, hdmil (a small network picks by LR pixels the HR tiles to read); "
+        "zoommil (a head that zooms in).",
     ),
 ]
-MidPairs = Annotated[
+Pairs = Annotated[Optional[str], typer.Option("--pairs", metavar="DIR", help="Folder of pairs tables.")]
+Teacher = Annotated[Optional[str], typer.Option("--teacher", metavar="DIR", help="Folder made by train-teacher.")]
+Features = Annotated[
+    Optional[str],
+    typer.Option("--features", metavar="DIR", help="HR features.  [default: the folder that teacher.json names]"),
+]
+LrFeatures = Annotated[
+    Optional[str],
+    typer.Option("--lr-features", metavar="DIR", help="Where LR features are kept.  [default: <model>.features]"),
+]
+BaselineEncoder = Annotated[
     Optional[str],
     typer.Option(
-        "--mid-pairs",
-        metavar="DIR",
-        help="zoommil: pairs of a middle magnification with HR, for three levels; --pairs are then of LR with the middle.",
-        show_default=False,
+        "--baseline-encoder",
+        metavar="SPEC",
+        help="Encoder of the LR-only student that the receipt compares with.  "
+        "[default: the one that --encoder was distilled from]",
     ),
 ]
-MidFeatures = Annotated[
-    Optional[str],
-    typer.Option(
-        "--mid-features", metavar="DIR", help="zoommil: features of the middle magnification.", show_default=False
-    ),
+NoBaseline = Annotated[
+    bool,
+    typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it."),
 ]
-ScreenPx = Annotated[
-    Optional[int],
-    typer.Option(
-        "--screen-px",
-        help="ahdmil, hdmil: side in px of an HR tile's screening image.  [default: 16]",
-        show_default=False,
-    ),
-]
-ScreenSource = Annotated[
-    Optional[str],
-    typer.Option(
-        "--screen-source",
-        help="ahdmil, hdmil: cut screening images from lr-tiles, or from a thumbnail of the slide.  [default: lr-tiles]",
-        show_default=False,
-    ),
-]
-Branches = Annotated[
-    Optional[int],
-    typer.Option(
-        "--branches",
-        min=1,
-        max=2,
-        help="ahdmil, hdmil: branches of the screening network.  [default: 2; hdmil: 1]",
-        show_default=False,
-    ),
-]
-PSoft = Annotated[
-    Optional[float],
-    typer.Option(
-        "--p-soft",
-        min=0.0,
-        max=1.0,
-        help="ahdmil, hdmil: chance that a step learns DMIN's raw scores, not its masks.  [default: 0]",
-        show_default=False,
-    ),
-]
-CrossEma = Annotated[
-    Optional[float],
-    typer.Option(
-        "--cross-ema",
-        min=0.0,
-        max=1.0,
-        help="ahdmil: share that each branch takes over of the other after an epoch.  [default: 0]",
-        show_default=False,
-    ),
-]
-FreezeDmin = Annotated[
-    Optional[bool],
-    typer.Option(
-        "--freeze-dmin/--tune-dmin",
-        help="ahdmil, hdmil: leave DMIN as the teacher has it, or tune it on what is kept.  [default: tune; hdmil: freeze]",
-        show_default=False,
-    ),
-]
-LipnLr = Annotated[
-    Optional[float],
-    typer.Option(
-        "--lipn-lr",
-        help="ahdmil, hdmil: learning rate of the screening network.  [default: 1e-5; hdmil: 1e-4]",
-        show_default=False,
-    ),
-]
-DminLr = Annotated[
-    Optional[float],
-    typer.Option("--dmin-lr", help="ahdmil: learning rate of DMIN.  [default: 1e-5]", show_default=False),
-]
-KeepRateWindow = Annotated[
-    Optional[str],
-    typer.Option(
-        "--keep-rate-window",
-        metavar="A,B|none",
-        help="ahdmil, hdmil: share of the HR tiles that a model must keep on validation.  [default: 0.3,1; hdmil: none]",
-        show_default=False,
-    ),
-]
-OfficialModes = Annotated[
+Onnx = Annotated[
     bool,
     typer.Option(
-        "--official-modes",
-        help="ahdmil, hdmil: dropout in DMIN's targets and batch statistics in the masks, as the official code.",
+        "--onnx",
+        help="Also write the model's ONNX graphs, as `lrmil export-onnx` does, for predicting without torch.",
     ),
 ]
 
-#: Parameters of distill-student that only some methods read. Those in no entry are read by every method.
-_SCREENED = {
-    "screen_px",
-    "screen_source",
-    "branches",
-    "p_soft",
-    "cross_ema",
-    "freeze_dmin",
-    "lipn_lr",
-    "dmin_lr",
-    "keep_rate_window",
-    "official_modes",
-}
+# ---- what the student learns from the teacher ------------------------------------------------------------------------
+Preset = Annotated[
+    str,
+    typer.Option("--preset", help="lrmil, lr-only, patch, bag, bag-soft, bag-hard or official-code."),
+]
+LambdaBag = Annotated[
+    Optional[float],
+    typer.Option("--lambda-bag", min=0.0, help="Weight of bag distillation (eq. 3).  [default: 1]"),
+]
+LambdaSoft = Annotated[
+    Optional[float],
+    typer.Option("--lambda-soft", min=0.0, help="Weight of soft attention matching (eq. 4).  [default: 1]"),
+]
+LambdaHard = Annotated[
+    Optional[float],
+    typer.Option("--lambda-hard", min=0.0, help="Weight of top-/bottom-k supervision (eq. 5).  [default: 0.5]"),
+]
+TemperatureBag = Annotated[
+    Optional[float],
+    typer.Option("--temp-bag", help="Temperature of eq. 3.  [default: 1]"),
+]
+TemperatureAttention = Annotated[
+    Optional[float],
+    typer.Option("--temp-attn", help="Temperature of eq. 4.  [default: 1]"),
+]
+RegionAttention = Annotated[
+    Optional[str],
+    typer.Option(
+        "--region-attention",
+        help="logmeanexp, mean-logit, logsumexp, max or mean-weight.  [default: logmeanexp]",
+    ),
+]
+SoftReduction = Annotated[
+    Optional[str],
+    typer.Option("--soft-reduction", help="sum or instances.  [default: sum]"),
+]
+Hard = Annotated[
+    Optional[str],
+    typer.Option("--hard", help="attention, or feature (needs --proj-dim to have an effect).  [default: attention]"),
+]
+K = Annotated[
+    Optional[int],
+    typer.Option("--k", min=1, help="Regions at the top and at the bottom for eq. 5.  [default: 4]"),
+]
+Unmatched = Annotated[
+    Optional[str],
+    typer.Option(
+        "--unmatched",
+        help="LR tiles without HR: leave-out, or zero (as the official code).  [default: leave-out]",
+    ),
+]
+MissingTeacher = Annotated[
+    Optional[str],
+    typer.Option(
+        "--missing-teacher",
+        help="error, or ce-only: train such slides with the label alone.  [default: error]",
+    ),
+]
+AttentionRow = Annotated[
+    Optional[str],
+    typer.Option(
+        "--attention-row",
+        help="Of a teacher with attention a class: the row of its predicted class, or of the label.  "
+        "[default: predicted]",
+    ),
+]
+Crossfit = Annotated[
+    Optional[int],
+    typer.Option(
+        "--crossfit",
+        min=2,
+        help="Inner folds for targets by heads that did not see the slide.  [default: off]",
+    ),
+]
+
+# ---- which method reads which ----------------------------------------------------------------------------------------
+#: Those that change the distillation settings of a preset, by the settings' names.
+OF_SETTINGS = set(
+    "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction hard k "
+    "unmatched missing_teacher attention_row crossfit".split()
+)
+#: Those of the screening network of AHDMIL and HDMIL.
+OF_SCREENING = set(
+    "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr keep_rate_window "
+    "official_modes".split()
+)
+#: Those about LR features and a head trained on them, which LRMIL and ZoomMIL have in common.
+OF_TRAINING = set(
+    "lr_features batch_size head_option folds recipe lr weight_decay class_weights balanced_sampling".split()
+)
+#: Parameters that only some methods read. Those in no entry are read by every method.
 OF_METHODS: dict[str, set[str]] = {
-    "lrmil": {
-        "lr_features",
-        "baseline_encoder",
-        "no_baseline",
-        "preset",
-        "lambda_bag",
-        "lambda_soft",
-        "lambda_hard",
-        "temperature_bag",
-        "temperature_attention",
-        "region_attention",
-        "soft_reduction",
-        "hard",
-        "k",
-        "unmatched",
-        "missing_teacher",
-        "attention_row",
-        "crossfit",
-        "head",
-        "head_option",
-        "gated",
-        "proj_dim",
-        "classifier",
-        "folds",
-        "recipe",
-        "lr",
-        "weight_decay",
-        "class_weights",
-        "balanced_sampling",
-        "random_init",
-        "batch_size",
-        "onnx",
-    },
-    "ahdmil": _SCREENED,
-    "hdmil": _SCREENED,
-    "zoommil": {
-        "lr_features",
-        "head_option",
-        "folds",
-        "recipe",
-        "lr",
-        "weight_decay",
-        "class_weights",
-        "balanced_sampling",
-        "batch_size",
-        "mid_pairs",
-        "mid_features",
-    },
+    "lrmil": OF_SETTINGS
+    | OF_TRAINING
+    | set("preset baseline_encoder no_baseline onnx head gated proj_dim classifier random_init".split()),
+    "ahdmil": OF_SCREENING,
+    "hdmil": OF_SCREENING,
+    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features"},
 }
 
 
@@ -194,33 +170,3 @@ def check_method(ctx: typer.Context, method: str) -> None:
             raise UsageError(
                 f"{parameter.opts[0]} does nothing with --method {method}; it belongs to --method {' or '.join(owners)}"
             )
-
-
-def screen_changes(values: dict[str, Any]) -> dict[str, Any]:
-    """What the options of AHDMIL change of its settings, by the settings' names.
-
-    Raises:
-        UsageError: a kept-rate window that is none.
-    """
-    names = {
-        **{n: n for n in _SCREENED},
-        "screen_source": "source",
-        "keep_rate_window": "window",
-        "epochs": "epochs",
-        "patience": "patience",
-        "seed": "seed",
-    }
-    changes = {new: values[old] for old, new in names.items() if values[old] is not None}
-    if "window" in changes:
-        changes["window"] = _window(changes["window"])
-    return changes
-
-
-def _window(text: str) -> tuple[float, float] | None:
-    if text == "none":
-        return None
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError as e:
-        raise UsageError(f"--keep-rate-window {text}: give two shares A,B such as 0.3,1, or none") from e
-    return low, high

@@ -265,7 +265,7 @@ def test_parameter_counts_of_the_published_sizes(name, options, count):
 
 
 def test_help_names_every_head():
-    from lrmil_cli.commands.options import Head
+    from lrmil_cli.commands.head_options import Head
 
     text = Head.__metadata__[0].help
     assert all(name in text for name in head_names())
