@@ -14,22 +14,7 @@ from typing import Any
 import typer
 
 from lrmil_cli import __version__
-from lrmil_cli.commands import (
-    benchmark,
-    demo,
-    distill_encoder,
-    distill_student,
-    doctor,
-    embed,
-    evaluate,
-    export_geojson,
-    export_onnx,
-    info,
-    match,
-    predict,
-    tile,
-    train_teacher,
-)
+from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.options import debug, with_common_options
 from lrmil_cli.commands.report import printable
 from lrmil_cli.errors import LrmilError
@@ -51,22 +36,7 @@ app = typer.Typer(
     "export-geojson. Start with `lrmil demo DIR`. Research use only.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, function in (
-    ("tile", tile.tile),
-    ("match", match.match),
-    ("distill-encoder", distill_encoder.distill_encoder),
-    ("train-teacher", train_teacher.train_teacher),
-    ("distill-student", distill_student.distill_student),
-    ("predict", predict.predict),
-    ("export-geojson", export_geojson.export_geojson),
-    ("export-onnx", export_onnx.export_onnx),
-    ("evaluate", evaluate.evaluate),
-    ("embed", embed.embed),
-    ("benchmark", benchmark.benchmark),
-    ("info", info.info),
-    ("doctor", doctor.doctor),
-    ("demo", demo.demo),
-):
+for name, function in COMMANDS.items():
     app.command(name)(with_common_options(function))
 
 

@@ -25,16 +25,29 @@ Model = Annotated[
 ReadOnly = Annotated[bool, typer.Option("--read-only", help="Compare readers only; nothing is encoded.")]
 Mpp = Annotated[
     Optional[float],
-    typer.Option("--mpp", min=0.05, help="Um per pixel of LR.  [default: 2.0, or as the model says]"),
+    typer.Option(
+        "--mpp",
+        min=0.05,
+        help="Um per pixel of LR.  "
+        "[default: 2.0, or as the model says; ours: what the official code's 5x nominally is]",
+    ),
 ]
-HrMpp = Annotated[float, typer.Option("--hr-mpp", min=0.05, help="Um per pixel of HR.")]
+HrMpp = Annotated[
+    float,
+    typer.Option(
+        "--hr-mpp",
+        min=0.05,
+        help="Um per pixel of HR.  [default: 0.5; ours: what the official code's 20x nominally is]",
+        show_default=False,
+    ),
+]
 TilePx = Annotated[
     Optional[int],
     typer.Option(
         "--tile-px",
         min=16,
         max=4096,
-        help="Side of a tile in pixels.  [default: 256, or as the model says]",
+        help="Side of a tile in pixels.  [default: 256, or as the model says; official code]",
     ),
 ]
 MaxTiles = Annotated[

@@ -10,6 +10,7 @@ import typer
 from lrmil_cli.commands import encoder_options, head_options, options, selective_options, student_options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.student_ahdmil import distill_screened
+from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method
 from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
 
@@ -57,15 +58,15 @@ def distill_student(
     keep_rate_window: selective_options.KeepRateWindow = None,
     official_modes: selective_options.OfficialModes = False,
     head: head_options.Head = "abmil",
-    head_option: head_options.HeadOption = None,
+    head_option: student_options.HeadOption = None,
     gated: head_options.Gated = False,
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
-    epochs: head_options.Epochs = None,
-    patience: head_options.Patience = None,
+    epochs: student_options.Epochs = None,
+    patience: student_options.Patience = None,
     weight_decay: head_options.WeightDecay = None,
     class_weights: head_options.ClassWeights = False,
     balanced_sampling: head_options.BalancedSampling = False,
@@ -100,13 +101,13 @@ def distill_student(
     target = Path(output)
     if target.suffix != ".safetensors":
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
-    student_options.check_method(ctx, method)
+    check_method(ctx, method)
     if method in OTHER_METHODS:
         return OTHER_METHODS[method](report, ctx.params)
     if no_baseline and baseline_encoder:
         raise UsageError("--no-baseline and --baseline-encoder exclude each other")
     values = ctx.params
-    asked = {name: values[name] for name in student_options.OF_SETTINGS if values[name] is not None}
+    asked = {name: values[name] for name in OF_SETTINGS if values[name] is not None}
     distill = preset_settings(preset, asked)
     spec = head_spec(head, head_options.head_options(gated, proj_dim, classifier, head_option))
     settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING})

@@ -32,7 +32,7 @@ Mpp = Annotated[
     typer.Option(
         "--mpp",
         min=0.01,
-        help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0]",
+        help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0; ours, as in tile]",
     ),
 ]
 Quick = Annotated[

@@ -19,7 +19,8 @@ Embedding = Annotated[
     Optional[str],
     typer.Option(
         "--embedding",
-        help="cls, mean, cls+mean or pool.  [default: as the encoder says, else cls]",
+        help="What of the encoder is the feature of a tile: cls, mean, cls+mean or pool.  "
+        "[default: as the encoder says, else cls; official code]",
     ),
 ]
 InputSize = Annotated[
@@ -27,7 +28,8 @@ InputSize = Annotated[
     typer.Option(
         "--input-size",
         min=8,
-        help="Side in px that tiles are resized to for the encoder.  [default: by the encoder]",
+        help="Side in px that tiles are resized to for the encoder.  "
+        "[default: by the encoder; ours: the first from its own size on whose patches divide by the ratio]",
     ),
 ]
 RandomInit = Annotated[

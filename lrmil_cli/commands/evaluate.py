@@ -36,7 +36,14 @@ Slides = Annotated[
         help="Labels and patients. Needed for the folder that predict wrote; tables bring their own.",
     ),
 ]
-Level = Annotated[str, typer.Option("--level", help="slide, or patient: mean of a patient's slides.")]
+Level = Annotated[
+    str,
+    typer.Option(
+        "--level",
+        help="slide, or patient: mean of a patient's slides.  [default: slide; official code]",
+        show_default=False,
+    ),
+]
 Metric = Annotated[
     Optional[list[str]],
     typer.Option(
@@ -49,12 +56,18 @@ Positive = Annotated[
     typer.Option(
         "--positive",
         metavar="CLASS",
-        help="Of two classes, the one that ROC, calibration and sensitivity are about.  [default: the second]",
+        help="Of two classes, the one that ROC, calibration and sensitivity are about.  "
+        "[default: the second; official code]",
     ),
 ]
 Bootstrap = Annotated[
     int,
-    typer.Option("--bootstrap", min=0, help="Draws of patients for the 95 % intervals; 0 for none."),
+    typer.Option(
+        "--bootstrap",
+        min=0,
+        help="Draws of patients for the 95 % intervals; 0 for none.  [default: 2000; ours: the paper has no intervals]",
+        show_default=False,
+    ),
 ]
 Receipt = Annotated[
     bool,

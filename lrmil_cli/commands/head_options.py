@@ -14,7 +14,9 @@ Head = Annotated[
     str,
     typer.Option(
         "--head",
-        help="MIL head: meanpool, maxpool, abmil, clam_sb, clam_mb, dmin, dsmil, transmil or dtfd.",
+        help="MIL head: meanpool, maxpool, abmil, clam_sb, clam_mb, dmin, dsmil, transmil or dtfd.  "
+        "[default: abmil; paper]",
+        show_default=False,
     ),
 ]
 HeadOption = Annotated[
@@ -26,13 +28,22 @@ HeadOption = Annotated[
         "May be repeated.",
     ),
 ]
-Gated = Annotated[bool, typer.Option("--gated", help="Gated attention: short for --head-option gated=true.")]
+Gated = Annotated[
+    bool,
+    typer.Option(
+        "--gated",
+        help="Gated attention: short for --head-option gated=true.  "
+        "[default: as the head says; abmil: off, official code]",
+    ),
+]
 ProjDim = Annotated[
     int,
     typer.Option(
         "--proj-dim",
         min=0,
-        help="Width of a projection in front of the head: short for --head-option embed_dim=N.  [0: as the head says]",
+        help="Width of a projection in front of the head: short for --head-option embed_dim=N.  "
+        "[default: 0, as the head says; abmil: none, official code]",
+        show_default=False,
     ),
 ]
 Classifier = Annotated[
@@ -41,45 +52,70 @@ Classifier = Annotated[
         "--classifier",
         metavar="linear|cka",
         help="Bag classifier of abmil, clam_sb, clam_mb and dmin; cka is a layer of Chebyshev polynomials: "
-        "short for --head-option classifier=NAME.  [default: as the head says]",
+        "short for --head-option classifier=NAME.  [default: as the head says; abmil: linear, official code]",
     ),
 ]
 
 # ---- its training ----------------------------------------------------------------------------------------------------
-Folds = Annotated[int, typer.Option("--folds", help="Folds to draw, where nothing else defines them.")]
+Folds = Annotated[
+    int,
+    typer.Option(
+        "--folds",
+        help="Folds to draw, where nothing else defines them.  [default: 5; paper]",
+        show_default=False,
+    ),
+]
 Recipe = Annotated[
     str,
     typer.Option(
         "--recipe",
         help="common: the same training for every head, for comparisons; "
         "published: as its authors trained the head (optimiser, rates, epochs, stopping, sampling). "
-        "Options given beside it win.",
+        "Options given beside it win.  [default: common; ours]",
+        show_default=False,
     ),
 ]
 LearningRate = Annotated[
     Optional[float],
-    typer.Option("--lr", help="Learning rate.  [default: 1e-4, or the recipe's]"),
+    typer.Option(
+        "--lr",
+        help="Learning rate.  "
+        "[default: 1e-4, or the recipe's; ours: usual for such heads; the paper's value is not known to us]",
+    ),
 ]
 Epochs = Annotated[
     Optional[int],
-    typer.Option("--epochs", min=1, help="Epochs at most.  [default: 200, or the recipe's]"),
+    typer.Option("--epochs", min=1, help="Epochs at most.  [default: 200, or the recipe's; ours]"),
 ]
 Patience = Annotated[
     Optional[int],
     typer.Option(
         "--patience",
         min=1,
-        help="Epochs without a better validation AUC before stopping.  [default: 20, or the recipe's]",
+        help="Epochs without a better validation AUC before stopping.  [default: 20, or the recipe's; paper]",
     ),
 ]
 WeightDecay = Annotated[
     Optional[float],
-    typer.Option("--weight-decay", min=0.0, help="Weight decay.  [default: 0, or the recipe's]"),
+    typer.Option(
+        "--weight-decay",
+        min=0.0,
+        help="Weight decay.  [default: 0, or the recipe's; ours: the paper says Adam and no more]",
+    ),
 ]
-ClassWeights = Annotated[bool, typer.Option("--class-weights", help="Weigh the loss against class frequency.")]
+ClassWeights = Annotated[
+    bool,
+    typer.Option(
+        "--class-weights",
+        help="Weigh the loss against class frequency.  [default: off; official code]",
+    ),
+]
 BalancedSampling = Annotated[
     bool,
-    typer.Option("--balanced-sampling", help="Draw slides of all classes equally often."),
+    typer.Option(
+        "--balanced-sampling",
+        help="Draw slides of all classes equally often.  [default: off, or the recipe's; official code]",
+    ),
 ]
 
 

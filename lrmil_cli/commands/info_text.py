@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from textwrap import fill
 from typing import Any
 
 
@@ -75,29 +77,61 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def render_heads(rows: list[dict[str, Any]]) -> str:
-    """Heads with their options and defaults, for a terminal of 80 columns."""
-    import json
-    from textwrap import fill
+#: Where the defaults of a head are from: those of the options named here, and under "" those of all others.
+HEAD_SOURCES: dict[str, dict[str, str]] = {
+    "abmil": {"": "LRMIL's official code", "degree": "HDMIL's official code"},
+    "clam_mb": {"": "CLAM's official code", "degree": "HDMIL's official code"},
+    "clam_sb": {"": "CLAM's official code", "degree": "HDMIL's official code"},
+    "dmin": {"": "HDMIL's official code"},
+    "dsmil": {"": "DSMIL's official code", "loss": "ours"},
+    "dtfd": {"": "DTFD-MIL's official code", "inference_groupings": "ours", "grouping_seed": "ours"},
+    "maxpool": {"": "CLAM's official code"},
+    "meanpool": {"": "ours, as of maxpool"},
+    "transmil": {"": "TransMIL's official code", "attention": "ours"},
+}
+_CLAM_NOTES = {"inst_loss": "its commands say svm", "subtyping": "true for subtypes"}
+#: What a reader would wonder about: where a source has other values, or why ours differs.
+HEAD_NOTES: dict[str, dict[str, str]] = {
+    "clam_mb": _CLAM_NOTES,
+    "clam_sb": _CLAM_NOTES,
+    "dmin": {
+        "retention": "0.7 for TCGA-NSCLC and BRCA",
+        "degree": "16 for TCGA-NSCLC",
+        "k": "8 for TCGA-RCC",
+        "subtyping": "true for TCGA",
+    },
+    "dsmil": {"loss": "as every head; published: bce"},
+    "dtfd": {"grouping_seed": "so that a slide has one answer"},
+    "transmil": {"attention": "a distribution; published: nystrom"},
+}
 
+
+def head_source(head: str, option: str) -> str:
+    """Where the default of an option of a head is from."""
+    sources = HEAD_SOURCES.get(head, {})
+    return sources.get(option, sources.get("", "source not said"))
+
+
+def render_heads(rows: list[dict[str, Any]]) -> str:
+    """Heads with their options, by where the default of each is from, for a terminal of 80 columns."""
     lines = []
     for r in rows:
-        lines.append(fill(f"{r['name']}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
-        lines.append(
-            fill(
-                ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in r["options"].items()),
-                80,
-                initial_indent="  ",
-                subsequent_indent="  ",
-                break_long_words=False,
-            )
-        )
+        name = r["name"]
+        lines.append(fill(f"{name}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
+        groups: dict[str, list[str]] = {}
+        for key, value in r["options"].items():
+            note = HEAD_NOTES.get(name, {}).get(key)
+            text = f"{key}={value if isinstance(value, str) else json.dumps(value)}" + (f" ({note})" if note else "")
+            groups.setdefault(head_source(name, key), []).append(text)
+        for source, options in groups.items():
+            text = f"{source}: {', '.join(options)}"
+            lines.append(fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(
         [
             *lines,
             "",
-            "Set with --head-option KEY=VALUE; these are the defaults. Derived attention is",
-            "not what the head pools with, but computed from it.",
+            "Set with --head-option KEY=VALUE; these are the defaults, and where each is",
+            "from. Derived attention is not what the head pools with, but computed from it.",
         ]
     )
 

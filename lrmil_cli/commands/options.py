@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Annotated, Any, Optional, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from lrmil_cli.errors import UsageError
 
@@ -40,7 +41,7 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
             variable.set(kwargs.pop(name))
         for name, value in kwargs.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{option_name(own.parameters[name])} {value}: give a number")
+                raise UsageError(f"{names_of(own.parameters[name])[-1]} {value}: give a number")
         command(**kwargs)
 
     vars(wrapped).update(__signature__=signature)
@@ -49,10 +50,11 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def option_name(parameter: inspect.Parameter) -> str:
-    """The name that a user gives for a parameter of a command, such as ``--temp-bag`` for ``temperature_bag``."""
-    declared = [d for about in get_args(parameter.annotation)[1:] for d in about.param_decls or ()]
-    return max(declared, key=len, default=parameter.name)
+def names_of(parameter: inspect.Parameter) -> tuple[str, ...]:
+    """The names that a user may give for a parameter of a command, the long one last; none of an argument."""
+    info = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, OptionInfo)), None)
+    # Of an annotated option typer keeps the first name as its default.
+    return () if info is None else (str(info.default), *(info.param_decls or ()))
 
 
 # ---- what to work on, and what to say of it --------------------------------------------------------------------------

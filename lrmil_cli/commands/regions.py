@@ -50,7 +50,7 @@ MinInside = Annotated[
         "--min-inside",
         min=0.0,
         max=1.0,
-        help="Share of a tile that must lie inside --roi.  [default: 0.5]",
+        help="Share of a tile that must lie inside --roi.  [default: 0.5; ours]",
     ),
 ]
 

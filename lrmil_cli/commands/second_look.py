@@ -30,7 +30,7 @@ Budget = Annotated[
         "--budget",
         metavar="N",
         min=1,
-        help=f"With --escalate: read 20x under N tiles of 5x at most.  [default: {BUDGET}]",
+        help=f"With --escalate: read 20x under N tiles of 5x at most.  [default: {BUDGET}; ours]",
     ),
 ]
 Confidence = Annotated[
@@ -39,7 +39,7 @@ Confidence = Annotated[
         "--confidence",
         metavar="P",
         help="With --escalate or --abstain: an answer of a lower calibrated probability is not sure; "
-        f"with 1 none is.  [default: {CONFIDENCE}]",
+        f"with 1 none is.  [default: {CONFIDENCE}; ours]",
     ),
 ]
 HrEncoder = Annotated[

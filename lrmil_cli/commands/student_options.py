@@ -1,15 +1,10 @@
-"""Options of ``lrmil distill-student`` alone, and the check that none is given in vain.
-
-Those of the methods that read some HR tiles are in ``selective_options.py``.
-"""
+"""Options of ``lrmil distill-student`` alone, but for those of AHDMIL, HDMIL and ZoomMIL: ``selective_options.py``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Optional
 
 import typer
-
-from lrmil_cli.errors import UsageError
 
 # ---- what goes in and comes out --------------------------------------------------------------------------------------
 Tiles = Annotated[str, typer.Option("--tiles", metavar="DIR", help="Folder of LR tile tables.")]
@@ -56,59 +51,101 @@ Onnx = Annotated[
 # ---- what the student learns from the teacher ------------------------------------------------------------------------
 Preset = Annotated[
     str,
-    typer.Option("--preset", help="lrmil, lr-only, patch, bag, bag-soft, bag-hard or official-code."),
+    typer.Option(
+        "--preset",
+        help="What the student learns from. "
+        "lrmil: the label, and the teacher's prediction and attention, soft and hard; "
+        "bag, bag-soft, bag-hard: parts of that, and "
+        "lr-only, patch: the label alone, with the HR encoder as it is, or with the distilled one, "
+        "as the rows of the paper's Table 3; "
+        "official-code: lrmil with --region-attention mean-logit, --unmatched zero, --soft-reduction instances and "
+        "--hard feature, to compare with that code and not for results.  [default: lrmil; paper]",
+        show_default=False,
+    ),
 ]
 LambdaBag = Annotated[
     Optional[float],
-    typer.Option("--lambda-bag", min=0.0, help="Weight of bag distillation (eq. 3).  [default: 1]"),
+    typer.Option(
+        "--lambda-bag",
+        min=0.0,
+        help="Weight of bag distillation (eq. 3).  "
+        "[default: 1; ours: on the scale of the label's loss; the paper's value is not known to us]",
+    ),
 ]
 LambdaSoft = Annotated[
     Optional[float],
-    typer.Option("--lambda-soft", min=0.0, help="Weight of soft attention matching (eq. 4).  [default: 1]"),
+    typer.Option(
+        "--lambda-soft",
+        min=0.0,
+        help="Weight of soft attention matching (eq. 4).  "
+        "[default: 1; ours: on the scale of the label's loss; the paper's value is not known to us]",
+    ),
 ]
 LambdaHard = Annotated[
     Optional[float],
-    typer.Option("--lambda-hard", min=0.0, help="Weight of top-/bottom-k supervision (eq. 5).  [default: 0.5]"),
+    typer.Option(
+        "--lambda-hard",
+        min=0.0,
+        help="Weight of top-/bottom-k supervision (eq. 5).  "
+        "[default: 0.5; ours: a secondary term; the paper's value is not known to us]",
+    ),
 ]
 TemperatureBag = Annotated[
     Optional[float],
-    typer.Option("--temp-bag", help="Temperature of eq. 3.  [default: 1]"),
+    typer.Option("--temp-bag", help="Temperature of eq. 3.  [default: 1; official code]"),
 ]
 TemperatureAttention = Annotated[
     Optional[float],
-    typer.Option("--temp-attn", help="Temperature of eq. 4.  [default: 1]"),
+    typer.Option("--temp-attn", help="Temperature of eq. 4.  [default: 1; official code]"),
 ]
 RegionAttention = Annotated[
     Optional[str],
     typer.Option(
         "--region-attention",
-        help="logmeanexp, mean-logit, logsumexp, max or mean-weight.  [default: logmeanexp]",
+        help="The teacher's attention on an LR tile, from that on its HR tiles: "
+        "logmeanexp (their mean weight), logsumexp (the sum), max, mean-logit (as the official code means to), "
+        "or mean-weight (the paper read literally, which is all but uniform).  "
+        "[default: logmeanexp; ours: the paper's mean of weights, kept a distribution]",
     ),
 ]
 SoftReduction = Annotated[
     Optional[str],
-    typer.Option("--soft-reduction", help="sum or instances.  [default: sum]"),
+    typer.Option(
+        "--soft-reduction",
+        help="Eq. 4: sum, or instances (as the official code: divided by the number of LR tiles).  "
+        "[default: sum; ours: the KL divergence as it is defined]",
+    ),
 ]
 Hard = Annotated[
     Optional[str],
-    typer.Option("--hard", help="attention, or feature (needs --proj-dim to have an effect).  [default: attention]"),
+    typer.Option(
+        "--hard",
+        help="Eq. 5 acts on: attention, or feature (as the official code; needs --proj-dim to have an effect).  "
+        "[default: attention; ours: what the paper is after]",
+    ),
 ]
 K = Annotated[
     Optional[int],
-    typer.Option("--k", min=1, help="Regions at the top and at the bottom for eq. 5.  [default: 4]"),
+    typer.Option(
+        "--k",
+        min=1,
+        help="Regions at the top and at the bottom for eq. 5.  [default: 4; official code]",
+    ),
 ]
 Unmatched = Annotated[
     Optional[str],
     typer.Option(
         "--unmatched",
-        help="LR tiles without HR: leave-out, or zero (as the official code).  [default: leave-out]",
+        help="LR tiles without HR: leave-out, or zero (as the official code: the score 0).  "
+        "[default: leave-out; ours: the teacher says nothing of them]",
     ),
 ]
 MissingTeacher = Annotated[
     Optional[str],
     typer.Option(
         "--missing-teacher",
-        help="error, or ce-only: train such slides with the label alone.  [default: error]",
+        help="Slides that the teacher knows nothing of: error, or ce-only: train them with the label alone.  "
+        "[default: error; ours]",
     ),
 ]
 AttentionRow = Annotated[
@@ -116,7 +153,7 @@ AttentionRow = Annotated[
     typer.Option(
         "--attention-row",
         help="Of a teacher with attention a class: the row of its predicted class, or of the label.  "
-        "[default: predicted]",
+        "[default: predicted; ours]",
     ),
 ]
 Crossfit = Annotated[
@@ -124,49 +161,35 @@ Crossfit = Annotated[
     typer.Option(
         "--crossfit",
         min=2,
-        help="Inner folds for targets by heads that did not see the slide.  [default: off]",
+        help="Inner folds for targets by heads that did not see the slide.  [default: off; official code]",
     ),
 ]
 
-# ---- which method reads which ----------------------------------------------------------------------------------------
-#: Those that change the distillation settings of a preset, by the settings' names.
-OF_SETTINGS = set(
-    "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction hard k "
-    "unmatched missing_teacher attention_row crossfit".split()
-)
-#: Those of the screening network of AHDMIL and HDMIL.
-OF_SCREENING = set(
-    "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr keep_rate_window "
-    "official_modes".split()
-)
-#: Those about LR features and a head trained on them, which LRMIL and ZoomMIL have in common.
-OF_TRAINING = set(
-    "lr_features batch_size head_option folds recipe lr weight_decay class_weights balanced_sampling".split()
-)
-#: Parameters that only some methods read. Those in no entry are read by every method.
-OF_METHODS: dict[str, set[str]] = {
-    "lrmil": OF_SETTINGS
-    | OF_TRAINING
-    | set("preset baseline_encoder no_baseline onnx head gated proj_dim classifier random_init".split()),
-    "ahdmil": OF_SCREENING,
-    "hdmil": OF_SCREENING,
-    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features"},
-}
-
-
-def check_method(ctx: typer.Context, method: str) -> None:
-    """Every option that was given is one that the method reads.
-
-    Raises:
-        UsageError: one does nothing here, or there is no such method.
-    """
-    if method not in OF_METHODS:
-        raise UsageError(f"--method {method}: choose one of {', '.join(OF_METHODS)}")
-    other = set().union(*OF_METHODS.values()) - OF_METHODS[method]
-    for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name)
-        if parameter.name in other and source is not None and source.name == "COMMANDLINE":
-            owners = [m for m, own in OF_METHODS.items() if parameter.name in own]
-            raise UsageError(
-                f"{parameter.opts[0]} does nothing with --method {method}; it belongs to --method {' or '.join(owners)}"
-            )
+# ---- what differs from training a teacher ----------------------------------------------------------------------------
+HeadOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--head-option",
+        metavar="KEY=VALUE",
+        help="An option of the head, such as size=big or subtyping=true; `lrmil info --heads` lists them. "
+        "Of --method zoommil: k=12, samples=100, sigma=0.002, embed_dim=512, hidden=256, dropout=0.25 "
+        "(its official code). May be repeated.",
+    ),
+]
+Epochs = Annotated[
+    Optional[int],
+    typer.Option(
+        "--epochs",
+        min=1,
+        help="Epochs at most.  [default: 200, or the recipe's; ours; of ahdmil, hdmil: official code]",
+    ),
+]
+Patience = Annotated[
+    Optional[int],
+    typer.Option(
+        "--patience",
+        min=1,
+        help="Epochs without a better validation AUC (of ahdmil, hdmil: loss) before stopping.  "
+        "[default: 20, or the recipe's; paper; of ahdmil, hdmil: 5, official code]",
+    ),
+]

@@ -21,7 +21,10 @@ Output = Annotated[
 ]
 Mpp = Annotated[
     Optional[float],
-    typer.Option("--mpp", help="Micrometres per pixel of the tiles.  [default: 2.0]"),
+    typer.Option(
+        "--mpp",
+        help="Micrometres per pixel of the tiles.  [default: 2.0; ours: what the official code's 5x nominally is]",
+    ),
 ]
 Mag = Annotated[
     Optional[float],
@@ -29,11 +32,23 @@ Mag = Annotated[
 ]
 TilePx = Annotated[
     int,
-    typer.Option("--tile-px", min=16, max=4096, help="Side of a tile in pixels."),
+    typer.Option(
+        "--tile-px",
+        min=16,
+        max=4096,
+        help="Side of a tile in pixels.  [default: 256; official code]",
+        show_default=False,
+    ),
 ]
 MinTissue = Annotated[
     float,
-    typer.Option("--min-tissue", min=0.0, max=1.0, help="Share of a tile that must be tissue."),
+    typer.Option(
+        "--min-tissue",
+        min=0.0,
+        max=1.0,
+        help="Share of a tile that must be tissue.  [default: 0.1; ours: the official code cuts no tiles]",
+        show_default=False,
+    ),
 ]
 AllowUpsample = Annotated[
     bool,
