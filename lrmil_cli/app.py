@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from glob import glob
 from typing import Any
 
 import typer
@@ -125,4 +126,11 @@ def main() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong with a file, our own checks say
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # library chatter is not for the user of a command
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(expanded(sys.argv[1:])))
+
+
+def expanded(args: Sequence[str], windows: bool = os.name == "nt") -> list[str]:
+    """Arguments, with the files that ``*.svs`` and the like stand for: the shells of Windows leave that to programs."""
+    if not windows:
+        return list(args)
+    return [found for arg in args for found in (sorted(glob(arg)) if set(arg) & set("*?") else []) or [arg]]

@@ -80,16 +80,16 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
 #: Where the defaults of a head are from: those of the options named here, and under "" those of all others.
 HEAD_SOURCES: dict[str, dict[str, str]] = {
     "abmil": {"": "LRMIL's official code", "degree": "HDMIL's official code"},
-    "clam_mb": {"": "CLAM's official code", "degree": "HDMIL's official code"},
-    "clam_sb": {"": "CLAM's official code", "degree": "HDMIL's official code"},
-    "dmin": {"": "HDMIL's official code"},
+    "clam_mb": {"": "CLAM's official code", "hidden": "ours", "degree": "HDMIL's official code"},
+    "clam_sb": {"": "CLAM's official code", "hidden": "ours", "degree": "HDMIL's official code"},
+    "dmin": {"": "HDMIL's official code", "classifier": "HDMIL's paper"},
     "dsmil": {"": "DSMIL's official code", "loss": "ours"},
-    "dtfd": {"": "DTFD-MIL's official code", "inference_groupings": "ours", "grouping_seed": "ours"},
+    "dtfd": {"": "DTFD-MIL's official code", "grouping_seed": "ours"},
     "maxpool": {"": "CLAM's official code"},
     "meanpool": {"": "ours, as of maxpool"},
     "transmil": {"": "TransMIL's official code", "attention": "ours"},
 }
-_CLAM_NOTES = {"inst_loss": "its commands say svm", "subtyping": "true for subtypes"}
+_CLAM_NOTES = {"hidden": "as size says", "inst_loss": "its commands say svm", "subtyping": "true for subtypes"}
 #: What a reader would wonder about: where a source has other values, or why ours differs.
 HEAD_NOTES: dict[str, dict[str, str]] = {
     "clam_mb": _CLAM_NOTES,

@@ -108,7 +108,7 @@ def test_every_option_of_a_head_has_a_source():
     for head, named in [*HEAD_SOURCES.items(), *HEAD_NOTES.items()]:
         assert set(named) - {""} <= set(head_defaults(head))
     for own in HEAD_SOURCES.values():
-        assert own[""] and all("official code" in source or source.startswith("ours") for source in own.values())
+        assert own[""] and all(re.search("^ours|paper$|official code$", source) for source in own.values())
 
 
 def test_zoommil_has_the_options_that_help_names():
