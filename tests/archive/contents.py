@@ -25,9 +25,11 @@ OF_INFO = ("kind", "version", "method", "classes", "rows", "columns", "shape", "
 
 def all_of(folder: Path) -> dict[str, Any]:
     """Of every file what ``lrmil info`` says, of every prediction and head the numbers."""
-    return {"files": {name: info(folder / name) for name in names(folder)},
-            "predictions": {p.name: predictions(p) for p in sorted((folder / "predictions").iterdir())},
-            "heads": {p.stem: head(p, folder / "heads" / "bag.safetensors") for p in head_files(folder)}}
+    return {
+        "files": {name: info(folder / name) for name in names(folder)},
+        "predictions": {p.name: predictions(p) for p in sorted((folder / "predictions").iterdir())},
+        "heads": {p.stem: head(p, folder / "heads" / "bag.safetensors") for p in head_files(folder)},
+    }
 
 
 def dumps(expected: dict[str, Any]) -> str:

@@ -36,8 +36,13 @@ def output(line: list[str]) -> str:
 
 def commands(*names: str, of=("commands",)) -> list:
     """Archived command lines as parameters (version, line), of these commands or of all."""
-    return [pytest.param(version, line, id=f"{version}-{line[0]}-{output(line)}")
-            for version, e in EXPECTED.items() for key in of for line in e[key] if not names or line[0] in names]
+    return [
+        pytest.param(version, line, id=f"{version}-{line[0]}-{output(line)}")
+        for version, e in EXPECTED.items()
+        for key in of
+        for line in e[key]
+        if not names or line[0] in names
+    ]
 
 
 def changed(line: list[str], **values: object) -> list[str]:
@@ -79,6 +84,7 @@ def copies(tmp_path_factory):
 @pytest.fixture
 def enter(copies, monkeypatch):
     """``enter(version)``: work in the copy of an archive, since all its command lines are relative to it."""
+
     def go(version):
         monkeypatch.chdir(copies[version])
         return copies[version]
@@ -176,8 +182,10 @@ def test_tables_come_out_the_same(version, line, enter, lrmil, tmp_path):
 
 
 @pytest.mark.parametrize("version", EXPECTED)
-@pytest.mark.parametrize(("encoder", "tiles", "features"), [
-    ("local-dir:encoder", "tiles-hr", "features-hr"), ("lr-encoder.safetensors", "tiles-lr", "lrmil.features")])
+@pytest.mark.parametrize(
+    ("encoder", "tiles", "features"),
+    [("local-dir:encoder", "tiles-hr", "features-hr"), ("lr-encoder.safetensors", "tiles-lr", "lrmil.features")],
+)
 def test_encoders_give_the_same_features(version, encoder, tiles, features, enter, lrmil, tmp_path):
     """Of tables made anew: archived ones name slides where they were when the archive was made."""
     import h5py
@@ -233,8 +241,14 @@ def test_the_receipt_of_an_archived_model_is_the_same(version, enter, lrmil, tmp
     assert values(tmp_path / "lrmil.receipt.json") == pytest.approx(expected, abs=1e-9) and expected
 
 
-@pytest.mark.parametrize(("version", "line"), [
-    p for p in commands("train-teacher", "distill-student") if output(p.values[1]) in ("teacher", "lrmil.safetensors")])
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        p
+        for p in commands("train-teacher", "distill-student")
+        if output(p.values[1]) in ("teacher", "lrmil.safetensors")
+    ],
+)
 def test_training_takes_archived_files(version, line, enter, lrmil, tmp_path):
     """Tables, pairs, features, teacher, encoder. Most slides are not kept: nothing is trained that looks at pixels."""
     enter(version)

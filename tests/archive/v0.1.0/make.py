@@ -33,8 +33,14 @@ from lrmil_cli.heads.checkpoint import save_head  # noqa: E402
 from tests.archive import contents  # noqa: E402
 
 #: slide: label, part in fold 1 and in fold 2. The first two are kept in the archive, for predicting.
-SLIDES = {"n1": ("normal", "test", "train"), "t1": ("tumor", "test", "train"), "n2": ("normal", "val", "test"),
-          "t2": ("tumor", "val", "test"), "n3": ("normal", "train", "val"), "t3": ("tumor", "train", "val")}
+SLIDES = {
+    "n1": ("normal", "test", "train"),
+    "t1": ("tumor", "test", "train"),
+    "n2": ("normal", "val", "test"),
+    "t2": ("tumor", "val", "test"),
+    "n3": ("normal", "train", "val"),
+    "t3": ("tumor", "train", "val"),
+}
 KEPT = "slides/n1.svs slides/t1.svs"
 VIT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 ENCODER = "--encoder local-dir:encoder"
@@ -44,8 +50,10 @@ HIDDEN = "--head-option hidden=8"
 NARROW = f"--head-option embed_dim=16 {HIDDEN}"
 TEACHER = f"--tiles tiles-hr {ENCODER} --features features-hr {TRAINING}"
 STUDENT = "--tiles tiles-lr --pairs pairs --features features-hr"
-SCREENED = (f"{STUDENT} {ENCODER} --teacher teacher-dmin --keep-rate-window 0.3,0.6 --lipn-lr 3e-3 --epochs 30 "
-            "--patience 30 --seed 1")
+SCREENED = (
+    f"{STUDENT} {ENCODER} --teacher teacher-dmin --keep-rate-window 0.3,0.6 --lipn-lr 3e-3 --epochs 30 "
+    "--patience 30 --seed 1"
+)
 
 #: Each of these can be run again over the archive, and then has nothing to do.
 COMMANDS = [
@@ -96,9 +104,16 @@ ONCE = [
 
 #: Head files: name in the archive, options. ZoomMIL's stands in model files only, and is made apart.
 HEADS = {
-    "abmil": HIDDEN, "abmil-gated": f"--gated --classifier cka {NARROW}", "meanpool": "--head-option embed_dim=16",
-    "maxpool": "--head-option embed_dim=16", "clam_sb": NARROW, "clam_mb": NARROW, "dsmil": "--head-option query_dim=8",
-    "transmil": "--head-option embed_dim=16 --head-option heads=2", "dtfd": NARROW, "dmin": NARROW,
+    "abmil": HIDDEN,
+    "abmil-gated": f"--gated --classifier cka {NARROW}",
+    "meanpool": "--head-option embed_dim=16",
+    "maxpool": "--head-option embed_dim=16",
+    "clam_sb": NARROW,
+    "clam_mb": NARROW,
+    "dsmil": "--head-option query_dim=8",
+    "transmil": "--head-option embed_dim=16 --head-option heads=2",
+    "dtfd": NARROW,
+    "dmin": NARROW,
 }
 
 
@@ -161,10 +176,26 @@ def remove_ballast() -> None:
 def made_with() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    packages = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime", "imagecodecs", "opencv-python-headless",
-                "pyarrow", "h5py", "safetensors")
-    return {"lrmil": __version__, "commit": head.stdout.strip(), "python": platform.python_version(),
-            "machine": platform.machine(), **{p: version(p) for p in packages}}
+    packages = (
+        "torch",
+        "timm",
+        "numpy",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "imagecodecs",
+        "opencv-python-headless",
+        "pyarrow",
+        "h5py",
+        "safetensors",
+    )
+    return {
+        "lrmil": __version__,
+        "commit": head.stdout.strip(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{p: version(p) for p in packages},
+    }
 
 
 def main() -> None:
