@@ -1,7 +1,7 @@
 """lrmil: slide classification at low magnification, distilled from high magnification.
 
-The commands are ``lrmil --help``. From Python, this module offers the functions of :mod:`lrmil_cli.api`; they are loaded when
-they are first used, so that ``import lrmil_cli`` costs nothing.
+The commands are ``lrmil --help``. From Python, this module offers the functions of :mod:`lrmil_cli.api`; they are
+loaded when they are first used, so that ``import lrmil_cli`` costs nothing.
 """
 
 from __future__ import annotations

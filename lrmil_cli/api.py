@@ -1,8 +1,9 @@
 """A notebook's door: the chain for people who script, over the same code as the commands.
 
-``import lrmil_cli`` offers all of it and loads nothing heavy; torch comes with the first function that needs it. Lengths carry
-their unit in their name, coordinates are level-0 pixels, and what goes wrong raises :class:`lrmil_cli.errors.LrmilError` with
-the message that the command would show. Only what stands in ``__all__`` here is promised to stay.
+``import lrmil_cli`` offers all of it and loads nothing heavy; torch comes with the first function that needs it.
+Lengths carry their unit in their name, coordinates are level-0 pixels, and what goes wrong raises
+:class:`lrmil_cli.errors.LrmilError` with the message that the command would show. Only what stands in ``__all__`` here
+is promised to stay.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.units import Mpp
+from lrmil_cli.units import LevelPx, Mpp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,8 @@ class Tiles:
     """Tiles of one slide.
 
     Attributes:
-        rows: DataFrame with ``x, y, width, height`` (level-0 px), ``col, row`` (grid) and ``tissue`` (share of the tile).
+        rows: DataFrame with ``x, y, width, height`` (level-0 px), ``col, row`` (grid) and ``tissue`` (share of the
+        tile).
         settings: how they were cut; level: of the pyramid that their pixels come from.
     """
 
@@ -98,18 +100,20 @@ def find_tiles(
     """The tiles of a slide that hold tissue, as ``lrmil tile`` finds them.
 
     Args:
-        mpp: um/px the tiles are read at; tile_px: their side at that scale; min_tissue: share of a tile that must be tissue.
+        mpp: um/px the tiles are read at; tile_px: their side at that scale; min_tissue: share of a tile that must be
+        tissue.
         roi: GeoJSON drawn in QuPath; min_inside: share of a tile that must lie inside it.
 
     Raises:
-        NoTissueError: there is none. InputError: the slide is damaged or coarser than ``mpp``, or the regions do not fit it.
+        NoTissueError: there is none. InputError: the slide is damaged or coarser than ``mpp``, or the regions do not
+            fit it.
     """
     import pandas as pd
 
     from lrmil_cli.slides.tiles import TileSettings
     from lrmil_cli.slides.tiles import find_tiles as search
 
-    settings = TileSettings(mpp=Mpp(mpp), tile_px=tile_px, min_tissue=min_tissue)
+    settings = TileSettings(mpp=Mpp(mpp), tile_px=LevelPx(tile_px), min_tissue=min_tissue)
     columns, level, _ = search(slide, settings, _region(slide, roi, min_inside))
     return Tiles(pd.DataFrame(columns), settings, level)
 
@@ -118,8 +122,10 @@ def load_encoder(spec: str, *, tile_px: int = 256, embedding: str | None = None)
     """Load an encoder, on the CPU and in evaluation mode.
 
     Args:
-        spec: as ``--encoder`` takes it: an alias, hf-hub:ORG/NAME, a timm name, NAME@weights, a file of distill-encoder.
-        tile_px: side of the tiles it will get; embedding: ``cls``, ``mean``, ``cls+mean`` or ``pool``; as the file says if None.
+        spec: as ``--encoder`` takes it: an alias, hf-hub:ORG/NAME, a timm name, NAME@weights, a file of
+        distill-encoder.
+        tile_px: side of the tiles it will get; embedding: ``cls``, ``mean``, ``cls+mean`` or ``pool``; as the file says
+            if None.
 
     Raises:
         UsageError, InputError, MachineError: there is no such encoder, or its weights cannot be used or had.
@@ -135,7 +141,8 @@ def embed(
     """Embeddings of tiles, float32 [N, D], in their order, as ``lrmil embed`` computes them.
 
     Args:
-        encoder: of :func:`load_encoder`, or what that takes; device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        encoder: of :func:`load_encoder`, or what that takes; device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or
+            ``mps``.
 
     Raises:
         InputError: the slide is damaged at a tile. MachineError: the device, or its memory.
@@ -159,10 +166,12 @@ def load_model(
     """Load a model of any method (LRMIL, AHDMIL, HDMIL, ZoomMIL), or its ONNX graphs.
 
     Args:
-        runtime: ``auto`` takes the graphs on a CPU where they and ONNX Runtime are there; else ``torch``, ``onnx``, ``onnx-int8``.
+        runtime: ``auto`` takes the graphs on a CPU where they and ONNX Runtime are there; else ``torch``, ``onnx``,
+            ``onnx-int8``.
 
     Raises:
-        InputError: not a model file, damaged, or graphs of another model. MachineError: the runtime or device is missing.
+        InputError: not a model file, damaged, or graphs of another model. MachineError: the runtime or device is
+            missing.
     """
     from lrmil_cli.inference.runtime import open_predictor
 
@@ -179,14 +188,15 @@ def predict(
         roi: GeoJSON drawn in QuPath; min_inside: share of a tile that must lie inside it.
 
     Raises:
-        NoTissueError: no tile has enough tissue, or none lies in the regions. InputError: the slide or the model cannot be used.
+        NoTissueError: no tile has enough tissue, or none lies in the regions. InputError: the slide or the model cannot
+            be used.
     """
     from contextlib import nullcontext
 
     from lrmil_cli.ahead import in_turn
     from lrmil_cli.files.header import step
     from lrmil_cli.files.tables import as_frame
-    from lrmil_cli.inference.prediction import attention_table, prediction_record
+    from lrmil_cli.inference.record import attention_table, prediction_record
 
     if isinstance(slide, (str, Path)):
         with open_slide(slide) as opened:
@@ -219,7 +229,8 @@ def to_geojson(
         the FeatureCollection.
 
     Raises:
-        UsageError: options that do not fit each other, or a name that QuPath would not open. InputError: nothing to outline.
+        UsageError: options that do not fit each other, or a name that QuPath would not open. InputError: nothing to
+            outline.
     """
     import json
 

@@ -1,4 +1,5 @@
-"""The user's table of slides: which slides, their labels, patients, splits. One reader for every command.
+"""The user's table of slides: which slides, their labels, patients, splits. One reader for every command; its columns
+stand in files/README 3.
 
 A manifest is understood aloud: columns are found by name whatever their case, and by the names that other tools give
 them; what was understood and what was ignored is said (:meth:`Manifest.understood`); what could mean two things is
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.files.names import as_file, fits_file_name
 from lrmil_cli.files.slide_names import slide_id_of
 from lrmil_cli.files.spreadsheet import Row, Spreadsheet, read_spreadsheet
 from lrmil_cli.units import Mpp
@@ -335,7 +337,7 @@ def _entry(
         raise InputError(f"{path}: row {row.number} has no slide")
     if not slide and not slide_id:
         raise InputError(f"{path}: row {row.number} has no slide_id")
-    if "/" in slide_id or "\\" in slide_id or slide_id in (".", "..") or "\0" in slide_id:
+    if slide_id and not fits_file_name(slide_id):
         raise InputError(f"{path}: row {row.number}, slide_id {slide_id!r} cannot be part of a file name")
     slide_id = slide_id_of(slide_id or slide)  # a column of ids often holds file names
     text = row.cells.get(columns.get("label", ""), "")
@@ -394,12 +396,13 @@ def _share(text: str, number: int, path: Path) -> float | None:
 
 
 def _check_ids(entries: list[Entry], path: Path) -> None:
-    counts = Counter(e.slide_id.casefold() for e in entries)  # one file on Windows and macOS
-    twice = next((e.slide_id for e in entries if counts[e.slide_id.casefold()] > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"{path}: slide_id {twice!r} stands in {counts[twice.casefold()]} rows; make them unique (column slide_id)"
-        )
+    """Results are named after the slide id, so that no two may be one file."""
+    counts = Counter(as_file(e.slide_id) for e in entries)
+    for e in entries:
+        if (count := counts[as_file(e.slide_id)]) > 1:
+            raise InputError(
+                f"{path}: slide_id {e.slide_id!r} stands in {count} rows; make them unique (column slide_id)"
+            )
 
 
 def _check_spelling(entries: list[Entry], path: Path) -> None:

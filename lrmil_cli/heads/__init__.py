@@ -1,6 +1,7 @@
-"""MIL aggregation heads behind one interface. A new head: one file here, and its name in the import below."""
+"""MIL aggregation heads behind one interface. A new head: one file here, and its name below (heads/README 7)."""
 
-from lrmil_cli.heads import abmil, clam, dmin, dsmil, dtfd, pooling, transmil, zoommil  # noqa: F401  (importing a head registers it)
+# Importing a head registers it.
+from lrmil_cli.heads import abmil, clam, dmin, dsmil, dtfd, pooling, transmil, zoommil  # noqa: F401
 from lrmil_cli.heads.base import (
     Bag,
     MILHead,
@@ -9,6 +10,7 @@ from lrmil_cli.heads.base import (
     build_head,
     head_defaults,
     head_names,
+    head_sources,
     head_table,
     register,
 )
@@ -21,6 +23,7 @@ __all__ = [
     "build_head",
     "head_defaults",
     "head_names",
+    "head_sources",
     "head_table",
     "register",
 ]

@@ -16,7 +16,7 @@ class ABMIL(MILHead):
 
     ``h = x`` (or ``ReLU(W x)``), ``s = A(h)``, ``alpha = softmax(s)``, ``logits = W sum(alpha h) + b``.
 
-    LRMIL's teacher and student use it plain, hidden width 128, without projection or dropout (method 5.1).
+    LRMIL's teacher and student use it plain, hidden width 128, without projection or dropout (heads/README 3.2).
 
     Args:
         hidden: width of the scorer; gated: tanh * sigmoid instead of tanh; dropout: in projection and scorer.
@@ -25,6 +25,14 @@ class ABMIL(MILHead):
     """
 
     attention_kind = "native"
+    sources = {
+        "hidden": "official code (of LRMIL; Ilse et al. have the same)",
+        "gated": "official code (of LRMIL)",
+        "embed_dim": "official code (of LRMIL)",
+        "dropout": "official code (of LRMIL)",
+        "classifier": "official code (of LRMIL)",
+        "degree": "official code (of HDMIL)",
+    }
 
     def __init__(
         self,

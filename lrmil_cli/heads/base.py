@@ -7,8 +7,9 @@ A head is one file that defines a :class:`MILHead` decorated with :func:`registe
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,13 @@ class Bag(NamedTuple):
 
 
 class PyramidBag(NamedTuple):
-    """One slide at several magnifications, for a head that zooms: features [N_t, D] of each level from the lowest, and of each level but the
-    last the rows int64 [N_t, r_t] of its tiles' children in the next one, -1 for a child that is not there."""
+    """One slide at several magnifications, for a head that zooms.
+
+    Attributes:
+        levels: features [N_t, D] of each level from the lowest.
+        children: of each level but the last the rows int64 [N_t, r_t] of its tiles' children in the next one, -1 for a
+            child that is not there.
+    """
 
     levels: tuple[Tensor, ...]
     children: tuple[Tensor, ...]
@@ -69,7 +75,7 @@ class MILOutput:
 
 
 class MILHead(nn.Module):
-    """Base of all heads. ``forward`` takes ``features`` [N, D] and never sees the label.
+    """Base of all heads (heads/README 1).
 
     ``attention_kind`` is "native" where the head pools with its attention, "derived" where the attention is defined
     for it afterwards.
@@ -79,17 +85,17 @@ class MILHead(nn.Module):
     name: str = ""
     #: What it is called with: a ``bag`` or a ``pyramid``.
     takes: Literal["bag", "pyramid"] = "bag"
+    #: Of each option, where its default comes from: "paper", "official code" (of the head, or of the work named), each
+    #: perhaps with a remark in brackets; or "ours: " and why.
+    sources: ClassVar[dict[str, str]] = {}
+    #: Called as ``head(*bag, generator=...)``; it never sees the label. ``generator`` makes what it draws reproducible.
+    forward: Callable[..., MILOutput]
 
     def __init__(self, in_dim: int, num_classes: int):
         super().__init__()
         self.in_dim = in_dim
         self.num_classes = num_classes
         self.options: dict[str, Any] = {}
-
-    def forward(
-        self, features: Tensor, coords: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> MILOutput:
-        raise TypeError(f"{type(self).__name__} defines no forward")
 
     def loss_terms(
         self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
@@ -102,7 +108,7 @@ class MILHead(nn.Module):
         return {"bag": (1.0, bag_cross_entropy(out.logits, label, class_weights))}
 
     def notes(self, out: MILOutput) -> dict[str, Tensor]:
-        """Scalars of one bag that the training curves show beside the losses, such as the share of the instances that is kept."""
+        """Scalars of one bag that the training curves show beside the losses, such as the share of instances kept."""
         return {}
 
     def config(self) -> dict[str, Any]:
@@ -151,10 +157,13 @@ class Scorer(nn.Module):
 _REGISTRY: dict[str, type[MILHead]] = {}
 
 
-def register(name: str):
+Head = TypeVar("Head", bound=MILHead)
+
+
+def register(name: str) -> Callable[[type[Head]], type[Head]]:
     """Class decorator: make a head known as ``--head NAME``."""
 
-    def add(cls: type[MILHead]) -> type[MILHead]:
+    def add(cls: type[Head]) -> type[Head]:
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -211,3 +220,8 @@ def head_defaults(name: str) -> dict[str, Any]:
     """Options of a head and their default values."""
     parameters = inspect.signature(_REGISTRY[name].__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def head_sources(name: str) -> dict[str, str]:
+    """Where the default of each option of a head comes from, in the order of :func:`head_defaults`."""
+    return {option: _REGISTRY[name].sources[option] for option in head_defaults(name)}

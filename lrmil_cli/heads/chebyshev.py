@@ -1,4 +1,4 @@
-"""CKA classifier: one Kolmogorov-Arnold layer of Chebyshev polynomials, in place of a linear layer (Dong et al., HDMIL)."""
+"""CKA classifier: a Kolmogorov-Arnold layer of Chebyshev polynomials in place of a linear one (Dong et al., HDMIL)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class Chebyshev(nn.Module):
             return torch.einsum("oid,iod->o", self.basis(x), self.theta.float())
 
 
-def make_classifier(kind: str, in_dim: int, out_dim: int, degree: int, *, separate: bool = False) -> nn.Module:
+def make_classifier(
+    kind: str, in_dim: int, out_dim: int, degree: int, *, separate: bool = False
+) -> Chebyshev | nn.Linear:
     """A linear or a CKA classifier.
 
     Raises:
@@ -65,7 +67,7 @@ def make_classifier(kind: str, in_dim: int, out_dim: int, degree: int, *, separa
     return nn.Linear(in_dim, out_dim)
 
 
-def own_logits(classifier: nn.Module, bags: Tensor) -> Tensor:
+def own_logits(classifier: Chebyshev | nn.Linear, bags: Tensor) -> Tensor:
     """Logit c from the embedding of class c: [C, L] -> [C]."""
     if isinstance(classifier, Chebyshev):
         return classifier.own(bags)

@@ -15,7 +15,7 @@ SIZES = {"small": 256, "big": 384}
 
 
 class _CLAM(MILHead):
-    """What both forms share: E, a gated scorer with one row (or one a class), one instance classifier ``L -> 2`` a class.
+    """What both forms share: E, a gated scorer of one row (or one a class), an instance classifier ``L -> 2`` a class.
 
     Args:
         embed_dim, dropout: of E; inside the scorer the dropout is 0.25 wherever ``dropout`` is not 0.
@@ -29,6 +29,20 @@ class _CLAM(MILHead):
 
     attention_kind = "native"
     multi_branch = False
+    sources = {
+        "embed_dim": "official code",
+        "dropout": "official code (its training script, the class has none)",
+        "size": "official code",
+        "hidden": "ours: None leaves it to size",
+        "gated": "official code",
+        "k": "official code",
+        "subtyping": "official code",
+        "inst_loss": "official code (the class; the published commands say svm)",
+        "bag_weight": "official code",
+        "init": "official code (since April 2024, xavier before)",
+        "classifier": "official code",
+        "degree": "official code (of HDMIL)",
+    }
 
     def __init__(
         self,
@@ -69,7 +83,7 @@ class _CLAM(MILHead):
         self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
         if init == "xavier":
             xavier(self)
-            if self.multi_branch and classifier == "linear":  # its C classifiers are separate layers of one output each
+            if self.multi_branch and isinstance(self.classifier, nn.Linear):  # C separate layers of one output each
                 nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
 
     def loss_terms(
@@ -82,15 +96,8 @@ class _CLAM(MILHead):
 
     def instance_loss(self, out: MILOutput, label: int) -> Tensor:
         """``L_inst``, see :func:`lrmil_cli.heads.parts.clustering_loss`."""
-        return clustering_loss(
-            out.extra["instances"],
-            out.extra["rows"].detach(),
-            label,
-            self.instance_classifiers,
-            k=self.k,
-            subtyping=self.subtyping,
-            svm=self.inst_loss == "svm",
-        )
+        h, rows, svm = out.extra["instances"], out.extra["rows"].detach(), self.inst_loss == "svm"
+        return clustering_loss(h, rows, label, self.instance_classifiers, k=self.k, subtyping=self.subtyping, svm=svm)
 
 
 @register("clam_sb")

@@ -1,4 +1,4 @@
-"""DMIN, the dynamic multi-instance network of HDMIL and AHDMIL (Dong et al. 2025): classify from the instances worth it."""
+"""DMIN, the dynamic multi-instance network of HDMIL and AHDMIL (Dong et al. 2025): classify from what is worth it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lrmil_cli.heads.parts import clustering_loss, embedding, xavier
 FALLBACK_SHARE = 0.05
 #: Uniform draws stay this far off 0 and 1, so that the noise is finite.
 UNIFORM_EPS = 1e-6
-#: Above the largest kept score by this much, the weight that a dropped instance would have had counts no further (gradient only).
+#: Above the largest kept score by this much, the weight that a dropped instance would have had counts no further
+#: (gradient only).
 EXPONENT_LIMIT = 10.0
 
 
@@ -25,10 +26,10 @@ EXPONENT_LIMIT = 10.0
 class DMIN(MILHead):
     """Attention row a class, each over the instances that its mask keeps.
 
-    ``h = E(x)``, raw scores ``A`` [C, N] by a gated scorer, ``E_c = sum_n beta_cn h_n`` with the softmax ``beta_c`` over the
-    kept instances, ``logits_c = Phi_c(E_c)`` (method-ahdmil 3). In training a teacher branch (all instances) and a student
-    branch (Gumbel masks) share all parameters and learn from each other; in evaluation the student branch answers, with the
-    mask ``A > 0``.
+    ``h = E(x)``, raw scores ``A`` [C, N] by a gated scorer, ``E_c = sum_n beta_cn h_n`` with the softmax ``beta_c``
+    over the kept instances, ``logits_c = Phi_c(E_c)`` (heads/README 3.7). In training a teacher branch (all instances)
+    and a student branch (Gumbel masks) share all parameters and learn from each other; in evaluation the student branch
+    answers, with the mask ``A > 0``.
 
     Args:
         embed_dim: width of h; hidden: of the scorer; dropout: of both; tau: temperature of the Gumbel masks.
@@ -40,6 +41,23 @@ class DMIN(MILHead):
     """
 
     attention_kind = "native"
+    sources = {
+        "embed_dim": "official code",
+        "hidden": "official code",
+        "dropout": "official code",
+        "retention": "official code (0.7 for two of its four data sets)",
+        "classifier": "paper",
+        "degree": "official code (16 for one of its data sets)",
+        "k": "official code (8 for one of its data sets)",
+        "subtyping": "official code (on for its subtyping data sets)",
+        "tau": "official code",
+        "bag_weight": "official code",
+        "instance_weight": "official code",
+        "kl_weight": "official code",
+        "embed_weight": "official code",
+        "rate_weight": "official code",
+        "detach_teacher": "official code",
+    }
 
     def __init__(
         self,
@@ -65,13 +83,8 @@ class DMIN(MILHead):
         if not 0 < retention <= 1 or tau <= 0 or k < 1:
             raise UsageError("dmin options: retention must be above 0 and at most 1, tau above 0, k at least 1")
         super().__init__(in_dim, num_classes)
-        self.retention, self.k, self.subtyping, self.tau, self.detach_teacher = (
-            retention,
-            k,
-            subtyping,
-            tau,
-            detach_teacher,
-        )
+        self.retention, self.k, self.subtyping = retention, k, subtyping
+        self.tau, self.detach_teacher = tau, detach_teacher
         self.weights = {
             "bag": bag_weight,
             "instance": instance_weight,
@@ -86,7 +99,7 @@ class DMIN(MILHead):
             make_classifier(classifier, embed_dim, 2, degree) for _ in range(num_classes)
         )
         xavier(self)
-        if classifier == "linear":  # C layers of one output each
+        if isinstance(self.classifier, nn.Linear):  # C layers of one output each
             nn.init.normal_(self.classifier.weight, std=(2 / (embed_dim + 1)) ** 0.5)
 
     def forward(
@@ -146,7 +159,7 @@ class DMIN(MILHead):
     def loss_terms(
         self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
     ) -> dict[str, tuple[float, Tensor]]:
-        """Method-ahdmil 3.3: CE of the teacher branch, CLAM's instance loss, KL and MSE between the branches, kept rate.
+        """CE of the teacher branch, instance loss, KL and MSE between the branches, kept rate (heads/README 3.7).
 
         Of an output of evaluation mode, which has one branch, the cross-entropy alone.
         """
@@ -154,20 +167,14 @@ class DMIN(MILHead):
         if "student_logits" not in out.extra:
             return {"bag": (1.0, bag)}
         teacher, full = out.logits, out.embedding
+        assert full is not None  # forward gives one a class
         if self.detach_teacher:
             teacher, full = teacher.detach(), full.detach()
         log_teacher, log_student = torch.log_softmax(teacher, 0), torch.log_softmax(out.extra["student_logits"], 0)
+        h, rows, instance = out.extra["instances"], out.extra["rows"].detach(), self.instance_classifiers
         losses = {
             "bag": bag,
-            "instance": clustering_loss(
-                out.extra["instances"],
-                out.extra["rows"].detach(),
-                int(label),
-                self.instance_classifiers,
-                k=self.k,
-                subtyping=self.subtyping,
-                svm=True,
-            ),
+            "instance": clustering_loss(h, rows, int(label), instance, k=self.k, subtyping=self.subtyping, svm=True),
             "kl": (log_teacher.exp() * (log_teacher - log_student)).sum(),
             "embed": F.mse_loss(out.extra["student_embedding"].float(), full.float()),
             "rate": (out.extra["rate"] - self.retention) ** 2,
@@ -175,7 +182,8 @@ class DMIN(MILHead):
         return {name: (self.weights[name], loss) for name, loss in losses.items()}
 
     def notes(self, out: MILOutput) -> dict[str, Tensor]:
-        """The share kept: of the random masks in training, which the rate loss steers, and of the hard one in evaluation, which it does not."""
+        """The share kept: of the random masks in training, which the rate loss steers, and of the hard one in
+        evaluation, which it does not."""
         return {"kept": out.extra["rate"]}
 
 
@@ -186,13 +194,12 @@ def straight_through(soft: Tensor) -> Tensor:
 
 
 def gumbel_mask(scores: Tensor, tau: float, generator: torch.Generator | None = None) -> Tensor:
-    """Random mask of training: 0 or 1 of the shape of ``scores``, kept with probability ``sigma(score)`` whatever ``tau`` is.
+    """Random mask of training, 0 or 1, shaped as ``scores``: 1 with probability ``sigma(score)`` whatever ``tau`` is.
 
     ``s = sigma((A + g1 - g2) / tau)`` with Gumbel noise, whose difference is logistic: ``log u - log(1 - u)``.
     """
-    u = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype).clamp(
-        UNIFORM_EPS, 1 - UNIFORM_EPS
-    )
+    u = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype)
+    u = u.clamp(UNIFORM_EPS, 1 - UNIFORM_EPS)
     return straight_through(torch.sigmoid((scores + torch.log(u) - torch.log1p(-u)) / tau))
 
 
@@ -205,7 +212,8 @@ def union_rate(mask: Tensor) -> Tensor:
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax of each row over the instances with mask 1: scores, mask [C, N] -> weights [C, N], 0 where the mask is 0.
 
-    The largest kept score is subtracted, so nothing overflows; the gradient reaches the mask. Each row must keep something.
+    The largest kept score is subtracted, so nothing overflows; the gradient reaches the mask. Each row must keep
+    something.
     """
     top = scores.detach().masked_fill(mask.detach() < 0.5, -torch.inf).amax(1, keepdim=True)
     weights = mask * torch.exp((scores - top).clamp(max=EXPONENT_LIMIT))
@@ -213,10 +221,10 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def settle(mask: Tensor, scores: Tensor, share: float = FALLBACK_SHARE) -> tuple[Tensor, Tensor]:
-    """A mask in which every class keeps something (method-ahdmil 7, empty selections).
+    """A mask in which every class keeps something (heads/README 3.7).
 
-    A class that keeps nothing gets the union of all classes; if that is empty too, the ``max(1, ceil(share N))`` instances
-    of the highest mean score.
+    A class that keeps nothing gets the union of all classes; if that is empty too, the ``max(1, ceil(share N))``
+    instances of the highest mean score.
 
     Args:
         mask: [C, N] of 0 and 1 (its gradient is passed on); scores: [C, N].

@@ -16,7 +16,8 @@ class DSMIL(MILHead):
     """Similarity to the critical instance of each class, beside max-pooling of instance logits.
 
     Two streams: instance logits ``z_i = Wi x_i + bi`` with ``m_c = argmax_i z_i[c]``, and bag logits from
-    ``s_ci = q(x_i) . q(x_mc) / sqrt(Q)``, ``B_c = sum softmax_i(s_c)_i v(x_i)``, ``logits_k = sum_cd F[k,c,d] B[c,d] + f_k``.
+    ``s_ci = q(x_i) . q(x_mc) / sqrt(Q)``, ``B_c = sum softmax_i(s_c)_i v(x_i)``,
+    ``logits_k = sum_cd F[k,c,d] B[c,d] + f_k``.
 
     Args:
         query_dim: Q; nonlinear_q: q is Linear, ReLU, Linear, tanh instead of one linear layer.
@@ -28,6 +29,16 @@ class DSMIL(MILHead):
     """
 
     attention_kind = "native"
+    sources = {
+        "query_dim": "official code",
+        "nonlinear_q": "official code",
+        "passing_v": "official code",
+        "dropout": "official code",
+        "loss": "ours: that of every other head, so that probabilities and distilled logits mean the same",
+        "average": "official code",
+        "drop_instances": "official code",
+        "init": "official code (its current training script)",
+    }
 
     def __init__(
         self,

@@ -35,12 +35,24 @@ class DTFD(MILHead):
 
     Args:
         embed_dim: width of h; hidden: of both scorers; groups: G; residual_blocks: after the embedding.
-        distill: "afs" (``b_g``), "maxs" (the instances of the highest class activation) or "maxmins" (and of the lowest).
-        total_instances: distilled a bag in ``maxs`` and ``maxmins``; a pseudo-bag gives ``total_instances // G`` at each end.
-        inference_groupings: groupings whose probabilities are averaged in evaluation; grouping_seed: of these groupings.
+        distill: "afs" (``b_g``), "maxs" (the instances of the highest class activation) or "maxmins" (and of the
+            lowest).
+        total_instances: distilled a bag in ``maxs`` and ``maxmins``; a pseudo-bag gives ``total_instances // G`` at
+            each end.
+        inference_groupings: groupings whose probabilities are averaged in evaluation; grouping_seed: of these.
     """
 
     attention_kind = "native"
+    sources = {
+        "embed_dim": "official code",
+        "hidden": "official code",
+        "groups": "official code",
+        "distill": "official code",
+        "total_instances": "official code",
+        "residual_blocks": "official code",
+        "inference_groupings": "official code",
+        "grouping_seed": "ours: published groupings are random in evaluation too",
+    }
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +46,13 @@ def smooth_svm(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tens
 
 
 def clustering_loss(
-    h: Tensor, rows: Tensor, label: int, classifiers: Sequence[nn.Module], *, k: int, subtyping: bool, svm: bool
+    h: Tensor, rows: Tensor, label: int, classifiers: nn.ModuleList, *, k: int, subtyping: bool, svm: bool
 ) -> Tensor:
-    """CLAM's instance loss: the ``k`` most attended instances of the slide's class are examples of it, the ``k`` least are not.
+    """CLAM's instance loss (heads/README 2.4): the ``k`` most attended instances of the slide's class are examples of
+    it, the ``k`` least are not.
 
-    The choice carries no gradient, the instances do. ``k' = min(k, N // 2)``, so that no instance is in both sets; a bag of
-    one has loss 0.
+    The choice carries no gradient, the instances do. ``k' = min(k, N // 2)``, so that no instance is in both sets; a
+    bag of one has loss 0.
 
     Args:
         h: instances [N, L]; rows: attention [C, N], or [1, N] for all classes; classifiers: ``L -> 2``, one a class.
@@ -66,10 +66,8 @@ def clustering_loss(
     for c, classifier in enumerate(classifiers):
         order = rows[c if len(rows) > 1 else 0].argsort(descending=True, stable=True)
         if c == label:
-            picked, target = (
-                torch.cat([order[:k], order[-k:]]),
-                torch.arange(2, device=h.device).flip(0).repeat_interleave(k),
-            )
+            picked = torch.cat([order[:k], order[-k:]])
+            target = torch.arange(2, device=h.device).flip(0).repeat_interleave(k)
         elif subtyping:
             picked, target = order[:k], torch.zeros(k, dtype=torch.long, device=h.device)
         else:
@@ -92,4 +90,5 @@ def orthogonal(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv1d)):
             nn.init.orthogonal_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -47,6 +47,11 @@ class MeanPool(_Pooling):
         embed_dim: width of E; None for a linear probe on the mean feature. dropout: of E.
     """
 
+    sources = {
+        "embed_dim": "ours: as maxpool, so that the two differ in nothing but the pooling",
+        "dropout": "ours: as maxpool, so that the two differ in nothing but the pooling",
+    }
+
     def __init__(self, in_dim: int, num_classes: int, *, embed_dim: int | None = 512, dropout: float = 0.25):
         super().__init__(in_dim, num_classes, embed_dim, dropout)
 
@@ -67,6 +72,12 @@ class MaxPool(_Pooling):
     Args:
         embed_dim, dropout: of E; mode: "instance" or "feature".
     """
+
+    sources = {
+        "embed_dim": "official code (of CLAM)",
+        "dropout": "official code (of CLAM: its training script, the class has none)",
+        "mode": "official code (of CLAM)",
+    }
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ def _wide(t: Tensor) -> Tensor:
 
 
 class NystromAttention(nn.Module):
-    """Self-attention of [n, E] tokens through ``landmarks`` means of consecutive rows, plus a convolution of the values.
+    """Self-attention of [n, E] tokens through ``landmarks`` means of consecutive rows, and a convolution of the values.
 
     Zero rows in front fill the sequence up to a multiple of ``landmarks``; of the result the last n rows are kept.
     """
@@ -114,6 +114,14 @@ class TransMIL(MILHead):
     """
 
     attention_kind = "derived"
+    sources = {
+        "embed_dim": "official code",
+        "heads": "official code",
+        "landmarks": "official code (half of embed_dim)",
+        "iterations": "official code",
+        "dropout": "official code",
+        "attention": "ours: a distribution, which the published row is not",
+    }
 
     def __init__(
         self,
@@ -147,9 +155,9 @@ class TransMIL(MILHead):
     ) -> MILOutput:
         check_bag(features, self.in_dim)
         n = len(features)
-        order = (
-            reading_order(coords.to(features.device)) if coords is not None else torch.arange(n, device=features.device)
-        )
+        order = torch.arange(n, device=features.device)
+        if coords is not None:
+            order = reading_order(coords.to(features.device))
         h = self.project(features[order])
         side = math.isqrt(n - 1) + 1  # the smallest square that holds them
         x = torch.cat([self.class_token.unsqueeze(0), h, h[: side * side - n]])
@@ -158,14 +166,12 @@ class TransMIL(MILHead):
         y = self.norm2(x)
         x = x + self.layer2(y)
         bag = self.norm(x[0])
-        weights = self.layer2.first_token(y, self.attention)
-        weights = torch.cat(
-            [weights[: side * side - n] + weights[n:], weights[side * side - n : n]]
-        )  # copies go to their original
-        scores = torch.log(weights.clamp(min=1e-12))[order.argsort()]
-        return MILOutput(
-            self.classifier(bag).float(), scores, torch.softmax(scores, 0), bag, extra={"instances": h[order.argsort()]}
-        )
+        weights, copies = self.layer2.first_token(y, self.attention), side * side - n
+        weights = torch.cat([weights[:copies] + weights[n:], weights[copies:n]])  # copies go to their original
+        back = order.argsort()
+        scores = torch.log(weights.clamp(min=1e-12))[back]
+        logits = self.classifier(bag).float()
+        return MILOutput(logits, scores, torch.softmax(scores, 0), bag, extra={"instances": h[back]})
 
 
 def reading_order(coords: Tensor) -> Tensor:

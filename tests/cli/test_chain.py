@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lrmil_cli.encoders.spec import load_encoder_file
+from lrmil_cli.encoders.encoder_file import load_encoder_file
 from lrmil_cli.files.tables import read_table
 from tests.conftest import shell
 from tests.unit.qupath.test_geojson import check_contract
@@ -127,14 +127,18 @@ def test_the_pipe_from_slide_to_qupath(chain, tmp_path):
 
 def test_lists_on_stdin_manifests_and_folders_give_the_same(chain, tmp_path):
     slides = chain.manifest.parent / "slides"
-    line = f"ls '{slides}'/s0[0-2].svs | lrmil tile - --mpp 2.0 --tile-px 128 -o a --json | lrmil predict - -m '{chain.model}' -o p --json"
+    line = (
+        f"ls '{slides}'/s0[0-2].svs | lrmil tile - --mpp 2.0 --tile-px 128 -o a --json "
+        f"| lrmil predict - -m '{chain.model}' -o p --json"
+    )
     done = shell(line, tmp_path)
     assert done.returncode == 0, done.stderr
     records = [json.loads(x) for x in done.stdout.splitlines()]
     assert [r["slide_id"] for r in records] == ["s00", "s01", "s02"] and all(r["status"] == "ok" for r in records)
     assert (
         shell(
-            f"lrmil tile '{slides}' --mpp 2.0 --tile-px 128 -o b -q && lrmil tile '{chain.manifest}' --mpp 2.0 --tile-px 128 -o c -q",
+            f"lrmil tile '{slides}' --mpp 2.0 --tile-px 128 -o b -q && lrmil tile '{chain.manifest}' --mpp 2.0 "
+            "--tile-px 128 -o c -q",
             tmp_path,
         ).returncode
         == 0
@@ -424,7 +428,7 @@ def test_stage_1_goes_on_where_it_stopped(chain, tmp_path, lrmil, monkeypatch):
         "3",
     ]
     assert lrmil(*args, "-o", tmp_path / "whole.safetensors").code == 0
-    original, saved = encoder._save_checkpoint, []
+    original, saved = encoder.save_checkpoint, []
 
     def stop_after_two(*a):
         original(*a)
@@ -432,10 +436,10 @@ def test_stage_1_goes_on_where_it_stopped(chain, tmp_path, lrmil, monkeypatch):
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoder, "_save_checkpoint", stop_after_two)
+    monkeypatch.setattr(encoder, "save_checkpoint", stop_after_two)
     stopped = lrmil(*args, "-o", tmp_path / "part.safetensors")
     assert stopped.code == 130 and not (tmp_path / "part.safetensors").exists()
-    monkeypatch.setattr(encoder, "_save_checkpoint", original)
+    monkeypatch.setattr(encoder, "save_checkpoint", original)
     resumed = lrmil(*args, "-o", tmp_path / "part.safetensors")
     assert resumed.code == 0 and "resumed after epoch 2" in resumed.err
     from safetensors.numpy import load_file

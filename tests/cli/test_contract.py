@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SHARED, blob_image, needs_shared, shell, write_tiff
+from lrmil_cli.commands.all_commands import COMMANDS
+from tests.conftest import SHARED, WINDOWS, blob_image, needs_shared, not_on_windows, shell, write_tiff
 
 
 def check_failed(said, code, says, folder: Path, allowed=()):
@@ -25,26 +26,18 @@ def check_failed(said, code, says, folder: Path, allowed=()):
 
 
 # ---- start-up ----------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["--help"],
-        ["tile", "--help"],
-        ["predict", "--help"],
-        ["evaluate", "--help"],
-        ["export-geojson", "--help"],
-        ["doctor", "--help"],
-    ],
-)
-def test_help_imports_nothing_heavy(args):
+def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from lrmil_cli.app import run; code = run(sys.argv[1:]);"
-        "heavy = {'torch', 'timm', 'pandas', 'tiffslide', 'sklearn', 'matplotlib', 'h5py', 'shapely', 'cv2'} & set(sys.modules);"
-        "print(heavy, file=sys.stderr); sys.exit(code or bool(heavy))"
+        "import sys; from lrmil_cli.app import run; from lrmil_cli.commands.all_commands import COMMANDS\n"
+        "codes = [run([*name, '--help']) for name in [[], *([n] for n in COMMANDS)]]\n"
+        "heavy = {'torch', 'timm', 'pandas', 'tiffslide', 'sklearn', 'matplotlib', 'h5py', 'shapely', 'cv2'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        "sys.exit(any(codes) or bool(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
+    assert done.stdout.count("Usage: ") == len(COMMANDS) + 1
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_export_geojson_runs_without_torch(tmp_path):
@@ -379,7 +372,7 @@ def test_output_that_cannot_be_written(tmp_path, lrmil, slide):
     check_failed(lrmil("tile", slide, "-o", tmp_path / "file" / "t.csv"), 5, "cannot write", tmp_path, ["file"])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk(tmp_path, chain):
     small = tmp_path / "small"
     small.mkdir()
@@ -391,7 +384,8 @@ def test_a_full_disk(tmp_path, chain):
         for line in (
             f"tile '{slide}' --mpp 0.1 --tile-px 64 --allow-upsample -o small/t.csv",
             f"embed '{chain.tiles_hr}/s00.tiles.csv' --encoder demo-vit -o small/f.h5",
-            f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder '{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
+            f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder "
+            f"'{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
             f"predict '{slide}' -m '{chain.model}' -o small/p --overlay small/o.png",
         ):
             done = shell(f"{sys.executable} -m lrmil_cli {line}", tmp_path)
@@ -434,6 +428,7 @@ def interrupt(args, folder, when, cwd):
     return process.returncode, "".join(lines) + rest
 
 
+@not_on_windows
 @pytest.mark.parametrize("command", ["tile", "embed", "distill-encoder", "train-teacher", "distill-student", "predict"])
 def test_ctrl_c(command, chain, tmp_path):
     slides, many = chain.manifest.parent / "slides", ["--epochs", "100000", "--patience", "100000"]
@@ -587,7 +582,8 @@ def test_an_output_below_a_file_cannot_be_written(chain, tmp_path, lrmil):
         ["train-teacher", chain.manifest, "--features", chain.teacher / "features", "--epochs", "1"],
     ):
         said = lrmil(*line, "-o", tmp_path / "file" / "out")
-        assert said.code == 5 and "Not a directory" in said.err and "free space" not in said.err, said.err
+        assert said.code == 5 and "cannot write" in said.err and "free space" not in said.err, said.err
+        assert WINDOWS or "Not a directory" in said.err, said.err
 
 
 def test_info_of_folders_and_of_damaged_models(chain, tmp_path, lrmil):

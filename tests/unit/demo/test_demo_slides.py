@@ -2,9 +2,11 @@
 
 import json
 
+import geojson
 import numpy as np
 
-from lrmil_cli.demo.paint import RECIPE_NAMES, render_slide, render_tiles
+from lrmil_cli.demo.paint import render_slide
+from lrmil_cli.demo.pretraining_tiles import RECIPE_NAMES, render_tiles
 from lrmil_cli.demo.slides import lesion_geojson, make_slide, plan_cohort
 from lrmil_cli.slides.slide import open_slide
 
@@ -23,7 +25,9 @@ def test_slides_open_with_scale_pyramid_and_outlines_inside(tmp_path):
         assert [l.downsample for l in slide.levels] == [1, 4, 16]
     assert outlines and all(((0 <= o) & (o <= 1536)).all() and (o[0] == o[-1]).all() for o in outlines)
     assert make_slide(tmp_path / "n.svs", seed=1, positive=False, size_px=1536) == []
-    doc = json.loads(lesion_geojson(outlines))
+    text = lesion_geojson(outlines)
+    doc = json.loads(text)
+    assert geojson.loads(text).is_valid and len(doc["features"]) == len(outlines)
     assert doc["features"][0]["properties"] == {
         "objectType": "annotation",
         "classification": {"name": "Lesion", "color": [200, 0, 0]},
@@ -35,7 +39,7 @@ def test_the_lesion_is_told_by_texture_at_20x_and_not_by_colour():
     for seed in range(3):
         rgb, lesion = render_slide(seed, True, 1536)
         grey = rgb.mean(2)
-        cells = lambda mask: [grey[y * 4 : y * 4 + 32, x * 4 : x * 4 + 32] for y, x in np.argwhere(mask)[::97]]  # noqa: B023
+        cells = lambda m: [grey[y * 4 : y * 4 + 32, x * 4 : x * 4 + 32] for y, x in np.argwhere(m)[::97]]  # noqa: B023
         dark = [p for p in cells(lesion) if p.mean() < 150]
         benign = [p for p in cells(~lesion) if p.mean() < 150]
         inside += [p.std() for p in dark]

@@ -31,7 +31,6 @@ def test_defaults(tmp_path):
     ("text", "says"),
     [
         ("slide,label\na.svs,x\na.svs,y\n", "slide_id 'a' stands in 2 rows"),
-        ("slide,label\nx/a.svs,x\ny/A.svs,y\n", "slide_id 'a' stands in 2 rows"),
         ("slide,label,patient_id,split\na.svs,x,p,train\nb.svs,y,p,test\n", "patient 'p' is in two parts"),
         ("slide,label\na.svs,x\nb.svs,x\nc.svs,y\n", "'y' stands in one slide only"),
         ("slide,label\na.svs,x\nb.svs,x\n", "only one label"),

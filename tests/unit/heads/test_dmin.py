@@ -1,4 +1,4 @@
-"""DMIN and its Chebyshev classifier against their formulas (method-ahdmil 3, 4 and 12)."""
+"""DMIN and its Chebyshev classifier against their formulas (heads/README 2.5 and 3.7)."""
 
 import math
 

@@ -1,13 +1,18 @@
 """Promises of every head (all that are registered); each head against its formulas is in test_head_formulas.py."""
 
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from lrmil_cli import heads
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.files.header import make_header, step
-from lrmil_cli.heads import Bag, build_head, head_defaults, head_names
+from lrmil_cli.heads import Bag, build_head, head_defaults, head_names, head_sources
 from lrmil_cli.heads.checkpoint import load_head, save_head
 from lrmil_cli.training.loop import TrainSettings, fit_head, predict_bags
 
@@ -243,29 +248,45 @@ def test_options_are_checked():
             build_head(name, 8, 2, options)
 
 
+def door_plate():
+    """Rows of three cells in the tables of heads/README."""
+    text = Path(heads.__file__).with_name("README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [row for row in rows if len(row) == 3]
+
+
+def test_every_default_has_a_source_and_stands_on_the_door_plate():
+    told = {name: {} for name in (*head_names(), "zoommil")}
+    for names, options, source in door_plate():
+        for option, value in re.findall(r"`(\w+)=([^`]*)`", options):
+            for name in names.split(", "):
+                told[name][option] = (value, source)
+    for name, options in told.items():
+        shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in head_defaults(name).items()}
+        assert options == {k: (v, head_sources(name)[k]) for k, v in shown.items()}, name
+        for source in head_sources(name).values():
+            assert re.fullmatch(r"(paper|official code)( \(.+\))?|ours: .+", source), source
+
+
 @pytest.mark.parametrize(
-    ("name", "options", "count"),
-    [
-        ("abmil", {}, 66_819),
-        ("abmil", {"gated": True}, 132_483),
-        ("meanpool", {}, 263_682),
-        ("maxpool", {}, 263_682),
-        ("clam_sb", {}, 528_647),
-        ("clam_mb", {}, 528_904),
-        ("dmin", {}, 565_762),
-        ("abmil", {"classifier": "cka"}, 66_819 - 1026 + 512 * 2 * 13),
-        ("dsmil", {}, 85_252),
-        ("transmil", {}, 2_410_002),
-        ("dtfd", {}, 527_110),
-    ],
+    "row", [r for r in door_plate() if re.fullmatch(r"[\d,]+", r[2])], ids=lambda r: f"{r[0]} {r[1]}"
 )
-def test_parameter_counts_of_the_published_sizes(name, options, count):
-    head = build_head(name, 512, 2, options)
-    assert sum(p.numel() for p in head.parameters()) == count
+def test_parameter_counts_of_the_published_sizes(row):
+    names, option, count = row
+    key, _, value = option.partition("=")
+    for name in names.split(", "):
+        head = build_head(name, 512, 2, {key: json.loads(value)} if key else {})
+        assert f"{sum(p.numel() for p in head.parameters()):,}" == count
+
+
+def test_a_chebyshev_classifier_takes_the_place_of_the_linear_one():
+    linear, cka = (build_head("abmil", 512, 2, {"classifier": c}) for c in ("linear", "cka"))
+    size = [sum(p.numel() for p in head.parameters()) for head in (linear, cka)]
+    assert size[1] == size[0] - (512 * 2 + 2) + 512 * 2 * 13
 
 
 def test_help_names_every_head():
-    from lrmil_cli.commands.options import Head
+    from lrmil_cli.commands.head_options import Head
 
     text = Head.__metadata__[0].help
     assert all(name in text for name in head_names())

@@ -144,9 +144,9 @@ def test_size_and_options():
         make()(*Bag(torch.zeros(3, 12)))
 
 
-def test_no_children_at_all_leaves_the_lowest_level():
-    head = make()
-    bag = PyramidBag((torch.randn(4, 12), torch.zeros(0, 12)), (torch.full((4, 4), -1),))
+@pytest.mark.parametrize("levels", [2, 3])
+def test_no_children_at_all_leaves_the_lowest_level(levels):
+    head, bag = make(levels), pyramid(4, levels=levels, missing=1.1)
     for mode in (True, False):
         out = head.train(mode)(*bag)
         assert torch.isfinite(out.logits).all() and "selected0" not in out.extra

@@ -16,7 +16,11 @@ from lrmil_cli import api
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
 
 ROOT = Path(__file__).resolve().parents[3]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "lrmil_cli" / "README.md").read_text(encoding="utf-8"), re.S)
+BLOCKS = [
+    b
+    for page in ("README.md", "lrmil_cli/README.md")
+    for b in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.S)
+]
 
 
 @pytest.fixture
@@ -30,16 +34,17 @@ def desk(chain, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_examples_run(desk, block, capsys):
-    exec(compile(block, "lrmil_cli/README.md", "exec"), {})
+    exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_the_import_is_light():
-    code = "import sys, lrmil_cli, lrmil_cli.api; print([m for m in ('torch', 'pandas', 'numpy', 'timm', 'typer') if m in sys.modules])"
+    heavy = ("torch", "pandas", "numpy", "timm", "typer")
+    code = f"import sys, lrmil_cli, lrmil_cli.api; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"
     assert set(lrmil_cli.__all__) == set(api.__all__) <= set(dir(lrmil_cli))
     with pytest.raises(AttributeError, match="no attribute 'predictt'"):
