@@ -85,7 +85,9 @@ def run(args: Sequence[str]) -> int:
         _close_stdout()
         return _fail(f"cannot write to standard output: {e.strerror}; free space, or write to a file elsewhere", 5)
     except MemoryError:
-        return _fail("out of memory; try a smaller --batch-size", 5)
+        return _fail(
+            "out of memory; close other programs, or lower --batch-size or --workers where the command has them", 5
+        )
     except Exception as e:
         # The command line parser's errors; their module differs between versions of typer.
         if hasattr(e, "format_message"):

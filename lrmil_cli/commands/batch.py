@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lrmil_cli.ahead import in_turn
+from lrmil_cli.commands.options import debug
 from lrmil_cli.commands.report import Report, printable
 from lrmil_cli.errors import LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
@@ -83,6 +84,15 @@ class Item(Protocol):
 
 
 T = TypeVar("T", bound=Item)
+FAILURE_COLUMNS = ["slide", "slide_id", "status", "error"]
+
+
+def failures_folder(output: str, many: bool) -> Path | None:
+    """Where a batch lists what failed; a slide alone is listed only in a folder that is there, as jobs of an array
+    share it."""
+    return Path(output) if output != "-" and (many or Path(output).is_dir()) else None
+
+
 #: What a ``work`` of :func:`run_batch` that has a part to be done ahead of its turn is annotated with.
 Turn = Generator[None, None, Outcome]
 
@@ -107,7 +117,8 @@ def run_batch(
         dry_run: ``work`` only plans; nothing is written, and what was found is summed up.
 
     Raises:
-        LrmilError: of the only item; PartialError if some of several failed; InputError if all did.
+        LrmilError: of the only item; PartialError if some of several failed; InputError if all did. Whatever else one
+            of several raises is that item's failure too; of the only one it goes through, as an internal error.
     """
     failures: list[tuple[Item, str, LrmilError]] = []
     outcomes: list[Outcome] = []
@@ -116,12 +127,14 @@ def run_batch(
         started = time.perf_counter()
         record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
         try:
-            outcome = finish()
+            outcome = _guarded(finish, item, alone=len(items) == 1)
         except LrmilError as e:
             status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
             failures.append((item, status, e))
             report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
             if len(items) == 1:
+                if failures_in is not None:
+                    _write_failures(failures_in / "failures.csv", items, failures)
                 raise
             print(printable(f"{item.slide_id}: {status}: {e}"), file=sys.stderr, flush=True)
             if fail_fast:
@@ -142,8 +155,8 @@ def run_batch(
             report.say(f"{item.slide_id}: {outcome.message}")
     if dry_run:
         report.say(_summary(outcomes, len(failures)))
-    if failures_in is not None and len(items) > 1:
-        _write_failures(failures_in / "failures.csv", failures)
+    if failures_in is not None:
+        _write_failures(failures_in / "failures.csv", items, failures)
     if failures:
         where = f", listed in {failures_in / 'failures.csv'}" if failures_in is not None else ""
         text = f"{len(failures)} of {len(items)} slides failed{where}"
@@ -162,6 +175,23 @@ def _turns(work: Callable[[T], Outcome | Turn], items: Sequence[T], ahead: int) 
         yield from (partial(_outcome, work, item) for item in items)
 
 
+def _guarded(finish: Callable[[], Outcome], item: Item, *, alone: bool) -> Outcome:
+    """What becomes of an item. Libraries raise what they like at a file that nobody foresaw: it must not end a night's
+    batch."""
+    try:
+        return finish()
+    except (LrmilError, BrokenPipeError):
+        raise
+    except Exception as e:
+        if alone or debug.get():
+            raise
+        # Memory that runs out is of a class without words.
+        text = " ".join(str(e).split())[:300] or "no further words"
+        raise LrmilError(
+            f"{item.path}: internal error: {type(e).__name__}: {text} (add --debug for the traceback)"
+        ) from e
+
+
 def _outcome(work: Callable[[T], Outcome | Turn], item: T) -> Outcome:
     outcome = work(item)
     assert isinstance(outcome, Outcome)  # generator functions were told apart before
@@ -178,17 +208,31 @@ def _summary(outcomes: list[Outcome], failures: int) -> str:
     )
 
 
-def _write_failures(path: Path, failures: list[tuple[Item, str, LrmilError]]) -> None:
-    if not failures:
+def _write_failures(path: Path, items: Sequence[Item], failures: list[tuple[Item, str, LrmilError]]) -> None:
+    """Say in ``failures.csv`` what became of this batch. Rows of other slides stay: jobs of an array share a folder."""
+    done = {_plain(i.slide_id) for i in items}
+    rows = [row for row in _listed_failures(path) if row[1] not in done]
+    rows += [[*map(_plain, (str(i.path), i.slide_id)), status, _plain(str(e))] for i, status, e in failures]
+    if not rows:
         remove(path)  # a list of an earlier run would be untrue now
         return
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["slide", "slide_id", "status", "error"])
-    # Nothing reads it again but people, whose spreadsheet must not run a file name as a formula.
-    plain = lambda text: f"'{text}" if is_formula(text) else text  # noqa: E731
-    writer.writerows([plain(str(i.path)), plain(i.slide_id), status, plain(str(e))] for i, status, e in failures)
+    writer.writerows([FAILURE_COLUMNS, *rows])
     write_text(path, sink.getvalue())
+
+
+def _listed_failures(path: Path) -> list[list[str]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as fh:
+            return [row for row in csv.reader(fh) if len(row) == len(FAILURE_COLUMNS) and row != FAILURE_COLUMNS]
+    except (OSError, ValueError, csv.Error):  # none, or one that people wrote over: it is made anew
+        return []
+
+
+def _plain(text: str) -> str:
+    """A cell for people, whose spreadsheet must not run a file name as a formula."""
+    return f"'{text}" if is_formula(text) else text
 
 
 def _since(started: float) -> float:

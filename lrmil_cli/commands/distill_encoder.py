@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrmil_cli.commands import encoder_options, head_options, options, stage1_options
+import typer
+
+from lrmil_cli.commands import cohort, encoder_options, head_options, options, stage1_options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
 
 def distill_encoder(
+    ctx: typer.Context,
     pairs: stage1_options.Pairs,
     encoder: encoder_options.Encoder,
     output: stage1_options.Output,
@@ -28,6 +31,10 @@ def distill_encoder(
     steps_per_epoch: stage1_options.StepsPerEpoch = None,
     max_tiles_per_slide: stage1_options.MaxTilesPerSlide = None,
     slides: stage1_options.Slides = None,
+    label: cohort.Label = None,
+    drop_missing: cohort.DropMissing = False,
+    classes: cohort.Classes = None,
+    class_map: cohort.ClassMap = None,
     fold: stage1_options.Fold = None,
     folds: head_options.Folds = 5,
     teacher: stage1_options.Teacher = None,
@@ -82,14 +89,15 @@ def distill_encoder(
     with join(device) as (world, where):
         if not world.first:
             report.mute()
-        cohort = collect(pairs, slides, fold, folds, teacher, seed)
-        if cohort.left_out:
+        listed = cohort.read_cohort(report, slides, ctx.params, need_slides=False) if slides else None
+        paired = collect(pairs, listed, fold, folds, teacher, seed)
+        if paired.left_out:
             report.warn(
-                f"{cohort.left_out} of {cohort.pairs} HR tiles are left out: they overlap others, "
+                f"{paired.left_out} of {paired.pairs} HR tiles are left out: they overlap others, "
                 "or lie off the cells of their LR tile; tile the HR side with `lrmil tile` to learn from all"
             )
-        tile_px = cohort.slides[0].header["hr"]["settings"]["tile_px"]
-        ratio = cohort.slides[0].ratio
+        tile_px = paired.slides[0].header["hr"]["settings"]["tile_px"]
+        ratio = paired.slides[0].ratio
         model = load_encoder(
             encoder,
             tile_px=tile_px,
@@ -130,7 +138,7 @@ def distill_encoder(
                 f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}"
             )
         result = run(
-            cohort,
+            paired,
             model,
             encoder,
             settings,

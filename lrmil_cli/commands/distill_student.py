@@ -7,7 +7,7 @@ from textwrap import fill
 
 import typer
 
-from lrmil_cli.commands import encoder_options, head_options, options, selective_options, student_options
+from lrmil_cli.commands import cohort, encoder_options, head_options, options, selective_options, student_options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.student_ahdmil import distill_screened
 from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method
@@ -29,6 +29,10 @@ def distill_student(
     teacher: student_options.Teacher = None,
     features: student_options.Features = None,
     lr_features: student_options.LrFeatures = None,
+    label: cohort.Label = None,
+    drop_missing: cohort.DropMissing = False,
+    classes: cohort.Classes = None,
+    class_map: cohort.ClassMap = None,
     baseline_encoder: student_options.BaselineEncoder = None,
     no_baseline: student_options.NoBaseline = False,
     mid_pairs: selective_options.MidPairs = None,
@@ -94,7 +98,6 @@ def distill_student(
     from lrmil_cli.distill.settings import preset_settings
     from lrmil_cli.distill.student_encoders import EncoderArgs
     from lrmil_cli.evaluation.receipt_page import headline
-    from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.recipes import train_settings
 
@@ -117,7 +120,7 @@ def distill_student(
             "--hard feature without --proj-dim changes neither attention nor prediction: the features are frozen"
         )
     result = train_student(
-        read_manifest(manifest, need_labels=True),
+        cohort.read_cohort(report, manifest, values),
         tiles=tiles,
         pairs=pairs,
         encoder=EncoderArgs(encoder, input_size, embedding, random_init),

@@ -80,7 +80,7 @@ def doctor(
         from lrmil_cli.slides.tiles import TileSettings
         from lrmil_cli.units import Mpp
 
-        slides = expand_slides([p for p in paths or [] if not p.endswith((".safetensors", ".onnx"))])
+        slides = expand_slides([p for p in paths or [] if not p.endswith((".safetensors", ".onnx"))], say=report.say)
         opened = []
         for file in files:
             checks, good = check_model(file)

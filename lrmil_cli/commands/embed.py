@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lrmil_cli.commands import encoder_options, options
-from lrmil_cli.commands.batch import Outcome, Turn, run_batch
+from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
@@ -117,6 +117,6 @@ def embed(
         one,
         report,
         fail_fast=fail_fast,
-        failures_in=Path(output) if many else None,
+        failures_in=failures_folder(output, many),
         ahead=slides_ahead(where),
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import cohort, options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -81,9 +81,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def evaluate(
+    ctx: typer.Context,
     predictions: Predictions,
     output: Output,
     slides: Slides = None,
+    label: cohort.Label = None,
+    drop_missing: cohort.DropMissing = False,
+    classes: cohort.Classes = None,
+    class_map: cohort.ClassMap = None,
     level: Level = "slide",
     metric: Metric = None,
     positive: Positive = None,
@@ -107,7 +112,6 @@ def evaluate(
     from lrmil_cli.evaluation.predictions import read_predictions
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
-    from lrmil_cli.files.manifest import read_manifest
 
     report = Report(json)
     folder = Path(output)
@@ -118,15 +122,16 @@ def evaluate(
             if value not in known:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(known)}")
     found = [read_predictions(p) for p in predictions]
-    models = join(found, read_manifest(slides) if slides else None)
+    listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False) if slides else None
+    models = join(found, listed)
     distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]
     if receipt and not distilled:
         raise UsageError("--receipt: none of the arguments is a model file of distill-student")
-    classes = models[0].classes
-    if positive is not None and (positive not in classes or len(classes) != 2):
+    class_names = models[0].classes
+    if positive is not None and (positive not in class_names or len(class_names) != 2):
         raise UsageError(
-            f"--positive {positive}: the classes are {', '.join(classes)}"
-            + ("" if len(classes) == 2 else "; it is for two classes")
+            f"--positive {positive}: the classes are {', '.join(class_names)}"
+            + ("" if len(class_names) == 2 else "; it is for two classes")
         )
     for m in models:
         for leak in m.leaks:
@@ -164,7 +169,7 @@ def evaluate(
             models,
             level=level,
             metrics=chosen,
-            positive=None if positive is None else classes.index(positive),
+            positive=None if positive is None else class_names.index(positive),
             draws=bootstrap,
             seed=seed,
             done=bar,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options, overlays, regions
-from lrmil_cli.commands.batch import Outcome, run_batch
+from lrmil_cli.commands.batch import Outcome, failures_folder, run_batch
 from lrmil_cli.commands.inputs import TableItem, find_tables
 from lrmil_cli.commands.overlays import is_folder, make_style, write_geojson, write_picture
 from lrmil_cli.commands.report import Report
@@ -128,7 +128,7 @@ def export_geojson(
         [TableItem(attention, Path(attention).name.partition(".")[0])] if found is None else found,
         one,
         report,
-        failures_in=Path(output) if many else None,
+        failures_in=failures_folder(output, many),
     )
 
 

@@ -6,11 +6,15 @@ import io
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.names import as_file
+from lrmil_cli.files.slide_names import SLIDE_SUFFIXES, slide_id_of
+from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
 from lrmil_cli.files.tables import table_suffix
 
 
@@ -23,33 +27,32 @@ class SlideInput:
     mpp: float | None = None
 
 
-def expand_slides(args: list[str]) -> list[SlideInput]:
+def expand_slides(
+    args: list[str], *, recursive: bool = False, say: Callable[[str], None] = lambda text: None
+) -> list[SlideInput]:
     """Slides named by files, folders, manifests, or ``-`` for a list on stdin.
+
+    Args:
+        recursive: slides of sub-folders too; where two have one name, their ids are their paths in the folder.
+        say: told what was understood of a manifest, and what was left out of a folder.
 
     Raises:
         InputError: a folder without slides, a bad manifest, nothing on stdin, two slides of one id.
     """
-    from lrmil_cli.slides.handles import SLIDE_SUFFIXES
-
     if args.count("-") > 1:
         raise UsageError("- (standard input) can be given only once")
     slides: list[SlideInput] = []
     for arg in args:
         if arg == "-":
             slides += _from_stdin()
-        elif arg.lower().endswith(".csv"):
-            slides += [SlideInput(e.path, e.slide_id, e.mpp) for e in read_manifest(arg)]
+        elif arg.lower().endswith(SPREADSHEETS):
+            manifest = read_manifest(arg)
+            say(f"{arg}: {manifest.understood()}")
+            slides += [SlideInput(e.path, e.slide_id, e.mpp) for e in manifest]
         elif Path(arg).is_dir():
-            found = sorted(
-                p
-                for p in Path(arg).iterdir()
-                if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file() and not p.name.startswith(".")
-            )
-            if not found:
-                raise InputError(f"{arg}: no slides in this folder (looked for {' '.join(SLIDE_SUFFIXES)})")
-            slides += [SlideInput(p, p.stem) for p in found]
+            slides += _from_folder(Path(arg), recursive, say)
         else:
-            slides.append(SlideInput(Path(arg), Path(arg).stem))
+            slides.append(SlideInput(Path(arg), slide_id_of(Path(arg))))
     twice = [i for i, n in Counter(s.slide_id for s in slides).items() if n > 1]
     if twice:
         raise InputError(
@@ -57,6 +60,35 @@ def expand_slides(args: list[str]) -> list[SlideInput]:
             "(use a manifest with slide_id)"
         )
     return slides
+
+
+def _from_folder(folder: Path, recursive: bool, say: Callable[[str], None]) -> list[SlideInput]:
+    """The slides of a folder, sorted; a link that leads nowhere is one of them, so that it fails by its name."""
+    depths = ("**/*",) if recursive else ("*", "*/*")  # one level down is looked at, to say what is left out
+    found = sorted({p for d in depths for p in folder.glob(d) if _is_slide(p.relative_to(folder)) and not p.is_dir()})
+    own = [p for p in found if p.parent == folder]
+    if (below := len(found) - len(own)) and not recursive:
+        what = f"{below} slide{'' if below == 1 else 's'} in its sub-folders"
+        if not own:
+            raise InputError(f"{folder}: no slides in this folder itself, but {what}; add --recursive to take them")
+        say(f"{folder}: {what} left out; add --recursive to take them too")
+    chosen = found if recursive else own
+    if not chosen:
+        raise InputError(f"{folder}: no slides in this folder (looked for {' '.join(SLIDE_SUFFIXES)})")
+    names = Counter(as_file(slide_id_of(p)) for p in chosen)
+    return [
+        SlideInput(p, slide_id_of(p) if names[as_file(slide_id_of(p))] == 1 else _path_id(p.relative_to(folder)))
+        for p in chosen
+    ]
+
+
+def _is_slide(path: Path) -> bool:
+    return path.suffix.lower() in SLIDE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _path_id(path: Path) -> str:
+    """``case1/a.svs`` -> ``case1__a``."""
+    return "__".join([*path.parts[:-1], slide_id_of(path)])
 
 
 def _from_stdin() -> list[SlideInput]:
@@ -73,12 +105,14 @@ def _from_stdin() -> list[SlideInput]:
                 # A slide that an earlier command of the pipe could not use is tried all the same: it fails here too,
                 # and is not lost.
                 slides.append(
-                    SlideInput(path, str(record.get("slide_id") or path.stem), None if mpp is None else float(mpp))
+                    SlideInput(
+                        path, str(record.get("slide_id") or slide_id_of(path)), None if mpp is None else float(mpp)
+                    )
                 )
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
         else:
-            slides.append(SlideInput(Path(line), Path(line).stem))
+            slides.append(SlideInput(Path(line), slide_id_of(Path(line))))
     if not slides:
         raise InputError("standard input: no slides came in")
     return slides

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, output_path, run_batch
+from lrmil_cli.commands.batch import Outcome, failures_folder, output_path, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
@@ -100,9 +100,7 @@ def match(
             extra={"ratio": about["ratio"], **about["counts"]},
         )
 
-    run_batch(
-        "match", items, one, report, fail_fast=fail_fast, failures_in=Path(output) if many and output != "-" else None
-    )
+    run_batch("match", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))
 
 
 def _summary(about: dict[str, Any], tool: str | None) -> str:

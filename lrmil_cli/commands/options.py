@@ -72,6 +72,7 @@ Manifest = Annotated[
         help="Table with the columns slide, label (and slide_id, patient_id, split or fold, mpp).",
     ),
 ]
+Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Of folders also the slides in their sub-folders.")]
 SlideMpp = Annotated[
     Optional[float],
     typer.Option("--slide-mpp", help="Level-0 um per pixel; wins over the metadata."),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lrmil_cli.commands import options, overlays, predict_outputs, regions, second_look, selective_options
-from lrmil_cli.commands.batch import Outcome, Turn, planned, run_batch
+from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.predict_outputs import check_outputs, predicted_before, summary, write_prediction
 from lrmil_cli.commands.report import Report
@@ -72,6 +72,7 @@ def predict(
     compile: options.Compile = False,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
+    recursive: options.Recursive = False,
     fail_fast: options.FailFast = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -87,7 +88,7 @@ def predict(
     from lrmil_cli.slides.slide import open_slide
 
     report = Report(json)
-    inputs = expand_slides(slides)
+    inputs = expand_slides(slides, recursive=recursive, say=report.say)
     many = len(inputs) > 1
     chosen = overlays.make_style(
         style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None
@@ -200,7 +201,7 @@ def predict(
         one,
         report,
         fail_fast=fail_fast,
-        failures_in=Path(output) if many else None,
+        failures_in=failures_folder(output, many),
         ahead=predictor.ahead,
         dry_run=dry_run,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lrmil_cli.commands.cohort import read_cohort
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.selective_options import screen_changes
 from lrmil_cli.errors import UsageError
@@ -13,7 +14,6 @@ from lrmil_cli.errors import UsageError
 def distill_screened(report: Report, values: dict[str, Any]) -> None:
     """Run it with the parameters of ``distill-student``, by name."""
     from lrmil_cli.device import pick_device
-    from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.selective.asymmetric_distillation import screen_settings
     from lrmil_cli.selective.train_ahdmil import train_screened
 
@@ -26,7 +26,7 @@ def distill_screened(report: Report, values: dict[str, Any]) -> None:
             )
     settings = screen_settings(method, screen_changes(values))
     result = train_screened(
-        read_manifest(values["manifest"], need_labels=True),
+        read_cohort(report, values["manifest"], values),
         method=method,
         settings=settings,
         output=Path(output),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_cli.commands import head_options
+from lrmil_cli.commands.cohort import read_cohort
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -13,7 +14,6 @@ from lrmil_cli.errors import UsageError
 def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     """Train ZoomMIL by the parameters of distill-student."""
     from lrmil_cli.device import pick_device
-    from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.heads import build_head
     from lrmil_cli.selective.train_zoommil import train_zoom
     from lrmil_cli.training.crossval import HeadSpec
@@ -29,7 +29,7 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     build_head("zoommil", 8, 2, own)
     target = Path(values["output"])
     result = train_zoom(
-        read_manifest(values["manifest"], need_labels=True),
+        read_cohort(report, values["manifest"], values),
         **{
             k: values[k]
             for k in (

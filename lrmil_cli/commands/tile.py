@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, output_path, planned, run_batch
+from lrmil_cli.commands.batch import Outcome, failures_folder, output_path, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
 from lrmil_cli.commands.report import Report
@@ -81,6 +81,7 @@ def tile(
     on_bad_tile: options.OnBadTile = "fail",
     json: options.Json = False,
     overwrite: options.Overwrite = False,
+    recursive: options.Recursive = False,
     fail_fast: options.FailFast = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -102,7 +103,7 @@ def tile(
     tissue_settings = TissueSettings(remove_pen=not keep_pen)
     settings = TileSettings(wanted, LevelPx(tile_px), min_tissue, allow_upsample, tissue_settings)
     report = Report(json)
-    inputs = expand_slides(slides)
+    inputs = expand_slides(slides, recursive=recursive, say=report.say)
     many = len(inputs) > 1
     if output == "-" and (many or json or thumbnail):
         raise UsageError("-o - takes the table of one slide, without --json and --thumbnail")
@@ -169,5 +170,5 @@ def tile(
             )
 
     run_batch(
-        "tile", inputs, one, report, fail_fast=fail_fast, failures_in=Path(output) if many else None, dry_run=dry_run
+        "tile", inputs, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many), dry_run=dry_run
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import encoder_options, head_options, options
+from lrmil_cli.commands import cohort, encoder_options, head_options, options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -35,6 +35,10 @@ def train_teacher(
     tiles: Tiles = None,
     encoder: encoder_options.EncoderOrNone = None,
     features: Features = None,
+    label: cohort.Label = None,
+    drop_missing: cohort.DropMissing = False,
+    classes: cohort.Classes = None,
+    class_map: cohort.ClassMap = None,
     head: head_options.Head = "abmil",
     head_option: head_options.HeadOption = None,
     gated: head_options.Gated = False,
@@ -69,7 +73,6 @@ def train_teacher(
     from lrmil_cli.encoders.compiled import compile_encoder
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.evaluation.metrics import show
-    from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training import teacher
     from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec
@@ -92,13 +95,13 @@ def train_teacher(
     spec = head_spec(head, head_options.head_options(gated, proj_dim, classifier, head_option))
     settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING})
     where = pick_device(device)
-    cohort = read_manifest(manifest, need_labels=True)
-    parts = make_folds(cohort, folds, seed)
+    labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)
+    parts = make_folds(labelled, folds, seed)
     kept = Path(features) if features else Path(output) / "features"
     if encoder is None or tiles is None:
-        bags = read_cohort(cohort, kept, device=where, say=report.say)
+        bags = read_cohort(labelled, kept, device=where, say=report.say)
     else:
-        tables = tile_tables(cohort, tiles)
+        tables = tile_tables(labelled, tiles)
         model = load_encoder(
             encoder,
             tile_px=tables[0][1]["settings"]["tile_px"],
@@ -112,7 +115,7 @@ def train_teacher(
             compile_encoder(model, tables[0][1]["settings"]["tile_px"], where)
         bags = embed_cohort(
             model,
-            cohort,
+            labelled,
             tables,
             kept,
             device=where,
@@ -123,7 +126,7 @@ def train_teacher(
             say=report.say,
         )
     header, there = teacher.train_teacher(
-        cohort, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say
+        labelled, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say
     )
     m = header["metrics"]
     scores = (

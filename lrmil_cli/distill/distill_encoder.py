@@ -20,7 +20,7 @@ from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
-from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import list_tables, write_table
 from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.matching.paired_slide import PairedSlide, one_tile_a_cell, only_readable, read_pairs
@@ -63,7 +63,7 @@ class Result:
 
 
 def collect(
-    pairs: list[str], manifest: str | None, fold: int | None, folds: int, teacher: str | None, seed: int
+    pairs: list[str], manifest: Manifest | None, fold: int | None, folds: int, teacher: str | None, seed: int
 ) -> Cohort:
     """Read the pairs tables and split the slides.
 
@@ -101,10 +101,10 @@ def collect(
         train = [s for i, s in enumerate(slides) if i not in held]
         val = [s for i, s in enumerate(slides) if i in held]
         return Cohort(slides, train, val, None, guide, number, left_out)
-    table = folds_like(read_manifest(manifest, need_labels=True), guide, folds, seed)
+    table = folds_like(manifest, guide, folds, seed)
     names = fold_names(table)
     if fold is None or fold > len(names):
-        raise UsageError(f"--fold {fold}: {guide.path if guide else manifest} has folds 1 to {len(names)}")
+        raise UsageError(f"--fold {fold}: {guide.path if guide else manifest.path} has folds 1 to {len(names)}")
     parts = members(table, names[fold - 1])
     missing = [s for s in parts["train"] + parts["val"] if s not in by_id]
     if missing:

@@ -130,6 +130,12 @@ class Manifest:
             text += f"; {what}: {', '.join(names)}" if names else ""
         return text
 
+    def patients_warning(self) -> str:
+        """What a report must say where patients are not known."""
+        if self.patients_from == "slides":
+            return "patients unknown: slides are taken for patients, whose slides may stand on both sides of a split"
+        return f"the patients of {_count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
+
     def _patients(self) -> str:
         known = {e.patient_id for e in self.entries}
         if self.patients_from == "slides":
