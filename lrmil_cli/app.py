@@ -11,27 +11,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from glob import glob
 from typing import Any
 
 import typer
 
 from lrmil_cli import __version__
-from lrmil_cli.commands import (
-    benchmark,
-    demo,
-    distill_encoder,
-    distill_student,
-    doctor,
-    embed,
-    evaluate,
-    export_geojson,
-    export_onnx,
-    info,
-    match,
-    predict,
-    tile,
-    train_teacher,
-)
+from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.options import debug, with_common_options
 from lrmil_cli.commands.report import printable
 from lrmil_cli.errors import LrmilError
@@ -50,26 +36,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
-    "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> export-geojson. "
-    "Start with `lrmil demo DIR`. Research use only.",
+    "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> "
+    "export-geojson. Start with `lrmil demo DIR`. Research use only.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, function in (
-    ("tile", tile.tile),
-    ("match", match.match),
-    ("distill-encoder", distill_encoder.distill_encoder),
-    ("train-teacher", train_teacher.train_teacher),
-    ("distill-student", distill_student.distill_student),
-    ("predict", predict.predict),
-    ("export-geojson", export_geojson.export_geojson),
-    ("export-onnx", export_onnx.export_onnx),
-    ("evaluate", evaluate.evaluate),
-    ("embed", embed.embed),
-    ("benchmark", benchmark.benchmark),
-    ("info", info.info),
-    ("doctor", doctor.doctor),
-    ("demo", demo.demo),
-):
+for name, function in COMMANDS.items():
     app.command(name)(with_common_options(function))
 
 
@@ -116,9 +87,8 @@ def run(args: Sequence[str]) -> int:
     except MemoryError:
         return _fail("out of memory; try a smaller --batch-size", 5)
     except Exception as e:
-        if hasattr(
-            e, "format_message"
-        ):  # the command line parser's errors; their module differs between versions of typer
+        # The command line parser's errors; their module differs between versions of typer.
+        if hasattr(e, "format_message"):
             return _usage(e)
         return _internal(e)
 
@@ -142,8 +112,8 @@ def _interrupted() -> int:
 
 def _usage(e: Any) -> int:
     """A command line that cannot be parsed: the help where nothing was given, else one line."""
-    context = getattr(e, "ctx", None)
-    if type(e).__name__ == "NoArgsIsHelpError":
+    context: typer.Context | None = getattr(e, "ctx", None)
+    if context is not None and type(e).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
         return 2
     hint = f"; see `{context.command_path} --help`" if context else ""
@@ -167,4 +137,11 @@ def main() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong with a file, our own checks say
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # library chatter is not for the user of a command
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(expanded(sys.argv[1:])))
+
+
+def expanded(args: Sequence[str], windows: bool = os.name == "nt") -> list[str]:
+    """Arguments, with the files that ``*.svs`` and the like stand for: the shells of Windows leave that to programs."""
+    if not windows:
+        return list(args)
+    return [found for arg in args for found in (sorted(glob(arg)) if set(arg) & set("*?") else []) or [arg]]

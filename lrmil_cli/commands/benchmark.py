@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import encoder_options, options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
@@ -17,49 +17,68 @@ from lrmil_cli.errors import InputError, UsageError
 DEFAULT_ENCODER = "vit_small_patch16_224"
 
 
+SlidePath = Annotated[str, typer.Argument(metavar="SLIDE", help="A slide of yours.")]
+Model = Annotated[
+    Optional[str],
+    typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Time this model."),
+]
+ReadOnly = Annotated[bool, typer.Option("--read-only", help="Compare readers only; nothing is encoded.")]
+Mpp = Annotated[
+    Optional[float],
+    typer.Option(
+        "--mpp",
+        min=0.05,
+        help="Um per pixel of LR.  "
+        "[default: 2.0, or as the model says; ours: what the official code's 5x nominally is]",
+    ),
+]
+HrMpp = Annotated[
+    float,
+    typer.Option(
+        "--hr-mpp",
+        min=0.05,
+        help="Um per pixel of HR.  [default: 0.5; ours: what the official code's 20x nominally is]",
+        show_default=False,
+    ),
+]
+TilePx = Annotated[
+    Optional[int],
+    typer.Option(
+        "--tile-px",
+        min=16,
+        max=4096,
+        help="Side of a tile in pixels.  [default: 256, or as the model says; official code]",
+    ),
+]
+MaxTiles = Annotated[
+    Optional[int],
+    typer.Option(
+        "--max-tiles",
+        min=1,
+        help="Tiles measured at most on each side; the rest is extrapolated.  [default: 128 on a CPU, 2048 on a GPU]",
+    ),
+]
+Rounds = Annotated[
+    int,
+    typer.Option("--rounds", min=1, help="LR and HR take turns so many times; the median counts."),
+]
+Plot = Annotated[Optional[str], typer.Option("--plot", metavar="FILE.png", help="Also draw it.")]
+
+
 def benchmark(
-    slide: Annotated[str, typer.Argument(metavar="SLIDE", help="A slide of yours.", show_default=False)],
-    model: Annotated[
-        Optional[str],
-        typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Time this model.", show_default=False),
-    ] = None,
-    encoder: options.EncoderOrNone = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Compare readers only; nothing is encoded.")] = False,
-    mpp: Annotated[
-        Optional[float],
-        typer.Option(
-            "--mpp", min=0.05, help="Um per pixel of LR.  [default: 2.0, or as the model says]", show_default=False
-        ),
-    ] = None,
-    hr_mpp: Annotated[float, typer.Option("--hr-mpp", min=0.05, help="Um per pixel of HR.")] = 0.5,
-    tile_px: Annotated[
-        Optional[int],
-        typer.Option(
-            "--tile-px",
-            min=16,
-            max=4096,
-            help="Side of a tile in pixels.  [default: 256, or as the model says]",
-            show_default=False,
-        ),
-    ] = None,
-    max_tiles: Annotated[
-        Optional[int],
-        typer.Option(
-            "--max-tiles",
-            min=1,
-            help="Tiles measured at most on each side; the rest is extrapolated.  [default: 128 on a CPU, 2048 on a GPU]",
-            show_default=False,
-        ),
-    ] = None,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="LR and HR take turns so many times; the median counts.")
-    ] = 3,
-    plot: Annotated[
-        Optional[str], typer.Option("--plot", metavar="FILE.png", help="Also draw it.", show_default=False)
-    ] = None,
-    embedding: options.Embedding = None,
-    input_size: options.InputSize = None,
-    random_init: options.RandomInit = False,
+    slide: SlidePath,
+    model: Model = None,
+    encoder: encoder_options.EncoderOrNone = None,
+    read_only: ReadOnly = False,
+    mpp: Mpp = None,
+    hr_mpp: HrMpp = 0.5,
+    tile_px: TilePx = None,
+    max_tiles: MaxTiles = None,
+    rounds: Rounds = 3,
+    plot: Plot = None,
+    embedding: encoder_options.Embedding = None,
+    input_size: encoder_options.InputSize = None,
+    random_init: encoder_options.RandomInit = False,
     slide_mpp: options.SlideMpp = None,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
@@ -68,9 +87,9 @@ def benchmark(
 ) -> None:
     """Time LR against HR on your machine.
 
-    The same slide, code and encoder (yours, or a ViT-S with random weights) at both resolutions: tissue, reading, encoding, head,
-    beside what the encoder alone would take. Then the same LR tiles by every reader there is. All is read once before, so it comes
-    from the system's file cache; a network drive is slower.
+    The same slide, code and encoder (yours, or a ViT-S with random weights) at both resolutions: tissue, reading,
+    encoding, head, beside what the encoder alone would take. Then the same LR tiles by every reader there is. All is
+    read once before, so it comes from the system's file cache; a network drive is slower.
     """
     from lrmil_cli.benchmark import report as reports
     from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
@@ -156,7 +175,10 @@ def benchmark(
         ]
     with open_slide(slide, slide_mpp=slide_mpp, workers=workers) as opened:
         record["workers"] = opened.workers
-        head = f"{Path(slide).name}: {opened.width} x {opened.height} px, {opened.mpp:.4g} um/px, {len(opened.levels)} levels"
+        head = (
+            f"{Path(slide).name}: {opened.width} x {opened.height} px, {opened.mpp:.4g} um/px, "
+            f"{len(opened.levels)} levels"
+        )
         parts = {"readers": (base, False)}
         if read_only:
             parts |= {"readers_shifted": (base, True), "readers_hr": (replace(base, mpp=Mpp(hr_mpp)), False)}
@@ -168,7 +190,8 @@ def benchmark(
             tiles, level, _ = find_tiles(opened, settings)
             if opened.by_blocks and opened.blocks(level) is None:
                 report.warn(
-                    f"{slide}: level {level} has no blocks that can be decoded one by one; it is read through tiffslide, which is slower"
+                    f"{slide}: level {level} has no blocks that can be decoded one by one; "
+                    "it is read through tiffslide, which is slower"
                 )
             boxes = middle_part(boxes_of(tiles), max_tiles or 512)
             boxes = shifted(boxes, opened.levels[level].downsample) if off else boxes

@@ -10,18 +10,24 @@ import typer
 from lrmil_cli.commands import options
 from lrmil_cli.commands.report import Report
 
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder for slides and results.")]
+Slides = Annotated[
+    int,
+    typer.Option("--slides", min=18, help="Slides to make; a third of them is held out."),
+]
+
 
 def demo(
     ctx: typer.Context,
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for slides and results.", show_default=False)],
-    slides: Annotated[int, typer.Option("--slides", min=18, help="Slides to make; a third of them is held out.")] = 60,
+    folder: Folder,
+    slides: Slides = 60,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Run the whole chain on slides it makes, offline.
 
-    The slides look like H&E and have a known lesion. Teacher and students are trained for real, in about three minutes on two cores. The encoder (demo-vit) is for
-    demonstration only.
+    The slides look like H&E and have a known lesion. Teacher and students are trained for real, in about three minutes
+    on two cores. The encoder (demo-vit) is for demonstration only.
     """
     import time
 

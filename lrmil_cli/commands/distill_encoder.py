@@ -3,113 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
 
-import typer
-
-from lrmil_cli.commands import options
+from lrmil_cli.commands import encoder_options, head_options, options, stage1_options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
 
 def distill_encoder(
-    pairs: Annotated[
-        list[str], typer.Argument(metavar="PAIRS|DIR...", help="Pairs tables, or folders of them.", show_default=False)
-    ],
-    encoder: options.Encoder,
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE.safetensors",
-            help="The LR encoder; {fold} is replaced by --fold.",
-            show_default=False,
-        ),
-    ],
-    layers: Annotated[
-        str,
-        typer.Option(
-            "--layers", help="Blocks to distil: 0,1,10, negative from the end, lrmil (0,1,-2) or vitkd (0,1,-1)."
-        ),
-    ] = "lrmil",
-    final_loss: Annotated[
-        str,
-        typer.Option(
-            "--final-loss", help="Also match the final embedding: none, uniform, or attention (needs --teacher)."
-        ),
-    ] = "none",
-    lambda_final: Annotated[float, typer.Option("--lambda-final", min=0.0, help="Weight of the final loss.")] = 1.0,
-    normalize: Annotated[
-        str, typer.Option("--normalize", help="none, or ln: LayerNorm both sides before comparing.")
-    ] = "none",
-    weighting: Annotated[
-        str, typer.Option("--weighting", help="region: every LR tile counts alike; child: every HR tile.")
-    ] = "region",
-    epochs: options.Epochs = 50,
-    patience: Annotated[
-        int, typer.Option("--patience", min=1, help="Epochs without a better validation loss before stopping.")
-    ] = 20,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="LR tiles a step.")] = 64,
-    lr: options.LearningRate = 1e-5,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of linear warm-up.")] = 200,
-    clip: Annotated[float, typer.Option("--clip", help="Gradient norm at most.")] = 1.0,
-    freeze_blocks: Annotated[
-        int, typer.Option("--freeze-blocks", min=0, help="Blocks at the start that stay as they are.")
-    ] = 0,
-    steps_per_epoch: Annotated[
-        Optional[int],
-        typer.Option("--steps-per-epoch", min=1, help="Redefine an epoch, for large cohorts.", show_default=False),
-    ] = None,
-    max_tiles_per_slide: Annotated[
-        Optional[int], typer.Option("--max-tiles-per-slide", min=1, help="Cap big slides.", show_default=False)
-    ] = None,
-    slides: Annotated[
-        Optional[str],
-        typer.Option(
-            "--slides",
-            metavar="slides.csv",
-            help="With --fold: train on the training slides of that fold only.",
-            show_default=False,
-        ),
-    ] = None,
-    fold: Annotated[
-        Optional[int],
-        typer.Option(
-            "--fold",
-            min=1,
-            help="Fold of --slides (split, fold or fold_1.. columns, or the folds of --teacher).",
-            show_default=False,
-        ),
-    ] = None,
-    folds: options.Folds = 5,
-    teacher: Annotated[
-        Optional[str],
-        typer.Option(
-            "--teacher", metavar="DIR", help="Teacher folder, for its folds and its attention.", show_default=False
-        ),
-    ] = None,
-    cache: Annotated[
-        Optional[str],
-        typer.Option(
-            "--cache", metavar="DIR", help="Where HR targets are kept.  [default: <output>.cache]", show_default=False
-        ),
-    ] = None,
-    embedding: options.Embedding = None,
-    input_size: options.InputSize = None,
-    random_init: options.RandomInit = False,
-    init: Annotated[
-        str, typer.Option("--init", help="teacher: start from the HR weights; random: for tests.")
-    ] = "teacher",
-    allow_fractional_regions: Annotated[
-        bool, typer.Option("--allow-fractional-regions", help="Share border tokens where the grid does not divide.")
-    ] = False,
-    augment: Annotated[
-        bool,
-        typer.Option(
-            "--augment", help="Turn and flip LR tiles and their HR targets together: eight views, for small cohorts."
-        ),
-    ] = False,
+    pairs: stage1_options.Pairs,
+    encoder: encoder_options.Encoder,
+    output: stage1_options.Output,
+    layers: stage1_options.Layers = "lrmil",
+    final_loss: stage1_options.FinalLoss = "none",
+    lambda_final: stage1_options.LambdaFinal = 1.0,
+    normalize: stage1_options.Normalize = "none",
+    weighting: stage1_options.Weighting = "region",
+    epochs: stage1_options.Epochs = 50,
+    patience: stage1_options.Patience = 20,
+    batch_size: stage1_options.BatchSize = 64,
+    lr: stage1_options.LearningRate = 1e-5,
+    warmup: stage1_options.Warmup = 200,
+    clip: stage1_options.Clip = 1.0,
+    freeze_blocks: stage1_options.FreezeBlocks = 0,
+    steps_per_epoch: stage1_options.StepsPerEpoch = None,
+    max_tiles_per_slide: stage1_options.MaxTilesPerSlide = None,
+    slides: stage1_options.Slides = None,
+    fold: stage1_options.Fold = None,
+    folds: head_options.Folds = 5,
+    teacher: stage1_options.Teacher = None,
+    cache: stage1_options.Cache = None,
+    embedding: encoder_options.Embedding = None,
+    input_size: encoder_options.InputSize = None,
+    random_init: encoder_options.RandomInit = False,
+    init: stage1_options.Init = "teacher",
+    allow_fractional_regions: stage1_options.AllowFractionalRegions = False,
+    augment: stage1_options.Augment = False,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
@@ -123,7 +51,7 @@ def distill_encoder(
     are used.
     """
     from lrmil_cli.distill.distill_encoder import collect, run
-    from lrmil_cli.distill.encoder_training import Stage1Settings
+    from lrmil_cli.distill.settings import Stage1Settings
     from lrmil_cli.distributed import join
     from lrmil_cli.encoders.aliases import licence_warning
     from lrmil_cli.encoders.spec import load_encoder
@@ -157,8 +85,8 @@ def distill_encoder(
         cohort = collect(pairs, slides, fold, folds, teacher, seed)
         if cohort.left_out:
             report.warn(
-                f"{cohort.left_out} of {cohort.pairs} HR tiles are left out: they overlap others, or lie off the cells of their LR tile; "
-                "tile the HR side with `lrmil tile` to learn from all"
+                f"{cohort.left_out} of {cohort.pairs} HR tiles are left out: they overlap others, "
+                "or lie off the cells of their LR tile; tile the HR side with `lrmil tile` to learn from all"
             )
         tile_px = cohort.slides[0].header["hr"]["settings"]["tile_px"]
         ratio = cohort.slides[0].ratio

@@ -16,45 +16,48 @@ if TYPE_CHECKING:
 WIDTH = 80
 
 
+Paths = Annotated[
+    Optional[list[str]],
+    typer.Argument(
+        metavar="SLIDE|MODEL...",
+        help="Slides (also folders, a manifest or -) and model files to look at besides the machine.",
+    ),
+]
+Model = Annotated[
+    Optional[str],
+    typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Model that the slides should fit."),
+]
+Mpp = Annotated[
+    Optional[float],
+    typer.Option(
+        "--mpp",
+        min=0.01,
+        help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0; ours, as in tile]",
+    ),
+]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="Measure no speed, and look at fewer blocks of a slide."),
+]
+
+
 def doctor(
-    paths: Annotated[
-        Optional[list[str]],
-        typer.Argument(
-            metavar="SLIDE|MODEL...",
-            help="Slides (also folders, a manifest or -) and model files to look at besides the machine.",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        Optional[str],
-        typer.Option(
-            "-m", "--model", metavar="MODEL.safetensors", help="Model that the slides should fit.", show_default=False
-        ),
-    ] = None,
-    mpp: Annotated[
-        Optional[float],
-        typer.Option(
-            "--mpp",
-            min=0.01,
-            help="Micrometres per pixel of the tiles.  [default: as the model says, else 2.0]",
-            show_default=False,
-        ),
-    ] = None,
+    paths: Paths = None,
+    model: Model = None,
+    mpp: Mpp = None,
     slide_mpp: options.SlideMpp = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Measure no speed, and look at fewer blocks of a slide.")
-    ] = False,
+    quick: Quick = False,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
     """Check machine, slides and models before they are used.
 
-    One line a check: PASS, WARN or FAIL, with what to do. Nothing is written. Ends with 0 if nothing fails, 3 if a slide or model does,
-    5 if the machine does.
+    One line a check: PASS, WARN or FAIL, with what to do. Nothing is written. Ends with 0 if nothing fails, 3 if a
+    slide or model does, 5 if the machine does.
     """
     from dataclasses import replace
 
-    from lrmil_cli.commands.batch import expand_slides
+    from lrmil_cli.commands.inputs import expand_slides
     from lrmil_cli.device import pick_device
     from lrmil_cli.doctor.check import FAIL, failed
     from lrmil_cli.doctor.machine import PROBE_SECONDS, check_machine, check_speed, encoder_speed, probe_speed
@@ -75,6 +78,7 @@ def doctor(
         from lrmil_cli.doctor.slide import check_slide
         from lrmil_cli.slides.slide import open_slide
         from lrmil_cli.slides.tiles import TileSettings
+        from lrmil_cli.units import Mpp
 
         slides = expand_slides([p for p in paths or [] if not p.endswith((".safetensors", ".onnx"))])
         opened = []
@@ -83,8 +87,8 @@ def doctor(
             found.append(_tell(report, "model", file, checks))
             opened += [good] if good is not None else []
         first = next((m for m in opened if m.tiles is not None), None)
-        settings = first.tiles if first else TileSettings()
-        settings = replace(settings, mpp=mpp or settings.mpp)
+        settings = first.tiles if first and first.tiles else TileSettings()
+        settings = replace(settings, mpp=Mpp(mpp) if mpp else settings.mpp)
         if slides and first and first.encoders and not quick:
             where = pick_device(device)
             # A model with one encoder a fold encodes every tile with each of them.

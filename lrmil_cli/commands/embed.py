@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import encoder_options, options
 from lrmil_cli.commands.batch import Outcome, Turn, run_batch
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
@@ -22,20 +22,23 @@ class TableInput:
     path: Path
 
 
+Tiles = Annotated[
+    list[str],
+    typer.Argument(metavar="TILES|DIR...", help="Tile tables, or folders of them."),
+]
+Output = Annotated[
+    str,
+    typer.Option("-o", "--output", metavar="FILE.h5|DIR", help="Feature file of one table, or a folder."),
+]
+
+
 def embed(
-    tiles: Annotated[
-        list[str], typer.Argument(metavar="TILES|DIR...", help="Tile tables, or folders of them.", show_default=False)
-    ],
-    encoder: options.Encoder,
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o", "--output", metavar="FILE.h5|DIR", help="Feature file of one table, or a folder.", show_default=False
-        ),
-    ],
-    embedding: options.Embedding = None,
-    input_size: options.InputSize = None,
-    random_init: options.RandomInit = False,
+    tiles: Tiles,
+    encoder: encoder_options.Encoder,
+    output: Output,
+    embedding: encoder_options.Embedding = None,
+    input_size: encoder_options.InputSize = None,
+    random_init: encoder_options.RandomInit = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",

@@ -7,62 +7,55 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, TableItem, find_tables, run_batch
-from lrmil_cli.commands.overlays import (
-    Colormap,
-    StyleName,
-    Threshold,
-    Top,
-    is_folder,
-    make_style,
-    write_geojson,
-    write_picture,
-)
-from lrmil_cli.commands.regions import ImageSize, Origin
+from lrmil_cli.commands import options, overlays, regions
+from lrmil_cli.commands.batch import Outcome, run_batch
+from lrmil_cli.commands.inputs import TableItem, find_tables
+from lrmil_cli.commands.overlays import is_folder, make_style, write_geojson, write_picture
 from lrmil_cli.commands.report import Report
+
+Attention = Annotated[
+    str,
+    typer.Argument(
+        metavar="ATTENTION|DIR|-",
+        help="Attention table made by predict, a folder of them, "
+        "or - for a table or the JSON Lines of predict --json on stdin.",
+    ),
+]
+Output = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE.geojson[.gz]|DIR|-",
+        help="What QuPath opens, a folder for several slides, or - for stdout. "
+        "With --style both the regions go into FILE.regions.geojson.",
+    ),
+]
+Png = Annotated[
+    Optional[str],
+    typer.Option(
+        "--png",
+        metavar="FILE.png|DIR",
+        help="Also write a picture: the slide beside its attention. Needs the slide.",
+    ),
+]
+SlidePath = Annotated[
+    Optional[str],
+    typer.Option("--slide", help="Where the slide is now, for --png.  [default: where predict found it]"),
+]
 
 
 def export_geojson(
-    attention: Annotated[
-        str,
-        typer.Argument(
-            metavar="ATTENTION|DIR|-",
-            help="Attention table made by predict, a folder of them, or - for a table or the JSON Lines of predict --json on stdin.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE.geojson[.gz]|DIR|-",
-            help="What QuPath opens, a folder for several slides, or - for stdout. With --style both the regions go into FILE.regions.geojson.",
-            show_default=False,
-        ),
-    ],
-    style: StyleName = "tiles",
-    top: Top = None,
-    threshold: Threshold = None,
-    colormap: Colormap = None,
-    png: Annotated[
-        Optional[str],
-        typer.Option(
-            "--png",
-            metavar="FILE.png|DIR",
-            help="Also write a picture: the slide beside its attention. Needs the slide.",
-            show_default=False,
-        ),
-    ] = None,
-    slide: Annotated[
-        Optional[str],
-        typer.Option(
-            "--slide", help="Where the slide is now, for --png.  [default: where predict found it]", show_default=False
-        ),
-    ] = None,
-    origin: Origin = "auto",
-    image_size: ImageSize = None,
+    attention: Attention,
+    output: Output,
+    style: overlays.StyleName = "tiles",
+    top: overlays.Top = None,
+    threshold: overlays.Threshold = None,
+    colormap: overlays.Colormap = None,
+    png: Png = None,
+    slide: SlidePath = None,
+    origin: regions.Origin = "auto",
+    image_size: regions.ImageSize = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -81,8 +74,8 @@ def export_geojson(
     if slide is not None and png is None:
         raise UsageError("--slide is for --png; give that too")
     size = parse_image_size(image_size)
-    items = find_tables(attention)
-    many = items is not None
+    found = find_tables(attention)
+    many = found is not None
     if many and (
         output == "-" or not is_folder(output) or slide is not None or (png is not None and not is_folder(png))
     ):
@@ -132,7 +125,7 @@ def export_geojson(
 
     run_batch(
         "export-geojson",
-        items if many else [TableItem(attention, Path(attention).name.partition(".")[0])],
+        [TableItem(attention, Path(attention).name.partition(".")[0])] if found is None else found,
         one,
         report,
         failures_in=Path(output) if many else None,

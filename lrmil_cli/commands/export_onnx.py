@@ -7,39 +7,44 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import expand_slides
+from lrmil_cli.commands.inputs import expand_slides
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL.safetensors", help="Model made by distill-student."),
+]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        help="Also write MODEL.int8.onnx: about half as fast again on a CPU, with slightly other numbers; "
+        "predict --runtime onnx-int8 uses it.",
+    ),
+]
+CheckSlides = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--check",
+        metavar="SLIDE|DIR|slides.csv",
+        help="With --int8: slides to measure its effect on; it is shown, and kept in the graph. May be repeated.",
+    ),
+]
+
 
 def export_onnx(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL.safetensors", help="Model made by distill-student.", show_default=False)
-    ],
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="Also write MODEL.int8.onnx: about half as fast again on a CPU, with slightly other numbers; predict --runtime onnx-int8 uses it.",
-        ),
-    ] = False,
-    check: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--check",
-            metavar="SLIDE|DIR|slides.csv",
-            help="With --int8: slides to measure its effect on; it is shown, and kept in the graph. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model,
+    int8: Int8 = False,
+    check: CheckSlides = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a model as ONNX graphs, for a CPU without torch.
 
-    Makes MODEL.onnx (encoder) and MODEL.heads.onnx beside the model, and compares both with torch. With ONNX Runtime installed
-    (pip install 'lrmil-cli[cpu]') predict then starts in a second: it finds them beside the model, or takes MODEL.onnx by itself.
-    The heads transmil, dtfd and dmin have no such form and are refused.
+    Makes MODEL.onnx (encoder) and MODEL.heads.onnx beside the model, and compares both with torch. With ONNX Runtime
+    installed (pip install 'lrmil-cli[cpu]') predict then starts in a second: it finds them beside the model, or takes
+    MODEL.onnx by itself. The heads transmil, dtfd and dmin have no such form and are refused.
     """
     from lrmil_cli.inference.onnx_files import export_files
 
@@ -71,7 +76,8 @@ def export_onnx(
 def describe_effect(effect: dict[str, Any]) -> str:
     """What int8 changes, in two lines."""
     return (
-        f"int8 on {effect['slides']} slide(s), {effect['tiles']} tiles: cosine of the features to fp32, each centred, {effect['cosine_median']:.4f} "
-        f"in the median, {effect['cosine_worst']:.4f} at worst;\nprobabilities change by {effect['probability_change']:.4f} at most, "
+        f"int8 on {effect['slides']} slide(s), {effect['tiles']} tiles: cosine of the features to fp32, each centred, "
+        f"{effect['cosine_median']:.4f} in the median, {effect['cosine_worst']:.4f} at worst;\n"
+        f"probabilities change by {effect['probability_change']:.4f} at most, "
         f"{effect['labels_changed']} predicted label(s) change"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from textwrap import fill
 from typing import Any
 
 
@@ -58,7 +60,8 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
     lines = ["name           width blocks patch input  licence, access"]
     for r in rows:
         lines.append(
-            f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  {r['license']}, {r['access']}"
+            f"{r['name']:<14} {r['width']:>5} {r['blocks']:>6} {r['patch']:>5} {r['input_size']:>5}  "
+            f"{r['license']}, {r['access']}"
         )
         lines.append(
             f"  {r['hub']}"
@@ -74,29 +77,28 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def render_heads(rows: list[dict[str, Any]]) -> str:
-    """Heads with their options and defaults, for a terminal of 80 columns."""
-    import json
-    from textwrap import fill
+def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]]) -> str:
+    """Heads with their options, by where the default of each is from, for a terminal of 80 columns.
 
+    Args:
+        sources: head -> option -> where its default is from.
+    """
     lines = []
     for r in rows:
         lines.append(fill(f"{r['name']}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
-        lines.append(
-            fill(
-                ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in r["options"].items()),
-                80,
-                initial_indent="  ",
-                subsequent_indent="  ",
-                break_long_words=False,
-            )
-        )
+        groups: dict[str, list[str]] = {}
+        for key, value in r["options"].items():
+            text = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            groups.setdefault(sources[r["name"]][key], []).append(text)
+        for source, options in groups.items():
+            text = f"{', '.join(options)}  [{source}]"
+            lines.append(fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(
         [
             *lines,
             "",
-            "Set with --head-option KEY=VALUE; these are the defaults. Derived attention is",
-            "not what the head pools with, but computed from it.",
+            "Set with --head-option KEY=VALUE; these are the defaults, and where each is",
+            "from. Derived attention is not what the head pools with, but computed from it.",
         ]
     )
 

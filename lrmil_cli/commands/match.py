@@ -23,30 +23,34 @@ class Tables:
     hr: str
 
 
+LrTable = Annotated[
+    str,
+    typer.Argument(metavar="LR", help="Tile table at low resolution, or a folder of them."),
+]
+HrTable = Annotated[
+    str,
+    typer.Argument(
+        metavar="HR",
+        help="Tile table at high resolution; or a .h5 file of TRIDENT, CLAM or STAMP (coordinates, features); "
+        "or a folder of one of these.",
+    ),
+]
+Output = Annotated[
+    str,
+    typer.Option("-o", "--output", metavar="FILE|DIR|-", help="Pairs table, a folder, or - for stdout."),
+]
+
+
 def match(
-    lr: Annotated[
-        str, typer.Argument(metavar="LR", help="Tile table at low resolution, or a folder of them.", show_default=False)
-    ],
-    hr: Annotated[
-        str,
-        typer.Argument(
-            metavar="HR",
-            help="Tile table at high resolution; or a .h5 file of TRIDENT, CLAM or STAMP (coordinates, features); or a folder of one of these.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o", "--output", metavar="FILE|DIR|-", help="Pairs table, a folder, or - for stdout.", show_default=False
-        ),
-    ],
+    lr: LrTable,
+    hr: HrTable,
+    output: Output,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
 ) -> None:
     """Find the HR tiles under each LR tile. Two tables of one slide, or two folders matched by slide id."""
-    from lrmil_cli.files.foreign import SUFFIXES, read_foreign
+    from lrmil_cli.files.foreign import SUFFIXES, ForeignTiles, read_foreign
     from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
     from lrmil_cli.files.tables import read_table, write_table
     from lrmil_cli.matching.pairs import match_foreign, match_tables
@@ -64,15 +68,20 @@ def match(
         lr_header, lr_rows = read_table(item.path, "tiles")
         slide_id = lr_header["slide"]["id"]
         target = output if output == "-" else output_path(output, slide_id, "pairs", many)
-        foreign = read_foreign(item.hr, features=False) if item.hr.lower().endswith(SUFFIXES) else None
-        hr_header, hr_rows = read_table(item.hr, "tiles") if foreign is None else (None, None)
-        inputs = {"lr": last_digest(lr_header), "hr": last_digest(hr_header) if foreign is None else foreign.digest}
+        high = (
+            read_foreign(item.hr, features=False)
+            if item.hr.lower().endswith(SUFFIXES)
+            else read_table(item.hr, "tiles")
+        )
+        hr_digest = high.digest if isinstance(high, ForeignTiles) else last_digest(high[0])
+        inputs = {"lr": last_digest(lr_header), "hr": hr_digest}
         if output != "-" and up_to_date(target, digest({}, inputs), lambda p: read_table(p, "pairs")[0], overwrite):
             return Outcome(str(target), "skipped", f"up to date ({target})")
-        if foreign is None:
-            rows, about = match_tables(lr_header, lr_rows, hr_header, hr_rows)
+        if isinstance(high, ForeignTiles):
+            rows, about, hr_header = match_foreign(lr_header, lr_rows, high)
         else:
-            rows, about, hr_header = match_foreign(lr_header, lr_rows, foreign)
+            hr_header, hr_rows = high
+            rows, about = match_tables(lr_header, lr_rows, hr_header, hr_rows)
         header = make_header(
             "pairs",
             slide=lr_header["slide"],
@@ -87,7 +96,7 @@ def match(
             report.warn(f"{slide_id}: {text}")
         return Outcome(
             str(target),
-            message=_summary(about, foreign.tool if foreign else None),
+            message=_summary(about, high.tool if isinstance(high, ForeignTiles) else None),
             extra={"ratio": about["ratio"], **about["counts"]},
         )
 
@@ -102,12 +111,13 @@ def _summary(about: dict[str, Any], tool: str | None) -> str:
     fit = (
         f"grids agree to {c['scale_error_px']:g} px"
         if tool is None
-        else f"{tool} grid, {c['offset']:.2f} of an HR side off the cells (median), {c['straddling']} HR tiles on a border, {c['shared']} share a cell"
+        else f"{tool} grid, {c['offset']:.2f} of an HR side off the cells (median), "
+        f"{c['straddling']} HR tiles on a border, {c['shared']} share a cell"
     )
     return (
         f"ratio {about['ratio']}, {c['lr']} LR and {c['hr']} HR tiles, {c['pairs']} pairs; {c['matched']} LR tiles "
-        f"covered ({c['pairs'] / max(1, c['matched']):.1f} HR each, {c['incomplete']} incomplete), {c['unmatched']} without HR; {c['orphans']} HR "
-        f"orphans, {c['outside']} off the slide; {fit}"
+        f"covered ({c['pairs'] / max(1, c['matched']):.1f} HR each, {c['incomplete']} incomplete), "
+        f"{c['unmatched']} without HR; {c['orphans']} HR orphans, {c['outside']} off the slide; {fit}"
     )
 
 
@@ -121,8 +131,9 @@ def _warnings(c: dict[str, Any]) -> list[str]:
         )
     if c.get("misaligned") or c.get("offset", 0) > ALIGNED:
         texts.append(
-            f"HR tiles lie {c['offset']:.2f} of their side off the LR cells in the median, {c['misaligned']} of {c['pairs']} by more than "
-            "a quarter; good for distill-student, but distill-encoder leaves those out: tile HR with `lrmil tile` for it"
+            f"HR tiles lie {c['offset']:.2f} of their side off the LR cells in the median, "
+            f"{c['misaligned']} of {c['pairs']} by more than a quarter; "
+            "good for distill-student, but distill-encoder leaves those out: tile HR with `lrmil tile` for it"
         )
     return texts
 
@@ -143,7 +154,8 @@ def _pairs_of(lr: str, hr: str) -> list[Tables]:
     missing = sorted(set(low) - set(high))
     if missing and len(missing) == len(low):
         raise InputError(
-            f"{hr}: no tiles of any slide in {lr} (looked for {missing[0]}.tiles.csv, {missing[0]}.h5, {missing[0]}_patches.h5)"
+            f"{hr}: no tiles of any slide in {lr} "
+            f"(looked for {missing[0]}.tiles.csv, {missing[0]}.h5, {missing[0]}_patches.h5)"
         )
     # A slide without HR tiles fails by name and does not stop the others.
     return [Tables(s, str(p), str(high.get(s, Path(hr) / f"{s}{ending}"))) for s, p in low.items()]

@@ -1,4 +1,4 @@
-"""Attention for the eye: GeoJSON for QuPath and pictures, written for one slide by ``predict`` and ``export-geojson``."""
+"""Attention for the eye: GeoJSON for QuPath and pictures, as ``predict`` and ``export-geojson`` write them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ StyleName = Annotated[
     str,
     typer.Option(
         "--style",
-        help="For QuPath: tiles (a heatmap), regions (outlines of high attention, as locked annotations) or both, as two files.",
+        help="For QuPath: tiles (a heatmap), regions (outlines of high attention, as locked annotations) or both, "
+        "as two files.",
     ),
 ]
 Top = Annotated[
@@ -29,7 +30,6 @@ Top = Annotated[
         "--top",
         metavar="F",
         help="Regions: the share F of tiles with the highest attention.  [default: bands of percentiles]",
-        show_default=False,
     ),
 ]
 Threshold = Annotated[
@@ -38,15 +38,14 @@ Threshold = Annotated[
         "--threshold",
         metavar="T",
         help="Regions: tiles whose attention is at least T times that of the highest.",
-        show_default=False,
     ),
 ]
 Colormap = Annotated[
     Optional[str],
     typer.Option(
         "--colormap",
-        help="Colours of regions and of the picture: viridis, magma, inferno, plasma, cividis or gray.  [default: viridis]",
-        show_default=False,
+        help="Colours of regions and of the picture: viridis, magma, inferno, plasma, cividis or gray.  "
+        "[default: viridis]",
     ),
 ]
 
@@ -99,8 +98,8 @@ def write_overlays(
     """Write the GeoJSON and the picture that were asked for (paths or folders), but for what is up to date.
 
     Args:
-        tables: rows of the main attention table under ""; each further one gets a GeoJSON file of its own, because QuPath paints
-            tiles of two sizes over each other in random order.
+        tables: rows of the main attention table under ""; each further one gets a GeoJSON file of its own, because
+            QuPath paints tiles of two sizes over each other in random order.
 
     Returns:
         as :func:`write_geojson`, with ``overlay`` for the picture; those of further tables as ``<name>.tiles``.

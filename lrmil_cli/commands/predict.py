@@ -4,56 +4,47 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from lrmil_cli.commands import hr_budget, options, overlays, regions, second_look
-from lrmil_cli.commands.batch import Outcome, SlideInput, Turn, expand_slides, planned, run_batch
+from lrmil_cli.commands import options, overlays, predict_outputs, regions, second_look, selective_options
+from lrmil_cli.commands.batch import Outcome, Turn, planned, run_batch
+from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.predict_outputs import check_outputs, predicted_before, summary, write_prediction
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL.safetensors",
+        help="Model made by distill-student; or MODEL.onnx, made of one by export-onnx.",
+    ),
+]
+AllowUpsample = Annotated[
+    bool,
+    typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants."),
+]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="auto, torch, onnx or onnx-int8. "
+        "auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; "
+        "onnx-int8 changes the numbers a little.",
+    ),
+]
 
 
 def predict(
     slides: options.Slides,
-    model: Annotated[
-        str,
-        typer.Option(
-            "-m",
-            "--model",
-            metavar="MODEL.safetensors",
-            help="Model made by distill-student; or MODEL.onnx, made of one by export-onnx.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR|-",
-            help="Folder for <slide>.prediction.json and <slide>.attention.csv, or - for the attention table of one slide on stdout.",
-            show_default=False,
-        ),
-    ],
-    overlay: Annotated[
-        Optional[str],
-        typer.Option(
-            "--overlay",
-            metavar="FILE.png|DIR",
-            help="Also write a picture: the slide beside its attention.",
-            show_default=False,
-        ),
-    ] = None,
-    geojson: Annotated[
-        Optional[str],
-        typer.Option(
-            "--geojson",
-            metavar="FILE.geojson[.gz]|DIR|-",
-            help="Also write the attention for QuPath.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model,
+    output: predict_outputs.Output,
+    overlay: predict_outputs.Overlay = None,
+    geojson: predict_outputs.GeoJson = None,
     style: overlays.StyleName = "tiles",
     top: overlays.Top = None,
     threshold: overlays.Threshold = None,
@@ -64,28 +55,20 @@ def predict(
     origin: regions.Origin = "auto",
     image_size: regions.ImageSize = None,
     slide_mpp: options.SlideMpp = None,
-    allow_upsample: Annotated[
-        bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than the model wants.")
-    ] = False,
+    allow_upsample: AllowUpsample = False,
     escalate: second_look.Escalate = None,
     budget: second_look.Budget = None,
     confidence: second_look.Confidence = None,
     hr_encoder: second_look.HrEncoder = None,
     abstain: second_look.Abstain = False,
-    keep_min: hr_budget.KeepMin = None,
-    keep_max: hr_budget.KeepMax = None,
-    keep_threshold: hr_budget.KeepThreshold = None,
+    keep_min: selective_options.KeepMin = None,
+    keep_max: selective_options.KeepMax = None,
+    keep_threshold: selective_options.KeepThreshold = None,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
     device: options.Device = "auto",
-    runtime: Annotated[
-        str,
-        typer.Option(
-            "--runtime",
-            help="auto, torch, onnx or onnx-int8. auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; onnx-int8 changes the numbers a little.",
-        ),
-    ] = "auto",
+    runtime: Runtime = "auto",
     compile: options.Compile = False,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -96,7 +79,6 @@ def predict(
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
-    from lrmil_cli.commands.predict_outputs import check_outputs, predicted_before, summary, write_prediction
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
     from lrmil_cli.inference.record import attention_table, prediction_record
@@ -124,7 +106,7 @@ def predict(
         batch_size=batch_size,
         allow_upsample=allow_upsample,
         compile=compile,
-        budget=hr_budget.budget_options(keep_min, keep_max, keep_threshold),
+        budget=selective_options.budget_options(keep_min, keep_max, keep_threshold),
         warn=report.warn,
     )
     predictor = second_look.with_second_look(
@@ -140,7 +122,8 @@ def predict(
         report=report,
     )
     report.detail(
-        f"model of {', '.join(predictor.classes)}, on {predictor.device}; loaded in {time.perf_counter() - started:.1f} s"
+        f"model of {', '.join(predictor.classes)}, on {predictor.device}; "
+        f"loaded in {time.perf_counter() - started:.1f} s"
     )
 
     def one(item: SlideInput) -> Turn:

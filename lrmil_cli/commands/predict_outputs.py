@@ -1,16 +1,45 @@
-"""The files that ``lrmil predict`` writes: their names, and the order in which they come."""
+"""The files that ``lrmil predict`` writes: options about them, their names, and the order in which they come."""
 
 from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Optional
+
+import typer
 
 from lrmil_cli.commands import overlays
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import sealed
 from lrmil_cli.files.tables import write_table
+
+Output = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR|-",
+        help="Folder for <slide>.prediction.json and <slide>.attention.csv, "
+        "or - for the attention table of one slide on stdout.",
+    ),
+]
+Overlay = Annotated[
+    Optional[str],
+    typer.Option(
+        "--overlay",
+        metavar="FILE.png|DIR",
+        help="Also write a picture: the slide beside its attention.",
+    ),
+]
+GeoJson = Annotated[
+    Optional[str],
+    typer.Option(
+        "--geojson",
+        metavar="FILE.geojson[.gz]|DIR|-",
+        help="Also write the attention for QuPath.",
+    ),
+]
 
 
 def check_outputs(output: str, overlay: str | None, geojson: str | None, many: bool, json: bool) -> None:
@@ -49,15 +78,17 @@ def summary(record: dict[str, Any]) -> str:
     )
     spent = ", ".join(f"{k} {v:.2f}" for k, v in record["seconds"].items())
     doubt = f"uncertain ({record['uncertain']}): " if record.get("uncertain") else ""
-    return f"{doubt}{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f}), {read}; seconds: {spent}; {record['device']}"
+    said = f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f})"
+    return f"{doubt}{said}, {read}; seconds: {spent}; {record['device']}"
 
 
 def write_prediction(
     folder: Path, slide_id: str, record: dict[str, Any], header: dict[str, Any], tables: dict[str, dict[str, Any]]
 ) -> None:
-    """Write the record of a slide and its tables: ``<slide>.attention.csv`` for the one named "", ``<slide>.<name>.attention.csv`` for others.
+    """Write the record of a slide and its tables.
 
-    The main table comes last: it marks the slide as done.
+    The table named "" becomes ``<slide>.attention.csv``, others ``<slide>.<name>.attention.csv``. The main table comes
+    last: it marks the slide as done.
 
     Raises:
         MachineError: a file cannot be written.
@@ -95,8 +126,8 @@ def predicted_before(
     header, rows = read_table(main, "attention")
     if header["prediction"].get("bad_tiles") and not skip_bad:
         raise InputError(
-            f"{main}: {header['prediction']['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); say "
-            "that again to use it, or copy the slide again and add --overwrite"
+            f"{main}: {header['prediction']['bad_tiles']} tiles of the slide cannot be decoded and were left out "
+            "(--on-bad-tile skip); say that again to use it, or copy the slide again and add --overwrite"
         )
     try:
         return header, {

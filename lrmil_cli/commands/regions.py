@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lrmil_cli.slides.slide import Slide
 
 Origin = Annotated[
-    str, typer.Option("--origin", help="QuPath's origin: auto, bounds (cropped to OpenSlide's bounds) or full.")
+    str,
+    typer.Option("--origin", help="QuPath's origin: auto, bounds (cropped to OpenSlide's bounds) or full."),
 ]
 ImageSize = Annotated[
     Optional[str],
@@ -24,7 +25,6 @@ ImageSize = Annotated[
         "--image-size",
         metavar="WxH",
         help="Size of the image in QuPath; tells whether it is cropped to its bounds.",
-        show_default=False,
     ),
 ]
 Roi = Annotated[
@@ -32,8 +32,8 @@ Roi = Annotated[
     typer.Option(
         "--roi",
         metavar="QUPATH.geojson|DIR",
-        help="Use only tiles inside the annotations of a GeoJSON file that QuPath exported; for several slides a folder of SLIDE_ID.geojson.",
-        show_default=False,
+        help="Use only tiles inside the annotations of a GeoJSON file that QuPath exported; "
+        "for several slides a folder of SLIDE_ID.geojson.",
     ),
 ]
 RoiClass = Annotated[
@@ -42,7 +42,6 @@ RoiClass = Annotated[
         "--roi-class",
         metavar="NAME",
         help="Of --roi only annotations of this class. May be repeated.",
-        show_default=False,
     ),
 ]
 MinInside = Annotated[
@@ -51,8 +50,7 @@ MinInside = Annotated[
         "--min-inside",
         min=0.0,
         max=1.0,
-        help="Share of a tile that must lie inside --roi.  [default: 0.5]",
-        show_default=False,
+        help="Share of a tile that must lie inside --roi.  [default: 0.5; ours]",
     ),
 ]
 

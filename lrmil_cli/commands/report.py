@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """Text without what a terminal would obey: control characters and changes of direction (from file names, labels, headers) are spelled out."""
+    """Text without what a terminal would obey.
+
+    Control characters and changes of direction (from file names, labels, headers) are spelled out.
+    """
     return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -26,10 +29,11 @@ class Report:
         self.as_json = as_json
         self.quiet = options.quiet.get()
         self.verbose = options.verbose.get()
+        self.muted = False
 
     def mute(self) -> None:
         """Say nothing from now on: another process of the same run speaks."""
-        self.quiet, self.as_json, self.warn = True, False, lambda text: None
+        self.quiet, self.as_json, self.muted = True, False, True
 
     def say(self, text: str) -> None:
         """Progress and summaries."""
@@ -43,7 +47,8 @@ class Report:
 
     def warn(self, text: str) -> None:
         """Something the user should know; shown even when quiet."""
-        print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
+        if not self.muted:
+            print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
     def encoder(self, info: EncoderInfo) -> None:
         """What encoder it is that the command loaded, with ``--verbose``."""

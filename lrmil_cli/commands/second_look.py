@@ -20,8 +20,8 @@ Escalate = Annotated[
     typer.Option(
         "--escalate",
         metavar="DIR",
-        help="Where the answer is not sure (the fold heads disagree, or its calibrated probability is below --confidence), read 20x under the most attended 5x tiles and let this teacher answer.",
-        show_default=False,
+        help="Where the answer is not sure (the fold heads disagree, or its calibrated probability is below "
+        "--confidence), read 20x under the most attended 5x tiles and let this teacher answer.",
     ),
 ]
 Budget = Annotated[
@@ -30,8 +30,7 @@ Budget = Annotated[
         "--budget",
         metavar="N",
         min=1,
-        help=f"With --escalate: read 20x under N tiles of 5x at most.  [default: {BUDGET}]",
-        show_default=False,
+        help=f"With --escalate: read 20x under N tiles of 5x at most.  [default: {BUDGET}; ours]",
     ),
 ]
 Confidence = Annotated[
@@ -39,8 +38,8 @@ Confidence = Annotated[
     typer.Option(
         "--confidence",
         metavar="P",
-        help=f"With --escalate or --abstain: an answer of a lower calibrated probability is not sure; with 1 none is.  [default: {CONFIDENCE}]",
-        show_default=False,
+        help="With --escalate or --abstain: an answer of a lower calibrated probability is not sure; "
+        f"with 1 none is.  [default: {CONFIDENCE}; ours]",
     ),
 ]
 HrEncoder = Annotated[
@@ -48,15 +47,16 @@ HrEncoder = Annotated[
     typer.Option(
         "--hr-encoder",
         metavar="SPEC",
-        help="With --escalate: the encoder of the teacher.  [default: the one that the model's encoder was distilled from]",
-        show_default=False,
+        help="With --escalate: the encoder of the teacher.  "
+        "[default: the one that the model's encoder was distilled from]",
     ),
 ]
 Abstain = Annotated[
     bool,
     typer.Option(
         "--abstain",
-        help="Call an answer that is not sure (after --escalate, where given) uncertain: status `uncertain` in --json, `uncertain` with the reason in the prediction.",
+        help="Call an answer that is not sure (after --escalate, where given) uncertain: "
+        "status `uncertain` in --json, `uncertain` with the reason in the prediction.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""``lrmil distill-student --method ahdmil`` and ``hdmil``: LR tiles + DMIN teacher -> a model that reads the HR tiles it needs."""
+"""``lrmil distill-student --method ahdmil`` and ``hdmil``: a model that reads only the HR tiles it needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_cli.commands.report import Report
-from lrmil_cli.commands.student_options import screen_changes
+from lrmil_cli.commands.selective_options import screen_changes
 from lrmil_cli.errors import UsageError
 
 
@@ -21,7 +21,8 @@ def distill_screened(report: Report, values: dict[str, Any]) -> None:
     for option in ("teacher", "pairs"):
         if values[option] is None:
             raise UsageError(
-                f"--method {method} learns from a teacher with --head dmin on pairs of tiles: give --teacher and --pairs"
+                f"--method {method} learns from a teacher with --head dmin on pairs of tiles: "
+                "give --teacher and --pairs"
             )
     settings = screen_settings(method, screen_changes(values))
     result = train_screened(

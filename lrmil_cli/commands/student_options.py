@@ -1,226 +1,195 @@
-"""Options of ``lrmil distill-student`` that belong to one method, and the check that none is given in vain."""
+"""Options of ``lrmil distill-student`` alone, but for those of AHDMIL, HDMIL and ZoomMIL: ``selective_options.py``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.errors import UsageError
-
+# ---- what goes in and comes out --------------------------------------------------------------------------------------
+Tiles = Annotated[str, typer.Option("--tiles", metavar="DIR", help="Folder of LR tile tables.")]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="MODEL.safetensors", help="The model.")]
 Method = Annotated[
     str,
     typer.Option(
         "--method",
-        help="lrmil (LR tiles alone); ahdmil, hdmil (a small network picks by LR pixels the HR tiles to read); zoommil (a head that zooms in).",
+        help="lrmil (LR tiles alone); ahdmil, hdmil (a small network picks by LR pixels the HR tiles to read); "
+        "zoommil (a head that zooms in).",
     ),
 ]
-MidPairs = Annotated[
+Pairs = Annotated[Optional[str], typer.Option("--pairs", metavar="DIR", help="Folder of pairs tables.")]
+Teacher = Annotated[Optional[str], typer.Option("--teacher", metavar="DIR", help="Folder made by train-teacher.")]
+Features = Annotated[
+    Optional[str],
+    typer.Option("--features", metavar="DIR", help="HR features.  [default: the folder that teacher.json names]"),
+]
+LrFeatures = Annotated[
+    Optional[str],
+    typer.Option("--lr-features", metavar="DIR", help="Where LR features are kept.  [default: <model>.features]"),
+]
+BaselineEncoder = Annotated[
     Optional[str],
     typer.Option(
-        "--mid-pairs",
-        metavar="DIR",
-        help="zoommil: pairs of a middle magnification with HR, for three levels; --pairs are then of LR with the middle.",
-        show_default=False,
+        "--baseline-encoder",
+        metavar="SPEC",
+        help="Encoder of the LR-only student that the receipt compares with.  "
+        "[default: the one that --encoder was distilled from]",
     ),
 ]
-MidFeatures = Annotated[
-    Optional[str],
-    typer.Option(
-        "--mid-features", metavar="DIR", help="zoommil: features of the middle magnification.", show_default=False
-    ),
+NoBaseline = Annotated[
+    bool,
+    typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it."),
 ]
-ScreenPx = Annotated[
-    Optional[int],
-    typer.Option(
-        "--screen-px",
-        help="ahdmil, hdmil: side in px of an HR tile's screening image.  [default: 16]",
-        show_default=False,
-    ),
-]
-ScreenSource = Annotated[
-    Optional[str],
-    typer.Option(
-        "--screen-source",
-        help="ahdmil, hdmil: cut screening images from lr-tiles, or from a thumbnail of the slide.  [default: lr-tiles]",
-        show_default=False,
-    ),
-]
-Branches = Annotated[
-    Optional[int],
-    typer.Option(
-        "--branches",
-        min=1,
-        max=2,
-        help="ahdmil, hdmil: branches of the screening network.  [default: 2; hdmil: 1]",
-        show_default=False,
-    ),
-]
-PSoft = Annotated[
-    Optional[float],
-    typer.Option(
-        "--p-soft",
-        min=0.0,
-        max=1.0,
-        help="ahdmil, hdmil: chance that a step learns DMIN's raw scores, not its masks.  [default: 0]",
-        show_default=False,
-    ),
-]
-CrossEma = Annotated[
-    Optional[float],
-    typer.Option(
-        "--cross-ema",
-        min=0.0,
-        max=1.0,
-        help="ahdmil: share that each branch takes over of the other after an epoch.  [default: 0]",
-        show_default=False,
-    ),
-]
-FreezeDmin = Annotated[
-    Optional[bool],
-    typer.Option(
-        "--freeze-dmin/--tune-dmin",
-        help="ahdmil, hdmil: leave DMIN as the teacher has it, or tune it on what is kept.  [default: tune; hdmil: freeze]",
-        show_default=False,
-    ),
-]
-LipnLr = Annotated[
-    Optional[float],
-    typer.Option(
-        "--lipn-lr",
-        help="ahdmil, hdmil: learning rate of the screening network.  [default: 1e-5; hdmil: 1e-4]",
-        show_default=False,
-    ),
-]
-DminLr = Annotated[
-    Optional[float],
-    typer.Option("--dmin-lr", help="ahdmil: learning rate of DMIN.  [default: 1e-5]", show_default=False),
-]
-KeepRateWindow = Annotated[
-    Optional[str],
-    typer.Option(
-        "--keep-rate-window",
-        metavar="A,B|none",
-        help="ahdmil, hdmil: share of the HR tiles that a model must keep on validation.  [default: 0.3,1; hdmil: none]",
-        show_default=False,
-    ),
-]
-OfficialModes = Annotated[
+Onnx = Annotated[
     bool,
     typer.Option(
-        "--official-modes",
-        help="ahdmil, hdmil: dropout in DMIN's targets and batch statistics in the masks, as the official code.",
+        "--onnx",
+        help="Also write the model's ONNX graphs, as `lrmil export-onnx` does, for predicting without torch.",
     ),
 ]
 
-#: Parameters of distill-student that only some methods read. Those in no entry are read by every method.
-_SCREENED = {
-    "screen_px",
-    "screen_source",
-    "branches",
-    "p_soft",
-    "cross_ema",
-    "freeze_dmin",
-    "lipn_lr",
-    "dmin_lr",
-    "keep_rate_window",
-    "official_modes",
-}
-OF_METHODS: dict[str, set[str]] = {
-    "lrmil": {
-        "lr_features",
-        "baseline_encoder",
-        "no_baseline",
-        "preset",
-        "lambda_bag",
-        "lambda_soft",
-        "lambda_hard",
-        "temperature_bag",
-        "temperature_attention",
-        "region_attention",
-        "soft_reduction",
-        "hard",
-        "k",
-        "unmatched",
-        "missing_teacher",
-        "attention_row",
-        "crossfit",
-        "head",
-        "head_option",
-        "gated",
-        "proj_dim",
-        "classifier",
-        "folds",
-        "recipe",
-        "lr",
-        "weight_decay",
-        "class_weights",
-        "balanced_sampling",
-        "random_init",
-        "batch_size",
-        "onnx",
-    },
-    "ahdmil": _SCREENED,
-    "hdmil": _SCREENED,
-    "zoommil": {
-        "lr_features",
-        "head_option",
-        "folds",
-        "recipe",
-        "lr",
-        "weight_decay",
-        "class_weights",
-        "balanced_sampling",
-        "batch_size",
-        "mid_pairs",
-        "mid_features",
-    },
-}
+# ---- what the student learns from the teacher ------------------------------------------------------------------------
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        help="What the student learns from. "
+        "lrmil: the label, and the teacher's prediction and attention, soft and hard; "
+        "bag, bag-soft, bag-hard: parts of that, and "
+        "lr-only, patch: the label alone, with the HR encoder as it is, or with the distilled one, "
+        "as the rows of the paper's Table 3; "
+        "official-code: lrmil with --region-attention mean-logit, --unmatched zero, --soft-reduction instances and "
+        "--hard feature, to compare with that code and not for results.  [default: lrmil; paper]",
+        show_default=False,
+    ),
+]
+LambdaBag = Annotated[
+    Optional[float],
+    typer.Option(
+        "--lambda-bag",
+        min=0.0,
+        help="Weight of bag distillation (eq. 3).  "
+        "[default: 1; ours: on the scale of the label's loss; the paper's value is not known to us]",
+    ),
+]
+LambdaSoft = Annotated[
+    Optional[float],
+    typer.Option(
+        "--lambda-soft",
+        min=0.0,
+        help="Weight of soft attention matching (eq. 4).  "
+        "[default: 1; ours: on the scale of the label's loss; the paper's value is not known to us]",
+    ),
+]
+LambdaHard = Annotated[
+    Optional[float],
+    typer.Option(
+        "--lambda-hard",
+        min=0.0,
+        help="Weight of top-/bottom-k supervision (eq. 5).  "
+        "[default: 0.5; ours: a secondary term; the paper's value is not known to us]",
+    ),
+]
+TemperatureBag = Annotated[
+    Optional[float],
+    typer.Option("--temp-bag", help="Temperature of eq. 3.  [default: 1; official code]"),
+]
+TemperatureAttention = Annotated[
+    Optional[float],
+    typer.Option("--temp-attn", help="Temperature of eq. 4.  [default: 1; official code]"),
+]
+RegionAttention = Annotated[
+    Optional[str],
+    typer.Option(
+        "--region-attention",
+        help="The teacher's attention on an LR tile, from that on its HR tiles: "
+        "logmeanexp (their mean weight), logsumexp (the sum), max, mean-logit (as the official code means to), "
+        "or mean-weight (the paper read literally, which is all but uniform).  "
+        "[default: logmeanexp; ours: the paper's mean of weights, kept a distribution]",
+    ),
+]
+SoftReduction = Annotated[
+    Optional[str],
+    typer.Option(
+        "--soft-reduction",
+        help="Eq. 4: sum, or instances (as the official code: divided by the number of LR tiles).  "
+        "[default: sum; ours: the KL divergence as it is defined]",
+    ),
+]
+Hard = Annotated[
+    Optional[str],
+    typer.Option(
+        "--hard",
+        help="Eq. 5 acts on: attention, or feature (as the official code; needs --proj-dim to have an effect).  "
+        "[default: attention; ours: what the paper is after]",
+    ),
+]
+K = Annotated[
+    Optional[int],
+    typer.Option(
+        "--k",
+        min=1,
+        help="Regions at the top and at the bottom for eq. 5.  [default: 4; official code]",
+    ),
+]
+Unmatched = Annotated[
+    Optional[str],
+    typer.Option(
+        "--unmatched",
+        help="LR tiles without HR: leave-out, or zero (as the official code: the score 0).  "
+        "[default: leave-out; ours: the teacher says nothing of them]",
+    ),
+]
+MissingTeacher = Annotated[
+    Optional[str],
+    typer.Option(
+        "--missing-teacher",
+        help="Slides that the teacher knows nothing of: error, or ce-only: train them with the label alone.  "
+        "[default: error; ours]",
+    ),
+]
+AttentionRow = Annotated[
+    Optional[str],
+    typer.Option(
+        "--attention-row",
+        help="Of a teacher with attention a class: the row of its predicted class, or of the label.  "
+        "[default: predicted; ours]",
+    ),
+]
+Crossfit = Annotated[
+    Optional[int],
+    typer.Option(
+        "--crossfit",
+        min=2,
+        help="Inner folds for targets by heads that did not see the slide.  [default: off; official code]",
+    ),
+]
 
-
-def check_method(ctx: typer.Context, method: str) -> None:
-    """Every option that was given is one that the method reads.
-
-    Raises:
-        UsageError: one does nothing here, or there is no such method.
-    """
-    if method not in OF_METHODS:
-        raise UsageError(f"--method {method}: choose one of {', '.join(OF_METHODS)}")
-    other = set().union(*OF_METHODS.values()) - OF_METHODS[method]
-    for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name)
-        if parameter.name in other and source is not None and source.name == "COMMANDLINE":
-            owners = [m for m, own in OF_METHODS.items() if parameter.name in own]
-            raise UsageError(
-                f"{parameter.opts[0]} does nothing with --method {method}; it belongs to --method {' or '.join(owners)}"
-            )
-
-
-def screen_changes(values: dict[str, Any]) -> dict[str, Any]:
-    """What the options of AHDMIL change of its settings, by the settings' names.
-
-    Raises:
-        UsageError: a kept-rate window that is none.
-    """
-    names = {
-        **{n: n for n in _SCREENED},
-        "screen_source": "source",
-        "keep_rate_window": "window",
-        "epochs": "epochs",
-        "patience": "patience",
-        "seed": "seed",
-    }
-    changes = {new: values[old] for old, new in names.items() if values[old] is not None}
-    if "window" in changes:
-        changes["window"] = _window(changes["window"])
-    return changes
-
-
-def _window(text: str) -> tuple[float, float] | None:
-    if text == "none":
-        return None
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError as e:
-        raise UsageError(f"--keep-rate-window {text}: give two shares A,B such as 0.3,1, or none") from e
-    return low, high
+# ---- what differs from training a teacher ----------------------------------------------------------------------------
+HeadOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--head-option",
+        metavar="KEY=VALUE",
+        help="An option of the head, such as size=big or subtyping=true; `lrmil info --heads` lists them. "
+        "Of --method zoommil: k=12, samples=100, sigma=0.002, embed_dim=512, hidden=256, dropout=0.25 "
+        "(its official code). May be repeated.",
+    ),
+]
+Epochs = Annotated[
+    Optional[int],
+    typer.Option(
+        "--epochs",
+        min=1,
+        help="Epochs at most.  [default: 200, or the recipe's; ours; of ahdmil, hdmil: official code]",
+    ),
+]
+Patience = Annotated[
+    Optional[int],
+    typer.Option(
+        "--patience",
+        min=1,
+        help="Epochs without a better validation AUC (of ahdmil, hdmil: loss) before stopping.  "
+        "[default: 20, or the recipe's; paper; of ahdmil, hdmil: 5, official code]",
+    ),
+]

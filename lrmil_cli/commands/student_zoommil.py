@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import head_options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -23,11 +23,10 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
         raise UsageError("--method zoommil needs --pairs, which say what lies under each LR tile")
     if (values["mid_pairs"] is None) != (values["mid_features"] is None):
         raise UsageError("--mid-pairs and --mid-features go together")
-    own = options.head_options(False, 0, None, values["head_option"])
+    own = head_options.head_options(False, 0, None, values["head_option"])
     if "levels" in own:
         raise UsageError("--head-option levels does nothing: --pairs make two levels, --mid-pairs three")
     build_head("zoommil", 8, 2, own)
-    names = ("lr", "epochs", "patience", "weight_decay", "class_weights", "balanced_sampling", "seed")
     target = Path(values["output"])
     result = train_zoom(
         read_manifest(values["manifest"], need_labels=True),
@@ -52,7 +51,7 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
         },
         lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"),
         head=HeadSpec("zoommil", own),
-        training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in names}),
+        training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in head_options.OF_TRAINING}),
         output=target,
         device=pick_device(values["device"]),
         say=report.say,

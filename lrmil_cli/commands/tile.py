@@ -9,49 +9,74 @@ from typing import Annotated, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, SlideInput, expand_slides, output_path, planned, run_batch
+from lrmil_cli.commands.batch import Outcome, output_path, planned, run_batch
+from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
+Output = Annotated[
+    str,
+    typer.Option("-o", "--output", metavar="FILE|DIR|-", help="Tile table of one slide, a folder, or - for stdout."),
+]
+Mpp = Annotated[
+    Optional[float],
+    typer.Option(
+        "--mpp",
+        help="Micrometres per pixel of the tiles.  [default: 2.0; ours: what the official code's 5x nominally is]",
+    ),
+]
+Mag = Annotated[
+    Optional[float],
+    typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5."),
+]
+TilePx = Annotated[
+    int,
+    typer.Option(
+        "--tile-px",
+        min=16,
+        max=4096,
+        help="Side of a tile in pixels.  [default: 256; official code]",
+        show_default=False,
+    ),
+]
+MinTissue = Annotated[
+    float,
+    typer.Option(
+        "--min-tissue",
+        min=0.0,
+        max=1.0,
+        help="Share of a tile that must be tissue.  [default: 0.1; ours: the official code cuts no tiles]",
+        show_default=False,
+    ),
+]
+AllowUpsample = Annotated[
+    bool,
+    typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than --mpp."),
+]
+KeepPen = Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks out of the tissue mask.")]
+Thumbnail = Annotated[
+    bool,
+    typer.Option("--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles."),
+]
+
 
 def tile(
     slides: options.Slides,
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE|DIR|-",
-            help="Tile table of one slide, a folder, or - for stdout.",
-            show_default=False,
-        ),
-    ],
-    mpp: Annotated[
-        Optional[float],
-        typer.Option("--mpp", help="Micrometres per pixel of the tiles.  [default: 2.0]", show_default=False),
-    ] = None,
-    mag: Annotated[
-        Optional[float],
-        typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5.", show_default=False),
-    ] = None,
-    tile_px: Annotated[int, typer.Option("--tile-px", min=16, max=4096, help="Side of a tile in pixels.")] = 256,
-    min_tissue: Annotated[
-        float, typer.Option("--min-tissue", min=0.0, max=1.0, help="Share of a tile that must be tissue.")
-    ] = 0.1,
+    output: Output,
+    mpp: Mpp = None,
+    mag: Mag = None,
+    tile_px: TilePx = 256,
+    min_tissue: MinTissue = 0.1,
     roi: Roi = None,
     roi_class: RoiClass = None,
     min_inside: MinInside = None,
     origin: Origin = "auto",
     image_size: ImageSize = None,
     slide_mpp: options.SlideMpp = None,
-    allow_upsample: Annotated[
-        bool, typer.Option("--allow-upsample", help="Enlarge pixels where the slide is coarser than --mpp.")
-    ] = False,
-    keep_pen: Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks out of the tissue mask.")] = False,
-    thumbnail: Annotated[
-        bool, typer.Option("--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles.")
-    ] = False,
+    allow_upsample: AllowUpsample = False,
+    keep_pen: KeepPen = False,
+    thumbnail: Thumbnail = False,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
     json: options.Json = False,
@@ -100,14 +125,14 @@ def tile(
             own = settings.as_json()
             region = read_region(slide)
             made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
-            picture = None if not thumbnail else Path(str(target)[: -len(table_suffix(target))] + ".png")
+            picture = Path(str(target).removesuffix(table_suffix(target) or "") + ".png") if thumbnail else None
             if output != "-" and up_to_date(
                 target, digest(own, made_of), lambda p: read_table(p, "tiles")[0], overwrite
             ):
                 if on_bad_tile == "fail" and read_table_header(target, "tiles").get("damaged"):
                     raise InputError(
-                        f"{target}: parts of the slide cannot be decoded and passed for glass (--on-bad-tile skip); say that again to use it, or "
-                        "copy the slide again and add --overwrite"
+                        f"{target}: parts of the slide cannot be decoded and passed for glass (--on-bad-tile skip); "
+                        "say that again to use it, or copy the slide again and add --overwrite"
                     )
                 # A picture from before the table was written is of another one.
                 if picture is None or (

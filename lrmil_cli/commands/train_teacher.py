@@ -7,48 +7,50 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import encoder_options, head_options, options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
+Output = Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the teacher.")]
+Tiles = Annotated[
+    Optional[str],
+    typer.Option("--tiles", metavar="DIR", help="Folder of HR tile tables; goes with --encoder."),
+]
+Features = Annotated[
+    Optional[str],
+    typer.Option(
+        "--features",
+        metavar="DIR",
+        help="Where HR features are kept and found.  [default: <output>/features]  "
+        "Without --tiles and --encoder: <slide_id>.h5 files of TRIDENT, CLAM, STAMP or lrmil, "
+        "trained on as they are.",
+    ),
+]
+
 
 def train_teacher(
+    ctx: typer.Context,
     manifest: options.Manifest,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the teacher.", show_default=False)
-    ],
-    tiles: Annotated[
-        Optional[str],
-        typer.Option(
-            "--tiles", metavar="DIR", help="Folder of HR tile tables; goes with --encoder.", show_default=False
-        ),
-    ] = None,
-    encoder: options.EncoderOrNone = None,
-    features: Annotated[
-        Optional[str],
-        typer.Option(
-            "--features",
-            metavar="DIR",
-            help="Where HR features are kept and found.  [default: <output>/features]  Without --tiles and --encoder: <slide_id>.h5 files of TRIDENT, CLAM, STAMP or lrmil, trained on as they are.",
-            show_default=False,
-        ),
-    ] = None,
-    head: options.Head = "abmil",
-    head_option: options.HeadOption = None,
-    gated: options.Gated = False,
-    proj_dim: options.ProjDim = 0,
-    classifier: options.Classifier = None,
-    folds: options.Folds = 5,
-    recipe: options.Recipe = "common",
-    lr: options.HeadLearningRate = None,
-    epochs: options.HeadEpochs = None,
-    patience: options.HeadPatience = None,
-    weight_decay: options.WeightDecay = None,
-    class_weights: options.ClassWeights = False,
-    balanced_sampling: options.BalancedSampling = False,
-    embedding: options.Embedding = None,
-    input_size: options.InputSize = None,
-    random_init: options.RandomInit = False,
+    output: Output,
+    tiles: Tiles = None,
+    encoder: encoder_options.EncoderOrNone = None,
+    features: Features = None,
+    head: head_options.Head = "abmil",
+    head_option: head_options.HeadOption = None,
+    gated: head_options.Gated = False,
+    proj_dim: head_options.ProjDim = 0,
+    classifier: head_options.Classifier = None,
+    folds: head_options.Folds = 5,
+    recipe: head_options.Recipe = "common",
+    lr: head_options.LearningRate = None,
+    epochs: head_options.Epochs = None,
+    patience: head_options.Patience = None,
+    weight_decay: head_options.WeightDecay = None,
+    class_weights: head_options.ClassWeights = False,
+    balanced_sampling: head_options.BalancedSampling = False,
+    embedding: encoder_options.Embedding = None,
+    input_size: encoder_options.InputSize = None,
+    random_init: encoder_options.RandomInit = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
@@ -87,25 +89,13 @@ def train_teacher(
             "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile,
         },
     )
-    spec = head_spec(head, options.head_options(gated, proj_dim, classifier, head_option))
-    settings = train_settings(
-        recipe,
-        head,
-        {
-            "lr": lr,
-            "epochs": epochs,
-            "patience": patience,
-            "weight_decay": weight_decay,
-            "class_weights": class_weights,
-            "balanced_sampling": balanced_sampling,
-            "seed": seed,
-        },
-    )
+    spec = head_spec(head, head_options.head_options(gated, proj_dim, classifier, head_option))
+    settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING})
     where = pick_device(device)
     cohort = read_manifest(manifest, need_labels=True)
     parts = make_folds(cohort, folds, seed)
     kept = Path(features) if features else Path(output) / "features"
-    if encoder is None:
+    if encoder is None or tiles is None:
         bags = read_cohort(cohort, kept, device=where, say=report.say)
     else:
         tables = tile_tables(cohort, tiles)
@@ -152,7 +142,11 @@ def train_teacher(
 
 
 def _check_source(tiles: str | None, encoder: str | None, features: str | None, of_encoder: dict[str, object]) -> None:
-    """Features are made (``tiles`` and ``encoder``) or read as they are (``features`` alone); options that would do nothing are refused."""
+    """Features are made (``tiles`` and ``encoder``) or read as they are (``features`` alone).
+
+    Raises:
+        UsageError: neither, or options that would do nothing.
+    """
     if (tiles is None) != (encoder is None):
         raise UsageError(
             "--tiles and --encoder go together; leave out both to train on the files in --features as they are"

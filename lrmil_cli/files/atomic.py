@@ -96,7 +96,7 @@ def remove(path: str | Path) -> None:
     """Remove a file, if it is there.
 
     Raises:
-        MachineError: it cannot be removed.
+        MachineError: it cannot be removed (no permission; on Windows also while somebody has it open).
     """
     path = Path(path)
     try:

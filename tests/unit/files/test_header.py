@@ -1,4 +1,5 @@
-"""Versions of the format: files of an older one are read as ones of this, and their checksum is that of what was written."""
+"""Versions of the format: files of an older one are read as ones of this, and their checksum is that of what was
+written."""
 
 import json
 

@@ -286,7 +286,7 @@ def test_a_chebyshev_classifier_takes_the_place_of_the_linear_one():
 
 
 def test_help_names_every_head():
-    from lrmil_cli.commands.options import Head
+    from lrmil_cli.commands.head_options import Head
 
     text = Head.__metadata__[0].help
     assert all(name in text for name in head_names())

@@ -1,8 +1,11 @@
-"""The tables that ``lrmil evaluate`` prints: from the JSON record, so that an evaluation that is up to date shows them too."""
+"""The tables that ``lrmil evaluate`` prints.
+
+They come from the JSON record, so that an evaluation that is up to date shows them too.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 
 def print_tables(record: dict[str, Any]) -> None:
@@ -14,20 +17,19 @@ def print_tables(record: dict[str, Any]) -> None:
     from lrmil_cli.evaluation.metrics import TITLES
 
     console = Console(highlight=False, markup=False, emoji=False)
-    several, folds = (
-        len(record["models"]) > 1,
-        any(m["of_folds"] > 1 for model in record["models"] for m in model["metrics"].values()),
-    )
+    several = len(record["models"]) > 1
+    folds = any(m["of_folds"] > 1 for model in record["models"] for m in model["metrics"].values())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name, justify, wanted in (
-        ("model", "left", several),
-        (f"{record['level']} level", "left", True),
-        ("value", "right", True),
-        ("95 % interval", "left", True),
-        ("over folds (sd)", "left", folds),
+    for name, wanted in (
+        ("model", several),
+        (f"{record['level']} level", True),
+        ("value", True),
+        ("95 % interval", True),
+        ("over folds (sd)", folds),
     ):
         if wanted:
-            table.add_column(name, justify=justify, overflow="fold" if name == "model" else "ellipsis")
+            overflow: Literal["fold", "ellipsis"] = "fold" if name == "model" else "ellipsis"
+            table.add_column(name, justify="right" if name == "value" else "left", overflow=overflow)
     for model in record["models"]:
         name = model["name"]
         for metric, m in model["metrics"].items():
@@ -48,13 +50,8 @@ def print_tables(record: dict[str, Any]) -> None:
         console.print()
         n = record["differences"][0]["n"]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for name, justify in (
-            (f"difference, {n} {record['level']}s", "left"),
-            ("metric", "left"),
-            ("value", "right"),
-            ("95 % interval", "left"),
-        ):
-            table.add_column(name, justify=justify, overflow="fold")
+        for name in (f"difference, {n} {record['level']}s", "metric", "value", "95 % interval"):
+            table.add_column(name, justify="right" if name == "value" else "left", overflow="fold")
         last = None
         for d in record["differences"]:
             pair = f"{d['model']} - {d['reference']}"

@@ -1,0 +1,94 @@
+"""The files that ``lrmil evaluate`` writes, and what it says of them on stdout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from lrmil_cli.evaluation.evaluate_models import Evaluation
+
+#: In the order they are written; the last one marks the folder as complete.
+FILES = ("evaluation.png", "evaluation.html", "evaluation.md", "metrics.csv", "differences.csv", "evaluation.json")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The record of an evaluation that is there.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from lrmil_cli.files.header import parse_header
+
+    try:
+        return parse_header(path.read_text(encoding="utf-8"), "evaluation", str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read ({type(e).__name__})") from e
+
+
+def check_folder(folder: Path) -> None:
+    """A teacher's folder has a metrics.csv of its own, which must not be lost.
+
+    Raises:
+        UsageError: this is one.
+    """
+    from lrmil_cli.files.tables import read_table_header
+
+    for name, kind in (("metrics.csv", "evaluation"), ("differences.csv", "differences")):
+        if (folder / name).exists():
+            try:
+                read_table_header(folder / name, kind)
+            except InputError as e:
+                raise UsageError(
+                    f"{folder / name} exists and was not made by this command; choose another --output"
+                ) from e
+
+
+def write_files(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
+    """Write all of :data:`FILES`; ``record`` becomes evaluation.json."""
+    from lrmil_cli.evaluation.evaluation_files import differences_frame, metrics_frame
+    from lrmil_cli.evaluation.evaluation_page import CURVE_PICTURE, blocks, title
+    from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
+    from lrmil_cli.evaluation.plots import evaluation_picture
+    from lrmil_cli.files.atomic import remove, write_bytes, write_text
+    from lrmil_cli.files.header import make_header
+    from lrmil_cli.files.tables import write_table
+
+    png = evaluation_picture([(m.name, m.cases) for m in evaluation.models], evaluation.classes, evaluation.positive)
+    page = blocks(evaluation, png, record["history"][-1])
+    common = {"settings": record["settings"], "history": record["history"]}
+    remove(folder / FILES[-1])  # it marks the folder as complete
+    remove(folder / CURVE_PICTURE)  # of an earlier run with a cascade
+    for picture in page:
+        if isinstance(picture, Picture):
+            write_bytes(folder / picture.name, picture.png)
+    write_text(folder / "evaluation.html", to_html(title(evaluation), page))
+    write_text(folder / "evaluation.md", to_markdown(title(evaluation), page))
+    write_table(folder / "metrics.csv", make_header("evaluation", **common), metrics_frame(evaluation))
+    if len(evaluation.models) > 1:
+        write_table(folder / "differences.csv", make_header("differences", **common), differences_frame(evaluation))
+    else:
+        remove(folder / "differences.csv")  # of an earlier run with more models
+    write_text(folder / "evaluation.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def tell(report: Report, folder: Path, status: str, record: dict[str, Any]) -> None:
+    """The result on stdout: tables for people, or one JSON object."""
+    if report.as_json:
+        report.result(
+            {
+                "command": "evaluate",
+                "status": status,
+                "output": str(folder),
+                "error": None,
+                **{k: v for k, v in record.items() if k not in ("kind", "version")},
+            }
+        )
+    elif not report.quiet:
+        from lrmil_cli.commands.evaluate_tables import print_tables
+
+        print_tables(record)
