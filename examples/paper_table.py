@@ -4,8 +4,8 @@
     python3 paper_table.py ablation|topk|heads metrics.csv [receipt.json]
     python3 paper_table.py methods metrics.csv NAME=PREDICTIONS...
 
-Accuracy, AUC and F1 in percent: mean and standard deviation over folds (of one fold: its value). PREDICTIONS are folders of
-`lrmil predict`, for tiles and seconds a slide. Needs no package.
+Accuracy, AUC and F1 in percent: mean and standard deviation over folds (of one fold: its value). PREDICTIONS are
+folders of `lrmil predict`, for tiles and seconds a slide. Needs no package.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 #: Which losses each preset uses: patch, bag, soft, hard.
 TERMS = {"lr-only": "", "patch": "p", "bag": "pb", "bag-soft": "pbs", "bag-hard": "pbh", "lrmil": "pbsh"}
 METRICS = ("accuracy", "auc")
-#: Seconds against those of full HR: LRMIL's paper, Table 1, TCGA-NSCLC (10, 22, 117 and 121 in one unit); AHDMIL's abstract says 1.2 to
-#: 2.1 times faster than what it compares with, over four data sets.
+#: Seconds against those of full HR: LRMIL's paper, Table 1, TCGA-NSCLC (10, 22, 117 and 121 in one unit); AHDMIL's
+#: abstract says 1.2 to 2.1 times faster than what it compares with, over four data sets.
 PAPER = {"full-hr": "1", "lrmil": "0.08", "zoommil": "0.18", "hdmil": "0.97", "ahdmil": "0.48 to 0.83"}
 
 
@@ -45,7 +45,8 @@ def spread(values: list[float], form: str) -> str:
 
 
 def costs(folder: str) -> tuple[list[float], list[float], list[float]]:
-    """LR tiles, HR tiles and seconds of each slide that `lrmil predict` wrote to a folder; a model of 20x alone reads HR tiles only."""
+    """LR tiles, HR tiles and seconds of each slide that `lrmil predict` wrote to a folder; a model of 20x alone reads
+    HR tiles only."""
     records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(folder).glob("*.prediction.json"))]
     lr, hr, seconds = [], [], []
     for r in records:

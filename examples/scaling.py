@@ -1,9 +1,11 @@
 """How cost and memory grow as the work grows tenfold, twice.
 
-    python examples/scaling.py [FOLDER]        (default: a temporary folder; slides of 10,000 x 8,000 to 100,000 x 80,000 px are made in it)
+    python examples/scaling.py [FOLDER]        (default: a temporary folder; slides of 10,000 x 8,000 to 100,000 x
+    80,000 px are made in it)
 
-Pure functions are timed on as many tiles as a small, a usual and a huge slide have (best of five); `tile` and `predict` run as commands on slides whose glass
-is one shared block, so that the largest takes a few MB. Prints a table: three sizes, and what each tenfold costs.
+Pure functions are timed on as many tiles as a small, a usual and a huge slide have (best of five); `tile` and `predict`
+run as commands on slides whose glass is one shared block, so that the largest takes a few MB. Prints a table: three
+sizes, and what each tenfold costs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ SIZES = ((10_000, 8_000), (31_600, 25_300), (100_000, 80_000))
 
 
 def sparse_slide(path: Path, width: int, height: int, tissue: float = 0.3) -> None:
-    """An Aperio-like TIFF of 0.5 um/px with levels 1, 4 and 16; each block is one of nine that stand in the file once."""
+    """An Aperio-like TIFF of 0.5 um/px with levels 1, 4 and 16; each block is one of nine that stand in the
+    file once."""
     rng = np.random.default_rng(0)
     kinds = [np.full((BLOCK, BLOCK, 3), 244, np.uint8)]
     for _ in range(8):
@@ -195,7 +198,8 @@ def main() -> None:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{'':<40}{'1':>11}{'10':>11}{'100':>11}{'1 to 10':>10}{'10 to 100':>10}")
-        # Commands first: the memory of a new process counts from that of the one which starts it, and this one is small yet.
+        # Commands first: the memory of a new process counts from that of the one which starts it, and this one is small
+        # yet.
         subprocess.run([sys.executable, __file__, "--model", str(folder / "model.safetensors")], check=True)
         found: dict[str, list[tuple[float, float]]] = {"tile": [], "predict": []}
         out = Path(temporary)  # always new, so that nothing is up to date

@@ -26,7 +26,7 @@ import timm
 import torch
 from torch import nn
 
-from lrmil_cli.demo.paint import RECIPE_NAMES, render_tiles
+from lrmil_cli.demo.pretraining_tiles import RECIPE_NAMES, render_tiles
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 IMAGE_SIZE, PATCH_SIZE, WIDTH, HEADS = 128, 16, 128, 4

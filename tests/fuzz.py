@@ -2,11 +2,11 @@
 
     python -m tests.fuzz [INPUTS]        (default 100000, shared out over the readers; prints a line a reader)
 
-Inputs are valid files with bytes flipped, cut, repeated or spliced, with JSON values exchanged, or bytes at random. Each reader
-works in a process of its own, so that a crash of a library is seen too, and goes on in a new one; an input that takes longer than
-ten seconds counts as a failure. What fails is kept in ``fuzz-failures/``. libhdf5 crashes, or never
-returns, on some damaged files; ours carry a checksum that is looked at before, those of other tools do not, so such ends are
-counted and reported, not held against us.
+Inputs are valid files with bytes flipped, cut, repeated or spliced, with JSON values exchanged, or bytes at random.
+Each reader works in a process of its own, so that a crash of a library is seen too, and goes on in a new one; an input
+that takes longer than ten seconds counts as a failure. What fails is kept in ``fuzz-failures/``. libhdf5 crashes, or
+never returns, on some damaged files; ours carry a checksum that is looked at before, those of other tools do not, so
+such ends are counted and reported, not held against us.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ VALUES = (
 )
 
 
-#: Readers that hand bytes without a checksum of ours to libhdf5 (of our own features, where the damage took the checksum away).
+#: Readers that hand bytes without a checksum of ours to libhdf5 (of our own features, where the damage took the
+#: checksum away).
 CRASHING = ("features", "other tools' features")
 
 
@@ -167,7 +168,8 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
         ),
     )
     (folder / "slides.csv").write_text(
-        "slide,label,patient_id,split,mpp\na.svs,x,p1,train,0.5\nb.svs,y,p2,val,\nc.svs,x,p3,test,0.25\nd.svs,y,p4,train,\n"
+        "slide,label,patient_id,split,mpp\na.svs,x,p1,train,0.5\nb.svs,y,p2,val,\n"
+        "c.svs,x,p3,test,0.25\nd.svs,y,p4,train,\n"
     )
     features, coords = np.ones((2, 4), np.float32), np.array([[0, 0], [1024, 0]])
     write_features(folder / "a.h5", head_of("features", encoder={"name": "e"}, tiles=tiles), features, coords)
@@ -288,7 +290,8 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
 
 
 def attack(name: str, start: int, count: int, seed: int, kept: str, at, refused, answer) -> None:
-    """Feed inputs ``start`` to ``count`` to one reader, in this process; ``at`` and ``refused`` are counters that outlive it."""
+    """Feed inputs ``start`` to ``count`` to one reader, in this process; ``at`` and ``refused`` are counters that
+    outlive it."""
     import warnings
 
     from lrmil_cli.errors import LrmilError

@@ -1,7 +1,8 @@
 """A process that runs command lines in forked children and kills them: ``python -m tests.killing``.
 
-Everything heavy is imported once, so that a kill hits the work of a command and not its start. One JSON object a line on
-stdin, ``{"args": [...], "kill_after": seconds or null}``; one on stdout, ``{"code": exit code, -9 if killed, "seconds": ...}``.
+Everything heavy is imported once, so that a kill hits the work of a command and not its start. One JSON object a line
+on stdin, ``{"args": [...], "kill_after": seconds or null}``; one on stdout, ``{"code": exit code, -9 if killed,
+"seconds": ...}``.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
         "lrmil_cli.distill.distill_encoder",
         "lrmil_cli.distill.distill_student",
         "lrmil_cli.models.model_file",
-        "lrmil_cli.inference.torch_predictor",
+        "lrmil_cli.inference.open_torch",
         "lrmil_cli.evaluation.receipt",
         "lrmil_cli.qupath.pictures",
         "lrmil_cli.training.teacher",

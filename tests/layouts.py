@@ -30,7 +30,8 @@ def write_trident(
     encoder: str = "uni_v1",
     batch_axis: bool = False,
 ) -> Path:
-    """``<slide>.h5``, or without features ``patches/<slide>_patches.h5``. Without ``size``, as its first versions wrote it."""
+    """``<slide>.h5``, or without features ``patches/<slide>_patches.h5``. Without ``size``, as its first versions
+    wrote it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.stem.removesuffix("_patches")
     about = {

@@ -10,8 +10,8 @@ import numpy as np
 def write_mirax(
     path: Path, image: np.ndarray, grid: tuple[int, int], corner: tuple[int, int], *, side: int = 256, mpp: float = 0.5
 ) -> Path:
-    """A one-level MIRAX slide of ``grid`` (columns, rows) camera images of ``side`` px; ``image`` (whole camera images) lies
-    at camera image ``corner``, the rest was not scanned."""
+    """A one-level MIRAX slide of ``grid`` (columns, rows) camera images of ``side`` px; ``image`` (whole camera images)
+    lies at camera image ``corner``, the rest was not scanned."""
     folder = path.with_suffix("")
     folder.mkdir(parents=True)
     path.write_bytes(cv2.imencode(".jpg", cv2.resize(image, (64, 48)))[1].tobytes())  # a preview that nobody reads

@@ -36,18 +36,17 @@ def sides_table(record: dict[str, Any], mpps: dict[str, float]) -> str:
     if any(partly.values()):
         counts = " and ".join(f"{s['measured']:,} {k.upper()}" for k, s in sides.items() if partly[k])
         lines.append(f"* measured on {counts} tiles, the rest extrapolated (--max-tiles)")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"HR takes {record['ratio']:.1f} times as long as LR, for {record['tile_ratio']:.1f} times the tiles.",
-        ]
-    )
+    lines += [
+        "",
+        f"HR takes {record['ratio']:.1f} times as long as LR, for {record['tile_ratio']:.1f} times the tiles.",
+    ]
+    return "\n".join(lines)
 
 
 def arithmetic_line(rates: dict[str, float]) -> str:
     """How much of the device's arithmetic the encoder uses."""
-    return f"Encoder: {rates['encoder']:,.0f} GFLOP/s, {rates['share']:.0%} of this device's matrix product ({rates['matrix_product']:,.0f} GFLOP/s)."
+    product = f"{rates['share']:.0%} of this device's matrix product ({rates['matrix_product']:,.0f} GFLOP/s)"
+    return f"Encoder: {rates['encoder']:,.0f} GFLOP/s, {product}."
 
 
 def readers_table(tables: dict[str, dict[str, float]]) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrmil_cli.ahead import Prefetch
 from lrmil_cli.benchmark.readers import middle_part
 from lrmil_cli.device import autocast, synchronize
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.heads import Bag, build_head
-from lrmil_cli.inference.on_device import ensemble_bags
+from lrmil_cli.inference.torch_predictor import ensemble_bags
 from lrmil_cli.models.model_file import Model
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
@@ -35,7 +36,8 @@ class Side:
 
     Attributes:
         tiles: of the slide; measured: of these.
-        tissue: opening the slide, tissue and grid; read, encode: extrapolated from the measured tiles; head: on all tiles.
+        tissue: opening the slide, tissue and grid; head: on all tiles.
+        read, encode: extrapolated from the measured tiles.
         encoder_floor: the encoder alone, with the tiles in memory, extrapolated likewise.
     """
 
@@ -68,7 +70,7 @@ def measure(
     rounds: int,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Side]:
-    """Measure the sides of a slide in turn, ``rounds`` times after a warm-up, and return the round of the median total of each.
+    """Measure the sides of a slide in turn, ``rounds`` times after a warm-up: of each the round of the median total.
 
     Args:
         model: on the device; sides: name -> how the slide is tiled; most: tiles measured at most.
@@ -105,13 +107,11 @@ def _boxes(slide: Slide, settings: TileSettings) -> tuple[np.ndarray, int]:
 
 def _floor(model: Model, pieces: list[tuple[np.ndarray, np.ndarray]], device: torch.device, batch: BatchSize) -> float:
     """Seconds a tile of the encoder alone."""
-    count = sum(len(r) for r, _ in pieces)
     # Rows count from 0 where only some of the pieces are taken.
-    pieces = [
-        (np.arange(len(r)) + start, p) for (r, p), start in zip(pieces, np.cumsum([0, *(len(r) for r, _ in pieces)]))
-    ]
+    *starts, count = np.cumsum([0, *(len(r) for r, _ in pieces)]).tolist()
+    in_memory = Prefetch([(np.arange(len(r)) + start, p) for (r, p), start in zip(pieces, starts)], 0)
     began = time.perf_counter()
-    embed_tiles(model.encoders, pieces, count, device=device, batch=batch)
+    embed_tiles(model.encoders, in_memory, count, device=device, batch=batch)
     synchronize(device)
     return (time.perf_counter() - began) / count
 
@@ -147,7 +147,7 @@ def _once(
 
 
 def arithmetic(model: Model, device: torch.device, *, batch_size: int, tile_px: int, rounds: int) -> dict[str, float]:
-    """What the encoder makes of the device's arithmetic: 10^9 operations a second of the encoder and of a large matrix product.
+    """What the encoder makes of the device's arithmetic: 10^9 operations a second of it and of a large matrix product.
 
     Taken in turn, medians; see :func:`operations`. On a CPU in fp32; on a GPU both by autocast.
 
@@ -167,12 +167,12 @@ def arithmetic(model: Model, device: torch.device, *, batch_size: int, tile_px: 
                 work()
                 synchronize(device)
                 rates[name].append(counts[name] / (time.perf_counter() - began) / 1e9)
-    medians = {name: float(np.median(own)) for name, own in rates.items()}
-    return {**medians, "share": float(np.median([e / m for e, m in zip(rates["encoder"], rates["matrix_product"])]))}
+    share = np.median([e / m for e, m in zip(rates["encoder"], rates["matrix_product"])])
+    return {**{name: float(np.median(own)) for name, own in rates.items()}, "share": float(share)}
 
 
 def operations(work: Callable[[], Any]) -> int:
-    """Operations of matrix products and convolutions in ``work``; one multiplication with its addition counts as two."""
+    """Operations of matrix products and convolutions in ``work``; a multiplication with its addition counts as two."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -2,64 +2,39 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import shlex
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lrmil_cli.chain.steps import Steps
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc, evaluate, show
 from lrmil_cli.files.atomic import write_text
-from lrmil_cli.files.manifest import Manifest, read_manifest
+from lrmil_cli.files.manifest import Entry, Manifest, read_manifest
 from lrmil_cli.files.tables import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from shapely.geometry.base import BaseGeometry
 
 #: An LR tile counts as lesion if at least this share of it lies in the planted lesion.
 LESION_SHARE = 0.25
 #: Tiles of the demo are small, so that it runs in minutes; everything else is the default chain.
 TILE_PX = 128
+#: The encoder that comes with the package.
+ENCODER = "demo-vit"
 #: The demo's encoder is tiny and its cohort small: larger steps than the defaults, which are meant for ViT-B and more.
 #: The last block and the final embedding are distilled, because the head reads the final class token; with blocks
 #: (0, 1, L-2) alone, a ViT of six blocks loses what the slide shows at 5x instead of gaining what it shows at 20x.
-STAGE1 = [
-    "--layers",
-    "-1",
-    "--final-loss",
-    "uniform",
-    "--lambda-final",
-    "5",
-    "--lr",
-    "5e-4",
-    "--warmup",
-    "10",
-    "--epochs",
-    "12",
-    "--batch-size",
-    "16",
-    "--augment",
-]
-HEADS = ["--lr", "1e-3", "--epochs", "100", "--patience", "30", "--weight-decay", "1e-2"]
-
-
-@dataclass
-class Steps:
-    """Runs command lines in a folder, shows each, keeps its seconds."""
-
-    run: Callable[[list[str]], int]
-    say: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, name: str, *args: str) -> None:
-        self.say(f"\n$ lrmil {shlex.join(args)}")
-        started = time.perf_counter()
-        code = self.run(list(args))
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 2)
-        if code:
-            raise LrmilError(f"the demo's step `lrmil {args[0]}` ended with exit code {code}")
+STAGE1 = (
+    "--layers -1 --final-loss uniform --lambda-final 5 --lr 5e-4 --warmup 10 --epochs 12 --batch-size 16 --augment"
+).split()
+HEADS = "--lr 1e-3 --epochs 100 --patience 30 --weight-decay 1e-2".split()
 
 
 def run_chain(
@@ -77,67 +52,31 @@ def run_chain(
         LrmilError: a command failed.
     """
     manifest = read_manifest(manifest_path)
-    step = Steps(run, say)
-    at = lambda *parts: str(folder.joinpath(*parts))  # noqa: E731
-    csv, px = str(manifest_path), ["--tile-px", str(TILE_PX)]
-    extra = ["--seed", str(seed), "--overwrite"]
-    step("tile_lr", "tile", csv, "--mpp", "2.0", *px, "-o", at("tiles-lr"), "--overwrite", "--quiet")
-    step("tile_hr", "tile", csv, "--mpp", "0.5", *px, "-o", at("tiles-hr"), "--overwrite", "--quiet")
-    step("match", "match", at("tiles-lr"), at("tiles-hr"), "-o", at("pairs"), "--overwrite", "--quiet")
-    step(
-        "distill_encoder",
-        "distill-encoder",
-        at("pairs"),
-        "--slides",
-        csv,
-        "--fold",
-        "1",
-        "--encoder",
-        "demo-vit",
-        *STAGE1,
-        "-o",
-        at("lr-encoder.safetensors"),
-        *extra,
-    )
-    step(
-        "train_teacher",
-        "train-teacher",
-        csv,
-        "--tiles",
-        at("tiles-hr"),
-        "--encoder",
-        "demo-vit",
-        *HEADS,
-        "-o",
-        at("teacher"),
-        *extra,
-    )
-    step(
-        "distill_student",
-        "distill-student",
-        csv,
-        "--tiles",
-        at("tiles-lr"),
-        "--pairs",
-        at("pairs"),
-        "--teacher",
-        at("teacher"),
-        *HEADS,
-        "--encoder",
-        at("lr-encoder.safetensors"),
-        "-o",
-        at("model.safetensors"),
-        *extra,
-    )
+    step = Steps("demo", run, say)
+
+    def at(*parts: str) -> str:
+        return str(folder.joinpath(*parts))
+
+    slides, px, again = str(manifest_path), ["--tile-px", str(TILE_PX)], ["--overwrite"]
+    trained = ["--seed", str(seed), *again]
+    tiles_lr, tiles_hr, pairs = at("tiles-lr"), at("tiles-hr"), at("pairs")
+    encoder, teacher, model = at("lr-encoder.safetensors"), at("teacher"), at("model.safetensors")
+    step("tile_lr", "tile", slides, "--mpp", "2.0", *px, "-o", tiles_lr, *again, "--quiet")
+    step("tile_hr", "tile", slides, "--mpp", "0.5", *px, "-o", tiles_hr, *again, "--quiet")
+    step("match", "match", tiles_lr, tiles_hr, "-o", pairs, *again, "--quiet")
+    own = ["--slides", slides, "--fold", "1", "--encoder", ENCODER, *STAGE1]
+    step("distill_encoder", "distill-encoder", pairs, *own, "-o", encoder, *trained)
+    own = ["--tiles", tiles_hr, "--encoder", ENCODER, *HEADS]
+    step("train_teacher", "train-teacher", slides, *own, "-o", teacher, *trained)
+    own = ["--tiles", tiles_lr, "--pairs", pairs, "--teacher", teacher, *HEADS, "--encoder", encoder]
+    step("distill_student", "distill-student", slides, *own, "-o", model, *trained)
     test = [e for e in manifest if e.split == "test"]
     held_out = folder / "held-out.csv"
-    write_text(held_out, "slide,slide_id,label\n" + "".join(f"{e.path},{e.slide_id},{e.label}\n" for e in test))
-    step(
-        "predict", "predict", str(held_out), "--model", at("model.safetensors"), "-o", at("predictions"), "--overwrite"
-    )
+    write_text(held_out, _manifest_text(test))
+    step("predict", "predict", str(held_out), "--model", model, "-o", at("predictions"), *again)
     shown = _shown(test, folder)
-    attention = at("predictions", f"{shown}.attention.csv")
-    step("export_geojson", "export-geojson", attention, "-o", at(f"{shown}.heatmap.geojson"), "--overwrite")
+    attention, heatmap = at("predictions", f"{shown}.attention.csv"), at(f"{shown}.heatmap.geojson")
+    step("export_geojson", "export-geojson", attention, "-o", heatmap, *again)
     summary = summarize(folder, manifest, seed, step.seconds)
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     picture = folder / f"{shown}.overlay.png"
@@ -145,11 +84,22 @@ def run_chain(
     say("\n" + table(summary))
     say(
         f"\nIn QuPath: open {next(e.path for e in test if e.slide_id == shown)}, then drop on it\n"
-        f"  {at(f'{shown}.heatmap.geojson')}  (attention; Measure > Show measurement maps)\n"
+        f"  {heatmap}  (attention; Measure > Show measurement maps)\n"
         f"  {truth_path(folder, shown)}  (the planted lesion)\n"
-        f"Without QuPath: {picture}\nWhat distillation bought: {at('model.receipt.html')}\nAll figures: {at('summary.json')}"
+        f"Without QuPath: {picture}\n"
+        f"What distillation bought: {at('model.receipt.html')}\n"
+        f"All figures: {at('summary.json')}"
     )
     return summary
+
+
+def _manifest_text(slides: Sequence[Entry]) -> str:
+    """Some slides of a cohort as a manifest, with paths that hold anywhere."""
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["slide", "slide_id", "label"])
+    rows.writerows([e.path, e.slide_id, e.label] for e in slides)
+    return out.getvalue()
 
 
 def truth_path(folder: Path, slide_id: str) -> Path:
@@ -157,18 +107,18 @@ def truth_path(folder: Path, slide_id: str) -> Path:
     return folder / "cohort" / "truth" / f"{slide_id}.geojson"
 
 
-def _shown(test: list[Any], folder: Path) -> str:
+def _shown(test: Sequence[Entry], folder: Path) -> str:
     """The positive held-out slide to show: the one whose prediction is surest."""
 
     def probability(slide_id: str) -> float:
-        record = json.loads((folder / "predictions" / f"{slide_id}.prediction.json").read_text())
-        return record["probabilities"]["tumor"]
+        text = (folder / "predictions" / f"{slide_id}.prediction.json").read_text(encoding="utf-8")
+        return float(json.loads(text)["probabilities"]["tumor"])
 
     return max((e.slide_id for e in test if e.label == "tumor"), key=probability)
 
 
-def lesions(path: Path) -> Any:
-    """Union of the lesion outlines of a slide, in level-0 px (shapely)."""
+def lesions(path: Path) -> BaseGeometry:
+    """Union of the lesion outlines of a slide, in level-0 px."""
     import geojson
     from shapely.geometry import shape
     from shapely.ops import unary_union
@@ -177,7 +127,7 @@ def lesions(path: Path) -> Any:
         return unary_union([shape(f["geometry"]) for f in geojson.load(fh)["features"]])
 
 
-def lesion_share(rows: Any, area: Any) -> np.ndarray:
+def lesion_share(rows: pd.DataFrame, area: BaseGeometry) -> np.ndarray:
     """Share of each tile that lies in the lesion, float [N]."""
     import shapely
 
@@ -186,7 +136,10 @@ def lesion_share(rows: Any, area: Any) -> np.ndarray:
 
 
 def attention_scores(folder: Path, manifest: Manifest) -> dict[str, float | None]:
-    """ROC AUC of the student's attention against the planted lesion, over LR tiles of the positive held-out slides."""
+    """ROC AUC of the student's attention against the planted lesion, over LR tiles of the positive held-out slides.
+
+    ``attention_auc`` takes the tiles of all slides together, ``attention_auc_per_slide`` is the mean over slides.
+    """
     truth, scores, own = [], [], []
     for e in manifest:
         if e.split != "test" or e.label != "tumor":
@@ -209,7 +162,7 @@ def _auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
 
 
 def summarize(folder: Path, manifest: Manifest, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """The content of ``summary.json``; teacher, LR-only and distilled student are judged on the same held-out slides."""
+    """The content of ``summary.json``: teacher, LR-only and distilled student judged on the same held-out slides."""
     test = {e.slide_id for e in manifest if e.split == "test"}
     out: dict[str, Any] = {}
     for name, file in (
@@ -223,8 +176,8 @@ def summarize(folder: Path, manifest: Manifest, seed: int, seconds: dict[str, fl
         labels = [manifest.classes.index(v) for v in rows["label"]]
         out[name] = evaluate(labels, rows[[f"prob_{c}" for c in manifest.classes]].to_numpy())
     counts = {
-        k: sum(len(read_table(p, "tiles")[1]) for p in (folder / f"tiles-{k}").glob("*.tiles.csv"))
-        for k in ("hr", "lr")
+        side: sum(len(read_table(p, "tiles")[1]) for p in (folder / f"tiles-{side}").glob("*.tiles.csv"))
+        for side in ("hr", "lr")
     }
     return {
         **out,
@@ -250,32 +203,25 @@ def draw_truth(path: Path, manifest: Manifest, folder: Path, slide_id: str) -> N
     with open_slide(entry.path, slide_id=slide_id) as slide:
         image, scale_x, scale_y = overview(slide, 2.0)
     p = header["prediction"]
-    attention_picture(
-        path,
-        image,
-        scale_x,
-        scale_y,
-        rows,
-        header["slide"],
-        f"{slide_id}: {p['predicted']} (probability {p['probabilities'][p['predicted']]:.2f}); planted lesion in blue",
-        [np.asarray(g.exterior.coords) for g in parts],
+    title = (
+        f"{slide_id}: {p['predicted']} (probability {p['probabilities'][p['predicted']]:.2f}); planted lesion in blue"
     )
+    outlines = [np.asarray(g.exterior.coords) for g in parts]
+    attention_picture(path, image, scale_x, scale_y, rows, header["slide"], title, outlines)
 
 
 def table(summary: dict[str, Any]) -> str:
     """What the demo ends with, for a terminal of 80 columns."""
     tiles = summary["tiles"]
-    lines = [
-        f"{summary['held_out_slides']} held-out slides of {summary['slides']}           accuracy   AUC     tiles read"
-    ]
-    for name, key, t in (
+    held_out = f"{summary['held_out_slides']} held-out slides of {summary['slides']}"
+    lines = [f"{held_out}           accuracy   AUC     tiles read"]
+    for name, key, side in (
         ("teacher, 20x", "teacher", "hr"),
         ("student, 5x, labels only", "lr_only", "lr"),
         ("student, 5x, distilled", "distilled", "lr"),
     ):
         m = summary[key]
-        lines.append(f"{name:<36}{show(m['accuracy']):<11}{show(m['auc']):<8}{tiles[t]:>6} (all slides)")
-    lines.append(
-        f"attention of the distilled student finds the planted lesion: AUC {show(summary['attention_auc'])} over LR tiles"
-    )
+        lines.append(f"{name:<36}{show(m['accuracy']):<11}{show(m['auc']):<8}{tiles[side]:>6} (all slides)")
+    found = show(summary["attention_auc"])
+    lines.append(f"attention of the distilled student finds the planted lesion: AUC {found} over LR tiles")
     return "\n".join(lines)

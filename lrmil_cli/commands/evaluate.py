@@ -100,9 +100,11 @@ def evaluate(
     Example: lrmil evaluate teacher/ student=model.safetensors -o evaluation
     """
     from lrmil_cli.commands.evaluate_outputs import FILES, check_folder, read_header, tell, write_files
+    from lrmil_cli.evaluation.evaluate_models import evaluate_models, inputs_for_digest, pairs
+    from lrmil_cli.evaluation.evaluation_files import as_json
+    from lrmil_cli.evaluation.join_predictions import join
     from lrmil_cli.evaluation.metrics import METRICS
-    from lrmil_cli.evaluation.predictions import join, read_predictions
-    from lrmil_cli.evaluation.report import as_json, evaluate_models, inputs_for_digest, pairs
+    from lrmil_cli.evaluation.predictions import read_predictions
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.manifest import read_manifest

@@ -10,7 +10,7 @@ from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from lrmil_cli.evaluation.report import Evaluation
+    from lrmil_cli.evaluation.evaluate_models import Evaluation
 
 #: In the order they are written; the last one marks the folder as complete.
 FILES = ("evaluation.png", "evaluation.html", "evaluation.md", "metrics.csv", "differences.csv", "evaluation.json")
@@ -50,9 +50,10 @@ def check_folder(folder: Path) -> None:
 
 def write_files(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
     """Write all of :data:`FILES`; ``record`` becomes evaluation.json."""
+    from lrmil_cli.evaluation.evaluation_files import differences_frame, metrics_frame
+    from lrmil_cli.evaluation.evaluation_page import CURVE_PICTURE, blocks, title
     from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
     from lrmil_cli.evaluation.plots import evaluation_picture
-    from lrmil_cli.evaluation.report import CURVE_PICTURE, blocks, differences_frame, metrics_frame, title
     from lrmil_cli.files.atomic import remove, write_bytes, write_text
     from lrmil_cli.files.header import make_header
     from lrmil_cli.files.tables import write_table

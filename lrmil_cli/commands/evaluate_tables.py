@@ -14,7 +14,7 @@ def print_tables(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lrmil_cli.evaluation.report import TITLES
+    from lrmil_cli.evaluation.metrics import TITLES
 
     console = Console(highlight=False, markup=False, emoji=False)
     several = len(record["models"]) > 1

@@ -77,54 +77,21 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
     )
 
 
-#: Where the defaults of a head are from: those of the options named here, and under "" those of all others.
-HEAD_SOURCES: dict[str, dict[str, str]] = {
-    "abmil": {"": "LRMIL's official code", "degree": "HDMIL's official code"},
-    "clam_mb": {"": "CLAM's official code", "hidden": "ours", "degree": "HDMIL's official code"},
-    "clam_sb": {"": "CLAM's official code", "hidden": "ours", "degree": "HDMIL's official code"},
-    "dmin": {"": "HDMIL's official code", "classifier": "HDMIL's paper"},
-    "dsmil": {"": "DSMIL's official code", "loss": "ours"},
-    "dtfd": {"": "DTFD-MIL's official code", "grouping_seed": "ours"},
-    "maxpool": {"": "CLAM's official code"},
-    "meanpool": {"": "ours, as of maxpool"},
-    "transmil": {"": "TransMIL's official code", "attention": "ours"},
-}
-_CLAM_NOTES = {"hidden": "as size says", "inst_loss": "its commands say svm", "subtyping": "true for subtypes"}
-#: What a reader would wonder about: where a source has other values, or why ours differs.
-HEAD_NOTES: dict[str, dict[str, str]] = {
-    "clam_mb": _CLAM_NOTES,
-    "clam_sb": _CLAM_NOTES,
-    "dmin": {
-        "retention": "0.7 for TCGA-NSCLC and BRCA",
-        "degree": "16 for TCGA-NSCLC",
-        "k": "8 for TCGA-RCC",
-        "subtyping": "true for TCGA",
-    },
-    "dsmil": {"loss": "as every head; published: bce"},
-    "dtfd": {"grouping_seed": "so that a slide has one answer"},
-    "transmil": {"attention": "a distribution; published: nystrom"},
-}
+def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]]) -> str:
+    """Heads with their options, by where the default of each is from, for a terminal of 80 columns.
 
-
-def head_source(head: str, option: str) -> str:
-    """Where the default of an option of a head is from."""
-    sources = HEAD_SOURCES.get(head, {})
-    return sources.get(option, sources.get("", "source not said"))
-
-
-def render_heads(rows: list[dict[str, Any]]) -> str:
-    """Heads with their options, by where the default of each is from, for a terminal of 80 columns."""
+    Args:
+        sources: head -> option -> where its default is from.
+    """
     lines = []
     for r in rows:
-        name = r["name"]
-        lines.append(fill(f"{name}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
+        lines.append(fill(f"{r['name']}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
         groups: dict[str, list[str]] = {}
         for key, value in r["options"].items():
-            note = HEAD_NOTES.get(name, {}).get(key)
-            text = f"{key}={value if isinstance(value, str) else json.dumps(value)}" + (f" ({note})" if note else "")
-            groups.setdefault(head_source(name, key), []).append(text)
+            text = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            groups.setdefault(sources[r["name"]][key], []).append(text)
         for source, options in groups.items():
-            text = f"{source}: {', '.join(options)}"
+            text = f"{', '.join(options)}  [{source}]"
             lines.append(fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(
         [

@@ -81,7 +81,7 @@ def predict(
     """
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
-    from lrmil_cli.inference.prediction import attention_table, prediction_record
+    from lrmil_cli.inference.record import attention_table, prediction_record
     from lrmil_cli.inference.runtime import open_predictor
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
     from lrmil_cli.slides.slide import open_slide

@@ -168,5 +168,5 @@ def _window(text: str) -> tuple[float, float] | None:
 
 
 def budget_options(least: float | None, most: float | None, threshold: float | None) -> dict[str, float]:
-    """Those that were given, by the names of :class:`lrmil_cli.inference.screened_prediction.Budget`."""
+    """Those that were given, by the names of :class:`lrmil_cli.inference.screened.Budget`."""
     return {k: v for k, v in (("least", least), ("most", most), ("threshold", threshold)) if v is not None}

@@ -31,27 +31,11 @@ from lrmil_cli.demo.textures import (
 )
 
 GRID = 4  # level-0 pixels per layout pixel
-TILE_PX = 128  # side of a tile for pre-training
 SPACING_PX = 21.5  # distance of neighbouring nuclei where cells are densest
 MIN_LESION_PX2 = 600 * 600  # 300 x 300 um
 # What 5x keeps of a lesion: a little more haematoxylin, a little less eosin in the cytoplasm. Benign nests and patients
 # vary in the same; the cue that decides is inside the nuclei.
 HINT_DEPTH, HINT_EOSIN = 0.06, 0.30
-
-RECIPE_NAMES = (
-    "density",
-    "radius",
-    "elongation",
-    "inside",
-    "cells",
-    "fat",
-    "glass",
-    "lymphocytes",
-    "haematoxylin",
-    "eosin",
-    "hue_h",
-    "hue_e",
-)
 
 
 # ---- stain -------------------------------------------------------------------------
@@ -230,18 +214,18 @@ def paint(rng: np.random.Generator, lay: Layout) -> np.ndarray:
     texture = cv2.remap(tissue_texture(), at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     fibre, cytoplasm, membrane = cv2.split(texture)
 
-    def blend(under, over, weight):
+    def blend(under: np.ndarray, over: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """under + (over - under) * weight / 255"""
         w = weight.astype(np.int16)
         return (under + (((over.astype(np.int16) - under) * w) >> 8)).astype(np.uint8)
 
     ramp = np.arange(256)
-    eosin = blend(
-        cv2.LUT(fibre, to_byte(96 + 0.42 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(74 + 0.22 * (ramp - 128))), cells
-    )
-    haema = blend(
-        cv2.LUT(fibre, to_byte(10 + 0.05 * (ramp - 128))), cv2.LUT(cytoplasm, to_byte(30 + 0.16 * (ramp - 128))), cells
-    )
+
+    def tone(grey: np.ndarray, middle: float, slope: float) -> np.ndarray:
+        return cv2.LUT(grey, to_byte(middle + slope * (ramp - 128)))
+
+    eosin = blend(tone(fibre, 96, 0.42), tone(cytoplasm, 74, 0.22), cells)
+    haema = blend(tone(fibre, 10, 0.05), tone(cytoplasm, 30, 0.16), cells)
     eosin = cv2.multiply(eosin, _grow((1 + lay.cells * (lay.pink - 1)) / 2), scale=2 / 255)
     wall = cv2.LUT(membrane, to_byte(100 * np.exp(-((ramp / 30.0) ** 2))))
     eosin = blend(eosin, wall, fat)
@@ -250,7 +234,7 @@ def paint(rng: np.random.Generator, lay: Layout) -> np.ndarray:
     margin = STAMP_PX // 2
     canvas = np.zeros((side + STAMP_PX, side + STAMP_PX), np.uint8)
 
-    def look(field, y, x):
+    def look(field: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         return field[(y / GRID).astype(int), (x / GRID).astype(int)]
 
     y, x = _places(rng, side, SPACING_PX, 0.0)
@@ -265,7 +249,7 @@ def paint(rng: np.random.Generator, lay: Layout) -> np.ndarray:
     ey, ex = y[epithelium], x[epithelium]
     m = len(ey)
 
-    def nearest(field, spread, top):
+    def nearest(field: np.ndarray, spread: float, top: int) -> np.ndarray:
         return np.clip(np.round(look(field, ey, ex) + rng.normal(0, spread, m)), 0, top).astype(int)
 
     vesicular = rng.random(m) < look(lay.inside, ey, ex)
@@ -303,22 +287,17 @@ def pen_mark(rng: np.random.Generator, rgb: np.ndarray, tissue: np.ndarray) -> n
     t = np.linspace(-1, 1, 24)
     length, bow = rng.uniform(0.1, 0.2) * n, rng.uniform(-0.05, 0.05) * n
     along, across = t * length, bow * t**2 + 0.035 * n + rng.normal(0, 0.003 * n, 24)
-    points = np.stack(
-        [
-            cx + along * np.cos(angle) + across * np.cos(angle - np.pi / 2),
-            cy + along * np.sin(angle) + across * np.sin(angle - np.pi / 2),
-        ],
-        1,
-    )
-    ink = np.zeros((n, n), np.uint8)
+    points_x = cx + along * np.cos(angle) + across * np.cos(angle - np.pi / 2)
+    points_y = cy + along * np.sin(angle) + across * np.sin(angle - np.pi / 2)
+    points = np.stack([points_x, points_y], 1)
+    ink: np.ndarray = np.zeros((n, n), np.uint8)
     cv2.polylines(ink, [np.round(points * 8).astype(np.int32)], False, 255, int(rng.uniform(14, 24)), cv2.LINE_AA, 3)
     ink = cv2.GaussianBlur(ink, (0, 0), 0.7)
     ys, xs = np.nonzero(ink)
     box = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
     colour = np.array([[40, 70, 170], [30, 120, 70], [50, 48, 55]][rng.integers(3)], np.float32) / 245
-    patch = (
-        cv2.resize(ink[box], None, fx=GRID, fy=GRID, interpolation=cv2.INTER_LINEAR).astype(np.float32)[..., None] / 255
-    )
+    grown = cv2.resize(ink[box], None, fx=GRID, fy=GRID, interpolation=cv2.INTER_LINEAR)
+    patch = grown.astype(np.float32)[..., None] / 255
     area = rgb[ys.min() * GRID : (ys.max() + 1) * GRID, xs.min() * GRID : (xs.max() + 1) * GRID]
     area[:] = to_byte(area * (1 - patch * (1 - colour) * 0.9) + 0.5)
     return rgb
@@ -339,68 +318,3 @@ def render_slide(
     if rng.random() < 0.25:
         rgb = pen_mark(rng, rgb, lay.tissue > 0.5)
     return rgb, lesion
-
-
-# ---- tiles for pre-training ----------------------------------------------------------
-def render_tiles(rng: np.random.Generator, shrink: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles `(k, 128, 128, 3)` uint8 at 0.5 um/px * `shrink` with their recipes `(k, 12)` float32 (see RECIPE_NAMES).
-
-    They are cut from one painted sheet of tiles whose recipe changes from tile to tile (5 x 5 of them, fewer of the
-    larger ones); a recipe is measured on the tile, each number scaled to about 0..1 (stain: about -1..1).
-    """
-    k, g = max(2, round(5 / shrink)), round(TILE_PX * shrink / GRID)
-    n = k * g
-
-    def steps(lo, hi):
-        return np.kron(rng.uniform(lo, hi, (k, k)), np.ones((g, g))).astype(np.float32)
-
-    def part(chance, cell, level):
-        on = np.kron((rng.random((k, k)) < chance), np.ones((g, g)))
-        return (np.clip((smooth_noise(rng, n, cell, 3) + level) * 5, 0, 1) * on).astype(np.float32)
-
-    fat = part(0.18, 60, 0.4)
-    lesion_like = np.kron(rng.beta(0.35, 0.35, (k, k)), np.ones((g, g)))
-    lay = Layout(
-        tissue=np.maximum(part(0.2, 50, 0.6), np.kron(rng.random((k, k)) < 0.85, np.ones((g, g)))).astype(np.float32),
-        cells=part(0.85, 34, float(rng.uniform(0.4, 2.0))) * (1 - fat),
-        fat=fat,
-        lymphocytes=part(0.15, 40, -0.2) * (1 - fat),
-        density=steps(0.4, 1),
-        inside=lesion_like.astype(np.float32),
-        size=steps(0, 3),
-        elongation=steps(0, 2),
-        disorder=steps(1, 3.5),
-        depth=1 + steps(-0.15, 0.15),
-        pink=steps(0.55, 1.05),
-    )
-    stain = Stain.draw(rng, 1.3)
-    rgb = cv2.subtract(
-        stain.to_rgb(paint(rng, lay)), rng.integers(0, 4, (n * GRID, n * GRID, 1), dtype=np.uint8).repeat(3, 2)
-    )
-    _, coded = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(75, 95))])
-    rgb = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
-    side = g * GRID
-    tiles = rgb.reshape(k, side, k, side, 3).swapaxes(1, 2).reshape(k * k, side, side, 3)
-    if side != TILE_PX:
-        tiles = np.stack([cv2.resize(t, (TILE_PX, TILE_PX), interpolation=cv2.INTER_AREA) for t in tiles])
-
-    def mean(field):
-        return field.reshape(k, g, k, g).mean((1, 3)).ravel()
-
-    cells = mean(lay.cells * lay.tissue)
-    seen = np.clip(cells / 0.15, 0, 1)  # what nuclei look like cannot be told where there are none
-    recipe = [
-        mean(lay.density) * cells,
-        0.5 + (mean(lay.size) / 3 - 0.5) * seen,
-        0.5 + (mean(lay.elongation) / 2 - 0.5) * seen,
-        0.5 + (mean(lay.inside) - 0.5) * seen,
-        cells,
-        mean(fat * lay.tissue),
-        1 - mean(lay.tissue),
-        mean(lay.lymphocytes * lay.tissue),
-        4 * (mean(lay.depth) * stain.haematoxylin - 1),
-        np.full(k * k, 4 * (stain.eosin - 1)),
-        np.full(k * k, stain.hue_h / 2),
-        np.full(k * k, stain.hue_e / 2),
-    ]
-    return np.ascontiguousarray(tiles), np.stack(recipe, 1).astype(np.float32)

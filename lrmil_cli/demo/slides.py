@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,16 +30,16 @@ def _write_svs(path: Path, rgb: np.ndarray, mpp: float) -> None:
     shrink = 768 / max(h, w)
     thumbnail = cv2.resize(rgb, (round(w * shrink), round(h * shrink)), interpolation=cv2.INTER_AREA)
 
-    def describe(image):
+    def describe(image: np.ndarray) -> str:
         size = f"{w}x{h} [0,0 {w}x{h}] (256x256) -> {image.shape[1]}x{image.shape[0]}"
         return f"Aperio Image Library (lrmil demo)\n{size} JPEG/RGB Q=85|AppMag = {10 / mpp:g}|MPP = {mpp:.4f}"
 
     jpeg = dict(photometric="rgb", compression="jpeg", compressionargs={"level": 85}, subsampling=(2, 2), metadata=None)
     part = path.with_name(path.name + ".part")
     with tifffile.TiffWriter(part) as out:
-        for image, form in [(levels[0], {"tile": (256, 256)}), (thumbnail, {"rowsperstrip": 16})] + [
-            (level, {"tile": (256, 256)}) for level in levels[1:]
-        ]:
+        tiled: dict[str, Any] = {"tile": (256, 256)}
+        pages = [(levels[0], tiled), (thumbnail, {"rowsperstrip": 16}), *((level, tiled) for level in levels[1:])]
+        for image, form in pages:
             out.write(image, description=describe(image), software=False, **form, **jpeg)
     os.replace(part, path)
 
@@ -99,7 +100,7 @@ def lesion_geojson(outlines: list[np.ndarray]) -> str:
 
 
 def plan_cohort(n_slides: int, seed: int) -> list[dict]:
-    """Rows of slides.csv: half the slides positive, some patients with two slides, split by patient within each label."""
+    """Rows of slides.csv: half the slides positive, some patients with two, split by patient within each label."""
     rng = np.random.default_rng([seed, 3])
     labels = rng.permutation(np.arange(n_slides) % 2)
     rows: list[dict] = [{} for _ in range(n_slides)]

@@ -60,7 +60,7 @@ def nucleus_bank() -> np.ndarray:
     n = inside.size
     axis = np.arange(STAMP_PX) - (STAMP_PX - 1) / 2
 
-    def draw(lo, hi):
+    def draw(lo: float, hi: float) -> np.ndarray:
         return rng.uniform(lo, hi, (n, 1, 1))
 
     turn = draw(0, np.pi)
@@ -100,7 +100,7 @@ def small_nuclei() -> tuple[np.ndarray, np.ndarray]:
     axis = np.arange(STAMP_PX) - (STAMP_PX - 1) / 2
     y, x = axis[None, :, None], axis[None, None, :]
 
-    def spindle(long_px, short_px, depth):
+    def spindle(long_px: tuple[float, float], short_px: tuple[float, float], depth: float) -> np.ndarray:
         turn = rng.uniform(0, np.pi, (48, 1, 1))
         u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
         v = v + 0.02 * rng.normal(0, 1, (48, 1, 1)) * u**2
@@ -128,7 +128,7 @@ def tissue_texture() -> np.ndarray:
 
     half = side // 2  # at half size: distances are smooth
     n = 11
-    points = (np.stack(np.mgrid[:n, :n], -1).reshape(-1, 2) + rng.uniform(0.12, 0.88, (n * n, 2))) * half / n
+    points = (np.moveaxis(np.mgrid[:n, :n], 0, -1).reshape(-1, 2) + rng.uniform(0.12, 0.88, (n * n, 2))) * half / n
     axis = np.arange(half)
     first, second = np.full((half, half), 1e9, np.float32), np.full((half, half), 1e9, np.float32)
     for py, px in points:

@@ -13,7 +13,8 @@ import torch
 
 from lrmil_cli.distill.encoder_training import Stage1Settings, distill
 from lrmil_cli.distributed import World
-from lrmil_cli.encoders.spec import absolute_spec, save_encoder
+from lrmil_cli.encoders.encoder_file import save_encoder
+from lrmil_cli.encoders.spec import absolute_spec
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.foreign import read_bag

@@ -7,31 +7,24 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lrmil_cli import __version__
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check
 from lrmil_cli.errors import LrmilError, MachineError
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
 GB = 1e9
 #: Packages that lrmil cannot do without, by the name they are imported under.
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "safetensors",
-    "numpy",
-    "pandas",
-    "h5py",
-    "tiffslide",
-    "tifffile",
-    "imagecodecs",
-    "cv2",
-    "PIL",
-    "shapely",
-    "geojson",
-    "sklearn",
-    "matplotlib",
+PACKAGES = tuple(
+    "torch torchvision timm safetensors numpy pandas h5py tiffslide tifffile "
+    "imagecodecs cv2 PIL shapely geojson sklearn matplotlib".split()
 )
 #: Extra -> package, and what cannot be done without it.
 EXTRAS = {
@@ -64,13 +57,8 @@ def check_packages() -> Check:
             bad.append(f"{name} ({type(e).__name__}: {' '.join(str(e).split())[:80]})")
     about = f"lrmil {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if bad:
-        return Check(
-            "packages",
-            FAIL,
-            f"cannot be imported: {'; '.join(bad)}",
-            "pip install --force-reinstall lrmil-cli, in an environment of its own",
-            MachineError.exit_code,
-        )
+        fix = "pip install --force-reinstall lrmil-cli, in an environment of its own"
+        return Check("packages", FAIL, f"cannot be imported: {'; '.join(bad)}", fix, MachineError.exit_code)
     return Check("packages", PASS, f"{about}; {len(PACKAGES)} packages")
 
 
@@ -83,47 +71,21 @@ def check_device(device: str = "auto") -> list[Check]:
 
         where = pick_device(device)
     except LrmilError as e:
-        return [
-            Check(
-                "device",
-                FAIL,
-                str(e).partition("; ")[0],
-                str(e).partition("; ")[2] or "use --device auto",
-                MachineError.exit_code,
-            )
-        ]
+        what, _, fix = str(e).partition("; ")
+        return [Check("device", FAIL, what, fix or "use --device auto", MachineError.exit_code)]
     except ImportError as e:
-        return [
-            Check(
-                "device",
-                FAIL,
-                f"torch cannot be imported ({e})",
-                "see https://pytorch.org/get-started",
-                MachineError.exit_code,
-            )
-        ]
+        what, fix = f"torch cannot be imported ({e})", "see https://pytorch.org/get-started"
+        return [Check("device", FAIL, what, fix, MachineError.exit_code)]
     found = f"torch {torch.__version__}, {device_label(where)}"
     if where.type == "cuda":
         free, total = torch.cuda.mem_get_info(where)
         found += f", {free / GB:.1f} of {total / GB:.1f} GB free"
         if free < 2 * GB:
-            return [
-                Check(
-                    "device",
-                    WARN,
-                    found,
-                    "end what else runs on it, choose another with --device cuda:N, or --batch-size 4",
-                )
-            ]
+            fix = "end what else runs on it, choose another with --device cuda:N, or --batch-size 4"
+            return [Check("device", WARN, found, fix)]
     elif where.type == "cpu" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
-        return [
-            Check(
-                "device",
-                WARN,
-                f"{found}; an NVIDIA driver is there, but torch does not see a GPU",
-                "install a torch with CUDA: https://pytorch.org/get-started",
-            )
-        ]
+        found += "; an NVIDIA driver is there, but torch does not see a GPU"
+        return [Check("device", WARN, found, "install a torch with CUDA: https://pytorch.org/get-started")]
     return [Check("device", PASS, found)]
 
 
@@ -148,10 +110,8 @@ def check_memory() -> Check:
     free = available_memory()
     if free is None:
         return Check("memory", WARN, "this system does not say how much is free", "have 8 GB or more")
-    found, fix = (
-        f"{free / GB:.1f} GB available",
-        "close other programs, or ask the scheduler for more; --batch-size 4 needs less",
-    )
+    found = f"{free / GB:.1f} GB available"
+    fix = "close other programs, or ask the scheduler for more; --batch-size 4 needs less"
     if free < 1 * GB:
         return Check("memory", FAIL, found, fix, MachineError.exit_code)
     return Check("memory", WARN if free < 4 * GB else PASS, found, fix if free < 4 * GB else "")
@@ -161,12 +121,12 @@ def check_disk(folder: str | Path = ".") -> Check:
     """Room for outputs, and permission to write them."""
     at = Path(folder).absolute()
     while not at.exists():
+        if at == at.parent:  # a drive that is not there
+            return Check("disk", WARN, f"{at} does not exist", "give an --output where you may write")
         at = at.parent
     free = shutil.disk_usage(at).free
-    found, fix = (
-        f"{free / GB:.1f} GB free in {at}",
-        "free space, or choose another --output; features take 4 kB a tile and 1000 numbers",
-    )
+    found = f"{free / GB:.1f} GB free in {at}"
+    fix = "free space, or choose another --output; features take 4 kB a tile and 1000 numbers"
     if not os.access(at, os.W_OK):
         return Check("disk", WARN, f"{at} cannot be written", "give an --output where you may write")
     if free < 0.2 * GB:
@@ -191,17 +151,19 @@ def check_load() -> Check:
     """Whether other programs keep the processors busy."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.8 * cores:
-        return Check(
-            "load",
-            WARN,
-            f"other programs keep {load:.1f} of {cores} processors busy",
-            "expect it to take longer than estimated when idle",
-        )
+        busy = f"other programs keep {load:.1f} of {cores} processors busy"
+        return Check("load", WARN, busy, "expect it to take longer than estimated when idle")
     return Check("load", PASS, f"{load:.1f} of {cores} processors busy")
 
 
-def encoder_speed(encoder, device, seconds: float = PROBE_SECONDS, tile_px: int = 256, batch: int = 8) -> float:
-    """Tiles a second that ``encoder`` (on ``device``) encodes; takes about ``seconds``, or one batch if that is longer."""
+def encoder_speed(
+    encoder: Callable[[Tensor], Any],
+    device: torch.device,
+    seconds: float = PROBE_SECONDS,
+    tile_px: int = 256,
+    batch: int = 8,
+) -> float:
+    """Tiles a second that ``encoder`` on ``device`` encodes; takes about ``seconds``, or one batch if that is more."""
     import numpy as np
     import torch
 

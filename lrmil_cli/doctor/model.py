@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose weights are whole: its header, its encoders, and how a slide is tiled for it (None of an encoder)."""
+    """A file whose weights are whole: its header, its encoders, how a slide is tiled for it (None of an encoder)."""
 
     header: dict[str, Any]
     encoders: list[Encoder]
@@ -29,7 +29,7 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
     """All checks of a model or encoder file, or of a model's graphs, and the file where it is good."""
     if str(path).endswith(".onnx"):
         return _check_graphs(path)
-    from lrmil_cli.encoders.spec import load_encoder_file
+    from lrmil_cli.encoders.encoder_file import load_encoder_file
     from lrmil_cli.files.tensors import read_tensor_header, read_tensor_metadata
     from lrmil_cli.models.model_file import load_parts
 
@@ -38,16 +38,15 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
         header = read_tensor_header(path, kind)
         if kind == "encoder":
             encoder = load_encoder_file(path)
-            opened, about = (
-                Opened(header, [encoder], None),
-                f"encoder {encoder.info.name}, {encoder.info.image_size} px input",
-            )
+            opened = Opened(header, [encoder], None)
+            about = f"encoder {encoder.info.name}, {encoder.info.image_size} px input"
         else:
             model = load_parts(path)[0]
             opened = Opened(header, model.encoders, model.tiles)
             method = header.get("method", "lrmil")
             about = (
-                f"{'' if method == 'lrmil' else method + ' '}model of {len(model.heads)} fold head(s), {len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
+                f"{'' if method == 'lrmil' else method + ' '}model of {len(model.heads)} fold head(s), "
+                f"{len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
                 f"tiles of {model.tiles.tile_px} px at {model.tiles.mpp:g} um/px"
             )
     except LrmilError as e:
@@ -59,14 +58,8 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
     for info in {e.info.name: e.info for e in opened.encoders}.values():
         checks.append(check_licence(info))
         if info.random_init:
-            checks.append(
-                Check(
-                    "weights",
-                    WARN,
-                    f"encoder {info.name} has random weights",
-                    "for results, make it from a pretrained encoder",
-                )
-            )
+            fix = "for results, make it from a pretrained encoder"
+            checks.append(Check("weights", WARN, f"encoder {info.name} has random weights", fix))
     return checks, opened
 
 
@@ -78,12 +71,9 @@ def _check_graphs(path: str | Path) -> tuple[list[Check], Opened | None]:
         found = open_predictor(str(path), runtime="onnx")
     except LrmilError as e:
         return [failed("graphs", e, str(path))], None
-    about = (
-        f"ONNX graphs for {', '.join(found.classes)}, tiles of {found.tiles.tile_px} px at {found.tiles.mpp:g} um/px"
-    )
-    return [Check("graphs", PASS, f"{about}; whole, and ONNX Runtime opens them")], Opened(
-        found.header, [], found.tiles
-    )
+    tiles = f"{found.tiles.tile_px} px at {found.tiles.mpp:g} um/px"
+    about = f"ONNX graphs for {', '.join(found.classes)}, tiles of {tiles}; whole, and ONNX Runtime opens them"
+    return [Check("graphs", PASS, about)], Opened(found.header, [], found.tiles)
 
 
 def check_licence(info: EncoderInfo) -> Check:
@@ -93,13 +83,11 @@ def check_licence(info: EncoderInfo) -> Check:
     forbidden = licence_warning(info)
     base = info.base or info.name
     if forbidden:
-        return Check(
-            "licence", WARN, forbidden, "read the terms of the encoder before you share the model or sell what it does"
-        )
+        fix = "read the terms of the encoder before you share the model or sell what it does"
+        return Check("licence", WARN, forbidden, fix)
     if info.license == "unknown":
-        return Check(
-            "licence", WARN, f"the licence of encoder {base} is not known", "look it up where the weights come from"
-        )
+        fix = "look it up where the weights come from"
+        return Check("licence", WARN, f"the licence of encoder {base} is not known", fix)
     return Check("licence", PASS, f"encoder {base}: {info.license}")
 
 
@@ -112,12 +100,6 @@ def check_fit(opened: Opened, slide: Slide) -> list[Check]:
     except InputError as e:
         return [failed("fit", e, str(slide.path))]
     if slide.slide_id in opened.header.get("slides", []):
-        return [
-            Check(
-                "fit",
-                WARN,
-                f"the model was made with slide {slide.slide_id} in its cohort",
-                "judge it by its out-of-fold predictions, not on this slide",
-            )
-        ]
+        found = f"the model was made with slide {slide.slide_id} in its cohort"
+        return [Check("fit", WARN, found, "judge it by its out-of-fold predictions, not on this slide")]
     return [Check("fit", PASS, f"{opened.tiles.mpp:g} um/px can be read from level {level}")]

@@ -33,7 +33,7 @@ def check_slide(
     """All checks of a slide.
 
     Args:
-        settings: how it would be tiled; blocks: blocks to read at each level; rate: tiles a second that are encoded, if known.
+        settings: how it would be tiled; blocks: to read at each level; rate: tiles a second that are encoded, if known.
     """
     try:
         slide = open_slide(path, slide_id=slide_id, slide_mpp=slide_mpp, manifest_mpp=manifest_mpp)
@@ -55,10 +55,8 @@ def _unopened(path: str | Path, error: LrmilError) -> list[Check]:
     if isinstance(error, InputError):
         try:
             with open_slide(path, slide_mpp=1.0) as slide:
-                return [
-                    Check("opens", PASS, f"{slide.reader}, {slide.width} x {slide.height} px"),
-                    failed("mpp", error, str(path)),
-                ]
+                opens = Check("opens", PASS, f"{slide.reader}, {slide.width} x {slide.height} px")
+                return [opens, failed("mpp", error, str(path))]
         except LrmilError:
             pass
     return [failed("opens", error, str(path))]
@@ -69,12 +67,8 @@ def check_scale(slide: Slide) -> Check:
     found = f"{slide.mpp:.4g} um/px ({slide.mpp_source})"
     power = slide.objective
     if power and not 0.6 < slide.mpp * power / 10 < 1.7:
-        return Check(
-            "mpp",
-            WARN,
-            f"{found}, but the objective is {power:g}x, usually {10 / power:g} um/px",
-            "measure a scale bar, and give the right value with --slide-mpp",
-        )
+        found += f", but the objective is {power:g}x, usually {10 / power:g} um/px"
+        return Check("mpp", WARN, found, "measure a scale bar, and give the right value with --slide-mpp")
     return Check("mpp", PASS, found + (f", objective {power:g}x" if power else ""))
 
 
@@ -87,26 +81,19 @@ def check_pyramid(slide: Slide, settings: TileSettings) -> Check:
     except InputError as e:
         return failed("pyramid", e, str(slide.path))
     shrink = settings.mpp / (slide.mpp * slide.levels[level].downsample)
+    tiles = f"tiles of {settings.mpp:g} um/px"
     if shrink > MAX_SHRINK:
-        return Check(
-            "pyramid",
-            WARN,
-            f"{found}; tiles of {settings.mpp:g} um/px are shrunk {shrink:.1f} times from level {level}, which is slow",
-            "export the slide again with a level every factor of 4",
-        )
+        found += f"; {tiles} are shrunk {shrink:.1f} times from level {level}, which is slow"
+        return Check("pyramid", WARN, found, "export the slide again with a level every factor of 4")
     if slide.damaged:
         which = ", ".join(map(str, sorted(slide.damaged)))
-        return Check(
-            "pyramid",
-            WARN,
-            f"{found}; level {which} is damaged, tiles of {settings.mpp:g} um/px come from level {level}",
-            "copy the slide again, or export it again",
-        )
-    return Check("pyramid", PASS, f"{found}; tiles of {settings.mpp:g} um/px come from level {level}")
+        found += f"; level {which} is damaged, {tiles} come from level {level}"
+        return Check("pyramid", WARN, found, "copy the slide again, or export it again")
+    return Check("pyramid", PASS, f"{found}; {tiles} come from level {level}")
 
 
 def check_damage(slide: Slide, tissue: TissueMap, blocks: int) -> Check:
-    """Read up to ``blocks`` blocks of every level, corners first, then tissue, then anywhere; the same ones in every run."""
+    """Read up to ``blocks`` blocks of every level, corners first, then tissue, then anywhere; the same in every run."""
     looked, bad = 0, []
     for n, level in enumerate(slide.levels):
         corners = {(x, y) for x in (0, max(0, level.width - BLOCK_PX)) for y in (0, max(0, level.height - BLOCK_PX))}
@@ -118,17 +105,10 @@ def check_damage(slide: Slide, tissue: TissueMap, blocks: int) -> Check:
                 bad.append((n, x, y))
     if bad:
         n, x, y = bad[0]
-        return Check(
-            "damage",
-            FAIL,
-            f"{len(bad)} of {looked} blocks looked at cannot be decoded, the first at level {n}, x={x}, y={y} there",
-            "copy the slide again, or export it again from the scanner's software",
-        )
-    return Check(
-        "damage",
-        PASS,
-        f"none in {looked} blocks of {BLOCK_PX} px on {len(slide.levels)} level(s); the rest was not looked at",
-    )
+        found = f"{len(bad)} of {looked} blocks looked at cannot be decoded, the first at level {n}, x={x}, y={y} there"
+        return Check("damage", FAIL, found, "copy the slide again, or export it again from the scanner's software")
+    found = f"none in {looked} blocks of {BLOCK_PX} px on {len(slide.levels)} level(s); the rest was not looked at"
+    return Check("damage", PASS, found)
 
 
 def _places(slide: Slide, level: int, tissue: TissueMap, count: int) -> list[tuple[int, int]]:
@@ -142,7 +122,8 @@ def _places(slide: Slide, level: int, tissue: TissueMap, count: int) -> list[tup
         points[:on, 0] = col[pick] * tissue.scale_x / of.downsample_x
         points[:on, 1] = row[pick] * tissue.scale_y / of.downsample_y
     last = (max(0, of.width - BLOCK_PX), max(0, of.height - BLOCK_PX))
-    return [tuple(int(v) for v in p) for p in np.unique(np.clip(points - BLOCK_PX / 2, 0, last).astype(int), axis=0)]
+    corners = np.unique(np.clip(points - BLOCK_PX / 2, 0, last).astype(int), axis=0)
+    return [(x, y) for x, y in corners.tolist()]
 
 
 def check_tiles(slide: Slide, tissue: TissueMap, settings: TileSettings, rate: float | None) -> list[Check]:
@@ -153,14 +134,8 @@ def check_tiles(slide: Slide, tissue: TissueMap, settings: TileSettings, rate: f
     found = f"{share:.1%} of the slide"
     look = "look at the picture that `lrmil tile --thumbnail` makes"
     if not len(boxes):
-        return [
-            Check(
-                "tissue",
-                FAIL,
-                f"{found}; no tile has {settings.min_tissue:.0%} of it",
-                f"{look} of another slide, or lower --min-tissue",
-            )
-        ]
+        found += f"; no tile has {settings.min_tissue:.0%} of it"
+        return [Check("tissue", FAIL, found, f"{look} of another slide, or lower --min-tissue")]
     out = [Check("tissue", WARN, f"{found}, which is little", look) if share < 0.01 else Check("tissue", PASS, found)]
     tiles = f"{len(boxes)} of {settings.tile_px} px at {settings.mpp:g} um/px"
     try:
@@ -173,7 +148,7 @@ def check_tiles(slide: Slide, tissue: TissueMap, settings: TileSettings, rate: f
 
 
 def reading_seconds(slide: Slide, boxes: np.ndarray, level: int, tile_px: int, count: int = 12) -> float:
-    """Seconds to read one of the tiles ``boxes`` int64 [N, 4] (level-0 px), from ``count`` of them spread over the slide.
+    """Seconds to read one of the tiles ``boxes`` int64 [N, 4] (level-0 px), by ``count`` of them spread over the slide.
 
     Raises:
         InputError: the slide is damaged at one of them.

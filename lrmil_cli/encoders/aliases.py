@@ -1,7 +1,7 @@
-"""Published pathology encoders by short name (method 11.3): where they are, how timm builds them, what they may be used for.
+"""Published pathology encoders by short name (encoders/README 5): where they are, how timm builds them, their licence.
 
 A row is plain data, so that this module needs neither torch nor timm. Classes among the arguments stand by their name;
-:func:`lrmil_cli.encoders.spec.create_vit` resolves them.
+:func:`lrmil_cli.encoders.build.create_vit` resolves them.
 """
 
 from __future__ import annotations
@@ -66,141 +66,42 @@ def _kaiko(name: str, architecture: str, port: str, width: int, blocks: int, pat
     return Alias(name, hub, architecture, width, blocks, patch, HALF, "Kaiko non-commercial", "open")
 
 
+_UNI = {"init_values": 1e-5}
+_UNI2_SIZE = {"depth": 24, "num_heads": 24, "embed_dim": 1536, "mlp_ratio": 2.66667 * 2}
+_UNI2 = {**_UNI2_SIZE, "init_values": 1e-5, "no_embed_class": True, "reg_tokens": 8, **SWIGLU}
 _VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": "", **SWIGLU}
+_VIRCHOW2 = {**_VIRCHOW, "reg_tokens": 4}
 _OPTIMUS = {"init_values": 1e-5, "global_pool": "token"}
+_H0_MINI = {"mlp_ratio": 2.66667 * 2, "init_values": 1e-5, **SWIGLU}
+_GIGAPATH = {"patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334}
 
-ALIASES: dict[str, Alias] = {
-    a.name: a
-    for a in (
-        Alias("conch", "MahmoodLab/conch", CONCH, 768, 12, 16, OPENAI_CLIP, NC_ND, native=448, embedding="pool"),
-        Alias(
-            "uni",
-            "MahmoodLab/uni",
-            "vit_large_patch16_224",
-            1024,
-            24,
-            16,
-            IMAGENET,
-            NC_ND,
-            arch_args={"init_values": 1e-5},
-        ),
-        Alias(
-            "uni2-h",
-            "MahmoodLab/UNI2-h",
-            "vit_giant_patch14_224",
-            1536,
-            24,
-            14,
-            IMAGENET,
-            NC_ND,
-            arch_args={
-                "depth": 24,
-                "num_heads": 24,
-                "embed_dim": 1536,
-                "mlp_ratio": 2.66667 * 2,
-                "init_values": 1e-5,
-                "no_embed_class": True,
-                "reg_tokens": 8,
-                **SWIGLU,
-            },
-        ),
-        Alias(
-            "virchow",
-            "paige-ai/Virchow",
-            "vit_huge_patch14_224",
-            1280,
-            32,
-            14,
-            IMAGENET,
-            "Apache-2.0",
-            embedding="cls+mean",
-            arch_args=_VIRCHOW,
-        ),
-        Alias(
-            "virchow2",
-            "paige-ai/Virchow2",
-            "vit_huge_patch14_224",
-            1280,
-            32,
-            14,
-            IMAGENET,
-            NC_ND,
-            embedding="cls+mean",
-            arch_args={**_VIRCHOW, "reg_tokens": 4},
-        ),
-        Alias(
-            "h-optimus-0",
-            "bioptimus/H-optimus-0",
-            "vit_giant_patch14_reg4_dinov2",
-            1536,
-            40,
-            14,
-            OPTIMUS,
-            "Apache-2.0",
-            arch_args=_OPTIMUS,
-        ),
-        Alias(
-            "h-optimus-1",
-            "bioptimus/H-optimus-1",
-            "vit_giant_patch14_reg4_dinov2",
-            1536,
-            40,
-            14,
-            OPTIMUS,
-            NC_ND,
-            arch_args=_OPTIMUS,
-        ),
-        Alias(
-            "h0-mini",
-            "bioptimus/H0-mini",
-            "vit_base_patch14_reg4_dinov2",
-            768,
-            12,
-            14,
-            OPTIMUS,
-            NC_ND,
-            arch_args={"mlp_ratio": 2.66667 * 2, "init_values": 1e-5, **SWIGLU},
-        ),
-        Alias(
-            "gigapath",
-            "prov-gigapath/prov-gigapath",
-            "vit_giant_patch14_dinov2",
-            1536,
-            40,
-            16,
-            IMAGENET,
-            "Apache-2.0, research use",
-            arch_args={"patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334},
-        ),
-        Alias(
-            "phikon",
-            "1aurent/vit_base_patch16_224.owkin_pancancer",
-            "vit_base_patch16_224",
-            768,
-            12,
-            16,
-            IMAGENET,
-            "Owkin non-commercial",
-            "open",
-        ),
-        _kaiko("kaiko-vits16", "vit_small_patch16_224", "vit_small_patch16_224", 384, 12, 16),
-        _kaiko("kaiko-vits8", "vit_small_patch8_224", "vit_small_patch8_224", 384, 12, 8),
-        _kaiko("kaiko-vitb16", "vit_base_patch16_224", "vit_base_patch16_224", 768, 12, 16),
-        _kaiko("kaiko-vitb8", "vit_base_patch8_224", "vit_base_patch8_224", 768, 12, 8),
-        _kaiko("kaiko-vitl14", "vit_large_patch14_reg4_dinov2", "vit_large_patch14_reg4_224", 1024, 24, 14),
-        Alias(
-            "lunit-vits8",
-            "1aurent/vit_small_patch8_224.lunit_dino",
-            "vit_small_patch8_224",
-            384,
-            12,
-            8,
-            LUNIT,
-            "Lunit non-commercial",
-            "open",
-        ),
-    )
-}
+_HUGE, _GIANT, _GIANT_DINO = "vit_huge_patch14_224", "vit_giant_patch14_224", "vit_giant_patch14_dinov2"
+_BASE_REG4, _GIANT_REG4 = "vit_base_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"
+_PHIKON, _LUNIT = "1aurent/vit_base_patch16_224.owkin_pancancer", "1aurent/vit_small_patch8_224.lunit_dino"
+_APACHE, _RESEARCH, _BOTH = "Apache-2.0", "Apache-2.0, research use", "cls+mean"
+
+_ROWS = (
+    Alias("conch", "MahmoodLab/conch", CONCH, 768, 12, 16, OPENAI_CLIP, NC_ND, native=448, embedding="pool"),
+    Alias("uni", "MahmoodLab/uni", "vit_large_patch16_224", 1024, 24, 16, IMAGENET, NC_ND, arch_args=_UNI),
+    Alias("uni2-h", "MahmoodLab/UNI2-h", _GIANT, 1536, 24, 14, IMAGENET, NC_ND, arch_args=_UNI2),
+    Alias("virchow", "paige-ai/Virchow", _HUGE, 1280, 32, 14, IMAGENET, _APACHE, embedding=_BOTH, arch_args=_VIRCHOW),
+    Alias("virchow2", "paige-ai/Virchow2", _HUGE, 1280, 32, 14, IMAGENET, NC_ND, embedding=_BOTH, arch_args=_VIRCHOW2),
+    Alias("h-optimus-0", "bioptimus/H-optimus-0", _GIANT_REG4, 1536, 40, 14, OPTIMUS, _APACHE, arch_args=_OPTIMUS),
+    Alias("h-optimus-1", "bioptimus/H-optimus-1", _GIANT_REG4, 1536, 40, 14, OPTIMUS, NC_ND, arch_args=_OPTIMUS),
+    Alias("h0-mini", "bioptimus/H0-mini", _BASE_REG4, 768, 12, 14, OPTIMUS, NC_ND, arch_args=_H0_MINI),
+    Alias(
+        "gigapath", "prov-gigapath/prov-gigapath", _GIANT_DINO, 1536, 40, 16, IMAGENET, _RESEARCH, arch_args=_GIGAPATH
+    ),
+    Alias("phikon", _PHIKON, "vit_base_patch16_224", 768, 12, 16, IMAGENET, "Owkin non-commercial", "open"),
+    _kaiko("kaiko-vits16", "vit_small_patch16_224", "vit_small_patch16_224", 384, 12, 16),
+    _kaiko("kaiko-vits8", "vit_small_patch8_224", "vit_small_patch8_224", 384, 12, 8),
+    _kaiko("kaiko-vitb16", "vit_base_patch16_224", "vit_base_patch16_224", 768, 12, 16),
+    _kaiko("kaiko-vitb8", "vit_base_patch8_224", "vit_base_patch8_224", 768, 12, 8),
+    _kaiko("kaiko-vitl14", "vit_large_patch14_reg4_dinov2", "vit_large_patch14_reg4_224", 1024, 24, 14),
+    Alias("lunit-vits8", _LUNIT, "vit_small_patch8_224", 384, 12, 8, LUNIT, "Lunit non-commercial", "open"),
+)
+
+ALIASES: dict[str, Alias] = {a.name: a for a in _ROWS}
 
 
 def find_alias(name: str) -> Alias | None:
@@ -230,7 +131,7 @@ def alias_table(ratio: int = 4, tile_px: int = 256) -> list[dict[str, Any]]:
 def licence_warning(info: EncoderInfo) -> str | None:
     """What the licence of an encoder's base forbids to do with what is derived from it; None where it forbids nothing.
 
-    A distilled encoder, and every model that holds one, is a derivative of its base (method 11.4).
+    A distilled encoder, and every model that holds one, is a derivative of its base (encoders/README 6).
     """
     words = re.split(r"[^A-Z]+", info.license.upper())
     if "ND" in words:
@@ -239,4 +140,5 @@ def licence_warning(info: EncoderInfo) -> str | None:
         forbidden = "used commercially"
     else:
         return None
-    return f"{info.base or info.name} is under {info.license}: the output holds weights derived from it and must not be {forbidden}"
+    base = info.base or info.name
+    return f"{base} is under {info.license}: the output holds weights derived from it and must not be {forbidden}"

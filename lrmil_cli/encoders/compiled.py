@@ -26,6 +26,6 @@ def compile_encoder(encoder: Encoder, tile_px: int, device: torch.device) -> Non
         raise
     except Exception as e:  # what is missing differs from machine to machine: a C++ compiler, Triton, headers
         raise MachineError(
-            f"--compile: no compiler works on this machine ({' '.join(str(e).split())[:160]}); leave it out, or install a C++ "
-            "compiler (on a GPU also Triton)"
+            f"--compile: no compiler works on this machine ({' '.join(str(e).split())[:160]}); leave it out, "
+            "or install a C++ compiler (on a GPU also Triton)"
         ) from e

@@ -1,4 +1,4 @@
-"""CONCH's image tower: a timm ViT with an attentional pooler (method 11.2)."""
+"""CONCH's image tower: a timm ViT with an attentional pooler (encoders/README 5.1)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Conch(VisionTransformer):
 
     def __init__(self, pool_dim: int = 512, pool_heads: int = 8, **trunk: Any):
         super().__init__(num_classes=0, **trunk)
-        self.attn_pool = AttentionalPooler(self.embed_dim, pool_dim, pool_heads)
+        pooler = AttentionalPooler(self.embed_dim, pool_dim, pool_heads)
+        self.attn_pool = pooler  # type: ignore[assignment]  # timm's is another, not built here; files hold this name
 
     def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
         """Pooled, unprojected embedding [B, pool_dim] of the final tokens [B, 1 + g*g, D]."""

@@ -55,9 +55,8 @@ def embed_tiles(
         seconds=seconds,
         progress=progress,
     )
-    return out or [
-        np.zeros((count, e.embed_dim), np.float32) for e in encoders
-    ]  # there were none, or none could be decoded
+    # There were none, or none could be decoded.
+    return out or [np.zeros((count, e.embed_dim), np.float32) for e in encoders]
 
 
 def features_settings(encoder: Encoder) -> dict[str, Any]:
@@ -86,7 +85,8 @@ def embed_table(
     Args:
         settings: :func:`features_settings` of the encoder; computed once, since it reads all weights.
         slide_path: where the slide is now; default: where the table says it was.
-        on_bad_tile: ``fail``, or ``skip``: tiles that cannot be decoded are left out; the header says how many (``bad_tiles``).
+        on_bad_tile: ``fail``, or ``skip``: tiles that cannot be decoded are left out; the header says how many
+            (``bad_tiles``).
         progress: opened when it is the slide's turn, gives a function that is called with the number of tiles done.
 
     Returns:
@@ -98,8 +98,8 @@ def embed_table(
     """
     if is_foreign(output):
         raise UsageError(
-            f"{output} was made by another tool and is not overwritten; choose another folder (train-teacher trains on such "
-            "features as they are with --features alone, without --tiles and --encoder)"
+            f"{output} was made by another tool and is not overwritten; choose another folder (train-teacher trains on "
+            "such features as they are with --features alone, without --tiles and --encoder)"
         )
     header, tiles = read_table(tiles_path, "tiles")
     seconds = Seconds()
@@ -108,8 +108,8 @@ def embed_table(
             there = read_features(output)
             if there.header.get("bad_tiles") and on_bad_tile == "fail":
                 raise InputError(
-                    f"{output}: {there.header['bad_tiles']} tiles of the slide cannot be decoded and were left out (--on-bad-tile skip); "
-                    "say that again to use it, or copy the slide again"
+                    f"{output}: {there.header['bad_tiles']} tiles of the slide cannot be decoded and were left out "
+                    "(--on-bad-tile skip); say that again to use it, or copy the slide again"
                 )
             return there, True, seconds
         except InputError:

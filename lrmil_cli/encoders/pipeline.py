@@ -1,7 +1,7 @@
 """From the tiles of a slide to tensors: reader threads, a bounded queue, the device, the encoder.
 
-On a GPU tiles are read while others are encoded; on a CPU in turn, because reading ahead would only take cores from the encoder.
-Every command that encodes tiles does it here.
+On a GPU tiles are read while others are encoded; on a CPU in turn, because reading ahead would only take cores from the
+encoder. Every command that encodes tiles does it here.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Seconds:
 class BatchSize:
     """How many tiles go to the device at a time, over all slides of a run.
 
-    A size that was given stays. Else it is fixed on a CPU, and found on a GPU with the tiles that are to be encoded anyway: it
-    doubles until a batch is no faster per tile. Where memory does not suffice it is halved and stays so.
+    A size that was given stays. Else it is fixed on a CPU, and found on a GPU with the tiles that are to be encoded
+    anyway: it doubles until a batch is no faster per tile. Where memory does not suffice it is halved and stays so.
 
     Attributes:
         now: tiles at a time; piece: tiles that the reader hands over at a time.
@@ -89,7 +89,8 @@ class BatchSize:
         """
         if tiles == 1:
             raise MachineError(
-                "out of memory with a single tile; free memory on the device, or use --device cpu or a smaller --input-size"
+                "out of memory with a single tile; free memory on the device, or use --device cpu or a smaller "
+                "--input-size"
             )
         self.searching = False
         self.now = max(1, tiles // 2)
@@ -97,7 +98,7 @@ class BatchSize:
 
 
 def slides_ahead(device: torch.device) -> int:
-    """How many slides are opened, searched for tissue and read while another one is encoded (:func:`lrmil_cli.ahead.in_turn`)."""
+    """How many slides are opened, searched for tissue and read while another is encoded (`lrmil_cli.ahead.in_turn`)."""
     return 0 if device.type == "cpu" else 2
 
 
@@ -118,8 +119,8 @@ def read_ahead(
         bad: as of :func:`lrmil_cli.slides.reader.iter_batches`; complete when all tiles were taken.
 
     Returns:
-        a context manager and iterable of rows int64 [B] of ``boxes`` and pixels uint8 [B, tile_px, tile_px, 3]. Leave it before
-        the slide is closed.
+        a context manager and iterable of rows int64 [B] of ``boxes`` and pixels uint8 [B, tile_px, tile_px, 3]. Leave
+        it before the slide is closed.
     """
     ahead = 0 if device.type == "cpu" else max(2, QUEUE_BYTES // (batch.piece * tile_px**2 * 3))
     return Prefetch(iter_batches(slide, boxes, level, tile_px, batch.piece, bad), ahead)

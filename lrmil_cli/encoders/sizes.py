@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 def valid_sizes(patch: int, ratio: int, upto: int = 512) -> list[int]:
-    """Input sides whose token grid splits into ``ratio`` x ``ratio`` cells (method 2.5)."""
+    """Input sides whose token grid splits into ``ratio`` x ``ratio`` cells (encoders/README 3)."""
     return [patch * g for g in range(ratio, upto // patch + 1, ratio)]
 
 
 def default_input_size(patch: int, native: int, tile_px: int, ratio: int) -> int:
-    """Input side S: the smallest valid size from the native one up to the tile's, else 256 (patch 16) or 224 (patch 14).
+    """Input side S (encoders/README 3): the smallest valid size from the native one up to the tile's.
 
-    For other patch sizes the fallback is the valid size nearest to 224 (method 11.1).
+    If there is none, 256 for patch 16, 224 for patch 14, and for others the valid size nearest to 224.
     """
     fits = [s for s in valid_sizes(patch, ratio, max(native, tile_px)) if native <= s <= tile_px]
     if fits:

@@ -1,4 +1,4 @@
-"""The encoder: a ViT, its preprocessing, and the three things the method needs from it (method 3.1).
+"""The encoder: a ViT, its preprocessing, and the three things that are needed from it (encoders/README 1).
 
 * spatial tokens after any block, without class and register tokens;
 * the summary of a tile after any block (class token, or the mean token where there is none);
@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,48 @@ from lrmil_cli.files.tensors import tensors_digest
 EMBEDDINGS = ("cls", "mean", "cls+mean", "pool")
 
 
+class PatchEmbed(nn.Module):
+    """Of a :class:`ViT`, what cuts an image into tokens."""
+
+    grid_size: tuple[int, int]
+
+
+class ViT(nn.Module):
+    """What the ViTs of timm have in common and we rely on; a type only, which :mod:`lrmil_cli.encoders.build` checks.
+
+    Class and register tokens (``num_prefix_tokens``, ``cls_token``) are what some have and others do not.
+    """
+
+    blocks: nn.Sequential
+    embed_dim: int
+    patch_embed: PatchEmbed
+    feature_info: list[dict[str, Any]]
+    forward_features: Callable[[Tensor], Tensor]
+    forward_head: Callable[..., Tensor]
+    forward_intermediates: Callable[..., Any]
+
+
+class Encoding(TypedDict, total=False):
+    """What an encoder says of B tiles.
+
+    Attributes:
+        tokens: {block: [B, g, g, D]}; summary: {block: [B, D]}, class token or mean token; both of the raw residual
+            stream, of the blocks that were asked for.
+        final: [B, D_e], the embedding, where it was asked for.
+    """
+
+    tokens: dict[int, Tensor]
+    summary: dict[int, Tensor]
+    final: Tensor
+
+
 @dataclass(frozen=True)
 class EncoderInfo:
     """What must be known to rebuild an encoder and to use it as it was trained.
 
     Attributes:
-        name: what the user called it; architecture, arch_args: for ``timm.create_model``, classes by name (JSON types only).
+        name: what the user called it.
+        architecture, arch_args: for ``timm.create_model``, classes by name (JSON types only).
         image_size: input side S in px; mean, std: of RGB in 0..1.
         embedding: one of :data:`EMBEDDINGS`, what MIL gets.
         base, license: encoder it was distilled from (or itself) and its licence as far as known.
@@ -84,7 +121,10 @@ class Encoder(nn.Module):
         depth: number of blocks L; width: token width D; grid: tokens along a side g; embed_dim: width of the embedding.
     """
 
-    def __init__(self, model: nn.Module, info: EncoderInfo):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: ViT, info: EncoderInfo):
         super().__init__()
         self.model = model
         self.info = info
@@ -93,25 +133,21 @@ class Encoder(nn.Module):
         self.has_class_token = self.num_prefix > 0 and getattr(model, "cls_token", None) is not None
         if info.embedding.startswith("cls") and not self.has_class_token:
             raise UsageError(f"encoder {info.name} has no class token; use --embedding mean")
-        self.width = int(model.embed_dim)
+        self.width = model.embed_dim
         self.register_buffer("mean", torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
         self.grid = int(model.patch_embed.grid_size[0])
         patch = int(model.feature_info[-1]["reduction"])
-        if (
-            self.grid * patch != info.image_size
-        ):  # timm would leave out the pixels of the last, incomplete row and column
+        # timm would leave out the pixels of the last, incomplete row and column
+        if self.grid * patch != info.image_size:
             raise UsageError(
                 f"encoder {info.name}: --input-size {info.image_size} is not a multiple of its patch side, {patch} px"
             )
         # Tokens of zeros through the head alone tell the width of any embedding; the blocks would take seconds.
-        parameter = next(model.parameters())
+        any_ = next(model.parameters())
+        shape = (1, self.num_prefix + self.grid**2, self.width)
         with torch.no_grad():
-            final = self.embed(
-                torch.zeros(
-                    1, self.num_prefix + self.grid**2, self.width, dtype=parameter.dtype, device=parameter.device
-                )
-            )
+            final = self.embed(torch.zeros(shape, dtype=any_.dtype, device=any_.device))
         if final.ndim != 2:
             raise UsageError(f"encoder {info.name} has no pooling of its own; use --embedding cls, mean or cls+mean")
         self.embed_dim = final.shape[1]
@@ -134,20 +170,16 @@ class Encoder(nn.Module):
             x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         return (x - self.mean) / self.std
 
-    def forward(self, tiles: Tensor, layers: tuple[int, ...] = (), *, need_final: bool = True) -> dict[str, Any]:
+    def forward(self, tiles: Tensor, layers: tuple[int, ...] = (), *, need_final: bool = True) -> Encoding:
         """Encode tiles.
 
         Args:
             tiles: uint8 [B, P, P, 3].
             layers: zero-based blocks to return tokens of.
             need_final: without it the blocks after the last layer asked for are not run.
-
-        Returns:
-            ``tokens`` {l: [B, g, g, D]}, ``summary`` {l: [B, D]} (class token, or mean token), raw residual stream;
-            ``final`` [B, D_e], the embedding, if asked for.
         """
         x = self.preprocess(tiles)
-        out: dict[str, Any] = {"tokens": {}, "summary": {}}
+        out: Encoding = {"tokens": {}, "summary": {}}
         if layers:
             wanted = sorted(set(layers))
             result = self.model.forward_intermediates(
@@ -166,13 +198,13 @@ class Encoder(nn.Module):
                 out["tokens"][l] = spatial.reshape(spatial.shape[0], self.grid, self.grid, -1)
                 out["summary"][l] = prefix[:, 0] if self.has_class_token else spatial.mean(1)
         else:
-            last = self.model.forward_features(x)
-        if need_final:
+            last = self.model.forward_features(x) if need_final else None
+        if last is not None:
             out["final"] = self.embed(last)
         return out
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embedding [B, D_e] of the final, normalised token sequence [B, prefix + g*g, D] (method 3.3)."""
+        """Embedding [B, D_e] of the final, normalised tokens [B, prefix + g*g, D] (encoders/README 1.3)."""
         kind = self.info.embedding
         if kind == "pool":
             return self.model.forward_head(tokens, pre_logits=True)
@@ -214,7 +246,6 @@ def check_grid(encoder: Encoder, ratio: int, *, allow_fractional: bool = False) 
         size = encoder.info.image_size
         near = sorted(sorted(valid_sizes(size // encoder.grid, ratio), key=lambda s: abs(s - size))[:3])
         raise UsageError(
-            f"encoder {encoder.info.name}: {encoder.grid} x {encoder.grid} tokens at {encoder.info.image_size} px do not divide "
-            f"into {ratio} x {ratio} cells; use --input-size {' or '.join(map(str, near))}, "
-            "or --allow-fractional-regions"
+            f"encoder {encoder.info.name}: {encoder.grid} x {encoder.grid} tokens at {size} px do not divide into "
+            f"{ratio} x {ratio} cells; use --input-size {' or '.join(map(str, near))}, or --allow-fractional-regions"
         )

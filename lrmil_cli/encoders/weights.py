@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lrmil_cli.encoders.aliases import CONCH, Alias
+from lrmil_cli.encoders.vit import ViT
 from lrmil_cli.errors import InputError, LrmilError, MachineError
 
 #: Prefixes under which published checkpoints keep the trunk.
@@ -94,8 +95,9 @@ def strip_prefixes(state: State) -> State:
     return state
 
 
-def load_weights(model: torch.nn.Module, tensors: State, where: str) -> None:
-    """Make ``tensors`` the model's own, strictly; position embeddings of another grid are interpolated (bicubic, antialiased).
+def load_weights(model: ViT, tensors: State, where: str) -> None:
+    """Make ``tensors`` the model's own, strictly; position embeddings of another grid are interpolated (bicubic,
+    antialiased).
 
     Raises:
         InputError: missing, unexpected or misshapen tensors; the message lists the first of them.
@@ -108,7 +110,8 @@ def load_weights(model: torch.nn.Module, tensors: State, where: str) -> None:
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise InputError(
-            f"{where}: the weights do not fit the architecture; missing: {_few(missing)}; unexpected: {_few(unexpected)}"
+            f"{where}: the weights do not fit the architecture; missing: {_few(missing)}; "
+            f"unexpected: {_few(unexpected)}"
         )
     position = tensors.get("pos_embed")
     if position is not None and position.ndim == 3 and position.shape != own["pos_embed"].shape:
@@ -124,7 +127,7 @@ def load_weights(model: torch.nn.Module, tensors: State, where: str) -> None:
 
 
 def timm_format(tensors: State, model: torch.nn.Module) -> State:
-    """Weights of a timm folder or hub page in the names of today's timm, by timm's own conversion for this kind of model."""
+    """Weights of a timm folder or hub page in the names of today's timm, by timm's own conversion for such a model."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     return convert(tensors, model) if convert else tensors
 
@@ -202,7 +205,7 @@ def hub_file(alias: Alias, filename: str) -> Path:
 
 
 def conch_state(state: State) -> State:
-    """The part of CONCH's checkpoint that the encoder needs, under our names (method 11.2).
+    """The part of CONCH's checkpoint that the encoder needs, under our names (encoders/README 5.1).
 
     What belongs to the text tower and to captions is left out; all other names pass, so that loading complains of them.
     """

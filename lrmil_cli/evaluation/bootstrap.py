@@ -1,8 +1,8 @@
-"""Percentile bootstrap over patients: how far a metric, or the difference of two models, depends on who was in the cohort.
+"""Percentile bootstrap over patients: how far a metric, or a difference of two, depends on who was in the cohort.
 
 Slides of one patient resemble each other, so patients are drawn, each with all slides (a cluster bootstrap); drawing
 slides would give intervals that are too narrow. Resamples depend on the seed and the patients only, hence are the same
-for every metric and model.
+for every metric and model (evaluation/README 2).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Metric = Callable[[np.ndarray, np.ndarray], "float | None"]
+from lrmil_cli.evaluation.metrics import Metric
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Metrics of slide predictions (method 8.4). What is undefined is None, never 0.
+"""Metrics of slide predictions (evaluation/README 1). What is undefined is None, never 0.
 
 Plain numpy, because the bootstrap calls each of them thousands of times; the tests hold them against scikit-learn.
 """
@@ -6,8 +6,15 @@ Plain numpy, because the bootstrap calls each of them thousands of times; the te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: A function of (labels int [n], probabilities [n, C]).
+Metric = Callable[[np.ndarray, np.ndarray], "float | None"]
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
@@ -28,7 +35,8 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
         raise ValueError("probabilities must be finite")
     classes = probabilities.shape[1]
     own = [one_auc(labels == c, probabilities[:, c]) for c in ([1] if classes == 2 else range(classes))]
-    return None if any(v is None for v in own) else float(np.mean(own))
+    defined = [v for v in own if v is not None]
+    return float(np.mean(defined)) if len(defined) == len(own) else None
 
 
 def one_auc(hit: np.ndarray, scores: np.ndarray) -> float | None:
@@ -78,8 +86,8 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     return float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1)).mean())
 
 
-#: name -> function of (labels int [n], probabilities [n, C]) -> value, or None where it is undefined.
-METRIC_FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
+#: By the name that options and tables know.
+METRIC_FUNCTIONS: dict[str, Metric] = {
     "accuracy": accuracy,
     "auc": auc,
     "balanced_accuracy": balanced_accuracy,
@@ -88,6 +96,16 @@ METRIC_FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = 
     "log_loss": log_loss,
 }
 METRICS = tuple(METRIC_FUNCTIONS)
+#: What pages call them.
+TITLES = {
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_weighted": "weighted F1",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+}
+LOWER_IS_BETTER = ("brier", "log_loss")
 
 
 def evaluate(labels: Sequence[int] | np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
@@ -115,7 +133,9 @@ def mean_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]
     return float(np.mean(defined)), float(np.std(defined, ddof=1)) if len(defined) > 1 else None
 
 
-def metrics_table(per_fold: dict[str, dict[str, float | None]], pooled: dict[str, float | None] | None = None):
+def metrics_table(
+    per_fold: dict[str, dict[str, float | None]], pooled: dict[str, float | None] | None = None
+) -> pd.DataFrame:
     """DataFrame: one row a fold, then ``mean`` and ``sd`` over folds, then ``pooled`` over all out-of-fold slides."""
     import pandas as pd
 

@@ -1,6 +1,7 @@
 """Reports as a list of blocks, written as one self-contained HTML page or as Markdown.
 
-The page loads nothing: style is inline, pictures are data URIs, there is no script; its content security policy says so.
+The page loads nothing: style is inline, pictures are data URIs, there is no script; its content security policy says
+so. Knows nothing of what is reported.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ class Picture:
 Block = Heading | Text | Table | Picture
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --line: #c9ced6; --soft: #f3f5f8; --faint: #57606a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --paper: #15181d; --line: #3d444d; --soft: #20252c; --faint: #9aa4b0; } }
+:root { color-scheme: light dark;
+  --ink: #1b1f24; --paper: #ffffff; --line: #c9ced6; --soft: #f3f5f8; --faint: #57606a; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ee; --paper: #15181d; --line: #3d444d; --soft: #20252c; --faint: #9aa4b0; }
+}
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
@@ -86,12 +90,14 @@ NUMBER = re.compile(r"[-+−]?[\d.][\d.,%eE+\-−–±()\[\] to]*(, \d+ of \d+ f
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The report as one HTML page that needs no other file."""
     body = "\n".join(_html(b) for b in blocks)
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="generator" content="lrmil">\n<meta name="robots" content="noindex">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{_text(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{_text(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -119,7 +125,10 @@ def _html(block: Block) -> str:
     )
     note = f'\n<p class="note">{_text(block.note)}</p>' if block.note else ""
     # Scrolls sideways by itself, by keyboard too, so that a wide table does not move the page.
-    return f'<div class="wide" tabindex="0" role="group" aria-label="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>{note}'
+    return (
+        '<div class="wide" tabindex="0" role="group" aria-label="table">\n<table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>{note}"
+    )
 
 
 def _text(text: str) -> str:
@@ -145,9 +154,8 @@ def _markdown(block: Block) -> str:
         return f"![{_md(block.alt)}]({quote(block.name)})"
     rule = ["---:" if n else "---" for n in _number_columns(block)]
     cells = [[_md(h) for h in block.headers], rule, *([_md(v) for v in r] for r in block.rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + (
-        f"\n\n{_paragraph(block.note)}" if block.note else ""
-    )
+    note = f"\n\n{_paragraph(block.note)}" if block.note else ""
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + note
 
 
 def _md(text: str) -> str:

@@ -1,6 +1,7 @@
-"""How good predictions are (method 8.4): metrics with intervals, over folds, per class, and the difference of two models.
+"""How good predictions are: metrics with intervals, over folds, per class, and the difference of two models.
 
-Pure functions of arrays; reading files is ``training.predictions``, writing the report ``training.evaluation_report``.
+Pure functions of arrays (evaluation/README 4); files are read by ``predictions``, reports written by
+``evaluation_page`` and ``receipt``.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class Score:
     """One metric of one model.
 
     Attributes:
-        pooled: over all cases, with its interval; mean, sd: over the folds in which it is defined; folds: how many those
-            are, of_folds: how many there are; reason: why it is undefined, else "".
+        pooled: over all cases, with its interval.
+        mean, sd: over the folds in which it is defined; folds: how many those are, of_folds: how many there are.
+        reason: why it is undefined, else "".
     """
 
     metric: str
@@ -87,11 +89,9 @@ def metric_table(
         None if folds is None else np.asarray(folds),
     )
     pooled = at_level(slides, level, classes)
-    parts = (
-        []
-        if slides.folds is None
-        else [at_level(slides.take(slides.folds == k), level, classes) for k in np.unique(slides.folds)]
-    )
+    parts = []
+    if slides.folds is not None:
+        parts = [at_level(slides.take(slides.folds == k), level, classes) for k in np.unique(slides.folds)]
     absent = [c for n, c in enumerate(classes) if n not in pooled.labels]
     reason = f"no {level} of class {', '.join(absent)}" if absent else ""
     out = []
@@ -99,18 +99,8 @@ def metric_table(
         function = METRIC_FUNCTIONS[name]
         each = [function(p.labels, p.probabilities) for p in parts]
         whole = interval(function, pooled.labels, pooled.probabilities, pooled.patients, draws=draws, seed=seed)
-        mean, sd = mean_sd(each)
-        out.append(
-            Score(
-                name,
-                whole,
-                mean,
-                sd,
-                sum(v is not None for v in each),
-                len(each),
-                reason if whole.value is None else "",
-            )
-        )
+        defined = sum(v is not None for v in each)
+        out.append(Score(name, whole, *mean_sd(each), defined, len(each), reason if whole.value is None else ""))
     return out
 
 
@@ -149,8 +139,8 @@ def at_level(cases: Cases, level: str, classes: Sequence[str]) -> Cases:
         i = mixed[0]
         both = sorted((classes[labels[patient[i]]], classes[cases.labels[i]]))
         raise InputError(
-            f"patient {str(cases.patients[i])!r} has slides of the classes {both[0]!r} and {both[1]!r}; with --level patient all "
-            "slides of a patient need one label (use --level slide, or correct the manifest)"
+            f"patient {str(cases.patients[i])!r} has slides of the classes {both[0]!r} and {both[1]!r}; with --level "
+            "patient all slides of a patient need one label (use --level slide, or correct the manifest)"
         )
     mean = np.zeros((len(names), cases.probabilities.shape[1]))
     np.add.at(mean, patient, cases.probabilities)
@@ -209,43 +199,12 @@ def roc(hit: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray] | 
 
 def macro_roc(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean over classes of the true positive rate at each false positive rate; None where a class is missing."""
-    curves = [roc(labels == c, probabilities[:, c]) for c in range(probabilities.shape[1])]
-    if any(c is None for c in curves):
+    found = [roc(labels == c, probabilities[:, c]) for c in range(probabilities.shape[1])]
+    curves = [c for c in found if c is not None]
+    if len(curves) < len(found):
         return None
     false = np.unique(np.concatenate([c[0] for c in curves]))
     # Where a curve rises straight up, both ends of the rise: just before, and at the false positive rate.
     ends = np.stack([np.nextafter(false, -1), false], 1)
     true = np.mean([np.interp(ends, *c, left=0.0) for c in curves], axis=0)
     return np.repeat(false, 2), true.ravel()
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Bins of cases by probability: mean probability, share that came true, cases."""
-
-    predicted: np.ndarray
-    observed: np.ndarray
-    n: np.ndarray
-
-
-def reliability(hit: np.ndarray, probability: np.ndarray) -> Calibration:
-    """Observed share against predicted probability in bins of about equal size: two to ten, of 15 cases at least where there are enough.
-
-    Args:
-        hit: bool [n], whether it came true; probability: [n].
-    """
-    bins = int(np.clip(len(hit) // 15, 2, 10))
-    edges = np.unique(np.quantile(probability, np.linspace(0, 1, bins + 1)))
-    at = np.searchsorted(edges[1:-1], probability, side="left")
-    n = np.bincount(at, minlength=max(1, len(edges) - 1))
-    there = n > 0
-    mean = lambda v: np.bincount(at, v, minlength=len(n))[there] / n[there]  # noqa: E731
-    return Calibration(mean(probability), mean(hit.astype(float)), n[there])
-
-
-def answers(cases: Cases, positive: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """What calibration looks at: (came true [n], probability [n]) of class ``positive``, or of the predicted class for None."""
-    if positive is not None:
-        return cases.labels == positive, cases.probabilities[:, positive]
-    said = cases.probabilities.argmax(1)
-    return said == cases.labels, cases.probabilities[np.arange(len(said)), said]

@@ -1,4 +1,7 @@
-"""What predictions cost in tiles read, and what each further slide read at high resolution buys (cascade of ``predict --escalate``)."""
+"""What predictions cost in tiles read, and what each further slide read at high resolution buys.
+
+The latter of a cascade (``predict --escalate``); evaluation/README 7.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,12 @@ class Reading:
     """Of the predictions of one model, slide by slide.
 
     Attributes:
-        lr, hr, mid: tiles read of each magnification, int [n]; of a model of HR tiles alone these are HR; seconds: float [n]; uncertain: bool [n], answers that abstain.
-        first, second: probabilities [n, C] at LR and at HR, NaN where the slide was not read there; None but for a cascade.
-        agree: bool [n], whether the fold heads agree at LR; confidence: float [n], calibrated probability of the LR answer.
+        lr, hr, mid: tiles read of each magnification, int [n]; of a model of HR tiles alone these are HR.
+        seconds: float [n]; uncertain: bool [n], answers that abstain.
+        first, second: probabilities [n, C] at LR and at HR, NaN where the slide was not read there; None but for a
+            cascade, as the next two.
+        agree: bool [n], whether the fold heads agree at LR.
+        confidence: float [n], calibrated probability of the LR answer.
     """
 
     lr: np.ndarray
@@ -34,12 +40,12 @@ class Reading:
 
     def take(self, index: np.ndarray) -> Reading:
         """The slides ``index``."""
-        return Reading(*(None if v is None else v[index] for v in vars(self).values()))
+        return replace(self, **{k: v[index] for k, v in vars(self).items() if v is not None})
 
     def in_order(self, classes: Sequence[int]) -> Reading:
         """The same with the classes in another order."""
-        turned = {k: None if v is None else v[:, classes] for k, v in (("first", self.first), ("second", self.second))}
-        return Reading(**{**vars(self), **turned})
+        both = {"first": self.first, "second": self.second}
+        return replace(self, **{k: v[:, classes] for k, v in both.items() if v is not None})
 
 
 def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> Reading | None:
@@ -52,8 +58,9 @@ def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> R
         return None
     # A model of HR tiles alone calls its own tiles LR, as any other does.
     fine = np.array([float(r["settings"]["tiles"]["mpp"]) < FINE for r in records])
-    count = lambda name: np.array([int(r["tiles_read"].get(name, 0)) for r in records], np.int64)  # noqa: E731
-    lr, hr, mid = count("lr"), count("hr"), count("mid")
+    lr, mid, hr = (
+        np.array([int(r["tiles_read"].get(name, 0)) for r in records], np.int64) for name in ("lr", "mid", "hr")
+    )
     own = Reading(
         np.where(fine, 0, lr),
         np.where(fine, lr, hr),
@@ -80,7 +87,11 @@ def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> R
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy as more slides are read at HR, the least sure first: ``escalated`` slides, ``hr_tiles`` a slide (mean over all), ``accuracy``, [K + 1] each."""
+    """Accuracy as more slides are read at HR, the least sure first.
+
+    Attributes:
+        escalated: slides read at HR, 0 to K; hr_tiles: a slide, mean over all; accuracy: over all. [K + 1] each.
+    """
 
     escalated: np.ndarray
     hr_tiles: np.ndarray
@@ -90,13 +101,13 @@ class Curve:
 def cascade_curve(labels: np.ndarray, reading: Reading) -> Curve | None:
     """The curve of a cascade by the slides that were read at HR; None without any.
 
-    Slides come in the order of doubt that ``predict`` goes by: those whose heads disagree, then by calibrated probability. Each
-    prefix is what a lower ``--confidence`` would have done.
+    Slides come in the order of doubt that ``predict`` goes by: those whose heads disagree, then by calibrated
+    probability. Each prefix is what a lower ``--confidence`` would have done.
 
     Args:
         labels: int [n].
     """
-    if reading.second is None:
+    if reading.first is None or reading.second is None or reading.agree is None or reading.confidence is None:
         return None
     read = np.flatnonzero(np.isfinite(reading.second).all(1))
     if not read.size:
@@ -107,38 +118,3 @@ def cascade_curve(labels: np.ndarray, reading: Reading) -> Curve | None:
     change = np.concatenate([[0], np.cumsum(right_second.astype(int) - right_first[order].astype(int))])
     tiles = np.concatenate([[0], np.cumsum(reading.hr[order])])
     return Curve(np.arange(len(order) + 1), tiles / len(labels), (right_first.sum() + change) / len(labels))
-
-
-def curve_picture(models: Sequence[tuple[str, Curve]]) -> bytes:
-    """PNG of accuracy against HR tiles a slide."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from lrmil_cli.evaluation.plots import short_name, style
-
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    for n, (name, curve) in enumerate(models):
-        ax.plot(
-            curve.hr_tiles,
-            curve.accuracy,
-            drawstyle="steps-post",
-            lw=1.8,
-            marker="o",
-            ms=3.5,
-            label=short_name(name),
-            **style(n),
-        )
-    ax.set(xlabel="HR tiles read, mean over all slides", ylabel="accuracy", ylim=(None, 1.02))
-    ax.set_yticks([t for t in ax.get_yticks() if ax.get_ylim()[0] <= t <= 1])  # room above, but no accuracy beyond 1
-    ax.set_title("Reading the least sure slides at high resolution", fontsize=11)
-    ax.set_xlim(left=-0.02 * max(1.0, max(c.hr_tiles[-1] for _, c in models)))
-    ax.grid(alpha=0.25)
-    if len(models) > 1:
-        ax.legend(fontsize=8)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=130)
-    return sink.getvalue()

@@ -1,7 +1,7 @@
-"""A model as ONNX graphs, for machines without a GPU and without torch: encoders with their preprocessing, and the fold heads.
+"""A model of torch turned into ONNX graphs: encoders with their preprocessing, and the fold heads.
 
-Two files: ``MODEL.onnx`` takes tiles as they are read and gives their features, ``MODEL.heads.onnx`` takes the features of a
-bag. Each is compared with torch before it is kept.
+Two files: ``MODEL.onnx`` takes tiles as they are read and gives their features, ``MODEL.heads.onnx`` takes the features
+of a bag. Each is compared with torch before it is kept (inference/README 6).
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ BAGS = (1, 2, 17, 300)
 
 
 class _Encoders(nn.Module):
-    """uint8 [B, P, P, 3] -> features [B, D] of each encoder, with the resizing as two matrix products, which every runtime does alike."""
+    """uint8 [B, P, P, 3] -> features [B, D] of each encoder.
+
+    The resizing is two matrix products, which every runtime does alike.
+    """
 
     def __init__(self, encoders: Sequence[Encoder], tile_px: int):
         super().__init__()
@@ -42,6 +45,7 @@ class _Encoders(nn.Module):
         x = tiles.permute(0, 3, 1, 2).float() / 255
         out = []
         for n, e in enumerate(self.encoders):
+            assert isinstance(e, Encoder)
             w = getattr(self, f"resize{n}")
             y = x if w.shape[0] == w.shape[1] else (w @ x @ w.T).clamp(0, 1)
             out.append(e.embed(e.model.forward_features((y - e.mean) / e.std)))
@@ -49,14 +53,17 @@ class _Encoders(nn.Module):
 
 
 def resize_matrix(tile_px: int, size: int) -> Tensor:
-    """[size, tile_px], what :meth:`Encoder.preprocess` does along one side: bicubic with antialiasing is linear in the pixels."""
+    """[size, tile_px], what :meth:`Encoder.preprocess` does along one side.
+
+    Bicubic interpolation with antialiasing is linear in the pixels.
+    """
     one = torch.eye(tile_px).view(1, 1, tile_px, tile_px)
     # Along the first axis alone, each column of the identity is a pixel by itself.
     return F.interpolate(one, (size, tile_px), mode="bicubic", antialias=True)[0, 0]
 
 
 class _Heads(nn.Module):
-    """Features [N, D] of each encoder -> logits [F, C], attention [F, N], and class scores [F, C, N] where all heads have them."""
+    """Features [N, D] of each encoder -> logits [F, C], attention [F, N], class scores [F, C, N] if all have them."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -66,8 +73,9 @@ class _Heads(nn.Module):
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         outs = [head(features[n]) for n, head in zip(self.of, self.heads)]
         parts = [torch.stack([o.logits for o in outs]), torch.stack([o.attention for o in outs])]
-        if all(o.class_scores is not None for o in outs):
-            parts.append(torch.stack([o.class_scores for o in outs]))
+        rows = [o.class_scores for o in outs if o.class_scores is not None]
+        if len(rows) == len(outs):
+            parts.append(torch.stack(rows))
         return tuple(parts)
 
 
@@ -80,7 +88,8 @@ def export_model(
         model: on the CPU; path: of the model file; weights: its checksum (``content``), kept in the graphs.
 
     Raises:
-        MachineError: a package or version is missing. UsageError: a head or encoder has no ONNX form, or it is over 2 GB.
+        MachineError: a package or version is missing.
+        UsageError: a head or encoder has no ONNX form, or it is over 2 GB.
         LrmilError: the graph does not say what torch says.
     """
     encoder_path, heads_path = graph_paths(path)
@@ -128,10 +137,8 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # it prints whole programs
+        silent = io.StringIO()  # it prints whole programs
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -141,6 +148,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
                 verbose=False,
                 dynamic_shapes=shapes if len(inputs) == 1 and not isinstance(module, _Heads) else (shapes,),
             )
+        assert program is not None  # so it is with dynamo
         body = program.model_proto.SerializeToString()
     except (KeyboardInterrupt, MemoryError):
         raise

@@ -1,4 +1,7 @@
-"""The graphs of a model file as a whole: made where they are missing or outdated, quantised, measured."""
+"""The graph files of a model file: made where they are missing or outdated, quantised, int8 measured.
+
+What ``lrmil export-onnx`` does; the graphs themselves come from ``onnx_export``.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,8 @@ def export_files(
         slides: path, id and mpp (None: its own) of slides that the effect of int8 is measured on.
 
     Raises:
-        InputError: not a model file. UsageError: graphs of another model are there and ``overwrite`` is off, or a head cannot be exported.
+        InputError: not a model file.
+        UsageError: graphs of another model are there and ``overwrite`` is off, or a head cannot be exported.
         MachineError: a package is missing.
     """
     header = read_tensor_header(model, "model")
@@ -93,9 +97,9 @@ def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path,
     """What int8 changes on some slides.
 
     Returns:
-        ``slides, tiles``; ``cosine_median, cosine_worst`` over tiles, between the features of both after the mean of the fp32
-        features was taken off (features share a large mean, which would hide differences); ``probability_change``, the largest
-        of any class and slide; ``labels_changed``.
+        ``slides, tiles``; ``cosine_median, cosine_worst`` over tiles, between the features of both after the mean of
+        the fp32 features was taken off (features share a large mean, which would hide differences);
+        ``probability_change``, the largest of any class and slide; ``labels_changed``.
     """
     own: list[OnnxPredictor] = [
         open_graphs(*graph_paths(model, int8=q), model, model=header, batch_size=None, allow_upsample=False)

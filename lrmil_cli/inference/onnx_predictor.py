@@ -1,10 +1,13 @@
-"""Predicting with the ONNX graphs of a model: nothing here imports torch or timm, which takes longer than a small slide."""
+"""LRMIL by ONNX: a slide is predicted with the ONNX graphs of a model.
+
+Nothing here imports torch or timm, which takes longer than a small slide.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide, default_workers
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
 
-#: Tiles encoded at a time; more gain nothing on a CPU.
+#: Tiles encoded at a time; more gain nothing on a CPU (inference/README 5).
 BATCH = 8
 
 
@@ -46,7 +49,12 @@ def open_session(graph: bytes | str, what: str) -> Any:
 
 @dataclass
 class OnnxPredictor:
-    """LRMIL by its graphs; as :class:`lrmil_cli.inference.torch_predictor.LowResolution`, to 1e-4."""
+    """LRMIL by its graphs; as :class:`lrmil_cli.inference.low_resolution.LowResolutionPredictor`, to 1e-4.
+
+    Attributes:
+        header: of the model, as the graphs carry it; encoder, heads: sessions of ONNX Runtime.
+        int8: whether the encoder's weights are quantised; batch: tiles encoded at a time.
+    """
 
     path: str
     header: dict[str, Any]
@@ -76,7 +84,7 @@ class OnnxPredictor:
         slide: Slide,
         boxes: np.ndarray,
         level: int,
-        step=lambda n: None,
+        step: Callable[[int], None] = lambda n: None,
         seconds: dict[str, float] | None = None,
         bad: list[int] | None = None,
     ) -> list[np.ndarray]:
@@ -100,36 +108,36 @@ class OnnxPredictor:
     def classify(self, features: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """As :func:`lrmil_cli.inference.prediction.ensemble`, of the features of one slide."""
         known = {i.name for i in self.heads.get_inputs()}
-        logits, attention, *rows = self.heads.run(
-            None, {f"features{n}": f for n, f in enumerate(features) if f"features{n}" in known}
-        )
+        inputs = {f"features{n}": f for n, f in enumerate(features)}
+        logits, attention, *rows = self.heads.run(None, {k: v for k, v in inputs.items() if k in known})
         return ensemble(logits, attention, rows[0] if rows else None)
 
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
+        tissue = time.perf_counter() - clock
         return expected_seconds(
-            boxes_of(tiles),
-            self.batch,
-            time.perf_counter() - clock,
-            lambda some: self.encode(slide, some, level, bad=[]),
+            boxes_of(tiles), self.batch, tissue, lambda some: self.encode(slide, some, level, bad=[])
         )
 
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
         seconds = {"tissue": time.perf_counter() - clock}
-        boxes, bad = boxes_of(tiles), []
+        boxes = boxes_of(tiles)
+        bad: list[int] = []
         yield
         with progress() as step:
             features = self.encode(slide, boxes, level, step, seconds, bad)
         rows = without_bad(len(boxes), bad, slide.path)
         clock = time.perf_counter()
-        p = self.classify([f[rows] for f in features])
+        per_fold, attention, class_scores = self.classify([f[rows] for f in features])
         seconds["head"] = time.perf_counter() - clock
         return Prediction(
-            p[0].mean(0),
-            *p,
+            per_fold.mean(0),
+            per_fold,
+            attention,
+            class_scores,
             {k: v[rows] for k, v in tiles.items()},
             {k: round(v, 3) for k, v in seconds.items()},
             {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "onnx-int8" if self.int8 else "onnx"},
@@ -148,28 +156,21 @@ def open_graphs(
     """Open both graphs of a model.
 
     Args:
-        path: what the user named; model: header of the model file with its ``content``, to see that the graphs are of it; None where
-            only the graphs are there.
+        path: what the user named.
+        model: header of the model file with its ``content``, to see that the graphs are of it; None where only the
+            graphs are there.
 
     Raises:
         InputError: a graph is missing, damaged, of another model, or of an earlier one of the same name.
         MachineError: ONNX Runtime is not installed.
     """
-    from dataclasses import replace
-
     if encoder_path.name.endswith(".heads.onnx"):
-        raise InputError(
-            f"{encoder_path}: these are the heads of a model; name the graph beside it, {encoder_path.name.removesuffix('.heads.onnx')}.onnx"
-        )
+        own = encoder_path.name.removesuffix(".heads.onnx")
+        raise InputError(f"{encoder_path}: these are the heads of a model; name the graph beside it, {own}.onnx")
     header, graph = read_graph(encoder_path)
     heads_header, heads = read_graph(heads_path)
-    of = header.get("graph_of")
-    if (
-        of is None
-        or header.get("part") != "encoder"
-        or heads_header.get("part") != "heads"
-        or heads_header.get("graph_of") != of
-    ):
+    of, parts = header.get("graph_of"), (header.get("part"), heads_header.get("part"))
+    if of is None or heads_header.get("graph_of") != of or parts != ("encoder", "heads"):
         raise InputError(
             f"{encoder_path}: it and {heads_path.name} are not the graphs of one model; run `lrmil export-onnx` again"
         )

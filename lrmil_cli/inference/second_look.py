@@ -1,8 +1,8 @@
-"""A second look: answer at low resolution, and read high resolution only where that answer is not sure (``predict --escalate``).
+"""A second look: answer at low resolution, and read high resolution only where that answer is not sure.
 
-The LR model answers first. Where its fold heads disagree, or its calibrated probability lies in the grey zone, the HR tiles
-under its most attended LR tiles are read, and the teacher's heads answer from those alone. Every prediction says which road
-was taken and what was read.
+``predict --escalate`` and ``--abstain`` (inference/README 4). The LR model answers first. Where its fold heads
+disagree, or its calibrated probability lies in the grey zone, the HR tiles under its most attended LR tiles are read,
+and the teacher's heads answer from those alone. Every prediction says which road was taken and what was read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.calibration import calibrated
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
-from lrmil_cli.inference.prediction import Prediction, Predictor, Progress, attention_rows
+from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
+from lrmil_cli.inference.record import attention_rows
 from lrmil_cli.matching.children import find_children
 from lrmil_cli.slides.grid import split_ratio
 from lrmil_cli.slides.region import Region
@@ -70,17 +71,30 @@ def doubt(per_fold: np.ndarray, confidence: float, temperature: float) -> tuple[
 
 @dataclass
 class HighResolution:
-    """What answers at high resolution: the teacher's fold heads, their encoder, and how a slide is tiled for them."""
+    """What answers at high resolution: the teacher's fold heads and their encoder.
+
+    Attributes:
+        tiles: how a slide is tiled for them; ratio: HR tiles along a side of an LR tile.
+        where: the device of heads and encoder; batch: tiles encoded at a time.
+    """
 
     teacher: Teacher
     encoder: Encoder
     heads: list[MILHead]
     tiles: TileSettings
     ratio: int
+    where: torch.device
+    batch: BatchSize
 
 
 def open_high_resolution(
-    teacher: str, base: Predictor, encoder: str | None, device: torch.device, *, allow_upsample: bool = False
+    teacher: str,
+    base: Predictor,
+    encoder: str | None,
+    where: torch.device,
+    batch: BatchSize,
+    *,
+    allow_upsample: bool = False,
 ) -> HighResolution:
     """Load the teacher of a cascade and its encoder.
 
@@ -88,7 +102,8 @@ def open_high_resolution(
         encoder: spec of the HR encoder; None for the one that the model's LR encoder was distilled from.
 
     Raises:
-        InputError: teacher and model do not fit each other, or the encoder is not the one whose features the teacher knows.
+        InputError: teacher and model do not fit each other, or the encoder is not the one whose features the teacher
+            knows.
         UsageError: it is not known which encoder that was.
     """
     guide = read_teacher(teacher)
@@ -98,14 +113,15 @@ def open_high_resolution(
         )
     if guide.header.get("made_by", "lrmil") != "lrmil":
         raise InputError(
-            f"{teacher}: trained on the features of another tool, whose tiles do not lie on the grid of this model; train one "
-            "with --tiles and --encoder"
+            f"{teacher}: trained on the features of another tool, whose tiles do not lie on the grid of this model; "
+            "train one with --tiles and --encoder"
         )
     about = (base.header.get("encoders") or [{}])[0].get("distilled") or {}
     spec = encoder or about.get("base_spec")
     if spec is None:
         raise UsageError(
-            f"{base.path} does not say which encoder its own was distilled from; name the teacher's with --hr-encoder SPEC"
+            f"{base.path} does not say which encoder its own was distilled from; name the teacher's with --hr-encoder "
+            "SPEC"
         )
     tiles = settings_from_json(guide.header["tiles"], str(guide.path / "teacher.json"))
     tiles = replace(tiles, allow_upsample=tiles.allow_upsample or allow_upsample)
@@ -113,69 +129,46 @@ def open_high_resolution(
     loaded = load_encoder(
         spec, tile_px=tiles.tile_px, input_size=known.get("image_size"), embedding=known.get("embedding")
     )
-    known_digest = guide.header.get(
-        "encoder_digest"
-    )  # teachers made before it was kept have none; the width still tells
+    # Teachers made before it was kept have none; the width still tells.
+    known_digest = guide.header.get("encoder_digest")
     if known_digest not in (None, loaded.digest()) or loaded.embed_dim != guide.header["in_dim"]:
         raise InputError(
-            f"{teacher}: the teacher was trained on features of {known['name']}, not of {spec}; name that encoder with --hr-encoder"
+            f"{teacher}: the teacher was trained on features of {known['name']}, not of {spec}; name that encoder with "
+            "--hr-encoder"
         )
-    heads = [guide.head(k)[1].to(device) for k in range(1, guide.header["folds"] + 1)]
+    heads = [guide.head(k)[1].to(where) for k in range(1, guide.header["folds"] + 1)]
     ratio = split_ratio(base.tiles.tile_px, base.tiles.mpp, tiles.tile_px, tiles.mpp)
-    return HighResolution(guide, loaded.to(device), heads, tiles, ratio)
+    return HighResolution(guide, loaded.to(where), heads, tiles, ratio, where, batch)
 
 
 def tiles_under(
     slide: Slide, lr: dict[str, np.ndarray], chosen: np.ndarray, high: HighResolution
 ) -> tuple[np.ndarray, int]:
-    """HR tiles with tissue under some LR tiles of a slide, int64 [M, 4] in level-0 px, and the level they are read from.
+    """HR tiles with tissue under some LR tiles of a slide: int64 [M, 4] in level-0 px, and the level to read them from.
 
     Args:
         lr: columns ``col, row`` of the slide's LR tiles; chosen: rows of them.
     """
     # The teacher learned from tiles at the slide's edge too, however little of them lies on it.
-    found = find_children(
-        slide, {k: lr[k][chosen] for k in ("col", "row")}, high.tiles, high.ratio, None, min_inside=0.0
-    )
+    picked = {k: lr[k][chosen] for k in ("col", "row")}
+    found = find_children(slide, picked, high.tiles, high.ratio, None, min_inside=0.0)
     return boxes_of(found.tiles), found.level
 
 
 class Cascade:
-    """A predictor with a second look by another (:class:`Escalation`), or, with a budget of 0, one that only says when it is unsure.
+    """A predictor with a second look by another, or, without one, one that only says when it is unsure.
 
     Whatever the base predictor is, it is asked first; what it says stays in the record beside the second answer.
     """
 
-    def __init__(
-        self,
-        base: Predictor,
-        settings: Escalation,
-        high: HighResolution | None,
-        *,
-        abstain: bool,
-        where: torch.device | None = None,
-        batch: BatchSize | None = None,
-    ):
-        self.base, self.rule, self.high, self.abstain, self._where, self._batch = (
-            base,
-            settings,
-            high,
-            abstain,
-            where,
-            batch,
-        )
-        self.path, self.header, self.classes, self.tiles, self.device, self.ahead = (
-            base.path,
-            base.header,
-            base.classes,
-            base.tiles,
-            base.device,
-            base.ahead,
-        )
-        own: dict[str, Any] = {"confidence": settings.confidence, "abstain": abstain}
+    def __init__(self, base: Predictor, rule: Escalation, high: HighResolution | None, *, abstain: bool):
+        self.base, self.rule, self.high, self.abstain = base, rule, high, abstain
+        self.path, self.header, self.classes = base.path, base.header, base.classes
+        self.tiles, self.device, self.ahead = base.tiles, base.device, base.ahead
+        own: dict[str, Any] = {"confidence": rule.confidence, "abstain": abstain}
         if high is not None:
             own |= {
-                "budget": settings.budget,
+                "budget": rule.budget,
                 "teacher": last_digest(high.teacher.header),
                 "encoder": features_settings(high.encoder)["encoder"],
                 "hr_tiles": high.tiles.as_json(),
@@ -197,39 +190,41 @@ class Cascade:
                 "escalation": {"reason": reason, "lr": first},
             }
             if reason is not None:
-                p, reason = self._again(p, slide, progress, record, reason)
+                p, reason = self._again(self.high, p, slide, progress, record, reason)
         if self.abstain:
             record["uncertain"] = reason
         p.record = {**p.record, **record}
         return p
 
     def _again(
-        self, p: Prediction, slide: Slide, progress: Progress, record: dict[str, Any], reason: str
+        self,
+        high: HighResolution,
+        p: Prediction,
+        slide: Slide,
+        progress: Progress,
+        record: dict[str, Any],
+        reason: str,
     ) -> tuple[Prediction, str | None]:
-        """The answer at high resolution, and why it is not sure either; the old one where no HR tile has tissue, or none can be decoded."""
+        """The answer at high resolution, and why it is not sure either.
+
+        The old one where no HR tile has tissue, or none can be decoded. What was read is noted in ``record``.
+        """
         seconds, clock = Seconds(), time.perf_counter()
         # Of tiles with the same attention those of the lower row, so that the same slide gives the same tiles.
         chosen = np.argsort(-p.attention, kind="stable")[: self.rule.budget]
-        boxes, level = tiles_under(slide, p.tiles, chosen, self.high)
+        boxes, level = tiles_under(slide, p.tiles, chosen, high)
         seconds.add("hr_tissue", time.perf_counter() - clock)
         if not len(boxes):
             record["escalation"]["hr"] = None
             return p, reason
-        hr_seconds, bad = Seconds(), []
+        where, batch, hr_seconds = high.where, high.batch, Seconds()
+        bad: list[int] = []
         with (
-            read_ahead(
-                slide, boxes, level, self.high.tiles.tile_px, device=self._where, batch=self._batch, bad=bad
-            ) as pixels,
+            read_ahead(slide, boxes, level, high.tiles.tile_px, device=where, batch=batch, bad=bad) as pixels,
             progress() as step,
         ):
             (features,) = embed_tiles(
-                [self.high.encoder],
-                pixels,
-                len(boxes),
-                device=self._where,
-                batch=self._batch,
-                seconds=hr_seconds,
-                progress=step,
+                [high.encoder], pixels, len(boxes), device=where, batch=batch, seconds=hr_seconds, progress=step
             )
         boxes, features = np.delete(boxes, bad, axis=0), np.delete(features, bad, axis=0)
         record["bad_tiles"] = p.record.get("bad_tiles", 0) + len(bad)
@@ -239,13 +234,13 @@ class Cascade:
         for phase, value in hr_seconds.phases.items():
             seconds.add(f"hr_{phase}", value)
         clock = time.perf_counter()
-        bag = Bag(torch.from_numpy(features), torch.from_numpy(boxes[:, :2].copy())).to(self._where)
+        bag = Bag(torch.from_numpy(features), torch.from_numpy(boxes[:, :2].copy())).to(where)
         with torch.inference_mode():
-            outs = [head(*bag) for head in self.high.heads]
+            outs = [head(*bag) for head in high.heads]
         per_fold = np.stack([torch.softmax(o.logits.cpu().double(), 0).numpy() for o in outs])
         attention = np.mean([o.attention.cpu().double().numpy() for o in outs], axis=0)
         seconds.add("hr_head", time.perf_counter() - clock)
-        temperature = (self.high.teacher.header.get("calibration") or {}).get("temperature", 1.0)
+        temperature = (high.teacher.header.get("calibration") or {}).get("temperature", 1.0)
         again, sure, agree = doubt(per_fold, self.rule.confidence, temperature)
         record["answered_at"] = "hr"
         record["tiles_read"]["hr"] = len(boxes)
@@ -254,7 +249,7 @@ class Cascade:
             "confidence": round(sure, 6),
             "agree": agree,
             "lr_tiles": len(chosen),
-            "teacher": str(self.high.teacher.path),
+            "teacher": str(high.teacher.path),
         }
         return replace(
             p,
@@ -293,17 +288,13 @@ def with_second_look(
     temperature = (base.header.get("calibration") or {}).get("temperature")
     if temperature is None:
         warn(
-            f"{base.path} holds no calibration (it was made before there was one); its probabilities are taken as they are"
+            f"{base.path} holds no calibration (it was made before there was one); its probabilities are taken as they "
+            "are"
         )
     rule = Escalation(budget if teacher else 0, confidence, temperature or 1.0)
     if teacher is None:
         return Cascade(base, rule, None, abstain=abstain)
     where = pick_device(device)
-    return Cascade(
-        base,
-        rule,
-        open_high_resolution(teacher, base, encoder, where, allow_upsample=allow_upsample),
-        abstain=abstain,
-        where=where,
-        batch=BatchSize(batch_size, where, warn),
-    )
+    batch = BatchSize(batch_size, where, warn)
+    high = open_high_resolution(teacher, base, encoder, where, batch, allow_upsample=allow_upsample)
+    return Cascade(base, rule, high, abstain=abstain)

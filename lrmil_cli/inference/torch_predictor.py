@@ -1,81 +1,79 @@
-"""Predicting with torch: one class a method, each a :class:`lrmil_cli.inference.prediction.Predictor`."""
+"""What predictors by torch share, whatever their method: the model on its device, the ensemble over its folds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from lrmil_cli.device import pick_device
-from lrmil_cli.encoders.compiled import compile_encoder
-from lrmil_cli.encoders.pipeline import BatchSize
-from lrmil_cli.errors import UsageError
-from lrmil_cli.files.tensors import read_tensor_header
-from lrmil_cli.inference.low_resolution import LowResolution
-from lrmil_cli.inference.prediction import Predictor
-from lrmil_cli.models.model_file import Model, load_model
-
-#: Methods whose models pick the HR tiles that are read.
-SCREENED = ("ahdmil", "hdmil")
-ZOOM = "zoommil"
+from lrmil_cli.device import device_label
+from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
+from lrmil_cli.files.header import last_digest
+from lrmil_cli.heads import Bag
+from lrmil_cli.inference.prediction import ensemble
+from lrmil_cli.models.model_file import Model
+from lrmil_cli.slides.tiles import TileSettings
 
 
-def open_torch(
-    path: str,
-    *,
-    device: str = "auto",
-    batch_size: int | None = None,
-    allow_upsample: bool = False,
-    compile: bool = False,
-    budget: dict[str, float] | None = None,
-    warn: Callable[[str], None] = lambda text: None,
-) -> Predictor:
-    """Load a model of any method onto a device.
+@dataclass
+class TorchPredictor:
+    """The part of a :class:`lrmil_cli.inference.prediction.Predictor` that does not depend on the method.
+
+    Attributes:
+        path: of the model file; base: its encoders, heads and lowest tiles.
+        where: the device; batch: tiles encoded at a time.
+    """
+
+    path: str
+    base: Model
+    where: torch.device
+    batch: BatchSize
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return self.base.header
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.base.classes
+
+    @property
+    def tiles(self) -> TileSettings:
+        return self.base.tiles
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": last_digest(self.header), "tiles": self.tiles.as_json()}
+
+    @property
+    def device(self) -> str:
+        return device_label(self.where)
+
+    @property
+    def ahead(self) -> int:
+        return slides_ahead(self.where)
+
+
+def ensemble_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Ensemble over folds: probabilities [F, C], mean attention [N], mean class scores [C, N] or None.
 
     Args:
-        budget: fields of :class:`lrmil_cli.inference.screened_prediction.Budget` that differ from its defaults.
-
-    Raises:
-        InputError: not a model file, or damaged. UsageError: a budget for a model that reads no HR tiles.
-        MachineError: the device.
+        bags: one for each encoder of the model.
     """
-    where = pick_device(device)
-    batch = BatchSize(batch_size, where, warn)
-    method = read_tensor_header(path, "model").get("method", "lrmil")
-    if method in SCREENED:
-        from lrmil_cli.inference.screened_prediction import Budget, ScreenedPredictor
-        from lrmil_cli.selective.model_parts import load_screened
-
-        budget = Budget(**(budget or {}))
-        loaded = load_screened(path).to(where)
-        if allow_upsample:
-            loaded.base.tiles, loaded.hr_tiles = (
-                replace(t, allow_upsample=True) for t in (loaded.base.tiles, loaded.hr_tiles)
-            )
-        _compile(loaded.base, loaded.hr_tiles.tile_px, where, compile)
-        return ScreenedPredictor(path, loaded.base, where, batch, loaded, budget)
-    if budget:
-        raise UsageError(
-            f"--keep-min, --keep-max and --keep-threshold are for models that pick HR tiles; {path} is of method {method}"
-        )
-    if method == ZOOM:
-        from lrmil_cli.inference.zoomed_prediction import ZoomPredictor
-        from lrmil_cli.selective.model_parts import load_zoom
-
-        zoom = load_zoom(path).to(where)
-        if allow_upsample:
-            zoom.base.tiles, *zoom.levels = (replace(t, allow_upsample=True) for t in (zoom.base.tiles, *zoom.levels))
-        _compile(zoom.base, zoom.base.tiles.tile_px, where, compile)
-        return ZoomPredictor(path, zoom.base, where, batch, zoom)
-    plain = load_model(path).to(where)
-    if allow_upsample:
-        plain.tiles = replace(plain.tiles, allow_upsample=True)
-    _compile(plain, plain.tiles.tile_px, where, compile)
-    return LowResolution(path, plain, where, batch)
+    with torch.inference_mode():
+        outs = [head(*bags[n]) for n, head in zip(model.encoder_of, model.heads)]
+    rows = [o.class_scores for o in outs if o.class_scores is not None]
+    return ensemble(
+        stacked([o.logits for o in outs]),
+        stacked([o.attention for o in outs]),
+        stacked(rows) if len(rows) == len(outs) else None,
+    )
 
 
-def _compile(model: Model, tile_px: int, where: torch.device, wanted: bool) -> None:
-    if wanted:
-        for encoder in model.encoders:
-            compile_encoder(encoder, tile_px, where)
+def stacked(parts: Sequence[Tensor]) -> np.ndarray:
+    """float32 array [F, ...] of one tensor a fold."""
+    return torch.stack(list(parts)).float().cpu().numpy()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrmil_cli.encoders.spec import build_encoder
+from lrmil_cli.encoders.build import build_encoder
 from lrmil_cli.encoders.vit import Encoder, info_from_json
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.tensors import load_tensors, save_tensors

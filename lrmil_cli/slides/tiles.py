@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from lrmil_cli.slides.reader import overview
 from lrmil_cli.slides.region import Region, inside_shares
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tissue import TissueSettings, tissue_fractions, tissue_mask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: A mask of more pixels is made at half the resolution.
 MAX_MASK_PIXELS = 2_500_000
@@ -157,7 +160,7 @@ def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region) -> dict[
     return {k: v[keep] for k, v in tiles.items()}
 
 
-def boxes_of(tiles: Mapping[str, Any]) -> np.ndarray:
+def boxes_of(tiles: Mapping[str, Any] | pd.DataFrame) -> np.ndarray:
     """``x, y, width, height`` of tiles, int64 [N, 4] in level-0 px, from columns or a DataFrame."""
     return np.stack([np.asarray(tiles[k], np.int64) for k in ("x", "y", "width", "height")], axis=1)
 

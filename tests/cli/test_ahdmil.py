@@ -180,7 +180,7 @@ def predicted(folder, name="s13"):
 def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on_all_with_the_same_mask(
     chain, hdmil, tmp_path, lrmil, monkeypatch
 ):
-    from lrmil_cli.inference import screened_prediction as ondemand
+    from lrmil_cli.inference import screened as ondemand
 
     encoded, boxes = [], []
     embed, ahead = ondemand.embed_tiles, ondemand.read_ahead
@@ -277,7 +277,8 @@ def test_options_of_screened_models_are_refused_elsewhere(chain, hdmil, tmp_path
 
 
 def test_the_curves_of_dmin_show_the_kept_share_of_training_and_of_evaluation(dmin):
-    """The rate loss steers the random masks of training; the hard mask of evaluation can keep another share (method-ahdmil 3.2)."""
+    """The rate loss steers the random masks of training; the hard mask of evaluation can keep another share
+    (method-ahdmil 3.2)."""
     curves = pd.read_csv(dmin / "curves.csv", comment="#")
     assert curves["train_kept"].between(0, 1).all() and curves["val_kept"].between(0, 1).all()
     # The mean of (rho - r)^2 over slides is (mean rho - r)^2 and their variance.

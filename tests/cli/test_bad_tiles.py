@@ -1,4 +1,5 @@
-"""Tiles that do not decode: an error by default, left out and counted with ``--on-bad-tile skip``, through the whole chain."""
+"""Tiles that do not decode: an error by default, left out and counted with ``--on-bad-tile skip``, through the whole
+chain."""
 
 import json
 import shutil
@@ -278,7 +279,8 @@ def test_nothing_but_damage_is_an_error(chain, tmp_path, lrmil):
 
 @pytest.fixture
 def damaged(cohort, tmp_path):
-    """A tiled cohort of which s00 and s13 have a damaged block in the LR level and one in level 0, under tissue, and these rectangles."""
+    """A tiled cohort of which s00 and s13 have a damaged block in the LR level and one in level 0, under tissue, and
+    these rectangles."""
     shutil.copytree(cohort.parent / "slides", tmp_path / "slides")
     manifest = shutil.copy(cohort, tmp_path / "slides.csv")
     at, rects = {k: tmp_path / k for k in ("lr", "hr", "pairs")}, {}

@@ -1,11 +1,7 @@
-"""``lrmil benchmark``: its numbers add up, say what was measured and what extrapolated, and every reader reads the same tiles."""
+"""``lrmil benchmark``: its numbers add up, say what was measured and what extrapolated, and every reader reads the
+same tiles."""
 
-import numpy as np
 import pytest
-
-from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
-from lrmil_cli.slides.slide import open_slide
-from tests.unit.slides.test_reader import boxes_of, write
 
 SMALL = ["--tile-px", "64", "--rounds", "1", "--max-tiles", "10"]
 
@@ -67,33 +63,3 @@ def test_what_makes_no_sense_is_refused(lrmil, slide, args, says):
 def test_a_slide_too_coarse_for_hr_is_said(lrmil, slide):
     said = lrmil("benchmark", slide, "--encoder", "demo-vit", "--slide-mpp", "1.0", *SMALL)
     assert said.code == 3 and "0.5 um/px was asked for" in said.err
-
-
-def test_all_readers_read_the_same_tiles(tmp_path):
-    path = write(tmp_path, "jpeg ycbcr")
-    boxes = boxes_of(64, 64, 0, 0)
-    assert len(middle_part(boxes, 5)) == 5 and np.array_equal(middle_part(boxes, 10**6), boxes)
-    assert np.array_equal(shifted(boxes, 4.0)[:, :2] - boxes[:, :2], np.full((len(boxes), 2), 400))
-    rates, notes = compare_readers(path, 0.5, boxes, 0, 64, workers=3, rounds=1)
-    assert list(rates)[:3] == ["lrmil, 1 thread", "lrmil, 3 threads", "tiffslide, 1 thread"]
-    assert [n for n in notes if not n.startswith("openslide")] == []  # which need not be installed
-    pixels = []
-    for reader in (None, "tiffslide"):
-        with open_slide(path, reader=reader) as slide:
-            assert (slide.blocks(0) is None) == (reader == "tiffslide")
-            pixels.append(slide.read(0, 10, 10, 200, 200))
-    assert np.array_equal(*pixels)
-
-
-def test_operations_are_counted_as_by_hand():
-    """A linear layer of 64 x 32 on 10 rows is 2 * 10 * 64 * 32; attention is two products of 50 x 16 by 16 x 50 a head."""
-    import torch
-
-    from lrmil_cli.benchmark.speed import operations
-
-    q = torch.zeros(1, 2, 50, 16)
-    with torch.inference_mode():
-        assert operations(lambda: torch.nn.Linear(64, 32)(torch.zeros(10, 64))) == 2 * 10 * 64 * 32
-        assert operations(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * (
-            2 * 50 * 50 * 16
-        )

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lrmil_cli.encoders.spec import load_encoder_file
+from lrmil_cli.encoders.encoder_file import load_encoder_file
 from lrmil_cli.files.tables import read_table
 from tests.conftest import shell
 from tests.unit.qupath.test_geojson import check_contract
@@ -127,14 +127,18 @@ def test_the_pipe_from_slide_to_qupath(chain, tmp_path):
 
 def test_lists_on_stdin_manifests_and_folders_give_the_same(chain, tmp_path):
     slides = chain.manifest.parent / "slides"
-    line = f"ls '{slides}'/s0[0-2].svs | lrmil tile - --mpp 2.0 --tile-px 128 -o a --json | lrmil predict - -m '{chain.model}' -o p --json"
+    line = (
+        f"ls '{slides}'/s0[0-2].svs | lrmil tile - --mpp 2.0 --tile-px 128 -o a --json "
+        f"| lrmil predict - -m '{chain.model}' -o p --json"
+    )
     done = shell(line, tmp_path)
     assert done.returncode == 0, done.stderr
     records = [json.loads(x) for x in done.stdout.splitlines()]
     assert [r["slide_id"] for r in records] == ["s00", "s01", "s02"] and all(r["status"] == "ok" for r in records)
     assert (
         shell(
-            f"lrmil tile '{slides}' --mpp 2.0 --tile-px 128 -o b -q && lrmil tile '{chain.manifest}' --mpp 2.0 --tile-px 128 -o c -q",
+            f"lrmil tile '{slides}' --mpp 2.0 --tile-px 128 -o b -q && lrmil tile '{chain.manifest}' --mpp 2.0 "
+            "--tile-px 128 -o c -q",
             tmp_path,
         ).returncode
         == 0

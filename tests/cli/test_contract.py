@@ -384,7 +384,8 @@ def test_a_full_disk(tmp_path, chain):
         for line in (
             f"tile '{slide}' --mpp 0.1 --tile-px 64 --allow-upsample -o small/t.csv",
             f"embed '{chain.tiles_hr}/s00.tiles.csv' --encoder demo-vit -o small/f.h5",
-            f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder '{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
+            f"distill-student '{chain.manifest}' --tiles '{chain.tiles_lr}' --preset patch --encoder "
+            f"'{chain.encoder}' --epochs 1 --lr-features '{chain.folder}/model.features' -o small/m.safetensors",
             f"predict '{slide}' -m '{chain.model}' -o small/p --overlay small/o.png",
         ):
             done = shell(f"{sys.executable} -m lrmil_cli {line}", tmp_path)

@@ -1,4 +1,5 @@
-"""The same inputs, settings and seed give the same bytes and numbers, whatever the threads, the batches, or who else is writing."""
+"""The same inputs, settings and seed give the same bytes and numbers, whatever the threads, the batches, or who else
+is writing."""
 
 import json
 import subprocess

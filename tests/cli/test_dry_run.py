@@ -59,7 +59,7 @@ def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
     from lrmil_cli.models.model_file import load_model
     from lrmil_cli.slides.slide import open_slide
 
-    loaded, now, calls = load_model(chain.model), [0.0], []
+    loaded, now, calls, cpu = load_model(chain.model), [0.0], [], torch.device("cpu")
 
     def encode(encoders, tiles, count, **kwargs):
         calls.append(count)
@@ -68,7 +68,5 @@ def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
     monkeypatch.setattr(m.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(m, "embed_tiles", encode)
     with open_slide(chain.manifest.parent / "slides" / "s13.svs") as slide:
-        tiles, seconds = m.plan_slide(
-            loaded, slide, device=torch.device("cpu"), batch=BatchSize(2, torch.device("cpu"))
-        )
+        tiles, seconds = m.LowResolutionPredictor("m", loaded, cpu, BatchSize(2, cpu)).plan(slide, None)
     assert calls == [2, 2] and tiles > 4 and seconds == pytest.approx(2 * tiles)

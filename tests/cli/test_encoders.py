@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from lrmil_cli.encoders import aliases
 from lrmil_cli.encoders.aliases import ALIASES
-from lrmil_cli.encoders.spec import create_vit
+from lrmil_cli.encoders.build import create_vit
 
 
 def test_conch_through_both_stages(chain, tmp_path, lrmil, monkeypatch):

@@ -214,7 +214,8 @@ def test_tiny_cohorts_do_not_crash(tmp_path, lrmil, labels, p, patients):
 
 
 def test_patient_level_by_hand(tmp_path, lrmil, unpainted):
-    # p: (0.75 + 0.125) / 2 = 0.4375, normal, right; q: (0.25 + 0.875) / 2 = 0.5625, tumor, right; r: 0.625, normal, wrong.
+    # p: (0.75 + 0.125) / 2 = 0.4375, normal, right; q: (0.25 + 0.875) / 2 = 0.5625, tumor, right; r: 0.625, normal,
+    # wrong.
     path = write_predictions(
         tmp_path / "x.predictions.csv",
         ["normal", "normal", "tumor", "tumor", "normal"],
@@ -358,7 +359,8 @@ def test_labels_and_patients_come_from_the_manifest(tmp_path, lrmil, unpainted):
 
 
 def test_slides_the_model_was_trained_on_are_a_leak(tmp_path, lrmil, unpainted):
-    """Two folds: s0..s3 were test in one of them, so the other head trained on them; s4 is in neither; s5 in the cohort of no model."""
+    """Two folds: s0..s3 were test in one of them, so the other head trained on them; s4 is in neither; s5 in the
+    cohort of no model."""
     model = write_model(tmp_path / "model.safetensors", ["s0", "s1", "s2", "s3"], heads=2, pixels=["s4"])
     predicted = write_records(tmp_path / "predicted", GOOD, model=model)
     slides = write_manifest(tmp_path / "slides.csv", TRUTH, patients=["a", "b", "c", "d", "e", "d"])

@@ -1,4 +1,5 @@
-"""A lab's old features in the chain: our own HR features written as TRIDENT, CLAM and STAMP lay them out, and the same results."""
+"""A lab's old features in the chain: our own HR features written as TRIDENT, CLAM and STAMP lay them out, and the same
+results."""
 
 import json
 import shutil
@@ -20,7 +21,8 @@ SHORT = ["--epochs", "1"]
 
 @pytest.fixture(scope="module")
 def old(chain, tmp_path_factory):
-    """Folders ``trident``, ``trident-patches``, ``clam``, ``clam-patches``, ``stamp`` with the HR features of the chain."""
+    """Folders ``trident``, ``trident-patches``, ``clam``, ``clam-patches``, ``stamp`` with the HR features of the
+    chain."""
     at = tmp_path_factory.mktemp("old")
     for path in sorted((chain.teacher / "features").glob("*.h5")):
         bag = read_features(path)
@@ -170,7 +172,8 @@ def test_our_own_features_need_no_tiles_either(chain, tmp_path, lrmil):
 
 
 def test_stage_1_from_overlapping_foreign_tiles_equals_stage_1_from_our_tiles(chain, tmp_path, lrmil):
-    """The HR tiles are read from the slide again, at the side that the foreign file gives; of several in a cell the nearest counts."""
+    """The HR tiles are read from the slide again, at the side that the foreign file gives; of several in a cell the
+    nearest counts."""
     header, rows = read_table(chain.pairs / "s00.pairs.csv", "pairs")
     few = rows[rows["lr_index"].isin(rows["lr_index"].unique()[:3])].reset_index(drop=True)
     write_table(tmp_path / "ours" / "s00.pairs.csv", header, few)

@@ -1,4 +1,5 @@
-"""SIGKILL at random moments: what is left behind is never taken for whole, and a rerun gives what an undisturbed run gives.
+"""SIGKILL at random moments: what is left behind is never taken for whole, and a rerun gives what an undisturbed run
+gives.
 
 Few kills by default; ``LRMIL_KILLS=50`` kills each command that often.
 """

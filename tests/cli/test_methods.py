@@ -13,7 +13,8 @@ SMALL = ["--head-option", "embed_dim=16", "--head-option", "hidden=8"]
 
 @pytest.fixture(scope="module")
 def three(chain, tmp_path_factory):
-    """Models of three classes by each method, on the chain's features: what they learn is nothing, that they run is the point."""
+    """Models of three classes by each method, on the chain's features: what they learn is nothing, that they run is
+    the point."""
     at = tmp_path_factory.mktemp("three")
     lines = chain.manifest.read_text().splitlines()
     rows = [line.split(",") for line in lines[1:]]

@@ -76,8 +76,10 @@ def test_the_graphs_alone_are_enough_and_neither_torch_nor_timm_is_imported(expo
         shutil.copy(exported.parent / name, tmp_path)
     code = (
         "import sys; from lrmil_cli.app import run\n"
-        f"code = run(['predict', {str(slide)!r}, '-m', {str(tmp_path / 'model.onnx')!r}, '-o', {str(tmp_path / 'p')!r}])\n"
-        "print(code, [m for m in ('torch', 'timm', 'torchvision', 'sklearn', 'matplotlib', 'pandas') if m in sys.modules])"
+        f"code = run(['predict', {str(slide)!r}, '-m', {str(tmp_path / 'model.onnx')!r}, '-o', "
+        f"{str(tmp_path / 'p')!r}])\n"
+        "print(code, [m for m in ('torch', 'timm', 'torchvision', 'sklearn', 'matplotlib', 'pandas') if m in "
+        "sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "0 []", done.stderr

@@ -25,7 +25,8 @@ def test_json_lines_from_tile_to_geojson(chain, folder):
     (folder / "broken.svs").write_bytes(b"not a slide")
     done = shell(
         f"ls ./*.svs | lrmil tile - --mpp 2.0 --tile-px 128 -o tiles --json -q > tiles.jsonl; "
-        f"cat tiles.jsonl | lrmil predict - -m {chain.model} -o out --json -q > out.jsonl; cat out.jsonl | lrmil export-geojson - -o maps --json -q",
+        f"cat tiles.jsonl | lrmil predict - -m {chain.model} -o out --json -q > out.jsonl; cat out.jsonl | lrmil "
+        "export-geojson - -o maps --json -q",
         folder,
     )
     assert done.returncode == 4, done.stderr  # one of them is no slide

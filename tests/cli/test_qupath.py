@@ -391,9 +391,9 @@ def test_a_map_that_is_missing_is_made_from_the_table_without_predicting_again(c
     slide = chain.manifest.parent / "slides" / "s13.svs"
     args = ["predict", slide, "-m", chain.model, "-o", tmp_path / "p"]
     assert lrmil(*args).code == 0
-    from lrmil_cli.inference import low_resolution
+    from lrmil_cli.inference.low_resolution import LowResolutionPredictor
 
-    monkeypatch.setattr(low_resolution, "predict_slide", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(LowResolutionPredictor, "predict", lambda *a, **k: 1 / 0)
     said = lrmil(*args, "--overlay", tmp_path / "o.png", "--geojson", tmp_path / "g.geojson", "--json")
     assert (
         said.code == 0

@@ -37,7 +37,8 @@ def torchrun(*args):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_walk_the_path_of_one_with_the_doubled_batch(chain, tmp_path, lrmil):
     more = ["--weighting", "child", "--augment", "--final-loss", "uniform", "--layers", "0,3"]
-    # the last batch is a small one, whose parts differ in size; the last two blocks get no gradient of the layers' losses
+    # the last batch is a small one, whose parts differ in size; the last two blocks get no gradient of the layers'
+    # losses
     args = [
         "distill-encoder",
         chain.pairs,

@@ -1,4 +1,5 @@
-"""``distill-student --method zoommil`` and its prediction on small slides: HR tiles are read only under the tiles that were picked."""
+"""``distill-student --method zoommil`` and its prediction on small slides: HR tiles are read only under the tiles that
+were picked."""
 
 import json
 import shutil
@@ -63,7 +64,7 @@ def zoom(chain, tmp_path_factory):
 def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyramid(
     chain, zoom, tmp_path, lrmil, monkeypatch
 ):
-    from lrmil_cli.inference import zoomed_prediction as zooming
+    from lrmil_cli.inference import zoomed as zooming
 
     boxes, encoded = [], []
     ahead, embed = zooming.read_ahead, zooming.embed_tiles

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from lrmil_cli.demo.paint import RECIPE_NAMES, render_slide, render_tiles
+from lrmil_cli.demo.paint import render_slide
+from lrmil_cli.demo.pretraining_tiles import RECIPE_NAMES, render_tiles
 from lrmil_cli.demo.slides import lesion_geojson, make_slide, plan_cohort
 from lrmil_cli.slides.slide import open_slide
 
@@ -35,7 +36,7 @@ def test_the_lesion_is_told_by_texture_at_20x_and_not_by_colour():
     for seed in range(3):
         rgb, lesion = render_slide(seed, True, 1536)
         grey = rgb.mean(2)
-        cells = lambda mask: [grey[y * 4 : y * 4 + 32, x * 4 : x * 4 + 32] for y, x in np.argwhere(mask)[::97]]  # noqa: B023
+        cells = lambda m: [grey[y * 4 : y * 4 + 32, x * 4 : x * 4 + 32] for y, x in np.argwhere(m)[::97]]  # noqa: B023
         dark = [p for p in cells(lesion) if p.mean() < 150]
         benign = [p for p in cells(~lesion) if p.mean() < 150]
         inside += [p.std() for p in dark]

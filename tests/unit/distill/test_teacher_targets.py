@@ -38,7 +38,8 @@ def test_match_counts_orphans_incomplete_and_off_the_slide():
     lr = lr[lr["row"] * 2 + lr["col"] != 3].reset_index(drop=True)  # the bottom right LR tile was not kept
     rows, about = match_tables(lr_header, lr, hr_header, hr)
     c = about["counts"]
-    # columns 0-7 lie in the two LR columns; HR column 8 starts at 1024 < 1100 with 76 of 128 px inside, but has no parent
+    # columns 0-7 lie in the two LR columns; HR column 8 starts at 1024 < 1100 with 76 of 128 px inside, but has no
+    # parent
     assert about["ratio"] == 4 and c["pairs"] == 3 * 16 and c["orphans"] == 16 + 4 * 8
     assert (c["matched"], c["unmatched"], c["incomplete"]) == (3, 0, 0)
     assert rows["cell_row"].max() == rows["cell_col"].max() == 3

@@ -12,8 +12,10 @@ from timm.layers import SwiGLUPacked
 
 from lrmil_cli.encoders import aliases
 from lrmil_cli.encoders.aliases import ALIASES, Alias, alias_table, find_alias, licence_warning
+from lrmil_cli.encoders.build import create_vit
+from lrmil_cli.encoders.encoder_file import load_encoder_file, save_encoder
 from lrmil_cli.encoders.sizes import default_input_size
-from lrmil_cli.encoders.spec import create_vit, load_encoder, load_encoder_file, save_encoder
+from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder, EncoderInfo, info_from_json
 from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.header import step
@@ -22,7 +24,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3,) * 2
 OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 
-#: As published: width, blocks, heads, patch, native, prefix tokens, input side for ratio 4, mean and std, millions of parameters.
+#: As published: width, blocks, heads, patch, native, prefix tokens, input side for ratio 4, mean and std, millions of
+#: parameters.
 PUBLISHED = {
     "conch": (
         768,

@@ -14,7 +14,9 @@ from lrmil_cli.distill.encoder_training import Stage1Settings, _student, batch_l
 from lrmil_cli.distill.regions import pooling_matrix
 from lrmil_cli.encoders import aliases
 from lrmil_cli.encoders.aliases import ALIASES
-from lrmil_cli.encoders.spec import create_vit, load_encoder, load_encoder_file, save_encoder
+from lrmil_cli.encoders.build import create_vit
+from lrmil_cli.encoders.encoder_file import load_encoder_file, save_encoder
+from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.heads import build_head
@@ -70,7 +72,8 @@ def checkpoint(seed=0):
 
 
 def reference(state, x):
-    """Trunk tokens and pooled embedding of float images, head by head from the formulas; the grid is interpolated by timm."""
+    """Trunk tokens and pooled embedding of float images, head by head from the formulas; the grid is interpolated by
+    timm."""
     model = trunk()
     model.load_state_dict({k[len("visual.trunk.") :]: v for k, v in state.items() if k.startswith("visual.trunk.")})
     with torch.inference_mode():

@@ -9,8 +9,10 @@ import torch
 
 from lrmil_cli.distill.encoder_training import Stage1Settings, _student, batch_loss
 from lrmil_cli.distill.regions import pooling_matrix
+from lrmil_cli.encoders.build import build_encoder, create_vit
+from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.sizes import default_input_size
-from lrmil_cli.encoders.spec import build_encoder, create_vit, load_encoder, save_encoder
+from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder, EncoderInfo, check_grid, parse_layers
 from lrmil_cli.encoders.weights import read_weights
 from lrmil_cli.errors import InputError, UsageError
@@ -388,13 +390,35 @@ def test_absolute_spec_names_the_same_encoder_from_anywhere(tmp_path, monkeypatc
     (tmp_path / "w.bin").touch()
     (tmp_path / "e.safetensors").touch()
     (tmp_path / "folder").mkdir()
-    assert absolute_spec("uni@w.bin") == f"uni@{tmp_path}/w.bin"
-    assert absolute_spec("e.safetensors") == f"{tmp_path}/e.safetensors"
-    assert absolute_spec("local-dir:folder") == f"local-dir:{tmp_path}/folder"
+    assert absolute_spec("uni@w.bin") == f"uni@{tmp_path / 'w.bin'}"
+    assert absolute_spec("e.safetensors") == f"{tmp_path / 'e.safetensors'}"
+    assert absolute_spec("local-dir:folder") == f"local-dir:{tmp_path / 'folder'}"
     for name in ("uni", "demo-vit", "vit_small_patch16_224"):
         (tmp_path / name).mkdir()  # a name wins over a folder of that name
     for spec in ("demo-vit", "uni", "hf-hub:ORG/NAME@REV", "vit_small_patch16_224"):
         assert absolute_spec(spec) == spec
+
+
+def test_paths_may_hold_an_at_sign(tiny, tmp_path, monkeypatch):
+    from lrmil_cli.encoders.spec import absolute_spec
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me@lab").mkdir()
+    save_encoder("me@lab/e.safetensors", tiny, [step("x", {}, {})], {})
+    assert load_encoder("me@lab/e.safetensors").digest() == tiny.digest()
+    assert absolute_spec("me@lab/e.safetensors") == f"{tmp_path / 'me@lab' / 'e.safetensors'}"
+    assert absolute_spec("uni@me@lab/e.safetensors") == f"uni@{tmp_path / 'me@lab' / 'e.safetensors'}"
+
+
+def test_paths_of_windows_come_through_whole():
+    with pytest.raises(InputError, match=r"^C:\\lab\\w\.safetensors: no such weights file"):
+        load_encoder("vit_tiny_patch16_224@C:\\lab\\w.safetensors")
+    with pytest.raises(InputError, match=r"^C:\\lab\\e\.safetensors: no such file"):
+        load_encoder("C:\\lab\\e.safetensors")
+    with pytest.raises(InputError, match=r"C:\\lab\\vit.*config\.json: no such file"):
+        load_encoder("local-dir:C:\\lab\\vit")
+    with pytest.raises(UsageError, match="local weights go with an alias"):
+        load_encoder("hf-hub:some/page@C:\\lab\\w.bin")
 
 
 @pytest.mark.parametrize(

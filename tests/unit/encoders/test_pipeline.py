@@ -1,4 +1,5 @@
-"""The way of tiles to the encoder: order, bounded reading ahead, batch sizes, memory that runs out, slides begun ahead of their turn."""
+"""The way of tiles to the encoder: order, bounded reading ahead, batch sizes, memory that runs out, slides begun ahead
+of their turn."""
 
 import subprocess
 import sys

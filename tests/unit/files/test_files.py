@@ -291,10 +291,12 @@ def test_two_processes_that_write_one_file_do_not_mix(tmp_path):
     """The last one wins; whoever reads meanwhile gets the whole of one of them."""
     path = tmp_path / "t.csv"
     code = (
-        "import sys, pandas as pd; from lrmil_cli.files.tables import write_table; from lrmil_cli.files.header import make_header, step\n"
+        "import sys, pandas as pd; from lrmil_cli.files.tables import write_table; from lrmil_cli.files.header import "
+        "make_header, step\n"
         "path, n = sys.argv[1], int(sys.argv[2])\n"
         "rows = pd.DataFrame({k: [n] * n for k in ('x', 'y', 'width', 'height', 'col', 'row', 'tissue')})\n"
-        "for _ in range(100): write_table(path, make_header('tiles', settings={'n': n}, history=[step('tile', {'n': n}, {})]), rows)\n"
+        "for _ in range(100): write_table(path, make_header('tiles', settings={'n': n}, history=[step('tile', {'n': "
+        "n}, {})]), rows)\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(n)]) for n in (300, 2000)]
     seen = 0

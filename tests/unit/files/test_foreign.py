@@ -102,7 +102,8 @@ def test_stamp_of_both_kinds(tmp_path):
 
 @given(st.floats(0.1, 1.2), st.sampled_from([112.0, 224.0, 256.0]), st.integers(0, 2**32 - 1))
 def test_stamp_corners_come_back_to_the_pixel(mpp, tile_um, seed):
-    """STAMP cuts blocks of n x n tiles of ceil(tile_um / mpp) px and inside of them counts on in um, stored as float32."""
+    """STAMP cuts blocks of n x n tiles of ceil(tile_um / mpp) px and inside of them counts on in um, stored as
+    float32."""
     side = int(np.ceil(tile_um / mpp))
     n = max(1, int(1024 * mpp // tile_um))
     rng = np.random.default_rng(seed)
@@ -184,7 +185,8 @@ def overlap(a, side_a, b, side_b):
 @settings(max_examples=80, deadline=None)
 @given(st.integers(2, 8), st.floats(-0.019, 0.019), st.floats(37, 900), st.integers(0, 2**32 - 1))
 def test_an_hr_tile_belongs_to_the_lr_tile_and_the_cell_it_overlaps_most(ratio, misfit, step_l, seed):
-    """Against rectangles and areas: any offset, sides that do not quite fit, LR tiles missing, tiles on top of each other."""
+    """Against rectangles and areas: any offset, sides that do not quite fit, LR tiles missing, tiles on top of each
+    other."""
     rng = np.random.default_rng(seed)
     side = step_l / ratio / (1 + misfit)
     every = [(r, c) for r in range(5) for c in range(5)]

@@ -1,4 +1,5 @@
-"""Files that mean harm: nothing is unpickled, no link followed, no name obeyed by a terminal, a spreadsheet or a browser."""
+"""Files that mean harm: nothing is unpickled, no link followed, no name obeyed by a terminal, a spreadsheet or a
+browser."""
 
 import os
 import pickle

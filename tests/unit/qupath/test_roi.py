@@ -220,8 +220,10 @@ def test_classes_in_every_form_qupath_has_written(read):
 
 def test_what_else_qupath_writes_is_ignored(read):
     raw = (
-        '{"type":"FeatureCollection","features":[{"type":"Feature","id":"171af4a4-58f3-42ce-9838-77da41614c94","geometry":{"type":"Polygon","coordinates":'
-        f'{SQUARE}}},"properties":{{"objectType":"annotation","name":"Region 1","isLocked":true,"color":[1,2,3],"measurements":{{"Area µm^2":"NaN","B":"Infinity","C":NaN}},'
+        '{"type":"FeatureCollection","features":[{"type":"Feature",'
+        '"id":"171af4a4-58f3-42ce-9838-77da41614c94","geometry":{"type":"Polygon","coordinates":'
+        f'{SQUARE}}},"properties":{{"objectType":"annotation","name":"Region 1","isLocked":true,"color":[1,2,3],'
+        f'"measurements":{{"Area µm^2":"NaN","B":"Infinity","C":NaN}},'
         '"metadata":{"a":"1"},"childObjects":[],"metadata":{"a":"1"}}}]}'
     )
     assert read(raw=raw)[0].area == AREA

@@ -1,4 +1,5 @@
-"""Reading tiles block by block: the same pixels as tiffslide's ``read_region`` and the same resampling, whatever the file."""
+"""Reading tiles block by block: the same pixels as tiffslide's ``read_region`` and the same resampling, whatever the
+file."""
 
 import cv2
 import numpy as np
@@ -195,7 +196,8 @@ def test_every_block_is_decoded_once_and_memory_does_not_grow_with_the_slide(tmp
                 pass
         assert sorted(decoded) == list(range(10 * height // 64))
         counts.append(made.count((64, 64)))
-    # What is read at a time are at most 32 tiles, four rows of them, on six rows of ten blocks; one row is kept from before.
+    # What is read at a time are at most 32 tiles, four rows of them, on six rows of ten blocks; one row is kept from
+    # before.
     assert max(counts) <= 80 < 10 * 5120 // 64 / 8
 
 

@@ -130,7 +130,8 @@ def test_selection_takes_the_best_validation_epoch_and_stops():
 
 def test_training_is_reproducible_and_test_bags_do_not_matter():
     bags, labels = bags_with_signal()
-    run = lambda b: fit_head(build_fixed(), b, labels, range(12), range(12, 18), TrainSettings(lr=1e-3, epochs=3))  # noqa: E731
+    settings = TrainSettings(lr=1e-3, epochs=3)
+    run = lambda b: fit_head(build_fixed(), b, labels, range(12), range(12, 18), settings)  # noqa: E731
     first = run(bags)
     changed = bags[:18] + [Bag(torch.full((3, 6), 99.0))] * 6  # slides 18.. are test
     second = run(changed)

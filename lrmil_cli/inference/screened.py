@@ -1,6 +1,7 @@
-"""Prediction that reads HR tiles only where a screener says so: AHDMIL and HDMIL (method-ahdmil 7).
+"""AHDMIL and HDMIL: HR tiles are read only where a screener says so.
 
-LR pixels first, then the decision, then exactly the HR tiles that any fold keeps, each read and encoded once.
+LR pixels first, then the decision, then exactly the HR tiles that any fold keeps, each read and encoded once
+(inference/README 3.2).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch import Tensor
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
-from lrmil_cli.inference.on_device import OnDevice
-from lrmil_cli.inference.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.inference.record import attention_rows
+from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
 from lrmil_cli.matching.children import find_children
 from lrmil_cli.selective.model_parts import ScreenedModel
 from lrmil_cli.selective.screener import Screening, screen, screening_of
@@ -35,8 +37,8 @@ class Budget:
     """What the user allows of the screener's decision.
 
     Attributes:
-        least, most: share of the candidates that is read at least and at most, chosen by score; threshold: a class keeps a tile
-            whose score has a larger sigmoid.
+        least, most: share of the candidates that is read at least and at most, chosen by score.
+        threshold: a class keeps a tile whose score has a larger sigmoid.
     """
 
     least: float = 0.0
@@ -46,7 +48,8 @@ class Budget:
     def __post_init__(self) -> None:
         if not 0 <= self.least <= self.most <= 1 or not self.most:
             raise UsageError(
-                f"--keep-min {self.least:g} and --keep-max {self.most:g}: give shares from 0 to 1, the first not above the second, the second above 0"
+                f"--keep-min {self.least:g} and --keep-max {self.most:g}: give shares from 0 to 1, the first not above "
+                "the second, the second above 0"
             )
         if not 0 < self.threshold < 1:
             raise UsageError(f"--keep-threshold {self.threshold:g}: give a number between 0 and 1")
@@ -90,7 +93,8 @@ def find_candidates(slide: Slide, lr: TileSettings, hr: TileSettings, ratio: int
 def within_budget(screenings: list[Screening], budget: Budget) -> list[Screening]:
     """The decisions of all folds, so that together they keep a share of the candidates that lies in the budget.
 
-    Tiles are dropped and added by the mean over folds of their largest class score; one that is added is seen by every class.
+    Tiles are dropped and added by the mean over folds of their largest class score; one that is added is seen by every
+    class (inference/README 3.2).
     """
     n = screenings[0].mask.shape[1]
     order = torch.stack([s.scores.amax(0) for s in screenings]).mean(0).argsort(descending=True, stable=True)
@@ -110,7 +114,10 @@ def within_budget(screenings: list[Screening], budget: Budget) -> list[Screening
 
 
 def _only(s: Screening, allowed: Tensor) -> Screening:
-    """A decision among the tiles ``allowed`` bool [N] alone; a class with none of its own gets what the others have, or all."""
+    """A decision among the tiles ``allowed`` bool [N] alone.
+
+    A class with none of its own gets what the others have, or all.
+    """
     used = s.used & allowed
     instead = used.any(0) if bool(used.any()) else allowed
     empty = ~used.any(1)
@@ -118,8 +125,8 @@ def _only(s: Screening, allowed: Tensor) -> Screening:
 
 
 @dataclass
-class ScreenedPredictor(OnDevice):
-    """AHDMIL and HDMIL."""
+class ScreenedPredictor(TorchPredictor):
+    """AHDMIL and HDMIL. All folds look at the same tiles: what one of them keeps is read once."""
 
     model: ScreenedModel
     budget: Budget
@@ -186,20 +193,18 @@ class ScreenedPredictor(OnDevice):
         index = torch.from_numpy(read).to(self.where)
         with torch.inference_mode():
             outs = [head.select(bag, s.used[:, index]) for head, s in zip(model.heads, decided)]
-        parts = (
-            torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy()
-            for k in ("logits", "attention", "class_scores")
+        per_fold, attention, class_scores = ensemble(
+            stacked([o.logits for o in outs]),
+            stacked([o.attention for o in outs]),
+            stacked([o.class_scores for o in outs if o.class_scores is not None]),  # DMIN has one row a class
         )
-        per_fold, attention, class_scores = ensemble(*parts)
         seconds.add("head", time.perf_counter() - clock)
         record = {
             "tiles_read": {"lr": len(c.lr_boxes) - lr_bad, "hr": len(read)},
             "candidates": len(c.boxes),
             "kept_rate": round(len(read) / len(c.boxes), 6),
             "fallback": {
-                "empty_classes": sorted(
-                    {name for s in decided for name, e in zip(self.classes, s.empty.tolist()) if e}
-                ),
+                "empty_classes": sorted({c for s in decided for c, e in zip(self.classes, s.empty.tolist()) if e}),
                 "empty_folds": sum(bool(s.empty.all()) for s in decided),
             },
             "bad_tiles": lr_bad + len(bad),
@@ -221,9 +226,8 @@ class ScreenedPredictor(OnDevice):
         """Screening images uint8 [N, s, s, 3] of the candidates, and which of them there are, bool [N]."""
         m = self.model
         if m.source == "thumbnail":
-            return windows_of_overview(
-                slide, c.boxes, m.hr_tiles.tile_px * m.hr_tiles.mpp / slide.mpp, m.screen_px
-            ), np.ones(len(c.boxes), bool)
+            side = m.hr_tiles.tile_px * m.hr_tiles.mpp / slide.mpp
+            return windows_of_overview(slide, c.boxes, side, m.screen_px), np.ones(len(c.boxes), bool)
         return windows_of_tiles(
             slide, c.lr_boxes, c.lr_level, self.tiles.tile_px, c.parent, c.cell, m.ratio, m.screen_px
         )
@@ -231,7 +235,10 @@ class ScreenedPredictor(OnDevice):
     def _screen_table(
         self, c: Candidates, decided: list[Screening], read: np.ndarray, attention: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """All candidates: attention (0 where not read), whether they were read, and the screener's score, the largest class's sigmoid."""
+        """All candidates: attention (0 where not read), whether they were read, and the screener's score.
+
+        The score is the sigmoid of the largest class's, mean over folds.
+        """
         whole, kept = np.zeros(len(c.boxes)), np.zeros(len(c.boxes))
         whole[read], kept[read] = attention, 1.0
         scores = torch.sigmoid(torch.stack([s.scores.amax(0) for s in decided])).mean(0).cpu().double().numpy()

@@ -1,10 +1,11 @@
-"""Prediction by ZoomMIL: the lowest level whole, then only the children of the tiles that were picked, level by level."""
+"""ZoomMIL: the lowest level is read whole, then only the children of the tiles that were picked, level by level."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ import torch
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.heads import MILOutput, PyramidBag
-from lrmil_cli.inference.on_device import OnDevice
-from lrmil_cli.inference.prediction import Prediction, Progress, attention_rows, ensemble, expected_seconds
+from lrmil_cli.heads.zoommil import ZoomMIL
+from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.inference.record import attention_rows
+from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
 from lrmil_cli.matching.children import find_children
 from lrmil_cli.selective.model_parts import ZoomModel
 from lrmil_cli.slides.reader import without_bad
@@ -24,7 +27,12 @@ from lrmil_cli.slides.tiles import boxes_of, find_tiles
 
 @dataclass
 class Level:
-    """Tiles of one level of a slide: boxes int64 [N, 4] in level-0 px, the pyramid level to read, and ``children`` [N, r * r], rows of the next."""
+    """Tiles of one magnification of a slide.
+
+    Attributes:
+        boxes: int64 [N, 4] in level-0 px; read_from: level of the file.
+        children: int64 [N, r * r], rows of the next finer level, -1 for a child that is not there; None for the last.
+    """
 
     tiles: dict[str, np.ndarray]
     boxes: np.ndarray
@@ -33,7 +41,9 @@ class Level:
 
 
 def find_levels(slide: Slide, model: ZoomModel, region: Region | None) -> list[Level]:
-    """All tiles that might be read, by the low-resolution tissue mask: the pyramid that the pairs tables of the slide would give.
+    """All tiles that might be read, by the low-resolution tissue mask.
+
+    It is the pyramid that the pairs tables of the slide would give.
 
     Raises:
         NoTissueError: the lowest level has none. InputError: the slide is damaged, or too coarse.
@@ -51,8 +61,8 @@ def find_levels(slide: Slide, model: ZoomModel, region: Region | None) -> list[L
 
 
 @dataclass
-class ZoomPredictor(OnDevice):
-    """ZoomMIL. All folds look at the same tiles: what one of them picks is read once."""
+class ZoomPredictor(TorchPredictor):
+    """ZoomMIL (inference/README 3.3). All folds look at the same tiles: what one of them picks is read once."""
 
     model: ZoomModel
 
@@ -68,9 +78,9 @@ class ZoomPredictor(OnDevice):
                 embed_tiles(self.model.base.encoders, pixels, len(some), device=self.where, batch=self.batch)
 
         n, seconds = expected_seconds(levels[0].boxes, self.batch.now, 0.0, encode)
-        deeper, folds = 0, len(self.model.base.heads)
-        for level, ratio in zip(levels[1:], self.model.ratios):
-            deeper += min(len(level.boxes), folds * self.model.base.heads[0].k * ratio**2)
+        heads = [h for h in self.base.heads if isinstance(h, ZoomMIL)]
+        picked = sum(h.k for h in heads)
+        deeper = sum(min(len(v.boxes), picked * ratio**2) for v, ratio in zip(levels[1:], self.model.ratios))
         return n + deeper, tissue + seconds * (n + deeper) / n
 
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
@@ -81,7 +91,7 @@ class ZoomPredictor(OnDevice):
         reading = [_Reading(level, self.model.base.encoders[0].embed_dim, self.where) for level in levels]
         good = self._read(slide, reading, 0, np.arange(len(levels[0].boxes)), progress)
         without_bad(len(good), np.flatnonzero(~good).tolist(), slide.path)  # an error where nothing is left
-        depth = looked = 0
+        depth, looked = 0, 0.0
         while True:
             clock = time.perf_counter()
             outs, wanted = self._look(reading, depth)
@@ -90,9 +100,7 @@ class ZoomPredictor(OnDevice):
                 break
             depth = max(depth, wanted[0])
             self._read(slide, reading, *wanted, progress)
-        per_fold, attention, _ = ensemble(
-            *(torch.stack([getattr(o, k) for o in outs]).float().cpu().numpy() for k in ("logits", "attention")), None
-        )
+        per_fold, attention, _ = ensemble(stacked([o.logits for o in outs]), stacked([o.attention for o in outs]), None)
         names = ["lr", "hr"] if len(levels) == 2 else ["lr", "mid", "hr"]
         rows = [np.flatnonzero(r.there) for r in reading]
         tables = {
@@ -100,15 +108,14 @@ class ZoomPredictor(OnDevice):
             for t, name in enumerate(names)
             if t and len(rows[t])
         }
-        record = {
+        record: dict[str, Any] = {
             "tiles_read": {name: len(own) for name, own in zip(names, rows)},
             "candidates": len(levels[-1].boxes),
             "bad_tiles": int(sum((r.tried & ~r.there).sum() for r in reading)),
             "runtime": "torch",
         }
-        seconds |= {
-            f"{phase}_{t}": value for t, r in enumerate(reading) for phase, value in r.seconds.phases.items()
-        } | {"head": looked}
+        seconds |= {f"{phase}_{t}": v for t, r in enumerate(reading) for phase, v in r.seconds.phases.items()}
+        seconds["head"] = looked
         return Prediction(
             per_fold.mean(0),
             per_fold,
@@ -124,7 +131,8 @@ class ZoomPredictor(OnDevice):
         self, slide: Slide, reading: list[_Reading], t: int, wanted: np.ndarray, progress: Progress
     ) -> np.ndarray:
         """Read and encode the tiles ``wanted`` of level t; bool, those that could be decoded."""
-        own, bad = reading[t], []
+        own = reading[t]
+        bad: list[int] = []
         px = (self.tiles, *self.model.levels)[t].tile_px
         with (
             read_ahead(
@@ -148,13 +156,13 @@ class ZoomPredictor(OnDevice):
         return good
 
     def _look(self, reading: list[_Reading], depth: int) -> tuple[list[MILOutput], tuple[int, np.ndarray] | None]:
-        """What the heads say of the levels up to ``depth``, and the tiles that they want to see and that were not read: level, rows.
+        """What the heads say of the levels up to ``depth``, and what they want to see that was not read: level, rows.
 
         Where tiles turn out to be damaged the heads may pick others, so the highest level that lacks any comes first.
         """
         rows = torch.from_numpy(np.flatnonzero(reading[0].there)).to(self.where)
         children = [
-            torch.from_numpy(below.without_bad(above.level.children)).to(self.where)
+            torch.from_numpy(above.children_that_can_be_read(below)).to(self.where)
             for above, below in zip(reading, reading[1:])
         ]
         children[0] = children[0][rows]
@@ -174,21 +182,30 @@ class ZoomPredictor(OnDevice):
 
 
 class _Reading:
-    """What was read of a level: features [N, D], zero where not; tiles ``tried``, and those of them that are ``there``, bool [N]."""
+    """What was read of a level.
+
+    Attributes:
+        features: [N, D], zero where nothing was read; tried: bool [N]; there: bool [N], those that could be decoded.
+    """
 
     def __init__(self, level: Level, width: int, where: torch.device):
         self.level, self.seconds = level, Seconds()
         self.features = torch.zeros(len(level.boxes), width, device=where)
         self.tried, self.there = np.zeros(len(level.boxes), bool), np.zeros(len(level.boxes), bool)
 
-    def without_bad(self, children: np.ndarray) -> np.ndarray:
-        """``children`` with -1 for tiles that cannot be decoded: they are no tiles of the pyramid."""
-        bad = np.append(self.tried & ~self.there, False)  # the last one stands for -1
+    def children_that_can_be_read(self, below: _Reading) -> np.ndarray:
+        """Rows of the level below, -1 also for tiles that cannot be decoded: they are no tiles of the pyramid."""
+        children = self.level.children
+        assert children is not None  # only the last level has none, and nothing is below it
+        bad = np.append(below.tried & ~below.there, False)  # the last one stands for -1
         return np.where(bad[children], -1, children)
 
 
 def deep_attention(outs: list[MILOutput], t: int, count: int) -> np.ndarray:
-    """Attention float64 [count] over the tiles of a deeper level t, the mean over folds, with sum 1; 0 for what a fold did not look at."""
+    """Attention float64 [count] over the tiles of a deeper level t, the mean over folds, with sum 1.
+
+    What a fold did not look at has its attention 0.
+    """
     whole = np.zeros(count + 1)  # the last one stands for a child that is not there
     for out in outs:
         if f"looked{t}" in out.extra:

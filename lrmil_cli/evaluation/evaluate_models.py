@@ -1,0 +1,175 @@
+"""An evaluation of one or several models, computed from their predictions; nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation.join_predictions import common
+from lrmil_cli.evaluation.metrics import METRICS
+from lrmil_cli.evaluation.predictions import Predictions
+from lrmil_cli.evaluation.scores import (
+    COMPARED,
+    Cases,
+    ClassScore,
+    Score,
+    at_level,
+    differences,
+    majority,
+    metric_table,
+    per_class,
+)
+from lrmil_cli.evaluation.tiles_read import Curve, cascade_curve
+
+#: Up to so many models, each is compared with each; of more, each with the first.
+ALL_PAIRS = 4
+#: Class names of a survival-status task, as they stand in TCGA, cBioPortal and the like.
+STATUS = frozenset(
+    ("alive", "dead", "living", "deceased", "died", "survived")
+    + ("event", "no event", "censored", "0:living", "1:deceased")
+)
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """One model: its predictions, the cases at the level asked for, and what came of them."""
+
+    predictions: Predictions
+    cases: Cases
+    scores: list[Score]
+    classes: list[ClassScore]
+    majority: tuple[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.predictions.name
+
+    @property
+    def curve(self) -> Curve | None:
+        """Accuracy against HR tiles, over slides, of a cascade."""
+        own = self.predictions
+        return cascade_curve(own.cases().labels, own.reading) if own.reading else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``metric(model) - metric(reference)`` on the cases that all models predicted."""
+
+    model: str
+    reference: str
+    metric: str
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All of it.
+
+    Attributes:
+        positive: index of the class that ROC and calibration of two classes are about; None where there are more.
+        draws, seed: of the bootstrap.
+        compared, compared_patients: how many cases, of how many patients, all models predicted.
+    """
+
+    level: str
+    classes: tuple[str, ...]
+    positive: int | None
+    draws: int
+    seed: int
+    models: list[ModelEvaluation]
+    differences: list[Difference]
+    compared: int
+    compared_patients: int
+
+    @property
+    def positive_class(self) -> str | None:
+        """Name of the class :attr:`positive`."""
+        return None if self.positive is None else self.classes[self.positive]
+
+    @property
+    def is_survival_status(self) -> bool:
+        """Whether the classes say alive or dead."""
+        return all(c.lower() in STATUS for c in self.classes)
+
+
+def evaluate_models(
+    models: Sequence[Predictions],
+    *,
+    level: str = "slide",
+    metrics: Sequence[str] | None = None,
+    positive: int | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+    done: Callable[[int], None] = lambda n: None,
+) -> Evaluation:
+    """Judge joined predictions, and compare them pair by pair on the slides that both have.
+
+    Args:
+        metrics: which ones; None for all, with the comparison by :data:`COMPARED`.
+        positive: index of the class that ROC and calibration of two classes are about; None for the second.
+        done: called with 1 after each model and each pair.
+
+    Raises:
+        InputError: at patient level, a patient whose slides have different labels.
+    """
+    classes = models[0].classes
+    if len(classes) == 2 and positive is None:
+        positive = 1
+    out = []
+    for m in models:
+        slides = m.cases()
+        scores = metric_table(
+            slides.labels,
+            slides.probabilities,
+            slides.patients,
+            slides.folds,
+            classes=classes,
+            level=level,
+            metrics=metrics or METRICS,
+            draws=draws,
+            seed=seed,
+        )
+        cases = at_level(slides, level, classes)
+        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), majority(cases.labels, classes)))
+        done(1)
+    shared = [at_level(m.cases(), level, classes) for m in common(models)]
+    truth = shared[0]
+    compared = []
+    for reference, other in pairs(len(models)) if len(truth.labels) else []:
+        found = differences(
+            truth.labels,
+            shared[other].probabilities,
+            shared[reference].probabilities,
+            truth.patients,
+            metrics=metrics or COMPARED,
+            draws=draws,
+            seed=seed,
+        )
+        names = models[other].name, models[reference].name
+        compared += [Difference(*names, metric, v) for metric, v in found.items()]
+        done(1)
+    n, patients = len(truth.labels), len(set(truth.patients))
+    return Evaluation(level, classes, positive, draws, seed, out, compared, n, patients)
+
+
+def pairs(models: int) -> list[tuple[int, int]]:
+    """Which of so many models are compared: (reference, model), each with each or with the first.
+
+    evaluation/README 3.
+    """
+    return [p for p in combinations(range(models), 2) if models <= ALL_PAIRS or p[0] == 0]
+
+
+def inputs_for_digest(m: Predictions) -> list[Any]:
+    """All that the report takes from a model's predictions, for the digest."""
+    rows = m.rows.astype(object).where(m.rows.notna(), None).to_numpy().tolist()
+    out = [m.source, m.kind, m.leaks, m.remarks, rows, np.round(m.probabilities, 12).tolist()]
+    if m.reading is None:
+        return out
+    columns = vars(m.reading).values()
+    return [*out, [None if v is None else np.where(np.isfinite(v), v, -1).tolist() for v in columns]]

@@ -1,0 +1,132 @@
+"""An evaluation as data: the content of ``evaluation.json``, the rows of ``metrics.csv`` and ``differences.csv``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation.calibration import answers, reliability
+from lrmil_cli.evaluation.evaluate_models import Evaluation, ModelEvaluation
+from lrmil_cli.evaluation.metrics import confusion
+from lrmil_cli.evaluation.tiles_read import Reading
+
+METRICS_COLUMNS = "model level metric value low high mean sd folds of_folds n patients undefined_draws reason".split()
+DIFFERENCES_COLUMNS = "model reference level metric difference low high n patients undefined_draws".split()
+
+
+def as_json(e: Evaluation) -> dict[str, Any]:
+    """The content of ``evaluation.json`` besides its header."""
+    return {
+        "level": e.level,
+        "classes": list(e.classes),
+        "positive": e.positive_class,
+        "survival_status": e.is_survival_status,
+        "models": [_model_json(m, e) for m in e.models],
+        "differences": [
+            {
+                "model": d.model,
+                "reference": d.reference,
+                "metric": d.metric,
+                "n": e.compared,
+                "patients": e.compared_patients,
+                **_interval_json(d.interval),
+            }
+            for d in e.differences
+        ],
+    }
+
+
+def _interval_json(v: Interval) -> dict[str, Any]:
+    return {"value": v.value, "low": v.low, "high": v.high, "undefined_draws": v.undefined}
+
+
+def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
+    p = m.predictions
+    bins = reliability(*answers(m.cases, e.positive))
+    return {
+        "name": m.name,
+        "source": p.source,
+        "kind": p.kind,
+        "made_by": p.made_by,
+        "n": len(m.cases.labels),
+        "slides": p.rows["slide_id"].nunique(),
+        "patients": p.rows["patient_id"].nunique(),
+        "counts": {c.name: c.n for c in m.classes},
+        "majority_class": m.majority[0],
+        "majority_rate": m.majority[1],
+        "metrics": {
+            s.metric: {
+                **_interval_json(s.pooled),
+                "reason": s.reason,
+                "mean": s.mean,
+                "sd": s.sd,
+                "folds": s.folds,
+                "of_folds": s.of_folds,
+            }
+            for s in m.scores
+        },
+        "per_class": [asdict(c) for c in m.classes],
+        "confusion": confusion(m.cases.labels, m.cases.probabilities).tolist(),
+        "calibration": {"predicted": bins.predicted.tolist(), "observed": bins.observed.tolist(), "n": bins.n.tolist()},
+        "leaks": list(p.leaks),
+        "remarks": list(p.remarks),
+        "reading": None if p.reading is None else reading_json(m, p.reading),
+    }
+
+
+def reading_json(m: ModelEvaluation, own: Reading) -> dict[str, Any]:
+    """Tiles and seconds a slide, abstentions, and the curve of a cascade."""
+    labels, said = m.predictions.cases().labels, m.predictions.probabilities.argmax(1)
+    sure = ~own.uncertain
+    curve = m.curve
+    return {
+        "lr_tiles": float(own.lr.mean()),
+        "mid_tiles": None if own.mid is None else float(own.mid.mean()),
+        "hr_tiles": float(own.hr.mean()),
+        "seconds": float(own.seconds.mean()),
+        "uncertain": int(own.uncertain.sum()),
+        "accuracy_of_the_sure": float((said == labels)[sure].mean()) if sure.any() else None,
+        "curve": None if curve is None else {k: v.tolist() for k, v in vars(curve).items()},
+    }
+
+
+def metrics_frame(e: Evaluation) -> pd.DataFrame:
+    """Rows of ``metrics.csv``, one a model and metric; what is undefined is empty.
+
+    The accuracy of always saying the largest class is ``majority_rate``.
+    """
+    rows: list[dict[str, Any]] = []
+    for m in e.models:
+        about = {"n": len(m.cases.labels), "patients": m.predictions.rows["patient_id"].nunique()}
+        common = {"model": m.name, "level": e.level, **about}
+        for s in m.scores:
+            pooled = {"value": s.pooled.value, "low": s.pooled.low, "high": s.pooled.high}
+            folds = {"mean": s.mean, "sd": s.sd, "folds": s.folds, "of_folds": s.of_folds}
+            rest = {"undefined_draws": s.pooled.undefined, "reason": s.reason}
+            rows.append({**common, "metric": s.metric, **pooled, **folds, **rest})
+        rows.append({**common, "metric": "majority_rate", "value": m.majority[1], "reason": ""})
+    counts = ["folds", "of_folds", "undefined_draws"]
+    return pd.DataFrame(rows, columns=METRICS_COLUMNS).astype(dict.fromkeys(counts, "Int64"))
+
+
+def differences_frame(e: Evaluation) -> pd.DataFrame:
+    """Rows of ``differences.csv``, one a pair of models and metric: model - reference."""
+    rows = [
+        {
+            "model": d.model,
+            "reference": d.reference,
+            "level": e.level,
+            "metric": d.metric,
+            "difference": d.interval.value,
+            "low": d.interval.low,
+            "high": d.interval.high,
+            "n": e.compared,
+            "patients": e.compared_patients,
+            "undefined_draws": d.interval.undefined,
+        }
+        for d in e.differences
+    ]
+    return pd.DataFrame(rows, columns=DIFFERENCES_COLUMNS)

@@ -1,0 +1,234 @@
+"""An evaluation as the blocks of a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrmil_cli.evaluation.evaluate_models import Difference, Evaluation
+from lrmil_cli.evaluation.evaluation_files import reading_json
+from lrmil_cli.evaluation.metrics import LOWER_IS_BETTER, TITLES, show
+from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
+from lrmil_cli.evaluation.plots import curve_picture
+from lrmil_cli.evaluation.scores import ClassScore
+from lrmil_cli.evaluation.wording import count_text, folds_text, interval_text
+
+#: File names of the pictures beside the page.
+PICTURE = "evaluation.png"
+CURVE_PICTURE = "evaluation.reading.png"
+
+
+def blocks(e: Evaluation, png: bytes, made_by: dict[str, Any]) -> list[Block]:
+    """The page of an evaluation.
+
+    Args:
+        png: the picture; made_by: history entry of the evaluation.
+    """
+    out: list[Block] = [Text(t) for t in _opening(e)]
+    for m in e.models:
+        out += [Text(f"Warning: {m.name}: {leak}.") for leak in m.predictions.leaks]
+    out += [Heading("Metrics"), *_metric_tables(e)]
+    if len(e.models) > 1:
+        out += [
+            Heading("Differences between models"),
+            _difference_table(e) if e.differences else Text(f"No {e.level} was predicted by all models."),
+        ]
+    out += [Heading("Curves and confusion"), Picture(png, _alt(e), PICTURE)]
+    out += _reading_blocks(e)
+    out += [Heading("Classes"), *_class_tables(e)]
+    out += [Heading("What was judged"), _model_table(e)]
+    out += [Text(f"{m.name}: {'; '.join(m.predictions.remarks)}.") for m in e.models if m.predictions.remarks]
+    out += [Heading("How to read this"), *(Text(t) for t in _notes(e))]
+    made = f"Made by {made_by['argv'] or 'lrmil evaluate'} with version {made_by['lrmil']} on {made_by['date']}"
+    return [*out, Text(f"{made}; digest {made_by['digest']}. Research use only.")]
+
+
+def title(e: Evaluation) -> str:
+    names = [m.name for m in e.models]
+    return f"Evaluation of {names[0]}" if len(names) == 1 else f"Evaluation of {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _opening(e: Evaluation) -> list[str]:
+    first = e.models[0]
+    counts = ", ".join(f"{c.n} {c.name}" for c in first.classes)
+    n, patients = len(first.cases.labels), first.predictions.rows["patient_id"].nunique()
+    what = (
+        count_text(n, "patient")
+        if e.level == "patient"
+        else f"{count_text(n, 'slide')} of {count_text(patients, 'patient')}"
+    )
+    alike = all(m.classes[i].n == c.n for m in e.models for i, c in enumerate(first.classes))
+    out = [
+        f"{what} ({counts}){'' if alike else f', of {first.name}'}. Always saying {first.majority[0]} would be right "
+        f"in {first.majority[1]:.1%}."
+    ]
+    if e.is_survival_status:
+        out.append(
+            "The classes are survival status: alive or dead at last contact, whenever that was. Follow-up time and "
+            "censoring are ignored, so this is no survival analysis; judge the accuracy against the majority rate."
+        )
+    return out
+
+
+def _metric_tables(e: Evaluation) -> list[Block]:
+    names = [m.name for m in e.models]
+    rows = []
+    for i, metric in enumerate(s.metric for s in e.models[0].scores):
+        rows.append([TITLES[metric], *(interval_text(m.scores[i].pooled) for m in e.models)])
+        if metric == "accuracy":
+            rows.append(["majority rate", *(f"{m.majority[1]:.3f}" for m in e.models)])
+    out: list[Block] = [Table(["metric", *names], rows, _pooled_note(e))]
+    if any(s.of_folds > 1 for m in e.models for s in m.scores):
+        first = e.models[0].scores
+        rows = [[TITLES[s.metric], *(folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(first)]
+        note = "Mean and standard deviation; each fold is judged by itself, and does not count where a metric is "
+        out.append(Table(["over folds", *names], rows, note + "undefined."))
+    return out
+
+
+def _pooled_note(e: Evaluation) -> str:
+    interval = f"; in brackets the 95 % interval of {e.draws} bootstrap draws of patients" if e.draws else ""
+    parts = [f"Over all {e.level}s{interval}."]
+    for m in e.models:
+        who = f" ({m.name})" if len(e.models) > 1 else ""
+        for s in m.scores:
+            if s.reason:
+                parts.append(f"{TITLES[s.metric]}{who} is undefined: {s.reason}.")
+            elif s.pooled.undefined:
+                left_out = f"{s.pooled.undefined} of {e.draws} draws lacked a class and were left out"
+                parts.append(f"{TITLES[s.metric]}{who}: {left_out}.")
+        if e.draws and len(set(m.cases.patients)) < 2:
+            parts.append(f"No interval{who}: there is only one patient.")
+    return " ".join(parts)
+
+
+def _difference_table(e: Evaluation) -> Table:
+    rows = [
+        [f"{d.model} - {d.reference}", TITLES[d.metric], interval_text(d.interval, sign=True), _verdict(d)]
+        for d in e.differences
+    ]
+    return Table(
+        ["difference", "metric", "value", "reading"],
+        rows,
+        f"On the {count_text(e.compared, e.level)} that all models predicted, all judged on the same {e.draws} draws "
+        "of patients. Lower is better for Brier score and log loss. An interval that holds 0 shows no difference.",
+    )
+
+
+def _verdict(d: Difference) -> str:
+    v = d.interval
+    if v.value is None:
+        return "undefined"
+    if v.low is None or v.high is None:
+        return "no interval"
+    if v.low <= 0 <= v.high:
+        return "no clear difference"
+    return f"{d.model if (v.value > 0) != (d.metric in LOWER_IS_BETTER) else d.reference} is better"
+
+
+def _class_tables(e: Evaluation) -> list[Block]:
+    headers = [f"{e.level}s", "sensitivity", "specificity", "AUC against the rest"]
+
+    def cells(c: ClassScore) -> list[str]:
+        return [c.name, str(c.n), show(c.sensitivity), show(c.specificity), show(c.auc)]
+
+    if e.positive is not None:  # of two classes the other one mirrors it
+        rows = [[m.name, *cells(m.classes[e.positive])] for m in e.models]
+        return [Table(["model", "class", *headers], rows)]
+    out: list[Block] = []
+    for m in e.models:
+        out += [Heading(m.name, 3)] if len(e.models) > 1 else []
+        out.append(Table(["class", *headers], [cells(c) for c in m.classes]))
+    return out
+
+
+def _model_table(e: Evaluation) -> Table:
+    kinds = {
+        "out-of-fold": "out-of-fold: each slide by the head of the fold that did not train on it",
+        "predict": "lrmil predict: all heads of the model",
+    }
+    rows = [
+        [
+            m.name,
+            m.predictions.source,
+            kinds[m.predictions.kind],
+            str(m.predictions.rows["slide_id"].nunique()),
+            str(m.predictions.rows["patient_id"].nunique()),
+        ]
+        for m in e.models
+    ]
+    return Table(["model", "read from", "predictions", "slides", "patients"], rows)
+
+
+def _reading_blocks(e: Evaluation) -> list[Block]:
+    """What was read of a slide, where predictions say so; for a cascade also what reading more would have bought."""
+    told = [(m, reading_json(m, m.predictions.reading)) for m in e.models if m.predictions.reading is not None]
+    if not told:
+        return []
+    some = any(r["uncertain"] for _, r in told)
+    mid = any(r["mid_tiles"] for _, r in told)
+    rows = [
+        [
+            m.name,
+            f"{r['lr_tiles']:.1f}",
+            *([f"{r['mid_tiles'] or 0:.1f}"] if mid else []),
+            f"{r['hr_tiles']:.1f}",
+            f"{r['seconds']:.2f}",
+            *([str(r["uncertain"]), show(r["accuracy_of_the_sure"])] if some else []),
+        ]
+        for m, r in told
+    ]
+    headers = ["a slide", "LR tiles", *(["tiles between"] if mid else []), "HR tiles", "seconds"]
+    headers += ["uncertain", "accuracy of the others"] if some else []
+    out: list[Block] = [
+        Heading("What was read"),
+        Table(headers, rows, "Means over slides; seconds as `lrmil predict` took them, without imports."),
+    ]
+    curves = [(name, c) for name, c in ((m.name, m.curve) for m in e.models) if c is not None]
+    if curves:
+        alt = "; ".join(
+            f"{n}: accuracy {c.accuracy[0]:.3f} with no HR tile, {c.accuracy[-1]:.3f} with {c.hr_tiles[-1]:.1f} a slide"
+            for n, c in curves
+        )
+        hint = "Predict with `--confidence 1` for the whole curve."
+        out += [
+            Picture(curve_picture(curves), f"Accuracy against HR tiles a slide. {alt}", CURVE_PICTURE),
+            Text(f"Slides are read at HR in the order of doubt. {alt}. {hint}"),
+        ]
+    return out
+
+
+def _alt(e: Evaluation) -> str:
+    areas = ", ".join(f"{m.name} AUC {show(s.pooled.value)}" for m in e.models for s in m.scores if s.metric == "auc")
+    known = f" ({areas})" if areas else ""
+    return f"ROC curves{known}, calibration curves and confusion matrices; the figures are in the tables"
+
+
+def _notes(e: Evaluation) -> list[str]:
+    own = e.positive_class
+    which, truth = (
+        "the mean over the classes, each against the rest",
+        "of the predicted class with how often it is right",
+    )
+    if own is not None:
+        which, truth = f"of {own}", f"of {own} with how often it is true"
+    out = [
+        "AUC is the chance that a case of one class gets a higher probability for it than a case of another: 0.5 is "
+        f"guessing, 1 is perfect. Here: {which}. Where a class is missing it is undefined, not 0.",
+        "Accuracy counts the most probable class as the answer; read it beside the majority rate. Balanced accuracy is "
+        "the mean of the classes' sensitivities. The Brier score is the squared distance of the probabilities to the "
+        "truth, summed over classes (0 is perfect, 2 is certain and wrong); log loss punishes certain mistakes harder. "
+        f"Calibration compares the probability {truth}.",
+        "The interval says how much the figure depends on which patients were in the cohort; all slides of a patient "
+        "are drawn together. It does not hold what another training run, hospital or scanner would change.",
+    ]
+    if any(s.of_folds > 1 for m in e.models for s in m.scores):
+        out.append(
+            "Out-of-fold predictions of different folds come from different heads. Their probabilities need not be on "
+            "one scale, so the pooled AUC can differ from the mean over folds."
+        )
+    if any(m.predictions.rows["slide_id"].duplicated().any() for m in e.models):
+        out.append(
+            "Some slides were tested in several folds; each of these predictions counts"
+            + (" in the mean of its patient." if e.level == "patient" else ".")
+        )
+    return out

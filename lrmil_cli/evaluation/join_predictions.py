@@ -1,0 +1,155 @@
+"""Predictions of several models on one footing: labels and patients of the manifest, leaks, the slides all predicted.
+
+evaluation/README 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.evaluation.predictions import Predictions
+from lrmil_cli.evaluation.wording import count_text
+from lrmil_cli.files.manifest import Manifest
+
+
+def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predictions]:
+    """The predictions with the manifest's labels and patients, classes in one order, slides without label left out.
+
+    Patients are the manifest's where it has any, else those of the table. Without a manifest, tables keep their own
+    labels.
+
+    Raises:
+        UsageError: two models of one name, or a manifest is needed and missing.
+        InputError: classes that do not agree, a label that differs or that no model knows, no slide in common.
+    """
+    names = [m.name for m in models]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two models are called {twice!r}; name them, as in a={models[0].source} b={models[-1].source}"
+        )
+    classes = tuple(sorted(models[0].classes))
+    for m in models:
+        if set(m.classes) != set(classes):
+            raise InputError(
+                f"{m.source}: knows the classes {', '.join(sorted(m.classes))}, but {models[0].source} knows "
+                f"{', '.join(classes)}"
+            )
+    out = [_labelled(_reordered(m, classes), manifest) for m in models]
+    known: dict[str, tuple[str, str]] = {}
+    for m in out:
+        for slide, patient, label in m.rows[["slide_id", "patient_id", "label"]].itertuples(index=False):
+            if known.setdefault(slide, (patient, label)) != (patient, label):
+                raise InputError(
+                    f"{m.source}: slide {slide!r} has another label or patient than in the other predictions; "
+                    "give the true ones with --slides"
+                )
+    return [_with_leaks(m, manifest) for m in out]
+
+
+def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
+    order = [m.classes.index(c) for c in classes]
+    return replace(
+        m,
+        classes=classes,
+        probabilities=m.probabilities[:, order],
+        reading=m.reading.in_order(order) if m.reading else None,
+    )
+
+
+def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
+    if manifest is None:
+        if m.rows["label"].isna().any():
+            raise UsageError(f"{m.source}: the files of `lrmil predict` hold no labels; add --slides slides.csv")
+        return _with_known_labels(m, m.source)
+    entries = {e.slide_id: e for e in manifest if e.label is not None}
+    there = m.rows["slide_id"].isin(entries).to_numpy()
+    if not there.any():
+        raise InputError(
+            f"{m.source}: none of its {len(there)} slides has a label in {manifest.path} "
+            f"(there: {next(iter(entries), 'none')}, here: {m.rows['slide_id'].iloc[0]}); is it the right manifest?"
+        )
+    missing = len(set(entries) - set(m.rows["slide_id"]))
+    remarks = [*m.remarks]
+    if not there.all():
+        remarks.append(f"{count_text(int((~there).sum()), 'slide')} left out: no label in {manifest.path.name}")
+    if missing:
+        remarks.append(f"{count_text(missing, 'slide')} of {manifest.path.name} not predicted")
+    m = replace(m.take(np.flatnonzero(there)), remarks=tuple(remarks))
+    rows = m.rows.copy()
+    truth = [entries[s] for s in rows["slide_id"]]
+    for own, e in zip(rows["label"], truth):
+        if own is not None and own != e.label:
+            raise InputError(
+                f"{m.source}: slide {e.slide_id!r} is {own!r} there, but {e.label!r} in {manifest.path}; "
+                "correct one of them, or train again"
+            )
+    rows["label"] = [e.label for e in truth]
+    # A manifest without the column patient_id says nothing: there every slide is its own patient.
+    if rows["patient_id"].isna().any() or any(e.patient_id != e.slide_id for e in manifest):
+        rows["patient_id"] = [e.patient_id for e in truth]
+    return _with_known_labels(replace(m, rows=rows), str(manifest.path))
+
+
+def _with_known_labels(m: Predictions, where: str) -> Predictions:
+    unknown = m.rows[~m.rows["label"].isin(m.classes)]
+    if len(unknown):
+        raise InputError(
+            f"{where}: slide {unknown['slide_id'].iloc[0]!r} is of class {unknown['label'].iloc[0]!r}, which "
+            f"{m.source} does not know (it knows {', '.join(m.classes)})"
+        )
+    return m
+
+
+def _with_leaks(m: Predictions, manifest: Manifest | None) -> Predictions:
+    """Say which judged slides the model may know from training."""
+    ids, patients = m.rows["slide_id"], m.rows["patient_id"]
+    leaks, remarks = [], list(m.remarks)
+    if m.kind == "predict":
+        known = ids.isin(m.seen)
+        patient_of = {} if manifest is None else {e.slide_id: e.patient_id for e in manifest}
+        kin = ~known & patients.isin({patient_of[s] for s in m.seen if s in patient_of})
+        pixels = ids.isin(m.pixels) & ~known
+        if known.any():
+            leaks.append(
+                f"the model was trained or selected on {known.sum()} of these {len(ids)} slides (the first: "
+                f"{ids[known].iloc[0]}), so its figures are too good; judge it by its out-of-fold predictions or on "
+                "other slides"
+            )
+        if kin.any():
+            leaks.append(
+                f"the model was trained on other slides of the same patients for {count_text(int(kin.sum()), 'slide')} "
+                f"(the first: {ids[kin].iloc[0]}), so its figures may be too good"
+            )
+        if pixels.any():
+            seen = count_text(int(pixels.sum()), "slide")
+            remarks.append(f"its LR encoder was distilled on the pixels (not the labels) of {seen}")
+    else:
+        tested = m.rows.groupby("slide_id")["fold"].agg(frozenset)
+        torn = sorted(p for p, own in ids.groupby(patients) if tested[own.unique()].nunique() > 1)
+        if torn:
+            leaks.append(
+                f"slides of {len(torn)} patient(s) were tested in different folds (the first: {torn[0]}): heads were "
+                "judged on patients they were trained on, so the figures may be too good"
+            )
+    return replace(m, leaks=tuple(leaks), remarks=tuple(remarks))
+
+
+def common(models: Sequence[Predictions]) -> list[Predictions]:
+    """All models on the slides that all of them predicted, in one order.
+
+    A slide that was tested in several folds is matched fold by fold; a model that predicted it once answers for each.
+    """
+    repeated = [bool(m.rows["slide_id"].duplicated().any()) for m in models]
+    rows = [
+        {(slide, fold if again else None): i for i, (slide, fold) in enumerate(zip(m.rows["slide_id"], m.rows["fold"]))}
+        for m, again in zip(models, repeated)
+    ]
+    asked = [r for r, again in zip(rows, repeated) if again] or rows
+    found = [[r.get(key if again else (key[0], None)) for r, again in zip(rows, repeated)] for key in sorted(asked[0])]
+    index = np.array([row for row in found if None not in row], dtype=np.int64).reshape(-1, len(models))
+    return [m.take(index[:, n]) for n, m in enumerate(models)]

@@ -1,0 +1,145 @@
+"""The receipt of a distillation as the blocks of a page, and as its headline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation.metrics import LOWER_IS_BETTER, TITLES, show
+from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
+from lrmil_cli.evaluation.scores import Score
+from lrmil_cli.evaluation.wording import folds_text, interval_text
+
+METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "") for m, title in TITLES.items()}
+
+
+def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
+    """The receipt as a page."""
+    models = receipt["models"]
+    blocks: list[Block] = [Text(headline(receipt))]
+    titles = [m["title"] for m in models.values()]
+    rows = [[t, *(_with_interval(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
+    blocks += [
+        Heading("How good"),
+        Table(
+            ["", *titles],
+            rows,
+            f"On the same {receipt['slides']} slides of {receipt['patients']} patients, each predicted by heads that "
+            "did not see its patient; in brackets 95 % bootstrap intervals over patients. Always saying "
+            f"{receipt['majority']['class']} has accuracy {receipt['majority']['share']:.3f}.",
+        ),
+    ]
+    if receipt["folds"] > 1:
+        rows = [[t, *(_over_folds(k, m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
+        blocks.append(Table(["mean ± sd over folds", *titles], rows))
+    if receipt["differences"]:
+        keys = [k for k in METRIC_TITLES if k in receipt["differences"][0]]
+        blocks += [
+            Heading("Differences"),
+            Table(
+                ["", *(f"{models[d['a']]['title']} - {models[d['b']]['title']}" for d in receipt["differences"])],
+                [[METRIC_TITLES[k], *(_with_interval(d[k], sign=True) for d in receipt["differences"])] for k in keys],
+                "Paired: both models on the same resampled patients. An interval that holds 0 does not tell the two "
+                "apart.",
+            ),
+        ]
+    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
+    blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
+    blocks += [Heading("Pictures"), picture, Heading("How it was made"), Text(_fine_print(receipt))]
+    return blocks
+
+
+def headline(receipt: dict[str, Any]) -> str:
+    """The receipt in two or three sentences, without more certainty than the intervals allow."""
+    m = receipt["models"]
+
+    def auc(name: str) -> str:
+        return _with_interval(m[name]["metrics"]["auc"])
+
+    parts = [f"AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
+    if "lr_only" in m:
+        parts.append(f"{auc('lr_only')} from the labels alone")
+    if "teacher" in m:
+        parts.append(f"{auc('teacher')} for the teacher at high resolution")
+    text = "; ".join(parts) + "."
+    for d in receipt["differences"]:
+        if d["b"] == "teacher" and d["a"] == "lr_only":
+            continue
+        value = d["auc"]
+        if value["value"] is None or value["low"] is None:
+            continue
+        against = "LR-only student" if d["b"] == "lr_only" else "teacher"
+        sure = "" if value["low"] > 0 or value["high"] < 0 else ", which these patients cannot tell from none"
+        way = "higher" if value["value"] >= 0 else "lower"
+        text += f" Against the {against} the distilled student's AUC is {abs(value['value']):.3f} {way}{sure}."
+    ratio = receipt["cost"].get("tile_ratio")
+    return text + (f" It reads {ratio:.1f} times fewer tiles." if ratio else "")
+
+
+def _interval(value: dict[str, Any]) -> Interval:
+    return Interval(value["value"], value["low"], value["high"], value["undefined"])
+
+
+def _with_interval(value: dict[str, Any], sign: bool = False) -> str:
+    text = interval_text(_interval(value), sign)
+    return f"{text} ({value['reason']})" if value.get("reason") else text
+
+
+def _over_folds(metric: str, value: dict[str, Any]) -> str:
+    rest = (value[k] for k in ("mean", "sd", "folds", "of_folds", "reason"))
+    return folds_text(Score(metric, _interval(value), *rest))
+
+
+def _cost_blocks(cost: dict[str, Any]) -> list[Block]:
+    sides = [s for s in ("hr", "lr") if s in cost]
+    if not sides:
+        return [Text("Not recorded.")]
+
+    def row(title: str, key: str, form: str, ratio: float | None) -> list[str]:
+        cells = [form.format(cost[s][key]) if cost[s][key] is not None else "not recorded" for s in sides]
+        return [title, *cells, f"{ratio:.1f}" if ratio else "-"]
+
+    devices = sorted({d for s in sides for d in cost[s]["devices"]})
+    where = f", on {', '.join(devices)}" if devices else ""
+    timed = ", ".join(f"{s.upper()} {cost[s]['timed']} of {cost[s]['slides']} slides" for s in sides)
+    return [
+        Table(
+            ["a slide", *(s.upper() for s in sides), "HR / LR"],
+            [
+                row("tiles read and encoded", "tiles", "{:.1f}", cost.get("tile_ratio")),
+                row("seconds", "seconds", "{:.2f}", cost.get("seconds_ratio")),
+            ],
+            f"Seconds are those of opening, reading and encoding when the features were made{where}. Timed: {timed}.",
+        )
+    ]
+
+
+def _agreement_blocks(receipt: dict[str, Any]) -> list[Block]:
+    own = receipt["agreement"]
+    if not own:
+        return [Text("Not compared: that takes a teacher, and HR features and pairs of the held-out slides.")]
+    keys = ("rank_correlation", "overlap", "chance")
+    rows = [[receipt["models"][s]["title"], str(v["slides"]), *(show(v[k]) for k in keys)] for s, v in own.items()]
+    return [
+        Table(
+            ["compared with the teacher", "slides", "rank correlation", "top-k overlap", "overlap by chance"],
+            rows,
+            "Attention of the teacher, carried to LR tiles, against the student's own, on held-out slides: Spearman "
+            "correlation and the share of the teacher's top k LR tiles that are in the student's top k, both as means "
+            "over slides.",
+        )
+    ]
+
+
+def _fine_print(receipt: dict[str, Any]) -> str:
+    folds = f"{receipt['folds']} folds" if receipt["folds"] > 1 else "one fixed split"
+    text = (
+        f"Head {receipt['head']}, {folds}, the same for all models; the epoch of each head was chosen on validation "
+        f"slides. Metrics count {receipt['level']}s; {receipt['bootstrap']['draws']} resamples. "
+    )
+    if receipt["encoder_saw_test_pixels"]:
+        return text + (
+            "The LR encoder was distilled on slides that are test slides here: it saw their pixels, not their labels. "
+            "For inductive numbers make one encoder a fold."
+        )
+    return text + "The LR encoder saw no test slide."

@@ -1,0 +1,35 @@
+"""Figures in words: a value with its interval, a mean over folds."""
+
+from __future__ import annotations
+
+from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation.metrics import show
+from lrmil_cli.evaluation.scores import Score
+
+
+def interval_text(v: Interval, sign: bool = False) -> str:
+    """``0.812 (0.740 to 0.880)``, or what is known of it; with ``sign`` also a plus."""
+
+    def number(x: float) -> str:
+        return f"{x:+.3f}" if sign else show(x)
+
+    if v.value is None:
+        return show(None)
+    if v.low is None or v.high is None:
+        return number(v.value)
+    return f"{number(v.value)} ({number(v.low)} to {number(v.high)})"
+
+
+def folds_text(s: Score) -> str:
+    """``0.801 ± 0.052``, with the number of folds where not all count."""
+    if not s.of_folds:
+        return "-"
+    if s.mean is None:
+        return "undefined"
+    sd = f" ± {s.sd:.3f}" if s.sd is not None else ""
+    return f"{s.mean:.3f}{sd}" + (f", {s.folds} of {s.of_folds} folds" if s.folds < s.of_folds else "")
+
+
+def count_text(n: int, what: str) -> str:
+    """``1 slide``, ``2 slides``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"

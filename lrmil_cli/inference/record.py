@@ -1,0 +1,86 @@
+"""A prediction as it is written: the JSON record, the attention tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lrmil_cli.files.header import last_digest, make_header
+from lrmil_cli.inference.prediction import Prediction, Predictor
+from lrmil_cli.slides.region import Region
+from lrmil_cli.slides.slide import Slide
+
+#: Entries of the record that the header of the attention table repeats.
+SHORT = "predicted probabilities tiles tiles_read answered_at uncertain bad_tiles kept_rate".split()
+
+
+def prediction_record(
+    predictor: Predictor, p: Prediction, slide: Slide, history: list[dict[str, Any]], region: Region | None = None
+) -> dict[str, Any]:
+    """The prediction JSON of a slide."""
+    best = int(p.probabilities.argmax())
+    header = predictor.header
+    return make_header(
+        "prediction",
+        slide=slide.describe(),
+        settings={"tiles": predictor.tiles.as_json()},
+        history=history,
+        roi=region.about if region else None,
+        model={
+            "path": predictor.path,
+            "digest": last_digest(header),
+            "preset": header.get("preset"),
+            "license": header.get("license"),
+        },
+        predicted=predictor.classes[best],
+        probabilities={c: round(float(v), 9) for c, v in zip(predictor.classes, p.probabilities)},
+        folds={c: [round(float(v), 6) for v in p.per_fold[:, n]] for n, c in enumerate(predictor.classes)},
+        spread={c: round(float(p.per_fold[:, n].std()), 6) for n, c in enumerate(predictor.classes)},
+        tiles=len(p.attention),
+        seconds=p.seconds,
+        device=predictor.device,
+        **p.record,
+    )
+
+
+def attention_table(
+    predictor: Predictor, p: Prediction, record: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and columns of the attention table."""
+    rows = {k: p.tiles[k] for k in ("x", "y", "width", "height")}
+    rows["attention"] = p.attention
+    rows["percentile"] = percentiles(p.attention).round(4)
+    if p.class_scores is not None:
+        for name, scores in zip(predictor.classes, p.class_scores):
+            rows[f"score_{name}"] = scores
+    header = make_header(
+        "attention",
+        slide=record["slide"],
+        settings=record["settings"],
+        history=record["history"],
+        roi=record["roi"],
+        prediction={k: record[k] for k in SHORT if k in record},
+        attention_kind=predictor.header.get("attention_kind"),
+        tables=sorted(p.tables),
+    )
+    return header, rows
+
+
+def attention_rows(boxes: np.ndarray, attention: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a further attention table: ``boxes`` int64 [N, 4] in level-0 px, ``attention`` [N]."""
+    return {
+        **dict(zip(("x", "y", "width", "height"), boxes.T)),
+        "attention": attention,
+        "percentile": percentiles(attention).round(4),
+    }
+
+
+def percentiles(attention: np.ndarray) -> np.ndarray:
+    """Rank of each tile within its slide as 0..100 (ties share their mean rank); 100 for a single tile."""
+    n = len(attention)
+    if n == 1:
+        return np.full(1, 100.0)
+    _, inverse, counts = np.unique(attention, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts + 1) / 2  # mean of the ranks, from 0, of each distinct value
+    return rank[inverse] / (n - 1) * 100
