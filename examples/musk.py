@@ -37,7 +37,7 @@ def read(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
         with np.load(path) as z:
             x, bag, y = z["X"].astype(np.float32), z["bag"], z["y"]
     else:
-        with open(path, newline="") as fh:
+        with open(path, newline="", encoding="utf-8") as fh:
             rows = [r for r in csv.reader(fh) if len(r) > 2]
         bag = np.array([r[0] for r in rows])
         x = np.array([r[2:168] for r in rows], np.float32)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.units import Mpp
+from lrmil_cli.units import LevelPx, Mpp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +113,7 @@ def find_tiles(
     from lrmil_cli.slides.tiles import TileSettings
     from lrmil_cli.slides.tiles import find_tiles as search
 
-    settings = TileSettings(mpp=Mpp(mpp), tile_px=tile_px, min_tissue=min_tissue)
+    settings = TileSettings(mpp=Mpp(mpp), tile_px=LevelPx(tile_px), min_tissue=min_tissue)
     columns, level, _ = search(slide, settings, _region(slide, roi, min_inside))
     return Tiles(pd.DataFrame(columns), settings, level)
 
@@ -196,7 +196,7 @@ def predict(
     from lrmil_cli.ahead import in_turn
     from lrmil_cli.files.header import step
     from lrmil_cli.files.tables import as_frame
-    from lrmil_cli.inference.prediction import attention_table, prediction_record
+    from lrmil_cli.inference.record import attention_table, prediction_record
 
     if isinstance(slide, (str, Path)):
         with open_slide(slide) as opened:

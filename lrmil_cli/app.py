@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import shlex
@@ -25,6 +27,7 @@ from lrmil_cli.files.header import command_line
 INTERRUPTED = 130
 #: As the shell counts a process that SIGPIPE ended.
 CLOSED_PIPE = 141
+_WINDOWS = os.name == "nt"
 
 app = typer.Typer(
     name="lrmil",
@@ -74,6 +77,9 @@ def run(args: Sequence[str]) -> int:
         _close_stdout()
         return CLOSED_PIPE
     except OSError as e:
+        if _WINDOWS and e.errno == errno.EINVAL and e.filename is None:  # its other word for a closed pipe
+            _close_stdout()
+            return CLOSED_PIPE
         if e.errno not in FULL or e.filename is not None:
             return _internal(e)
         _close_stdout()
@@ -122,7 +128,12 @@ def _fail(text: str, code: int) -> int:
 def main() -> None:
     """Entry point of ``lrmil`` and ``python -m lrmil_cli``."""
     # A scheduler's SIGTERM ends a command as Ctrl-C does: with nothing half-written left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGBREAK"):  # the second is Ctrl-Break, which is all that can be sent on Windows
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    # What leaves through a pipe is read as UTF-8 by the next command; Windows would have chosen another encoding.
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong with a file, our own checks say
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # library chatter is not for the user of a command

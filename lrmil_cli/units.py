@@ -1,6 +1,7 @@
-"""Units that bite: the types of lengths that must not be mixed up. For arrays, names carry the unit instead (``side_level0_px``).
+"""Units that bite: the types of lengths that must not be mixed up.
 
-A value becomes one of these where it is read or computed from its definition; everything after that passes it on.
+A value becomes one of these where it is read, or where it is computed from its definition; everything after that passes
+it on. Arithmetic gives plain numbers again. For arrays, names carry the unit instead (``side_level0_px``).
 """
 
 from __future__ import annotations

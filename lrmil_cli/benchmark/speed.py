@@ -23,6 +23,7 @@ from lrmil_cli.models.model_file import Model
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles
+from lrmil_cli.units import Mpp
 
 #: Tiles that are measured at most, unless the user says otherwise; the rest is extrapolated.
 MOST_ON_CPU, MOST_ON_GPU = 128, 2048
@@ -199,4 +200,4 @@ def as_record(sides: dict[str, Side]) -> dict[str, Any]:
 
 def side_settings(base: TileSettings, hr_mpp: float) -> dict[str, TileSettings]:
     """The two ways to tile the slide."""
-    return {"lr": base, "hr": replace(base, mpp=hr_mpp)}
+    return {"lr": base, "hr": replace(base, mpp=Mpp(hr_mpp))}

@@ -95,6 +95,7 @@ def benchmark(
     from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
     from lrmil_cli.slides.slide import open_slide
     from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles
+    from lrmil_cli.units import LevelPx, Mpp
 
     report = Report(json)
     if plot is not None and not plot.lower().endswith(".png"):
@@ -103,7 +104,7 @@ def benchmark(
         raise UsageError("give --model or --encoder, not both")
     if read_only and (model is not None or encoder is not None or random_init):
         raise UsageError("--read-only encodes nothing; leave out --model, --encoder and --random-init")
-    base = TileSettings(mpp or 2.0, tile_px or 256)
+    base = TileSettings(Mpp(mpp or 2.0), LevelPx(tile_px or 256))
     began = time.perf_counter()
     record: dict[str, Any] = {
         "slide": slide,
@@ -130,7 +131,8 @@ def benchmark(
         where = pick_device(device)
         if model is not None:
             timed = load_model(model)
-            base = replace(timed.tiles, mpp=mpp or timed.tiles.mpp, tile_px=tile_px or timed.tiles.tile_px)
+            own = timed.tiles
+            base = replace(own, mpp=Mpp(mpp or own.mpp), tile_px=LevelPx(tile_px or own.tile_px))
         else:
             timed = bare_model(
                 load_encoder(
@@ -179,7 +181,7 @@ def benchmark(
         )
         parts = {"readers": (base, False)}
         if read_only:
-            parts |= {"readers_shifted": (base, True), "readers_hr": (replace(base, mpp=hr_mpp), False)}
+            parts |= {"readers_shifted": (base, True), "readers_hr": (replace(base, mpp=Mpp(hr_mpp)), False)}
         tables = {}
         for key, (settings, off) in parts.items():
             if settings.mpp < opened.mpp / 1.05:

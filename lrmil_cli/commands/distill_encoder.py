@@ -51,7 +51,7 @@ def distill_encoder(
     are used.
     """
     from lrmil_cli.distill.distill_encoder import collect, run
-    from lrmil_cli.distill.encoder_training import Stage1Settings
+    from lrmil_cli.distill.settings import Stage1Settings
     from lrmil_cli.distributed import join
     from lrmil_cli.encoders.aliases import licence_warning
     from lrmil_cli.encoders.spec import load_encoder

@@ -90,8 +90,9 @@ def distill_student(
     LR-only student and distilled student on the same held-out patients.
     """
     from lrmil_cli.device import pick_device
-    from lrmil_cli.distill.distill_student import EncoderArgs, train_student
+    from lrmil_cli.distill.distill_student import train_student
     from lrmil_cli.distill.settings import preset_settings
+    from lrmil_cli.distill.student_encoders import EncoderArgs
     from lrmil_cli.evaluation.receipt_page import headline
     from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.training.crossval import has_projection, head_spec

@@ -78,6 +78,7 @@ def doctor(
         from lrmil_cli.doctor.slide import check_slide
         from lrmil_cli.slides.slide import open_slide
         from lrmil_cli.slides.tiles import TileSettings
+        from lrmil_cli.units import Mpp
 
         slides = expand_slides([p for p in paths or [] if not p.endswith((".safetensors", ".onnx"))])
         opened = []
@@ -87,7 +88,7 @@ def doctor(
             opened += [good] if good is not None else []
         first = next((m for m in opened if m.tiles is not None), None)
         settings = first.tiles if first and first.tiles else TileSettings()
-        settings = replace(settings, mpp=mpp or settings.mpp)
+        settings = replace(settings, mpp=Mpp(mpp) if mpp else settings.mpp)
         if slides and first and first.encoders and not quick:
             where = pick_device(device)
             # A model with one encoder a fold encodes every tile with each of them.

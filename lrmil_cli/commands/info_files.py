@@ -16,7 +16,7 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
         InputError: it is nothing we know.
     """
     from lrmil_cli.files.tables import table_suffix
-    from lrmil_cli.slides.slide import SLIDE_SUFFIXES
+    from lrmil_cli.slides.handles import SLIDE_SUFFIXES
 
     p, name = Path(path), Path(path).name.lower()
     if not p.exists():

@@ -29,7 +29,7 @@ def expand_slides(args: list[str]) -> list[SlideInput]:
     Raises:
         InputError: a folder without slides, a bad manifest, nothing on stdin, two slides of one id.
     """
-    from lrmil_cli.slides.slide import SLIDE_SUFFIXES
+    from lrmil_cli.slides.handles import SLIDE_SUFFIXES
 
     if args.count("-") > 1:
         raise UsageError("- (standard input) can be given only once")

@@ -92,14 +92,15 @@ def tile(
     from lrmil_cli.slides.slide import open_slide
     from lrmil_cli.slides.tiles import TileSettings, tile_slide
     from lrmil_cli.slides.tissue import TissueSettings
+    from lrmil_cli.units import LevelPx, Mpp
 
     if mpp is not None and mag is not None:
         raise UsageError("give --mpp or --mag, not both")
     if (mag is not None and mag <= 0) or (mpp is not None and mpp <= 0):
         raise UsageError("--mpp and --mag must be above 0")
-    settings = TileSettings(
-        mpp or (10 / mag if mag else 2.0), tile_px, min_tissue, allow_upsample, TissueSettings(remove_pen=not keep_pen)
-    )
+    wanted = Mpp(mpp or (10 / mag if mag else 2.0))
+    tissue_settings = TissueSettings(remove_pen=not keep_pen)
+    settings = TileSettings(wanted, LevelPx(tile_px), min_tissue, allow_upsample, tissue_settings)
     report = Report(json)
     inputs = expand_slides(slides)
     many = len(inputs) > 1

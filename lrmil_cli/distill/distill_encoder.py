@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lrmil_cli.distill.encoder_training import Stage1Settings, distill
+from lrmil_cli.distill.encoder_training import distill
+from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.spec import absolute_spec
@@ -30,13 +31,18 @@ from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import folds_like
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
-#: Without a fold, one slide in ten validates (method 4.4).
+#: Without a fold, one slide in ten validates (distill/README 4.3).
 VAL_SHARE = 10
 
 
 @dataclass
 class Cohort:
-    """Paired slides of a run, split; ``teacher`` where attention is wanted; ``left_out`` of ``pairs`` HR tiles teach nothing."""
+    """Paired slides of a run, split.
+
+    Attributes:
+        slides: all of them; train, val: which train and validate; fold: of the manifest, None without one.
+        teacher: where its folds or its attention are wanted; left_out: of ``pairs`` HR tiles, those that teach nothing.
+    """
 
     slides: list[PairedSlide]
     train: list[PairedSlide]
@@ -62,8 +68,8 @@ def collect(
     """Read the pairs tables and split the slides.
 
     Raises:
-        InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs, or with
-            HR tiles that lie off the LR grid everywhere.
+        InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs, or
+            with HR tiles that lie off the LR grid everywhere.
     """
     paths: dict[str, Path] = {}
     for arg in pairs:
@@ -76,7 +82,7 @@ def collect(
     whole = [read_pairs(p) for p in paths.values()]
     slides = [one_tile_a_cell(p) for p in whole]
     number = sum(len(p.hr_index) for p in whole)
-    counts = number, number - sum(len(p.hr_index) for p in slides)
+    left_out = number - sum(len(p.hr_index) for p in slides)
     by_id = {s.slide_id: s for s in slides}
     if len(by_id) < len(slides):
         raise InputError("two pairs tables are of the same slide; give each slide once")
@@ -85,14 +91,16 @@ def collect(
         for side in ("lr", "hr"):
             if s.ratio != first.ratio or _scale(s, side) != _scale(first, side):
                 raise InputError(
-                    f"pairs of {s.slide_id} and {first.slide_id} differ in mpp, tile size or ratio; tile all slides alike"
+                    f"pairs of {s.slide_id} and {first.slide_id} differ in mpp, tile size or ratio; "
+                    "tile all slides alike"
                 )
     guide = read_teacher(teacher) if teacher else None
     if manifest is None:
         order = np.random.default_rng(seed).permutation(len(slides))
         held = set(order[: max(1, len(slides) // VAL_SHARE)].tolist()) if len(slides) > 1 else set()
         train = [s for i, s in enumerate(slides) if i not in held]
-        return Cohort(slides, train, [s for i, s in enumerate(slides) if i in held], None, guide, *counts)
+        val = [s for i, s in enumerate(slides) if i in held]
+        return Cohort(slides, train, val, None, guide, number, left_out)
     table = folds_like(read_manifest(manifest, need_labels=True), guide, folds, seed)
     names = fold_names(table)
     if fold is None or fold > len(names):
@@ -104,11 +112,14 @@ def collect(
             f"slide {missing[0]} of fold {fold} has no pairs table ({len(missing)} missing); make it with `lrmil match`"
         )
     train, val = ([by_id[s] for s in parts[p]] for p in ("train", "val"))
-    return Cohort(train + val, train, val, fold, guide, *counts)
+    return Cohort(train + val, train, val, fold, guide, number, left_out)
 
 
 def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
-    """What must be alike in all slides. The mpp of another tool's tiles follows the scanner; there the ratio holds it in bounds."""
+    """What must be alike in all slides.
+
+    The mpp of another tool's tiles follows the scanner; there the ratio holds it in bounds.
+    """
     s = paired.header[side]["settings"]
     return s["tile_px"], s.get("made_by"), None if "side_level0_px" in s else s["mpp"]
 
@@ -151,6 +162,7 @@ def run(
         own["on_bad_tile"] = on_bad_tile
     inputs = {f"pairs/{s.slide_id}": last_digest(s.header) for s in cohort.slides}
     if settings.final_loss == "attention":
+        assert cohort.teacher is not None, "the command asks for one"
         inputs["teacher"] = last_digest(cohort.teacher.header)
     wanted = digest(own, inputs)
     if up_to_date(output, wanted, lambda p: load_tensors(p, "encoder")[0], overwrite):
@@ -185,8 +197,8 @@ def run(
         "ratio_to_start": best["val_loss"] / max(start["val_loss"], 1e-30),
     }
     text = (
-        f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} ({numbers['ratio_to_start']:.0%} of the start) "
-        f"at epoch {result.best_epoch} of {numbers['epochs']}"
+        f"validation loss {start['val_loss']:.4g} -> {best['val_loss']:.4g} "
+        f"({numbers['ratio_to_start']:.0%} of the start) at epoch {result.best_epoch} of {numbers['epochs']}"
     )
     if not world.first:
         return Result(False, text, numbers)
@@ -223,8 +235,10 @@ def run(
 
 
 def _seen(cohort: Cohort, settings: Stage1Settings, before: dict[str, Any]) -> dict[str, list[str]]:
-    """Every slide whose pixels decided the weights, and every one whose label did, by the attention of a teacher that was trained on it;
-    evaluation checks its test slides against them.
+    """Every slide whose pixels decided the weights, and every one whose label did.
+
+    A label does by the attention of a teacher that was trained on it. Stage 2 checks its test slides against both
+    (training/README 5.2).
 
     Args:
         before: of an encoder that is itself distilled.
@@ -243,6 +257,7 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
     Raises:
         InputError: HR features are missing, or of other tiles.
     """
+    assert cohort.teacher is not None and cohort.fold is not None, "the command asks for both"
     header, head = cohort.teacher.head(cohort.fold)
     allowed = set(header["train"]) | set(header["val"])
     out = {}

@@ -1,64 +1,101 @@
-"""Stage 2, step 2 as a whole: LR bags, teacher targets fold by fold, student heads, the model file."""
+"""Stage 2, step 2 as a whole: LR bags, teacher targets fold by fold, student heads, the model file.
+
+The losses are in ``student_loss.py``, what the teacher says in ``teacher_targets.py``, the encoders in
+``student_encoders.py``, the files beside the model in ``student_files.py``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from lrmil_cli.distill.attention_agreement import slide_agreement
 from lrmil_cli.distill.settings import DistillSettings, preset_warning
+from lrmil_cli.distill.student_encoders import (
+    EncoderArgs,
+    StudentEncoders,
+    compare_embeddings,
+    load_baseline,
+    load_encoders,
+)
+from lrmil_cli.distill.student_files import Student, agreement_table, costs, write_beside
 from lrmil_cli.distill.student_loss import terms_of_fold
 from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets
 from lrmil_cli.encoders.aliases import licence_warning
-from lrmil_cli.encoders.spec import load_encoder
-from lrmil_cli.encoders.vit import Encoder
-from lrmil_cli.errors import InputError, MachineError, UsageError
-from lrmil_cli.evaluation.receipt import FILES, cost_of, existing_receipt, write_receipt
-from lrmil_cli.files.atomic import remove
-from lrmil_cli.files.foreign import NAMES
+from lrmil_cli.errors import UsageError
+from lrmil_cli.evaluation.receipt import existing_receipt, write_receipt
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.tables import write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
+from lrmil_cli.heads import Bag
 from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.crossval import FoldResult, HeadSpec
+from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
-from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, encoder_leak
+from lrmil_cli.training.leaks import check_no_leak
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings
-from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
+from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
 
-#: Above this share of LR tiles without HR tiles, the two tissue rules probably disagree (method 6.6).
+#: Above this share of LR tiles without HR tiles, the two tissue rules probably disagree (distill/README 5.5).
 UNMATCHED_WARNING = 0.2
-
-
-@dataclass(frozen=True)
-class EncoderArgs:
-    """How the LR encoder is loaded: spec (may hold ``{fold}``), and what the user may set of it."""
-
-    spec: str
-    input_size: int | None = None
-    embedding: str | None = None
-    random_init: bool = False
 
 
 @dataclass
 class Result:
-    """For the summary: was it there already, pooled metrics, the line to show, the receipt (None without held-out slides)."""
+    """For the summary.
+
+    Attributes:
+        there: was it there already; metrics: pooled; text: the line to show; receipt: None without held-out slides.
+    """
 
     there: bool
     metrics: dict[str, Any]
     text: str
     receipt: dict[str, Any] | None
+
+
+@dataclass
+class _Cohort:
+    """What the students are trained and judged on; lists are in the order of the manifest.
+
+    Attributes:
+        folds: who is train, val and test in which fold; tiles: settings of the LR tiles.
+        low: LR bags, a set for each of ``encoders``; baseline: those of the LR-only student, None for no such student.
+        guide, high: the teacher, and the HR side of the slides it speaks of; None without one.
+        taught: slides that learn from the teacher; counts: their regions, see :func:`matched_counts`.
+    """
+
+    manifest: Manifest
+    folds: pd.DataFrame
+    tiles: dict[str, Any]
+    encoders: StudentEncoders
+    low: list[Bags[Bag]]
+    baseline: Bags[Bag] | None
+    guide: Teacher | None
+    high: HighResolution | None
+    taught: set[str]
+    counts: dict[str, int]
+
+    @property
+    def ids(self) -> list[str]:
+        return [e.slide_id for e in self.manifest]
+
+    @property
+    def tested(self) -> set[str]:
+        return _slides(self.folds, "test")
+
+    def bags_of(self, fold: int) -> Bags[Bag]:
+        """The LR bags that a fold (from 1) reads."""
+        return self.low[self.encoders.of_fold[fold - 1]]
 
 
 def train_student(
@@ -88,11 +125,11 @@ def train_student(
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
     Args:
-        baseline: spec of the encoder of the LR-only student that is trained for comparison; "auto" for the one that the LR
-            encoder was distilled from; None for no such student.
+        baseline: spec of the encoder of the LR-only student that is trained for comparison; "auto" for the one that the
+            LR encoder was distilled from; None for no such student.
 
     Raises:
-        UsageError, InputError, MachineError: as the parts; see the method modules.
+        UsageError, InputError, MachineError: as the parts.
     """
     guide = read_teacher(teacher) if teacher else None
     if distill.uses_teacher and (guide is None or pairs is None):
@@ -102,71 +139,46 @@ def train_student(
     if guide is not None:
         check_classes(guide, manifest)
     table = folds_like(manifest, guide, folds, training.seed)
-    names = fold_names(table)
     tables = tile_tables(manifest, tiles)
-    encoders, of_fold = _encoders(encoder, len(names), tables[0][1]["settings"]["tile_px"], warn)
-    for n, name in enumerate(names):
-        check_no_label_leak(encoders[of_fold[n]].info.distilled, members(table, name)["test"], n + 1)
-    plain = _baseline_encoder(baseline, encoders[0], tables[0][1]["settings"]["tile_px"], warn)
+    tile_px = tables[0][1]["settings"]["tile_px"]
+    encoders = load_encoders(encoder, len(fold_names(table)), tile_px, warn)
+    encoders.check_labels(table)
+    info = encoders.first.info
+    plain = load_baseline(baseline, encoders.first, tile_px, warn)
     if guide is not None and distill.uses_teacher:
-        _compare_embeddings(guide, encoders[0].info.embedding, say, warn)
-    for note in (preset_warning(preset, encoders[0].info.distilled is not None), licence_warning(encoders[0].info)):
+        compare_embeddings(guide, info.embedding, say, warn)
+    for note in (preset_warning(preset, info.distilled is not None), licence_warning(info)):
         if note:
             warn(note)
 
     ids = [e.slide_id for e in manifest]
-    taught = set(table.loc[(table[names] == "train").any(axis=1), "slide_id"]) if distill.uses_teacher else set()
-    tested = {s for n in names for s in members(table, n)["test"]}
+    taught = _slides(table, "train") if distill.uses_teacher else set()
     high = None
-    if (
-        guide is not None and pairs is not None
-    ):  # before the LR tiles are embedded: what is missing should be said at once
+    if guide is not None and pairs is not None:  # before tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
-        # Slides that are only tested serve the receipt, which can do without them.
-        high = load_high(
-            ids,
-            taught | tested,
-            folder,
-            pairs,
-            tables,
-            device,
-            required=taught if distill.missing_teacher == "error" else (),
-        )
+        wanted = taught | _slides(table, "test")  # those that are only tested serve the receipt, which can do without
+        required = taught if distill.missing_teacher == "error" else set()
+        high = load_high(ids, wanted, folder, pairs, tables, device, required=required)
         check_features(guide, folder, ids, high, warn)
-
-    def embedded(e: Encoder, where: Path) -> Bags:
-        return embed_cohort(
-            e,
-            manifest,
-            tables,
-            where,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            on_bad_tile=on_bad_tile,
-            overwrite=overwrite,
-            say=say,
-        )
-
-    lr_bags = [
-        embedded(e, lr_features if len(encoders) == 1 else lr_features / f"fold{n}") for n, e in enumerate(encoders, 1)
-    ]
-    plain_bags = embedded(plain, lr_features / "lr-only") if plain is not None else None
+    embedded = partial(
+        embed_cohort,
+        manifest=manifest,
+        tables=tables,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        on_bad_tile=on_bad_tile,
+        overwrite=overwrite,
+        say=say,
+    )
+    one = len(encoders.all) == 1
+    folders = [lr_features if one else lr_features / f"fold{n}" for n in range(1, len(encoders.all) + 1)]
+    low = [embedded(e, folder=folder) for e, folder in zip(encoders.all, folders)]
+    plain_bags = embedded(plain, folder=lr_features / "lr-only") if plain is not None else None
     if high is not None:
-        high.parents = [
-            p if p is None or not h.get("bad_tiles") else to_read_rows(p, t, b.coords)
-            for p, h, (t, _), b in zip(high.parents, lr_bags[0].headers, tables, lr_bags[0].all)
-        ]
-    counts = {}
-    if taught:
-        counts = _regions(
-            [p if s in taught else None for s, p in zip(ids, high.parents)],
-            high.ratio,
-            guide,
-            [len(b.features) for b in lr_bags[0].all],
-            say,
-            warn,
-        )
+        _leave_out_bad(high, low[0], tables)
+    counts = _regions(taught, ids, guide, high, low[0], say, warn)
+    cohort = _Cohort(manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, guide, high, taught, counts)
 
     own = {
         "head": head.name,
@@ -177,124 +189,116 @@ def train_student(
         "folds": table.to_dict("list"),
         "baseline": plain.digest() if plain is not None else None,
     }
-    inputs = {
-        "manifest": manifest_digest(manifest),
-        **(high.inputs if high is not None else {}),
-        **({"teacher": last_digest(guide.header)} if guide is not None else {}),
-        **{f"lr{n}/{i}": last_digest(h) for n, b in enumerate(lr_bags) for i, h in zip(ids, b.headers)},
-    }
+    inputs = _inputs(cohort)
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
-        return Result(
-            True,
-            read_tensor_header(output, "model")["metrics"],
-            "up to date",
-            existing_receipt(output) if tested else None,
-        )
+        receipt = existing_receipt(output) if cohort.tested else None
+        return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", receipt)
+    students = _train(cohort, head, distill, training, device, say, warn)
+    return _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say)
 
-    def bags_of(fold: int) -> Bags:
-        return lr_bags[of_fold[fold - 1]]
 
-    untaught: set[str] = set()
-    terms = (
-        _terms(manifest, table, guide, high, bags_of, distill, training, device, untaught)
-        if taught
-        else (lambda fold, train: None)
+def _slides(folds: pd.DataFrame, part: str) -> set[str]:
+    """Slides that are in ``part`` of some fold."""
+    return {s for name in fold_names(folds) for s in members(folds, name)[part]}
+
+
+def _leave_out_bad(high: HighResolution, low: Bags[Bag], tables: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Let the HR tiles find their LR tiles in bags from which those that cannot be decoded were left out."""
+    for slide, header, (table, _), bag in zip(high.slides, low.headers, tables, low.all):
+        if slide is not None and header.get("bad_tiles"):
+            assert bag.coords is not None, "feature files have corners"
+            slide.parent = to_read_rows(slide.parent, table, bag.coords)
+
+
+def _regions(
+    taught: set[str],
+    ids: list[str],
+    guide: Teacher | None,
+    high: HighResolution | None,
+    low: Bags[Bag],
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> dict[str, int]:
+    """Counts of the regions that the teacher speaks of, said aloud (distill/README 5.5); empty without one."""
+    if not taught or guide is None or high is None:
+        return {}
+    parents = [None if slide is None or s not in taught else slide.parent for s, slide in zip(ids, high.slides)]
+    counts = matched_counts(parents, [len(b.features) for b in low.all], high.ratio)
+    regions = counts["matched"] + counts["unmatched"]
+    say(
+        f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, "
+        f"{counts['incomplete']} incomplete"
     )
-    results = crossval.train_folds(manifest, table, bags_of, head, training, extra_terms=terms, say=say)
-    if untaught:
+    if counts["unmatched"] > UNMATCHED_WARNING * regions:
         warn(
-            f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone (--missing-teacher ce-only)"
+            f"{counts['unmatched'] / regions:.0%} of the LR tiles have no HR tile; "
+            "the tissue thresholds probably disagree"
         )
-    students: dict[str, tuple[list[FoldResult], Callable[[int], Bags]]] = {"distilled": (results, bags_of)}
-    if plain_bags is not None:
-        plain_results = crossval.train_folds(
-            manifest, table, lambda k: plain_bags, head, training, say=lambda text: say(f"LR-only, {text}")
+    if guide.header["attention_kind"] == "derived":
+        warn(
+            f"the teacher's head ({guide.header['settings']['head']}) has no attention of its own; "
+            "a derived one is distilled"
         )
-        students["lr_only"] = (plain_results, lambda k: plain_bags)
-    metrics_rows, pooled = crossval.score(manifest, results)
-    leaks = [encoder_leak(encoders[of_fold[n]].info.distilled, table, [name]) for n, name in enumerate(names)]
-    if any(leaks):
-        say(
-            "note: the LR encoder saw the pixels (not the labels) of test slides; for inductive numbers make one encoder a fold "
-            "(distill-encoder --slides --fold)"
-        )
+    return counts
 
-    history = [step("distill-student", own, inputs)]
-    header = make_header(
-        "model",
-        settings={k: v for k, v in own.items() if k != "folds"},
-        history=history,
-        classes=list(manifest.classes),
-        tiles=tables[0][1]["settings"],
-        preset=preset,
-        metrics=pooled,
-        regions=counts,
-        fold_metrics=metrics_rows.astype(object).where(metrics_rows.notna(), None).to_dict("records"),
-        encoder_saw_test_pixels=any(leaks),
-        attention_kind=results[0].fit.head.attention_kind,
-        calibration=crossval.calibration(manifest, results, bags_of),
-        license=encoders[0].info.license,
-        slides=ids,
-        cost=_costs(ids, tested, lr_bags[0], high),
-        teacher={"path": str(guide.path), "metrics": guide.header["metrics"]}
-        if guide is not None and distill.uses_teacher
-        else None,
-    )
-    # What stands beside the model first, the model last: it marks the run as complete. The receipt comes after it, and one of
-    # an earlier model must not be taken for its own.
-    common = {"settings": {}, "history": history}
-    beside: dict[str, tuple[str, pd.DataFrame | None]] = {
-        suffix: ("predictions", crossval.predictions_table(manifest, students[who][0]) if who in students else None)
-        for who, suffix in FILES.items()
-        if who != "teacher"
+
+def _inputs(cohort: _Cohort) -> dict[str, str]:
+    """Digests of all files that decide the model."""
+    bags = enumerate(cohort.low)
+    return {
+        "manifest": manifest_digest(cohort.manifest),
+        **(cohort.high.inputs if cohort.high is not None else {}),
+        **({"teacher": last_digest(cohort.guide.header)} if cohort.guide is not None else {}),
+        **{f"lr{n}/{i}": last_digest(h) for n, b in bags for i, h in zip(cohort.ids, b.headers)},
     }
-    beside[FILES["teacher"]] = ("predictions", guide.predictions() if guide is not None else None)
-    beside[".agreement.csv"] = (
-        "agreement",
-        _agreement(guide, students, high, ids, distill, device) if high is not None else None,
-    )
-    beside[".metrics.csv"] = ("metrics", metrics_rows)
-    stem = output.with_suffix("")
-    for ending in ("json", "html", "md", "png"):
-        remove(f"{stem}.receipt.{ending}")
-    for suffix, (kind, rows) in beside.items():
-        if rows is None:  # of an earlier run, it would be untrue now
-            remove(f"{stem}{suffix}")
-        else:
-            write_table(f"{stem}{suffix}", make_header(kind, **common), rows)
-    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
-    save_model(output, header, encoders, [r.fit.head for r in results], of_fold)
-    return Result(
-        False, pooled, crossval.summary(preset, metrics_rows, len(results)), write_receipt(output) if tested else None
-    )
 
 
-def _terms(
-    manifest: Manifest,
-    table: pd.DataFrame,
-    guide: Teacher,
-    high: HighResolution,
-    bags_of: Callable[[int], Bags],
+def _train(
+    cohort: _Cohort,
+    head: HeadSpec,
     distill: DistillSettings,
     training: TrainSettings,
     device: torch.device,
-    untaught: set[str],
-) -> Callable[[int, list[str]], ExtraTerms]:
-    """For a fold and its training slides: the distillation terms by the teacher's head of that fold (method 5.2).
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> dict[str, Student]:
+    """The distilled student and, if it is wanted, the LR-only one, which learns from the labels alone."""
+    fit = partial(crossval.train_folds, cohort.manifest, cohort.folds, spec=head, settings=training)
+    untaught: set[str] = set()
+    terms = _terms(cohort, distill, training, device, untaught)
+    students = {"distilled": Student(fit(bags_of_fold=cohort.bags_of, extra_terms=terms, say=say), cohort.bags_of)}
+    if untaught:
+        warn(
+            f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone "
+            "(--missing-teacher ce-only)"
+        )
+    if (bags := cohort.baseline) is not None:
+        same = lambda fold: bags
+        results = fit(bags_of_fold=same, say=lambda text: say(f"LR-only, {text}"))
+        students["lr_only"] = Student(results, same)
+    return students
 
-    Training slides without a target are added to ``untaught``.
+
+def _terms(
+    cohort: _Cohort, distill: DistillSettings, training: TrainSettings, device: torch.device, untaught: set[str]
+) -> Callable[[int, list[str]], ExtraTerms | None]:
+    """For a fold and its training slides: the distillation terms, by the teacher's head of that fold alone.
+
+    See distill/README 5.1. Training slides without a target are added to ``untaught``.
     """
-    ids = [e.slide_id for e in manifest]
+    guide, high, manifest, ids = cohort.guide, cohort.high, cohort.manifest, cohort.ids
+    if not cohort.taught or guide is None or high is None:
+        return lambda fold, train_ids: None
     at = {s: i for i, s in enumerate(ids)}
     labels = [manifest.classes.index(e.label) for e in manifest]
+    spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
 
     def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
         header, head = guide.head(fold)
-        check_no_leak(header, members(table, fold_names(table)[fold - 1])["test"], fold)
+        check_no_leak(header, members(cohort.folds, fold_names(cohort.folds)[fold - 1])["test"], fold)
         train = [at[s] for s in train_ids]
-        n_lr = [len(b.features) for b in bags_of(fold).all]
+        n_lr = [len(b.features) for b in cohort.bags_of(fold).all]
         if distill.crossfit:
-            spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
             targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, training, fold, ids)
         else:
             targets = fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
@@ -304,132 +308,54 @@ def _terms(
     return terms
 
 
-def _regions(
-    parents: list[torch.Tensor | None],
-    ratio: int,
-    guide: Teacher,
-    n_lr: list[int],
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-) -> dict[str, int]:
-    """Counts of regions that the teacher speaks of, said aloud (method 6.6)."""
-    counts = matched_counts(parents, n_lr, ratio)
-    regions = counts["matched"] + counts["unmatched"]
-    say(
-        f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, {counts['incomplete']} incomplete"
-    )
-    if counts["unmatched"] > UNMATCHED_WARNING * regions:
-        warn(
-            f"{counts['unmatched'] / regions:.0%} of the LR tiles have no HR tile; the tissue thresholds probably disagree"
-        )
-    if guide.header["attention_kind"] == "derived":
-        warn(
-            f"the teacher's head ({guide.header['settings']['head']}) has no attention of its own; a derived one is distilled"
-        )
-    return counts
-
-
-def _costs(ids: list[str], tested: set[str], lr: Bags, high: HighResolution | None) -> dict[str, Any]:
-    """Tiles and seconds of the held-out slides, at both resolutions where HR features are there."""
-    index = [i for i, s in enumerate(ids) if s in tested]
-    if high is None:
-        return cost_of({"lr": [lr.headers[i] for i in index]}, {"lr": [len(lr.all[i].features) for i in index]})
-    both = [i for i in index if high.bags[i] is not None]
-    return cost_of(
-        {"hr": [high.headers[i] for i in both], "lr": [lr.headers[i] for i in both]},
-        {"hr": [len(high.bags[i].features) for i in both], "lr": [len(lr.all[i].features) for i in both]},
-    )
-
-
-def _agreement(
-    guide: Teacher,
-    students: dict[str, tuple[list[FoldResult], Callable[[int], Bags]]],
-    high: HighResolution,
-    ids: list[str],
+def _write(
+    output: Path,
+    cohort: _Cohort,
+    students: dict[str, Student],
+    own: dict[str, Any],
+    history: list[dict[str, Any]],
     distill: DistillSettings,
     device: torch.device,
-) -> pd.DataFrame | None:
-    """Attention agreement of teacher and students on the held-out slides, one row a student and slide; None if none is known."""
-    at = {s: i for i, s in enumerate(ids)}
-    rows = []
-    for who, (results, bags_of) in students.items():
-        for r in results:
-            teacher = guide.head(r.fold)[1].to(device)
-            for slide_id in r.parts["test"]:
-                i = at[slide_id]
-                if high.bags[i] is not None:
-                    rows.append(
-                        {
-                            "student": who,
-                            "slide_id": slide_id,
-                            "fold": r.fold,
-                            **slide_agreement(
-                                teacher,
-                                r.fit.head,
-                                high.bags[i],
-                                bags_of(r.fold).all[i],
-                                high.parents[i],
-                                distill.k,
-                                distill.region_attention,
-                            ),
-                        }
-                    )
-    return pd.DataFrame(rows).astype({"rank_correlation": float, "overlap": float, "chance": float}) if rows else None
+    say: Callable[[str], None],
+) -> Result:
+    """Judge the students and write all files: what stands beside the model, the model, the receipt.
 
-
-def _baseline_encoder(baseline: str | None, lr: Encoder, tile_px: int, warn: Callable[[str], None]) -> Encoder | None:
-    """The undistilled encoder, for the LR-only student.
-
-    None where it is not wanted, or, unless it is named, where the student's own encoder is not distilled.
-
-    Raises:
-        InputError, MachineError: it cannot be had; the message says how to name it or do without.
+    Args:
+        own: the settings that the model's digest is of.
     """
-    about, auto = lr.info.distilled, baseline == "auto"
-    if baseline is None or (auto and about is None):
-        return None
-    spec = about.get("base_spec") if auto else baseline
-    if spec is None or (auto and lr.info.random_init):
-        warn(
-            "no LR-only student is trained for comparison: the encoder file does not say what it was distilled from "
-            "(or that had random weights); name it with --baseline-encoder"
-        )
-        return None
-    try:
-        return load_encoder(spec, tile_px=tile_px, input_size=lr.info.image_size, embedding=lr.info.embedding)
-    except (InputError, MachineError) as e:
-        raise type(e)(
-            f"the encoder for the LR-only student of the receipt cannot be loaded: {e}; name another with --baseline-encoder, "
-            "or leave the comparison out with --no-baseline"
-        ) from e
-
-
-def _encoders(
-    args: EncoderArgs, folds: int, tile_px: int, warn: Callable[[str], None]
-) -> tuple[list[Encoder], list[int]]:
-    """One shared encoder, or one a fold where the spec holds ``{fold}``; and which encoder each fold uses."""
-    specs = [args.spec.replace("{fold}", str(k)) for k in range(1, folds + 1)] if "{fold}" in args.spec else [args.spec]
-    encoders = [
-        load_encoder(
-            s,
-            tile_px=tile_px,
-            input_size=args.input_size,
-            embedding=args.embedding,
-            random_init=args.random_init,
-            warn=warn,
-        )
-        for s in specs
-    ]
-    return encoders, list(range(folds)) if len(specs) > 1 else [0] * folds
-
-
-def _compare_embeddings(guide: Teacher, own: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """LR and HR side should describe a tile by the same kind of embedding (method 3.3); features of other tools do not name theirs."""
-    theirs = guide.header["encoder"]["embedding"]
-    if theirs is None:
+    manifest, guide, high, encoders = cohort.manifest, cohort.guide, cohort.high, cohort.encoders
+    results = students["distilled"].results
+    saw_test = encoders.saw_test_pixels(cohort.folds)
+    if saw_test:
         say(
-            f"the teacher learned from features of {NAMES[guide.header['made_by']]}, which do not say what embedding they are; "
-            f"the student's is {own}, please compare"
+            "note: the LR encoder saw the pixels (not the labels) of test slides; "
+            "for inductive numbers make one encoder a fold (distill-encoder --slides --fold)"
         )
-    elif theirs != own:
-        warn(f"the student's embedding is {own}, the teacher's {theirs}; use the same --embedding on both sides")
+    metrics, pooled = crossval.score(manifest, results)
+    taught_by = {"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None else None
+    header = make_header(
+        "model",
+        settings={k: v for k, v in own.items() if k != "folds"},
+        history=history,
+        classes=list(manifest.classes),
+        tiles=cohort.tiles,
+        preset=own["preset"],
+        metrics=pooled,
+        regions=cohort.counts,
+        fold_metrics=metrics.astype(object).where(metrics.notna(), None).to_dict("records"),
+        encoder_saw_test_pixels=saw_test,
+        attention_kind=results[0].fit.head.attention_kind,
+        calibration=crossval.calibration(manifest, results, cohort.bags_of),
+        license=encoders.first.info.license,
+        slides=cohort.ids,
+        cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),
+        teacher=taught_by if distill.uses_teacher else None,
+    )
+    agreement = None
+    if guide is not None and high is not None:
+        agreement = agreement_table(guide, students, high, cohort.ids, distill, device)
+    write_beside(output, history, manifest, students, guide, agreement, metrics)
+    # Last of the two, because it marks the run as complete; the receipt is then made from what stands beside it.
+    save_model(output, header, encoders.all, [r.fit.head for r in results], encoders.of_fold)
+    text = crossval.summary(own["preset"], metrics, len(results))
+    return Result(False, pooled, text, write_receipt(output) if cohort.tested else None)

@@ -1,4 +1,7 @@
-"""The losses of LRMIL, each a small pure function. Equation numbers are the paper's (Shin and Jeong 2026)."""
+"""The losses of LRMIL, each a small pure function. Equation numbers are the paper's (Shin and Jeong 2026).
+
+Eq. 1 is in ``regions.py``, eq. 6 in ``student_loss.py``; all of them in formulas: distill/README 2.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 
 def patch_errors(means: Tensor, targets: Tensor, normalize: str = "none") -> Tensor:
-    """Squared error of each HR tile, mean over D: means [B, K, D], targets [B, K, D] -> [B, K] (eq. 2, inner term).
+    """Eq. 2, inner term: squared error of each HR tile, mean over D; means [B, K, D], targets [B, K, D] -> [B, K].
 
     ``normalize="ln"`` applies a parameter-free LayerNorm over D on both sides, for encoders with outlier channels.
     """
@@ -18,7 +21,7 @@ def patch_errors(means: Tensor, targets: Tensor, normalize: str = "none") -> Ten
 
 
 def masked_region_mean(errors: Tensor, mask: Tensor, weighting: str = "region") -> Tensor:
-    """Mean of ``errors`` [B, K] over present children ``mask`` [B, K] (method 4.2, 4.3).
+    """Eq. 2, outer means: of ``errors`` [B, K] over present children ``mask`` [B, K] (distill/README 4.2).
 
     ``region``: mean over the children of each region, then over regions that have any; ``child``: every child alike.
     A batch without any child gives 0.
@@ -33,7 +36,7 @@ def masked_region_mean(errors: Tensor, mask: Tensor, weighting: str = "region") 
 
 
 def final_loss(student: Tensor, targets: Tensor, mask: Tensor, attention: Tensor | None = None) -> Tensor:
-    """``sum_k w_k (1/D) |f_k - s|^2`` of each region, mean over regions with children (method 4.6).
+    """``sum_k w_k (1/D) |f_k - s|^2`` of each region, mean over regions with children (distill/README 4.4).
 
     Args:
         student: [B, D_e], the LR tile's final embedding; targets: [B, K, D_e], of its HR tiles; mask: [B, K].
@@ -50,7 +53,7 @@ def final_loss(student: Tensor, targets: Tensor, mask: Tensor, attention: Tensor
 
 
 def bag_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """``T^2 KL(softmax(y_T / T) || softmax(y_S / T))`` of logits [C] (eq. 3)."""
+    """Eq. 3: ``T^2 KL(softmax(y_T / T) || softmax(y_S / T))`` of logits [C]."""
     log_p = torch.log_softmax(student.float() / temperature, 0)
     log_q = torch.log_softmax(teacher.float() / temperature, 0)
     return temperature**2 * (log_q.exp() * (log_q - log_p)).sum()
@@ -59,7 +62,7 @@ def bag_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0)
 def soft_attention(
     student: Tensor, region: Tensor, matched: Tensor, temperature: float = 1.0, reduction: str = "sum"
 ) -> Tensor:
-    """``T^2 sum_M q (log q - log p)`` over the matched regions M (eq. 4).
+    """Eq. 4: ``T^2 sum_M q (log q - log p)`` over the matched regions M (distill/README 6.1).
 
     Args:
         student: [N_l] attention scores; region: [N_l] teacher scores; matched: bool [N_l].
@@ -77,7 +80,7 @@ def soft_attention(
 
 
 def select_regions(region: Tensor, matched: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """Indices of the k highest and the k lowest matched regions by teacher score (method 6.4).
+    """For eq. 5: indices of the k highest and the k lowest matched regions by teacher score (distill/README 5.4).
 
     ``k_eff = min(k, |M| // 2)``; ties go by tile order. None if ``k_eff < 1`` or all scores are equal.
     """
@@ -94,14 +97,17 @@ def select_regions(region: Tensor, matched: Tensor, k: int) -> tuple[Tensor, Ten
 
 
 def hard_attention(student: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
-    """``-(1/2k) [sum_P log s(e) + sum_N log(1 - s(e))]`` on the student's attention scores [N_l] (eq. 5)."""
+    """Eq. 5: ``-(1/2k) [sum_P log s(e) + sum_N log(1 - s(e))]`` on the student's attention scores [N_l]."""
     picked = torch.cat([student[top], student[bottom]]).float()
     target = torch.cat([torch.ones(len(top)), torch.zeros(len(bottom))]).to(picked)
     return F.binary_cross_entropy_with_logits(picked, target)
 
 
 def hard_feature(instances: Tensor, classifier: torch.nn.Linear, top: Tensor, bottom: Tensor) -> Tensor:
-    """The official code's reading of eq. 5: cross-entropy of a 2-class classifier on the features [N_l, L]."""
+    """Eq. 5 as the official code reads it: cross-entropy of a 2-class classifier on the features [N_l, L].
+
+    Why that is not the default: distill/README 6.2.
+    """
     logits = classifier(torch.cat([instances[top], instances[bottom]]))
     target = torch.cat([torch.ones(len(top)), torch.zeros(len(bottom))]).long().to(logits.device)
     return F.cross_entropy(logits.float(), target)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lrmil_cli.device import to_device
 from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import InputError
 from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
@@ -28,6 +30,25 @@ class Regions:
     targets: list[dict[str, np.ndarray]]
     attention: list[np.ndarray] | None
     index: np.ndarray  # int64 [R, 2]: slide, region
+
+
+A = TypeVar("A", np.ndarray, Tensor)
+
+
+@dataclass
+class Batch(Generic[A]):
+    """B regions of K cells, as arrays or as tensors.
+
+    Attributes:
+        tiles: uint8 [B, P, P, 3]; targets: [B, K, |layers|, D]; mask: bool [B, K], cells that have an HR tile.
+        final: [B, K, D_e], where the final loss is on; attention: [B, K], where it weighs by the teacher's.
+    """
+
+    tiles: A
+    targets: A
+    mask: A
+    final: A | None
+    attention: A | None
 
 
 class TileReader:
@@ -55,7 +76,8 @@ class TileReader:
 
         def one(row: np.ndarray, slide: Slide, level: int) -> np.ndarray:
             own = self._slides[row[0]]
-            return read_tile(slide, level, *map(int, own.lr_boxes[row[1]]), own.header["lr"]["settings"]["tile_px"])
+            x, y, width, height = own.lr_boxes[row[1]].tolist()
+            return read_tile(slide, level, x, y, width, height, own.header["lr"]["settings"]["tile_px"])
 
         tiles: list[np.ndarray] = []
         for start in range(0, len(rows), OPEN_SLIDES):
@@ -79,10 +101,8 @@ def hold_out(data: Regions, seed: int) -> tuple[Regions, Regions]:
     return replace(data, index=data.index[np.sort(order[cut:])]), replace(data, index=data.index[np.sort(order[:cut])])
 
 
-def batches(
-    data: Regions, groups: list[np.ndarray], reader: TileReader, final: bool
-) -> Iterator[tuple[np.ndarray | None, ...]]:
-    """Batches of the regions that each of ``groups`` names, as numpy: tiles, targets, mask, final targets (if ``final``), attention."""
+def batches(data: Regions, groups: list[np.ndarray], reader: TileReader, final: bool) -> Iterator[Batch[np.ndarray]]:
+    """Batches of the regions that each of ``groups`` names; ``final``: with the targets of the final loss."""
     for group in groups:
         rows = data.index[group]
         tiles = reader.read(rows)
@@ -90,7 +110,7 @@ def batches(
         mask = children >= 0
         # Missing children point at row 0 and are masked; any finite value will do there.
         safe = np.where(mask, children, 0)
-        yield (
+        yield Batch(
             tiles,
             _gather([t["layers"] for t in data.targets], rows, safe),
             mask,
@@ -104,15 +124,35 @@ def _gather(arrays: list[np.ndarray], rows: np.ndarray, children: np.ndarray) ->
     return np.stack([np.asarray(arrays[s][c]) for (s, _), c in zip(rows, children)])
 
 
+def on_device(batch: Batch[np.ndarray], device: torch.device) -> Batch[Tensor]:
+    """The batch as tensors on ``device``."""
+    return Batch(
+        to_device(batch.tiles, device),
+        to_device(batch.targets, device),
+        to_device(batch.mask, device),
+        None if batch.final is None else to_device(batch.final, device),
+        None if batch.attention is None else to_device(batch.attention, device),
+    )
+
+
+def turn_batch(batch: Batch[Tensor], view: int) -> Batch[Tensor]:
+    """The same view of the LR tiles and of all that belongs to their cells."""
+    return Batch(
+        turn(batch.tiles, view),
+        turn_cells(batch.targets, view),
+        turn_cells(batch.mask, view),
+        None if batch.final is None else turn_cells(batch.final, view),
+        None if batch.attention is None else turn_cells(batch.attention, view),
+    )
+
+
 def turn(images: Tensor, view: int) -> Tensor:
     """One of the eight turned and flipped views of [B, rows, columns, ...]."""
     turned = torch.rot90(images, view % 4, (1, 2))
     return turned.flip(2) if view >= 4 else turned
 
 
-def turn_cells(cells: Tensor | None, view: int) -> Tensor | None:
+def turn_cells(cells: Tensor, view: int) -> Tensor:
     """The same view of what belongs to the cells of regions, [B, K, ...] in row-major order."""
-    if cells is None:
-        return None
     ratio = round(cells.shape[1] ** 0.5)
     return turn(cells.unflatten(1, (ratio, ratio)), view).flatten(1, 2)

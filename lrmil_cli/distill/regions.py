@@ -11,7 +11,7 @@ REGION_ATTENTION = ("logmeanexp", "mean-logit", "logsumexp", "max", "mean-weight
 
 
 def pooling_matrix(grid: int, ratio: int) -> Tensor:
-    """``W`` float32 [r, g] with ``W[a, t] = overlap([t/g, (t+1)/g], [a/r, (a+1)/r]) * r`` (method 2.5).
+    """``W`` float32 [r, g] with ``W[a, t] = overlap([t/g, (t+1)/g], [a/r, (a+1)/r]) * r`` (distill/README 3).
 
     Rows sum to 1. Where g divides by r this is plain block averaging; else border tokens are shared by area.
     """
@@ -24,16 +24,20 @@ def pooling_matrix(grid: int, ratio: int) -> Tensor:
 
 
 def region_means(tokens: Tensor, pooling: Tensor) -> Tensor:
-    """Mean LR token under each HR tile: tokens [B, g, g, D], pooling [r, g] -> [B, r*r, D], row-major cells (eq. 1)."""
+    """Eq. 1, LR side: the mean LR token under each HR tile.
+
+    tokens [B, g, g, D], pooling [r, g] -> [B, r*r, D], row-major cells.
+    """
     z = torch.einsum("ay,bx,nyxd->nabd", pooling, pooling, tokens.float())
     return z.flatten(1, 2)
 
 
 def region_scores(scores: Tensor, parent: Tensor, regions: int, how: str = "logmeanexp") -> tuple[Tensor, Tensor]:
-    """Teacher attention from HR tiles to LR regions (method 6.2), by scatter, in O(N_h).
+    """Teacher attention from HR tiles to LR regions (distill/README 5.2), by scatter, in O(N_h).
 
     Args:
-        scores: float [N_h], the teacher's pre-softmax attention; parent: int64 [N_h], region of each tile, -1 for none.
+        scores: float [N_h], the teacher's pre-softmax attention.
+        parent: int64 [N_h], region of each tile, -1 for none.
         regions: N_l; how: one of :data:`REGION_ATTENTION`.
 
     Returns:

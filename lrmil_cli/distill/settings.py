@@ -1,4 +1,4 @@
-"""What a distillation is made of: weights and forms of its terms, and the presets."""
+"""What decides the result of each stage, and the presets. Where every default comes from: distill/README 8."""
 
 from __future__ import annotations
 
@@ -10,8 +10,56 @@ from lrmil_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
+class Stage1Settings:
+    """All that decides the result of stage 1. Defaults and their sources: distill/README 8.1.
+
+    Attributes:
+        layers: zero-based blocks whose tokens are compared; normalize: "none", or "ln" for LayerNorm on both sides.
+        weighting: what counts alike, a "region" or a "child".
+        lr, warmup: constant after so many steps of linear warm-up; clip: gradient norm at most.
+        epochs, patience: at most, and without a better validation loss; batch_size: LR tiles a step and process.
+        steps_per_epoch: redefines an epoch; max_tiles_per_slide: LR tiles drawn of a slide that has more.
+        final_loss: "none", "uniform" or "attention", with weight ``lambda_final``.
+        freeze_blocks: so many at the start stay as they are; init: "teacher", or "random" for tests.
+        augment: one of eight views for each batch, of LR tiles and targets alike.
+    """
+
+    layers: tuple[int, ...] = (0, 1, 10)
+    lr: float = 1e-5
+    epochs: int = 50
+    patience: int = 20
+    batch_size: int = 64
+    warmup: int = 200
+    clip: float = 1.0
+    normalize: str = "none"
+    weighting: str = "region"
+    final_loss: str = "none"
+    lambda_final: float = 1.0
+    freeze_blocks: int = 0
+    steps_per_epoch: int | None = None
+    max_tiles_per_slide: int | None = None
+    init: str = "teacher"
+    augment: bool = False
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "layers": list(self.layers)}
+
+
+@dataclass(frozen=True)
 class DistillSettings:
-    """Weights and forms of the distillation terms. Defaults and their sources: method 6.2 to 6.6."""
+    """Weights and forms of the terms of stage 2, step 2. Defaults and their sources: distill/README 8.2.
+
+    Attributes:
+        lambda_bag, lambda_soft, lambda_hard: weights of equations 3, 4 and 5 in equation 6; 0 leaves a term out.
+        temperature_bag, temperature_attention: of equations 3 and 4.
+        region_attention: from HR tiles to regions; soft_reduction: "sum", or "instances" for the mean over regions.
+        hard: equation 5 on the "attention" scores, or on the instance "feature"; k: regions at the top and the bottom.
+        unmatched: regions without HR tiles, "leave-out" or scored "zero".
+        missing_teacher: slides without a target are an "error", or trained "ce-only".
+        attention_row: of a teacher with attention a class, that of the "predicted" class or of the "label".
+        crossfit: inner folds for targets by heads that did not see the slide; 0 for none.
+    """
 
     lambda_bag: float = 1.0
     lambda_soft: float = 1.0
@@ -50,7 +98,7 @@ class DistillSettings:
         return asdict(self)
 
 
-#: Rows of the paper's Table 3 (method 9), and the parity preset of the official code.
+#: Rows of the paper's Table 3, and the parity preset of the official code (distill/README 7).
 PRESETS: dict[str, dict[str, Any]] = {
     "lrmil": {},
     "lr-only": {"lambda_bag": 0.0, "lambda_soft": 0.0, "lambda_hard": 0.0},

@@ -1,4 +1,7 @@
-"""The loss of the student head besides the labels (eq. 6): what of it is on, slide by slide."""
+"""The loss of the student head besides the labels (eq. 6): what of it is on, slide by slide.
+
+``patch_loss.py`` is its counterpart in stage 1.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,33 @@ from lrmil_cli.training.loop import ExtraTerms
 def distillation_terms(
     out: MILOutput, target: Target, settings: DistillSettings, classifier: nn.Linear | None = None
 ) -> dict[str, tuple[float, Tensor]]:
-    """The terms of equation 6 besides the cross-entropy: ``{name: (lambda, loss)}``, only those that are on."""
+    """The terms of eq. 6 besides the cross-entropy: ``{name: (lambda, loss)}``, only those that are on.
+
+    Args:
+        classifier: of the instances, needed by ``hard="feature"``.
+    """
+    s = settings
     terms: dict[str, tuple[float, Tensor]] = {}
-    if settings.lambda_bag:
-        terms["bag_kd"] = (settings.lambda_bag, bag_distillation(out.logits, target.logits, settings.temperature_bag))
-    if settings.lambda_soft:
-        terms["soft"] = (
-            settings.lambda_soft,
-            soft_attention(
-                out.scores, target.region, target.matched, settings.temperature_attention, settings.soft_reduction
-            ),
-        )
-    if settings.lambda_hard and target.selection is not None:
-        if settings.hard == "feature":
-            terms["hard"] = (settings.lambda_hard, hard_feature(out.extra["instances"], classifier, *target.selection))
+    if s.lambda_bag:  # eq. 3
+        terms["bag_kd"] = (s.lambda_bag, bag_distillation(out.logits, target.logits, s.temperature_bag))
+    if s.lambda_soft:  # eq. 4
+        loss = soft_attention(out.scores, target.region, target.matched, s.temperature_attention, s.soft_reduction)
+        terms["soft"] = (s.lambda_soft, loss)
+    if s.lambda_hard and target.selection is not None:  # eq. 5
+        if s.hard == "feature":
+            assert classifier is not None, "terms_of_fold makes one"
+            loss = hard_feature(out.extra["instances"], classifier, *target.selection)
         else:
-            terms["hard"] = (settings.lambda_hard, hard_attention(out.scores, *target.selection))
+            loss = hard_attention(out.scores, *target.selection)
+        terms["hard"] = (s.lambda_hard, loss)
     return terms
 
 
 def terms_of_fold(targets: dict[int, Target], settings: DistillSettings, seed: int) -> ExtraTerms:
     """The function that the training loop calls for each training bag.
 
-    The classifier of ``hard="feature"`` belongs to no head; it is trained by its own optimiser inside the closure.
+    The classifier of ``hard="feature"`` belongs to no head; it is trained by its own optimiser inside the closure
+    (distill/README 6.2).
     """
     classifier: nn.Linear | None = None
     optimizer: torch.optim.Optimizer | None = None

@@ -1,7 +1,8 @@
-"""What the teacher says of each slide: bag logits and region scores, fold by fold without leaks (method 5.2, 6)."""
+"""What the teacher says of each slide: bag logits and region scores, fold by fold without leaks (distill/README 5)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,14 +54,18 @@ def make_target(
 
 def fold_targets(
     head: MILHead,
-    slides: list[int],
+    slides: Sequence[int],
     high: HighResolution,
-    n_lr: list[int],
+    n_lr: Sequence[int],
     settings: DistillSettings,
-    ids: list[str],
-    labels: list[int],
+    ids: Sequence[str],
+    labels: Sequence[int],
 ) -> dict[int, Target]:
     """Targets of the training slides of a fold.
+
+    Args:
+        head: the teacher's of this fold; slides: indices of the slides it is asked about.
+        high, n_lr, ids, labels: HR side, LR tiles, id and class of every slide of the manifest.
 
     Raises:
         InputError: a slide has no teacher target and ``missing_teacher`` is ``error``.
@@ -68,10 +73,11 @@ def fold_targets(
     targets: dict[int, Target] = {}
     missing = []
     for i in slides:
-        if high.bags[i] is None or high.parents[i] is None or not bool((high.parents[i] >= 0).any()):
+        own = high.slides[i]
+        if own is None or not bool((own.parent >= 0).any()):
             missing.append(ids[i])
             continue
-        targets[i] = make_target(head, high.bags[i], high.parents[i], n_lr[i], settings, labels[i])
+        targets[i] = make_target(head, own.bag, own.parent, n_lr[i], settings, labels[i])
     if missing and settings.missing_teacher == "error":
         raise InputError(
             f"slide {missing[0]}: no HR features or no pairs, so the teacher says nothing of it "
@@ -82,16 +88,22 @@ def fold_targets(
 
 def crossfit_targets(
     manifest: Manifest,
-    train: list[int],
+    train: Sequence[int],
     high: HighResolution,
-    n_lr: list[int],
+    n_lr: Sequence[int],
     settings: DistillSettings,
     spec: HeadSpec,
     training: TrainSettings,
     fold: int,
-    ids: list[str],
+    ids: Sequence[str],
 ) -> dict[int, Target]:
-    """Cross-fitting inside a fold's training part: each slide is taught by an inner head that did not see it (method 5.2).
+    """Cross-fitting inside a fold's training part: each slide is taught by an inner head that did not see it.
+
+    See distill/README 5.3.
+
+    Args:
+        train: indices of the training slides; high, n_lr, ids: as of :func:`fold_targets`.
+        spec, training: of the inner heads, which are the teacher's kind of head.
 
     Raises:
         InputError: as :func:`fold_targets`, or too few patients for the inner folds.
@@ -100,23 +112,21 @@ def crossfit_targets(
 
     labels = np.array([manifest.classes.index(e.label) for e in manifest])
     patients = np.array([e.patient_id for e in manifest])
-    usable = np.array([i for i in train if high.bags[i] is not None])
+    bags = [Bag(torch.zeros(1, 1)) if s is None else s.bag for s in high.slides]
+    usable = np.array([i for i in train if high.slides[i] is not None], np.int64)  # also where there is none
     if min(len(set(patients[usable][labels[usable] == c])) for c in range(len(manifest.classes))) < settings.crossfit:
         raise InputError(
             f"fold {fold}: too few patients of a class for --crossfit {settings.crossfit}; lower it or leave it out"
         )
     splitter = StratifiedGroupKFold(settings.crossfit, shuffle=True, random_state=training.seed)
     targets: dict[int, Target] = {}
-    bags = [b if b is not None else Bag(torch.zeros(1, 1)) for b in high.bags]
     first = bags[int(usable[0])].features
     for n, (inner, held) in enumerate(splitter.split(usable, labels[usable], patients[usable])):
-        groups = patients[usable][inner]
-        early = GroupShuffleSplit(
-            1, test_size=max(1, len(set(groups)) // 8), random_state=training.seed + 100 * fold + n
-        )
+        seed, groups = training.seed + 100 * fold + n, patients[usable][inner]
+        early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=seed)
         fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
-        head = seeded_head(spec, first.shape[1], len(manifest.classes), training.seed + 100 * fold + n).to(first.device)
+        head = seeded_head(spec, first.shape[1], len(manifest.classes), seed).to(first.device)
         fit_head(head, bags, labels.tolist(), fitted, watched, training)
         targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
-    missing = [i for i in train if i not in targets]
-    return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist()) if missing else targets
+    missing = [i for i in train if i not in targets]  # of these no head can say anything
+    return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist())

@@ -93,11 +93,11 @@ def available_memory() -> int | None:
     """Bytes that a new program can have, the limit of a container included; None where the system does not say."""
     found = []
     try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
         if limit.isdigit():
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8")))
     except (OSError, KeyError, ValueError):
         pass
     if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):  # macOS says only how much there is

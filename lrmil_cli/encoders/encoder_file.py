@@ -1,4 +1,4 @@
-"""Encoder files, as ``lrmil distill-encoder`` writes them: weights, and all that is known of them (encoders/README 4)."""
+"""Encoder files, as ``lrmil distill-encoder`` writes them: weights and what is known of them (encoders/README 4)."""
 
 from __future__ import annotations
 

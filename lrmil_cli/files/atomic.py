@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from lrmil_cli.errors import MachineError
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
 #: Folders that were looked through for them.
 _swept: set[Path] = set()
+#: Seconds between attempts to put a file in its place, or to remove it, see :func:`_patiently`.
+_PATIENCE = (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()
 
 #: What a full disk, or a quota, says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,8 +34,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         MachineError: the folder cannot be written (full disk, no permission, a file in the way).
     """
     path = Path(path)
-    # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries choose
-    # a format by it.
+    # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries
+    # choose a format by it.
     tmp = path.with_name(f".{path.stem[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,14 +43,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _swept.add(path.parent)
             _sweep(path.parent)
         yield tmp
-        os.replace(tmp, path)
+        _patiently(lambda: os.replace(tmp, path))
     except OSError as e:
-        raise MachineError(
-            f"cannot write {path}: {e.strerror or e}; {'free space or ' if e.errno in FULL else ''}choose another --output"
-        ) from e
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
+
+
+def _patiently(step: Callable[[], None]) -> None:
+    """Do what Windows refuses while somebody has the file open; virus scanners do for a moment."""
+    for wait in _PATIENCE:
+        try:
+            return step()
+        except PermissionError:
+            time.sleep(wait)
+    step()
+
+
+def _hint(e: OSError, path: Path) -> str:
+    if isinstance(e, PermissionError) and _PATIENCE and path.exists():
+        return "close it where it is open in another program, or "
+    return "free space or " if e.errno in FULL else ""
 
 
 def _machine() -> str:
@@ -76,11 +93,18 @@ def _alive(pid: int) -> bool:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file, if it is there."""
-    with suppress(
-        FileNotFoundError, NotADirectoryError
-    ):  # what stands in the way of its folder is said when something is written
-        Path(path).unlink()
+    """Remove a file, if it is there.
+
+    Raises:
+        MachineError: it cannot be removed (no permission; on Windows also while somebody has it open).
+    """
+    path = Path(path)
+    try:
+        _patiently(path.unlink)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what stands in the way of its folder is said when something is written
+    except OSError as e:
+        raise MachineError(f"cannot remove {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

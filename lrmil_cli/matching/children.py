@@ -8,19 +8,19 @@ import numpy as np
 
 from lrmil_cli.errors import NoTissueError
 from lrmil_cli.matching.pairs import MIN_INSIDE
-from lrmil_cli.slides.grid import (
-    inside_share,
-    make_grid,
-    match_tiles,
-)
+from lrmil_cli.slides.grid import inside_share, make_grid, match_tiles
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, TissueMap, find_tiles
 
 
 @dataclass(frozen=True)
 class Children:
-    """Finer tiles of a slide that lie in coarser ones: columns of ``tiles``, the pyramid level to read them from, and of each the row
-    ``parent`` int64 [N] of the coarser tile it lies in, and its ``cell`` there, row-major."""
+    """Finer tiles of a slide that lie in coarser ones.
+
+    Attributes:
+        tiles: columns of the tile table; level: of the pyramid, to read them from.
+        parent: int64 [N], row of the coarser tile that each lies in; cell: int64 [N], its cell there, row-major.
+    """
 
     tiles: dict[str, np.ndarray]
     level: int
@@ -36,11 +36,12 @@ def find_children(
     tissue: TissueMap | None,
     min_inside: float = MIN_INSIDE,
 ) -> Children:
-    """The pairs that `tile` and `match` would give, straight from the slide; none where no finer tile has enough tissue.
+    """The pairs that `tile` and `match` would give, straight from the slide; none where none has tissue enough.
 
     Args:
-        low: columns ``col, row`` of the coarser tiles; settings: of the finer ones, ``ratio`` of them along a side; tissue: of the slide,
-            where it was looked for by the same settings before; min_inside: share of a tile that must lie on the slide.
+        low: columns ``col, row`` of the coarser tiles; settings: of the finer ones, ``ratio`` of them along a side.
+        tissue: of the slide, where it was looked for by the same settings before.
+        min_inside: share of a tile that must lie on the slide.
 
     Raises:
         InputError: the slide is damaged, or too coarse.

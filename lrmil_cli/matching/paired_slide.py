@@ -25,8 +25,8 @@ class PairedSlide:
 
     Attributes:
         header: of the pairs table; hr_boxes, lr_boxes: int64 [., 4] level-0 rectangles.
-        children: int64 [R, K], row of the targets for each cell of each region, -1 where there is no HR tile; of several
-            tiles in one cell (overlapping tiles of other tools) the one nearest to its centre.
+        children: int64 [R, K], row of the targets for each cell of each region, -1 where there is no HR tile; of
+            several tiles in one cell (overlapping tiles of other tools) the one nearest to its centre.
         lr_index: int64 [R], row of each region in the LR tile table.
         hr_index: int64 [N], row of each target in the HR tile table.
         region: int64 [N], region of each target; offset: float64 [N], in HR sides, how far it lies off its cell.
@@ -84,8 +84,8 @@ def read_pairs(path: str | Path) -> PairedSlide:
 
 
 def one_tile_a_cell(paired: PairedSlide) -> PairedSlide:
-    """What stage 1 learns from: one HR tile a cell, and none further off its cell than :data:`MAX_OFFSET`, since the tokens of
-    the cell would be taught what lies beside it (method 2.3). Tiles on the LR grid all stay.
+    """What stage 1 learns from: one HR tile a cell, and none further off its cell than :data:`MAX_OFFSET`, since the
+    tokens of the cell would be taught what lies beside it (matching/README 4). Tiles on the LR grid all stay.
 
     Raises:
         InputError: nothing is left.
@@ -98,8 +98,9 @@ def one_tile_a_cell(paired: PairedSlide) -> PairedSlide:
         lr, hr = (paired.header[k]["settings"] for k in ("lr", "hr"))
         fit = lr["tile_px"] * lr["mpp"] / (paired.ratio * hr["tile_px"])
         raise InputError(
-            f"slide {paired.slide_id}: all HR tiles lie more than {MAX_OFFSET:g} of their side off the cells of the LR tiles, which would "
-            f"teach wrong content; stage 1 encodes HR tiles anew, so make some for it: `lrmil tile --mpp {fit:.4g} --tile-px {hr['tile_px']}`, `lrmil match`"
+            f"slide {paired.slide_id}: all HR tiles lie more than {MAX_OFFSET:g} of their side off the cells of the LR "
+            "tiles, which would teach wrong content; stage 1 encodes HR tiles anew, so make some for it: "
+            f"`lrmil tile --mpp {fit:.4g} --tile-px {hr['tile_px']}`, `lrmil match`"
         )
     return keep_targets(paired, rows)
 
@@ -110,13 +111,12 @@ def only_readable(paired: PairedSlide, workers: int | None, say: Callable[[str],
     Raises:
         InputError: the slide cannot be opened, or nothing is left.
     """
-    bad = {}
+    bad: dict[str, list[int]] = {"lr": [], "hr": []}
     for side, boxes in (("lr", paired.lr_boxes), ("hr", paired.hr_boxes)):
-        header, bad[side] = paired.header[side], []
+        header = paired.header[side]
         with open_tiled_slide(header, workers=workers, on_bad_tile="skip") as slide:
-            for _ in iter_batches(
-                slide, boxes, tile_level(slide, header), header["settings"]["tile_px"], 64, bad[side]
-            ):
+            level, tile_px = tile_level(slide, header), header["settings"]["tile_px"]
+            for _ in iter_batches(slide, boxes, level, tile_px, 64, bad[side]):
                 pass
     if not bad["lr"] and not bad["hr"]:
         return paired
@@ -125,7 +125,8 @@ def only_readable(paired: PairedSlide, workers: int | None, say: Callable[[str],
     say(f"{paired.slide_id}: {len(bad['lr'])} LR and {len(bad['hr'])} HR tiles cannot be decoded and teach nothing")
     if gone.all():
         raise InputError(
-            f"slide {paired.slide_id}: none of its pairs can be decoded; copy or export the slide again, or leave it out"
+            f"slide {paired.slide_id}: none of its pairs can be decoded; "
+            "copy or export the slide again, or leave it out"
         )
     kept = np.flatnonzero(~gone)
     left = keep_targets(paired, kept)
@@ -140,7 +141,7 @@ def keep_targets(paired: PairedSlide, rows: np.ndarray) -> PairedSlide:
     new[rows] = np.arange(len(rows))
     children = new[paired.children]
     stay = (children >= 0).any(axis=1)
-    region = np.cumsum(stay) - 1
+    region = np.cumsum(stay, dtype=np.int64) - 1
     return PairedSlide(
         paired.slide_id,
         paired.header,

@@ -26,7 +26,7 @@ from lrmil_cli.slides.slide import open_slide
 if TYPE_CHECKING:
     import pandas as pd
 
-#: An HR tile counts as a child only if at least this share of it lies inside the slide (method 2.4).
+#: An HR tile counts as a child only if at least this share of it lies inside the slide (matching/README 2).
 MIN_INSIDE = 0.5
 #: In HR sides: a tile further off its cell (its centre, along x or y) teaches stage 1 what its neighbours show.
 MAX_OFFSET = 0.25
@@ -46,37 +46,23 @@ def match_tables(
     Raises:
         InputError: tables of different slides, swapped, of a ratio that is no whole number, or without any pair.
     """
-    import pandas as pd
-
     check_same_slide(lr_header, hr_header)
     lr_set, hr_set = lr_header["settings"], hr_header["settings"]
     ratio = split_ratio(lr_set["tile_px"], lr_set["mpp"], hr_set["tile_px"], hr_set["mpp"])
-    parent, cell = match_tiles(lr["col"], lr["row"], hr["col"], hr["row"], ratio)
+    hr_col, hr_row = hr["col"].to_numpy(), hr["row"].to_numpy()
+    parent, cell = match_tiles(lr["col"].to_numpy(), lr["row"].to_numpy(), hr_col, hr_row, ratio)
     slide = hr_header["slide"]
     grid = make_grid(slide["width"], slide["height"], slide["mpp"], hr_set["mpp"], hr_set["tile_px"])
-    inside = inside_share(grid, hr["col"].to_numpy(), hr["row"].to_numpy()) >= MIN_INSIDE
+    inside = inside_share(grid, hr_col, hr_row) >= MIN_INSIDE
     keep = np.flatnonzero((parent >= 0) & inside)
     if not keep.size:
         raise InputError(
-            f"slide {slide['id']}: no HR tile lies in a kept LR tile; were the two tables tiled with the same tissue settings?"
+            f"slide {slide['id']}: no HR tile lies in a kept LR tile; "
+            "were the two tables tiled with the same tissue settings?"
         )
-    of = parent[keep]
-    rows = pd.DataFrame(
-        {
-            "lr_index": of,
-            "hr_index": keep,
-            "lr_x": lr["x"].to_numpy()[of],
-            "lr_y": lr["y"].to_numpy()[of],
-            "hr_x": hr["x"].to_numpy()[keep],
-            "hr_y": hr["y"].to_numpy()[keep],
-            "cell_row": cell[keep] // ratio,
-            "cell_col": cell[keep] % ratio,
-        }
-    )
-    counts = {
-        **_counts(len(lr), parent, inside, cell, ratio),
-        "scale_error_px": scale_error(rows, lr_header, hr_header, ratio),
-    }
+    rows = _rows(lr, hr["x"].to_numpy(), hr["y"].to_numpy(), parent, cell, keep, ratio)
+    counts: dict[str, float] = dict(_counts(len(lr), parent, inside, cell, ratio))
+    counts["scale_error_px"] = scale_error(rows, lr_header, hr_header, ratio)
     return rows, {"ratio": ratio, "counts": counts}
 
 
@@ -86,15 +72,14 @@ def match_foreign(
     """Pair the LR tiles of a slide with HR tiles that another tool cut.
 
     Returns:
-        rows and counts as :func:`match_tables`, with ``straddling`` (tiles that stick out of their LR tile), ``shared`` (tiles
-        in a cell that has another), ``misaligned`` (off by more than :data:`MAX_OFFSET`) and ``offset`` (median, in HR sides)
-        in place of ``scale_error_px``; and a header for the HR tiles, with what later steps read of a tile table's.
+        rows and counts as :func:`match_tables`, with ``straddling`` (tiles that stick out of their LR tile), ``shared``
+        (tiles in a cell that has another), ``misaligned`` (off by more than :data:`MAX_OFFSET`) and ``offset`` (median,
+        in HR sides) in place of ``scale_error_px``; and a header for the HR tiles, with what later steps read of a tile
+        table's.
 
     Raises:
         InputError: tiles of another slide, of no known or no fitting size, or without any pair.
     """
-    import pandas as pd
-
     slide, lr_set = lr_header["slide"], lr_header["settings"]
     coords, side = level0(tiles, slide["mpp"], lambda: _downsamples(slide))
     if side is None:
@@ -108,33 +93,22 @@ def match_foreign(
     if ratio is None:
         raise InputError(f"{tiles.path}: {_misfit(lr_set['mpp'], step, side)}")
     x, y = coords.T
-    parent, cell, offset = match_boxes(lr["col"], lr["row"], step, x, y, side, ratio)
+    parent, cell, offset = match_boxes(lr["col"].to_numpy(), lr["row"].to_numpy(), step, x, y, side, ratio)
     inside = _inside(x, slide["width"], side) * _inside(y, slide["height"], side) >= MIN_INSIDE
     keep = np.flatnonzero((parent >= 0) & inside)
     if not keep.size:
         raise InputError(
             f"{tiles.path}: none of its tiles lies in an LR tile of slide {slide['id']}; is it of another slide?"
         )
-    of = parent[keep]
-    rows = pd.DataFrame(
-        {
-            "lr_index": of,
-            "hr_index": keep,
-            "lr_x": lr["x"].to_numpy()[of],
-            "lr_y": lr["y"].to_numpy()[of],
-            "hr_x": x[keep],
-            "hr_y": y[keep],
-            "cell_row": cell[keep] // ratio,
-            "cell_col": cell[keep] % ratio,
-        }
-    )
+    rows = _rows(lr, x, y, parent, cell, keep, ratio)
     # Where the tile begins and ends inside its LR tile.
-    start = offset[keep] + (np.stack([rows["cell_col"], rows["cell_row"]], 1) + 0.5) * step / ratio - side / 2
+    place = np.stack([cell[keep] % ratio, cell[keep] // ratio], 1)
+    start = offset[keep] + (place + 0.5) * step / ratio - side / 2
     off, spare = np.abs(offset[keep]).max(axis=1) / side, max(1.0, ALIGNED * side)
-    counts = _counts(len(lr), parent, inside, cell, ratio)
+    counts: dict[str, float] = dict(_counts(len(lr), parent, inside, cell, ratio))
     counts |= {
         "straddling": int(((start < -spare) | (start + side > step + spare)).any(axis=1).sum()),
-        "shared": len(keep) - len(np.unique(of * ratio**2 + cell[keep])),
+        "shared": len(keep) - len(np.unique(parent[keep] * ratio**2 + cell[keep])),
         "misaligned": int((off > MAX_OFFSET).sum()),
         "offset": round(float(np.median(off)), 3),
     }
@@ -155,6 +129,27 @@ def match_foreign(
         "history": [origin(tiles)],
     }
     return rows, {"ratio": ratio, "counts": counts}, header
+
+
+def _rows(
+    lr: pd.DataFrame, x: np.ndarray, y: np.ndarray, parent: np.ndarray, cell: np.ndarray, keep: np.ndarray, ratio: int
+) -> pd.DataFrame:
+    """The rows of a pairs table: of the HR tiles with corners ``x, y`` those in ``keep``."""
+    import pandas as pd
+
+    of = parent[keep]
+    return pd.DataFrame(
+        {
+            "lr_index": of,
+            "hr_index": keep,
+            "lr_x": lr["x"].to_numpy()[of],
+            "lr_y": lr["y"].to_numpy()[of],
+            "hr_x": x[keep],
+            "hr_y": y[keep],
+            "cell_row": cell[keep] // ratio,
+            "cell_col": cell[keep] % ratio,
+        }
+    )
 
 
 def _counts(n_lr: int, parent: np.ndarray, inside: np.ndarray, cell: np.ndarray, ratio: int) -> dict[str, int]:
@@ -194,23 +189,27 @@ def _check_place(tiles: ForeignTiles, coords: np.ndarray, slide: dict[str, Any])
     own = (slide["width"], slide["height"])
     if tiles.size and any(abs(a - b) > 0.01 * b for a, b in zip(tiles.size, own)):
         raise InputError(
-            f"{tiles.path}: of a slide of {tiles.size[0]:.0f} x {tiles.size[1]:.0f} px, but {slide['id']} has {own[0]} x {own[1]}; "
-            "match files of one slide"
+            f"{tiles.path}: of a slide of {tiles.size[0]:.0f} x {tiles.size[1]:.0f} px, "
+            f"but {slide['id']} has {own[0]} x {own[1]}; match files of one slide"
         )
     if (coords >= own).any():
         raise InputError(
-            f"{tiles.path}: tiles lie beyond the {own[0]} x {own[1]} px of slide {slide['id']}; match files of one slide"
+            f"{tiles.path}: tiles lie beyond the {own[0]} x {own[1]} px of slide {slide['id']}; "
+            "match files of one slide"
         )
 
 
 def _misfit(mpp: float, step: float, side: float) -> str:
     """Why two sides do not fit, and the ``--mpp`` of the LR side that would."""
     if step < 1.5 * side:
-        return f"its tiles ({side:.0f} level-0 px) are not smaller than the LR tiles ({step:.0f} px); are the two swapped? (the order is LR HR)"
+        return (
+            f"its tiles ({side:.0f} level-0 px) are not smaller than the LR tiles ({step:.0f} px); "
+            "are the two swapped? (the order is LR HR)"
+        )
     best = max(2, round(step / side))
     return (
-        f"an LR tile ({step:.0f} level-0 px) holds {step / side:.4g} of its tiles ({side:.0f} px) along a side; this must be a whole "
-        f"number to within 2 %: tile the LR side with --mpp {mpp * best * side / step:.4g}"
+        f"an LR tile ({step:.0f} level-0 px) holds {step / side:.4g} of its tiles ({side:.0f} px) along a side; "
+        f"this must be a whole number to within 2 %: tile the LR side with --mpp {mpp * best * side / step:.4g}"
     )
 
 
@@ -228,7 +227,8 @@ def check_same_slide(lr_header: dict[str, Any], hr_header: dict[str, Any]) -> No
         )
     if abs(a["mpp"] - b["mpp"]) > 1e-6 * a["mpp"]:
         raise InputError(
-            f"slide {a['id']} was tiled with two scales ({a['mpp']:g} and {b['mpp']:g} um/px); tile both with one --slide-mpp"
+            f"slide {a['id']} was tiled with two scales ({a['mpp']:g} and {b['mpp']:g} um/px); "
+            "tile both with one --slide-mpp"
         )
 
 
@@ -250,16 +250,17 @@ def scale_error(rows: pd.DataFrame, lr_header: dict[str, Any], hr_header: dict[s
 
 
 def boxes_of(x: np.ndarray, y: np.ndarray, header: dict[str, Any]) -> np.ndarray:
-    """Level-0 rectangles int64 [N, 4] (x, y, width, height) of tiles with corners ``x, y``: on the grid of ``header``, or of
-    the side it gives where they lie on no grid of ours."""
+    """Level-0 rectangles int64 [N, 4] (x, y, width, height) of tiles with corners ``x, y``.
+
+    They lie on the grid of ``header``, or have the side it gives where they lie on no grid of ours.
+    """
     slide, settings = header["slide"], header["settings"]
     if "side_level0_px" in settings:
         side = np.full(len(x), round(settings["side_level0_px"]), np.int64)
         return np.stack([np.asarray(x, np.int64), np.asarray(y, np.int64), side, side], axis=1)
     grid = make_grid(slide["width"], slide["height"], slide["mpp"], settings["mpp"], settings["tile_px"])
-    boxes = tile_boxes(
-        grid, np.rint(np.asarray(x) / grid.step).astype(np.int64), np.rint(np.asarray(y) / grid.step).astype(np.int64)
-    )
+    col, row = (np.rint(np.asarray(v) / grid.step).astype(np.int64) for v in (x, y))
+    boxes = tile_boxes(grid, col, row)
     return np.stack([boxes[k] for k in ("x", "y", "width", "height")], axis=1)
 
 

@@ -18,7 +18,8 @@ def region_parents(paired: PairedSlide, n_hr: int, rows: np.ndarray | None = Non
     """LR tile (row of the LR table) of each HR tile, int64 [N_h], -1 for none.
 
     Args:
-        rows: int64 [P], which HR tile each pair is about, -1 for one that is not there; by default as the HR table counts.
+        rows: int64 [P], which HR tile each pair is about, -1 for one that is not there; by default as the HR table
+            counts.
     """
     rows = paired.hr_index if rows is None else rows
     parent = np.full(n_hr, -1, np.int64)
@@ -30,7 +31,8 @@ def to_read_rows(parents: Tensor, table: str | Path, coords: Tensor) -> Tensor:
     """Parents as rows of an LR bag from which tiles that cannot be decoded were left out.
 
     Args:
-        parents: int64 [N_h], rows of the LR table; table: its path; coords: int64 [N_l, 2], corners of the tiles in the bag.
+        parents: int64 [N_h], rows of the LR table; table: its path.
+        coords: int64 [N_l, 2], corners of the tiles in the bag.
     """
     rows = find_rows(read_table(table, "tiles")[1][["x", "y"]].to_numpy(), coords.cpu().numpy())
     # A tile without parent has -1, which is the last one here.
@@ -62,7 +64,7 @@ def align(paired: PairedSlide, features: Features, where: str) -> np.ndarray:
 
 
 def matched_counts(parents: list[Tensor | None], n_lr: list[int], ratio: int) -> dict[str, int]:
-    """Regions of the slides that a teacher speaks of: matched, unmatched, incomplete (method 6.6)."""
+    """Regions of the slides that a teacher speaks of: matched, unmatched, incomplete (matching/README 3)."""
     counts = {"matched": 0, "unmatched": 0, "incomplete": 0}
     for parent, n in zip(parents, n_lr):
         if parent is None:

@@ -1,4 +1,5 @@
-"""The model file: LR encoder(s) and one head a fold in one safetensors file (method 7)."""
+"""The model file: encoders and one head a fold in one safetensors file (models/README). It is only written, read and
+checked here; who predicts with it is in `inference`, and what the methods that read HR tiles add, in `selective`."""
 
 from __future__ import annotations
 
@@ -21,11 +22,12 @@ from lrmil_cli.slides.tiles import TileSettings, settings_from_json
 
 @dataclass
 class Model:
-    """A deployed classifier.
+    """What a model file holds, of any method.
 
     Attributes:
+        header: as models/README 2 lists it.
         encoders: one, or one a fold; heads: one a fold; encoder_of: which encoder each head reads.
-        classes: names in logit order; tiles: how a slide is tiled for it.
+        classes: names in logit order; tiles: how a slide is tiled at the lowest magnification that is looked at.
     """
 
     header: dict[str, Any]
@@ -49,7 +51,11 @@ def save_model(
     encoder_of: list[int],
     rest: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model file; ``rest`` are the tensors that a method has besides.
+    """Write a model file.
+
+    Args:
+        header: all that encoders and heads do not say themselves; rest: the tensors that a method has besides, under
+            names of its own.
 
     Raises:
         MachineError: the file cannot be written.
@@ -86,8 +92,9 @@ def load_parts(path: str | Path, methods: Collection[str] | None = None) -> tupl
     header, tensors = load_tensors(path, "model")
     method = header.get("method", "lrmil")
     if methods is not None and method not in methods:
+        needed = " or ".join(methods)
         raise InputError(
-            f"{path}: a model of method {method}; here one of {' or '.join(methods)} is needed (distill-student --method)"
+            f"{path}: a model of method {method}; here one of {needed} is needed (distill-student --method)"
         )
 
     def part(prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""AHDMIL, step 2: the screener learns the masks of DMIN, which is tuned on what the screener keeps (method-ahdmil 6).
+"""AHDMIL, step 2 (selective/README 4): the screener learns DMIN's masks, and DMIN is tuned on what the screener keeps.
 
-HDMIL is the same with one branch, hard masks alone and DMIN frozen (section 10).
+HDMIL is the same with one branch, hard masks alone and DMIN frozen (selective/README 4.5).
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ RESTARTS = 3
 
 @dataclass(frozen=True)
 class ScreenSettings:
-    """How the screener is made and trained. Defaults: AHDMIL (method-ahdmil 8).
+    """How the screener is made and trained. Defaults are AHDMIL's; their sources: selective/README 6.
 
     Attributes:
-        screen_px, source: of the screening images; branches: 1 or 2; p_soft: chance that a step learns raw scores, not masks.
+        screen_px, source: of the screening images; branches: 1 or 2.
+        p_soft: chance that a step learns raw scores, not masks.
         cross_ema: what the branches take over of each other after an epoch; freeze_dmin: DMIN is not tuned.
         window: kept rate on validation that a checkpoint must have, None for any.
-        official_modes: DMIN with dropout makes the targets, the screener with batch statistics the masks, as the official code.
+        official_modes: DMIN with dropout makes the targets, and the screener with batch statistics the masks, as in the
+            official code.
     """
 
     screen_px: int = 16
@@ -74,7 +76,8 @@ def screen_settings(method: str, changes: dict[str, Any]) -> ScreenSettings:
         raise UsageError("--cross-ema is between two branches; give --branches 2, or leave it out")
     if s.freeze_dmin and "dmin_lr" in changes:
         raise UsageError(
-            f"--dmin-lr: DMIN is frozen ({'--freeze-dmin' if 'freeze_dmin' in changes else f'--method {method}'}) and learns nothing"
+            f"--dmin-lr: DMIN is frozen ({'--freeze-dmin' if 'freeze_dmin' in changes else f'--method {method}'}) "
+            "and learns nothing"
         )
     if min(s.lipn_lr, s.dmin_lr) <= 0:
         raise UsageError("--lipn-lr and --dmin-lr must be above 0")
@@ -87,7 +90,7 @@ def screen_settings(method: str, changes: dict[str, Any]) -> ScreenSettings:
 
 @dataclass
 class Instances:
-    """One slide for step 2, all on one device: HR features [N, D] and screening images uint8 [N, s, s, 3] of the same tiles."""
+    """One slide for step 2: HR features [N, D] and screening images uint8 [N, s, s, 3] of the same tiles."""
 
     features: Tensor
     images: Tensor
@@ -95,21 +98,26 @@ class Instances:
 
 @dataclass
 class ScreenedFit(Fit):
-    """DMIN and the screener that belong together; ``starts`` that were needed, training slides ``skipped`` for having one tile.
+    """DMIN and the screener that belong together; ``curves`` and ``best_epoch`` are of the last start.
 
-    ``curves`` and ``best_epoch`` are of the last start.
+    Attributes:
+        starts: that were needed; skipped: training slides, for having one tile.
     """
 
+    head: DMIN
     screener: Screener
     starts: int
     skipped: int
 
 
 def screener_loss(scores: Tensor, target: Tensor, soft: bool) -> dict[str, Tensor]:
-    """Terms of the screener's loss, each the mean over branches: L1 to DMIN's masks (or raw scores), and squared error of the kept rate.
+    """Terms of the screener's loss, each the mean over branches (selective/README 4.1).
+
+    L1 to DMIN's masks (or raw scores), and squared error of the kept rate.
 
     Args:
-        scores: of the branches [B, C, N]; target: DMIN's raw scores [C, N]; soft: learn these, not the masks ``target > 0``.
+        scores: of the branches [B, C, N]; target: DMIN's raw scores [C, N].
+        soft: learn these, not the masks ``target > 0``.
     """
     mask = (target > 0).to(scores.dtype)
     rate = mask.amax(0).mean()
@@ -137,7 +145,7 @@ def fit_screened(
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> ScreenedFit:
-    """Train a screener and tune a copy of ``teacher``, starting anew where no checkpoint is within the kept-rate window.
+    """Train a screener and tune a copy of ``teacher``; start anew where no checkpoint is within the kept-rate window.
 
     Args:
         slides: all of the cohort; labels: class of each; train, val: indices.
@@ -145,7 +153,7 @@ def fit_screened(
     Raises:
         LrmilError: no start came within the window; the message shows the kept rates. Or the loss is no longer finite.
     """
-    tried = []
+    tried, own = [], 0.0
     for start in range(RESTARTS + 1):
         fit = _fit_once(teacher, slides, labels, train, val, replace(settings, seed=settings.seed + 1000 * start))
         if fit.best_epoch:
@@ -154,9 +162,11 @@ def fit_screened(
         tried.append(", ".join(f"{row['val_kept']:.2f}" for row in fit.curves[:8]))
         own = fit.curves[-1]["train_target_kept"]
         say(f"no epoch kept a share within {settings.window}: {tried[-1]}")
+    low, high = settings.window or (0.0, 1.0)
     raise LrmilError(
-        f"the screener kept a share outside the window {settings.window[0]:g} to {settings.window[1]:g} in {RESTARTS + 1} starts (kept on validation, by "
-        f"epoch: {'; '.join(tried)}; DMIN itself keeps {own:.2f} in training); widen --keep-rate-window, raise --lipn-lr, or train the teacher with another retention"
+        f"the screener kept a share outside the window {low:g} to {high:g} in {RESTARTS + 1} starts "
+        f"(kept on validation, by epoch: {'; '.join(tried)}; DMIN itself keeps {own:.2f} in training); "
+        "widen --keep-rate-window, raise --lipn-lr, or train the teacher with another retention"
     )
 
 
@@ -174,14 +184,11 @@ def _fit_once(
     device = slides[0].features.device
     head = copy.deepcopy(teacher).to(device).requires_grad_(not settings.freeze_dmin)
     screener = seeded_screener(head.num_classes, settings.branches, settings.seed).to(device)
-    optimizer = optimizer_for(
-        "adam", screener.parameters(), device, lr=settings.lipn_lr, weight_decay=settings.weight_decay
-    )
-    tuner = (
-        None
-        if settings.freeze_dmin
-        else optimizer_for("adam", head.parameters(), device, lr=settings.dmin_lr, weight_decay=settings.weight_decay)
-    )
+    decay = settings.weight_decay
+    optimizer = optimizer_for("adam", screener.parameters(), device, lr=settings.lipn_lr, weight_decay=decay)
+    tuner = None
+    if not settings.freeze_dmin:
+        tuner = optimizer_for("adam", head.parameters(), device, lr=settings.dmin_lr, weight_decay=decay)
     usable = [i for i in train if len(slides[i].images) > 1]  # one image has no batch statistics
     if not usable:
         raise LrmilError("every training slide has a single HR tile; the screener cannot learn from them")
@@ -189,9 +196,8 @@ def _fit_once(
     best, best_epoch, state = np.inf, 0, None
     cross_ema(screener, settings.cross_ema)
     for epoch in range(1, settings.epochs + 1):
-        means = _epoch(
-            head, screener, slides, labels, draw_order(labels, usable, True, rng), optimizer, tuner, settings, rng
-        )
+        order = draw_order(labels, usable, True, rng)
+        means = _epoch(head, screener, slides, labels, order, optimizer, tuner, settings, rng)
         cross_ema(screener, settings.cross_ema)
         if not settings.official_modes:
             refresh_statistics(screener, [slides[i].images for i in usable])
@@ -231,7 +237,11 @@ def _epoch(
     settings: ScreenSettings,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """One pass: for each slide the screener learns (a), then DMIN (b) where there is a ``tuner``. Means of all terms and kept rates."""
+    """One pass: for each slide the screener learns, then DMIN where there is a ``tuner``.
+
+    Returns:
+        means of all terms and kept rates.
+    """
     noted: dict[str, list[float]] = {}
     for i in order:
         slide = slides[i]
@@ -239,7 +249,7 @@ def _epoch(
             target = head.train(settings.official_modes).relevance(slide.features)
         scores = screener.train()(slide.images)
         terms = screener_loss(scores, target, rng.random() < settings.p_soft)
-        loss = sum(terms.values())
+        loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -276,8 +286,12 @@ def predict(head: DMIN, screener: Screener, slides: Sequence[Instances]) -> tupl
 
 
 def validate(head: DMIN, screener: Screener, slides: Sequence[Instances], labels: Sequence[int]) -> dict[str, Any]:
-    """``val_ce``, ``val_auc`` (None if undefined), ``val_kept`` of the fused masks, and ``val_agreement``: the share of mask
-    entries that are DMIN's own."""
+    """How good head and screener are on a set of slides.
+
+    Returns:
+        ``val_ce``, ``val_auc`` (None if undefined), ``val_kept`` of the fused masks, and ``val_agreement``, the share
+        of mask entries that are DMIN's own.
+    """
     probabilities, kept, _ = predict(head, screener, slides)
     truth = np.asarray(labels)
     picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)

@@ -9,28 +9,29 @@ import torch
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.heads.dmin import DMIN
+from lrmil_cli.heads.zoommil import ZoomMIL
 from lrmil_cli.models.model_file import Model, load_parts
-from lrmil_cli.selective.asymmetric_distillation import (
-    METHODS,
-)
+from lrmil_cli.selective.asymmetric_distillation import METHODS
 from lrmil_cli.selective.screener import Screener
 from lrmil_cli.slides.tiles import TileSettings, settings_from_json
 
 
 @dataclass
 class ScreenedModel:
-    """A model of AHDMIL or HDMIL: ``base`` with the HR encoder, DMIN heads and LR tiles; a screener a fold; the HR tiles."""
+    """A model of AHDMIL or HDMIL.
+
+    Attributes:
+        base: with the HR encoder and the LR tiles; heads: its own; screeners: one a fold; hr_tiles: what is read of HR.
+        ratio: HR tiles along the side of an LR tile; screen_px, source: of the screening images.
+    """
 
     base: Model
+    heads: list[DMIN]
     screeners: list[Screener]
     hr_tiles: TileSettings
     ratio: int
     screen_px: int
     source: str
-
-    @property
-    def heads(self) -> list[DMIN]:
-        return self.base.heads
 
     def to(self, device: torch.device) -> ScreenedModel:
         self.base.to(device)
@@ -48,14 +49,17 @@ def load_screened(path: str | Path) -> ScreenedModel:
     base, tensors = load_parts(path, tuple(METHODS))
     try:
         about, screeners = base.header["screen"], []
-        for n in range(len(base.heads)):
+        heads = [h for h in base.heads if isinstance(h, DMIN)]
+        if len(heads) < len(base.heads):
+            raise ValueError("heads that keep no mask")
+        for n in range(len(heads)):
             screener = Screener(len(base.classes), int(about["branches"]))
-            screener.load_state_dict(
-                {k[len(f"screen{n}.") :]: v for k, v in tensors.items() if k.startswith(f"screen{n}.")}
-            )
+            own = f"screen{n}."
+            screener.load_state_dict({k[len(own) :]: v for k, v in tensors.items() if k.startswith(own)})
             screeners.append(screener.eval().requires_grad_(False))
         return ScreenedModel(
             base,
+            heads,
             screeners,
             settings_from_json(base.header["hr_tiles"], str(path)),
             int(base.header["ratio"]),
@@ -70,7 +74,12 @@ def load_screened(path: str | Path) -> ScreenedModel:
 
 @dataclass
 class ZoomModel:
-    """``base`` with the encoder, the heads and the lowest level's tiles; the tiles of the deeper ``levels``, and tiles along a side of a parent."""
+    """A model of ZoomMIL.
+
+    Attributes:
+        base: with the encoder, the heads and the lowest level's tiles; levels: tiles of each deeper level.
+        ratios: how many of them lie along the side of a parent.
+    """
 
     base: Model
     levels: list[TileSettings]
@@ -91,8 +100,9 @@ def load_zoom(path: str | Path) -> ZoomModel:
     try:
         levels = [settings_from_json(t, str(path)) for t in base.header["level_tiles"]]
         ratios = [int(r) for r in base.header["ratios"]]
-        if not len(levels) == len(ratios) == base.heads[0].levels - 1:
-            raise ValueError("levels")
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        for head in base.heads:
+            if not isinstance(head, ZoomMIL) or not len(levels) == len(ratios) == head.levels - 1:
+                raise ValueError("levels")
+    except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path}: the model's metadata is incomplete ({e}); run `lrmil distill-student` again") from e
     return ZoomModel(base, levels, ratios)

@@ -1,5 +1,7 @@
-"""DB-LIPN, the dual-branch lightweight instance pre-screening network: which HR tiles are worth reading, from LR pixels
-(method-ahdmil 5)."""
+"""DB-LIPN, the dual-branch lightweight instance pre-screening network: which HR tiles to read, from LR pixels.
+
+Layout, fusion and what it costs: selective/README 3.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def _bottleneck(channels: int, out: int, kernel: int) -> nn.Sequential:
 
 
 class Branch(nn.Module):
-    """One branch: MobileNetV4-Conv in tiny, stride 32, 33,898 parameters for two classes. [N, 3, s, s] -> raw scores [N, C]."""
+    """One branch: MobileNetV4-Conv in tiny, stride 32, 33,898 parameters for two classes.
+
+    [N, 3, s, s] -> raw scores [N, C].
+    """
 
     def __init__(self, classes: int):
         super().__init__()
@@ -81,9 +86,10 @@ def seeded_screener(classes: int, branches: int, seed: int) -> Screener:
 
 @dataclass
 class Screening:
-    """What the screener says of a slide: fused scores [C, N]; mask bool [C, N], as it came and, in ``used``, without empty classes.
+    """What the screener says of a slide.
 
     Attributes:
+        scores: fused, [C, N]; mask: bool [C, N], as it came; used: the same without empty classes.
         empty: bool [C], classes that kept nothing; all of them: the union was empty.
     """
 
@@ -100,7 +106,9 @@ class Screening:
 
 @torch.no_grad()
 def screen(screener: Screener, images: Tensor) -> Screening:
-    """Fused scores and mask of a slide, in the mode the screener is in: the mean over branches of raw scores, kept above 0.
+    """Fused scores and mask of a slide, in the mode the screener is in.
+
+    Raw scores are averaged over the branches; what is above 0 is kept.
 
     Args:
         images: uint8 [N, s, s, 3].
@@ -123,8 +131,8 @@ def screening_of(scores: Tensor, threshold: float = 0.0) -> Screening:
 def refresh_statistics(screener: Screener, slides: list[Tensor]) -> None:
     """Running statistics of batch norm as the mean over slides, each a batch, of what they are with the weights of now.
 
-    The moving average that training keeps lags behind weights that move fast, and the screener then keeps all or nothing of a
-    slide in evaluation (our choice; the method is silent).
+    The moving average that training keeps lags behind weights that move fast, and the screener then keeps all or
+    nothing of a slide in evaluation (our choice; the method is silent).
 
     Args:
         slides: screening images uint8 [N, s, s, 3] each, with N > 1.

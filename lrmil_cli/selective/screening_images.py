@@ -1,4 +1,7 @@
-"""Screening images: for each HR tile the window of its LR tile that covers it, or of an overview of the slide (method-ahdmil 2)."""
+"""Screening images: for each HR tile the window of its LR tile that covers it, or of an overview of the slide.
+
+What they are and why they can stand for the paper's: selective/README 2.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
 from lrmil_cli.slides.reader import iter_batches, overview
-from lrmil_cli.slides.slide import WHITE, Slide
+from lrmil_cli.slides.samples import WHITE
+from lrmil_cli.slides.slide import Slide
 
 SOURCES = ("lr-tiles", "thumbnail")
 #: The stride of the screening network is 32: below this side nothing is left of a window before its last layers.
@@ -26,11 +30,12 @@ BATCH = 32
 
 
 def check_windows(tile_px: int, ratio: int, screen_px: int, source: str) -> None:
-    """Whether windows of ``screen_px`` can be cut from LR tiles of ``tile_px`` that hold ``ratio`` x ``ratio`` HR tiles.
+    """Windows of ``screen_px`` can be cut from LR tiles of ``tile_px`` that hold ``ratio`` x ``ratio`` HR tiles.
 
     Raises:
         UsageError: they cannot.
     """
+    side = tile_px // ratio
     if source not in SOURCES:
         raise UsageError(f"--screen-source {source}: choose one of {', '.join(SOURCES)}")
     if screen_px < MIN_PX:
@@ -38,27 +43,23 @@ def check_windows(tile_px: int, ratio: int, screen_px: int, source: str) -> None
     if source == "lr-tiles":
         if tile_px % ratio:
             raise UsageError(
-                f"LR tiles of {tile_px} px cannot be cut into {ratio} x {ratio} windows; use --screen-source thumbnail, or tile with "
-                f"--tile-px {tile_px // ratio * ratio or ratio}"
+                f"LR tiles of {tile_px} px cannot be cut into {ratio} x {ratio} windows; "
+                f"use --screen-source thumbnail, or tile with --tile-px {side * ratio or ratio}"
             )
-        if screen_px > tile_px // ratio:
+        if screen_px > side:
             raise UsageError(
-                f"--screen-px {screen_px}: an HR tile covers {tile_px // ratio} px of its LR tile, which is not enlarged; "
-                f"use {tile_px // ratio} or less"
-                + ("" if tile_px // ratio >= MIN_PX else " (--screen-source thumbnail can do more)")
+                f"--screen-px {screen_px}: an HR tile covers {side} px of its LR tile, which is not enlarged; "
+                f"use {side} or less" + ("" if side >= MIN_PX else " (--screen-source thumbnail can do more)")
             )
 
 
 def cut_windows(tiles: np.ndarray, ratio: int, screen_px: int) -> np.ndarray:
     """Windows of LR tiles, shrunk by area: uint8 [B, P, P, 3] -> uint8 [B, ratio ** 2, s, s, 3], cells row by row."""
-    b, side = len(tiles), tiles.shape[1] // ratio
-    cells = (
-        tiles.reshape(b, ratio, side, ratio, side, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b * ratio**2, side, side, 3)
-    )
+    b, side, size = len(tiles), tiles.shape[1] // ratio, (screen_px, screen_px)
+    cells = tiles.reshape(b, ratio, side, ratio, side, 3).transpose(0, 1, 3, 2, 4, 5)
+    cells = np.ascontiguousarray(cells.reshape(b * ratio**2, side, side, 3))
     if side != screen_px:
-        cells = np.stack(
-            [cv2.resize(c, (screen_px, screen_px), interpolation=cv2.INTER_AREA) for c in np.ascontiguousarray(cells)]
-        )
+        cells = np.stack([cv2.resize(c, size, interpolation=cv2.INTER_AREA) for c in cells])
     return cells.reshape(b, ratio**2, screen_px, screen_px, 3)
 
 
@@ -72,15 +73,17 @@ def windows_of_tiles(
     ratio: int,
     screen_px: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Screening images uint8 [N, s, s, 3] of HR tiles from the LR tiles they lie in, and which of them there are, bool [N].
+    """Screening images uint8 [N, s, s, 3] of HR tiles from the LR tiles they lie in, and which there are, bool [N].
 
     Args:
-        lr_boxes: int64 [R, 4], level-0 px; parent: int64 [N], row of ``lr_boxes``; cell: int64 [N], row-major in the LR tile.
+        lr_boxes: int64 [R, 4], level-0 px.
+        parent: int64 [N], row of ``lr_boxes``; cell: int64 [N], row-major in the LR tile.
 
     Raises:
         InputError: the slide is damaged at an LR tile, and such tiles are not to be skipped.
     """
-    out, bad = np.zeros((len(parent), screen_px, screen_px, 3), np.uint8), []
+    out = np.zeros((len(parent), screen_px, screen_px, 3), np.uint8)
+    bad: list[int] = []
     order = np.argsort(parent, kind="stable")
     start = np.searchsorted(parent[order], np.arange(len(lr_boxes) + 1))
     for rows, pixels in iter_batches(slide, lr_boxes, level, tile_px, BATCH, bad):
@@ -102,25 +105,17 @@ def windows_of_overview(slide: Slide, hr_boxes: np.ndarray, hr_step: float, scre
     """
     image, scale_x, scale_y = overview(slide, slide.mpp * hr_step / screen_px)
     # One HR tile is then exactly s px wide, so that windows lie side by side as the tiles do.
-    image = cv2.resize(
-        image, None, fx=scale_x * screen_px / hr_step, fy=scale_y * screen_px / hr_step, interpolation=cv2.INTER_AREA
-    )
+    fx, fy = scale_x * screen_px / hr_step, scale_y * screen_px / hr_step
+    image = cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)
     at = np.rint(hr_boxes[:, :2] * screen_px / hr_step).astype(np.int64)
-    needed = at.max(0) + screen_px
-    image = cv2.copyMakeBorder(
-        image,
-        0,
-        max(0, int(needed[1]) - image.shape[0]),
-        0,
-        max(0, int(needed[0]) - image.shape[1]),
-        cv2.BORDER_CONSTANT,
-        value=(WHITE,) * 3,
-    )
+    width, height = (at.max(0) + screen_px).tolist()
+    below, right = max(0, height - image.shape[0]), max(0, width - image.shape[1])
+    image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(WHITE,) * 3)
     return np.stack([image[y : y + screen_px, x : x + screen_px] for x, y in at])
 
 
 def hr_step(header: dict[str, Any]) -> float:
-    """Side in level-0 px of the tiles of a header."""
+    """Side in level-0 px of the tiles of a header, a real number."""
     s = header["settings"]
     return s.get("side_level0_px") or s["tile_px"] * s["mpp"] / header["slide"]["mpp"]
 
@@ -133,28 +128,21 @@ def make_images(
     workers: int | None,
     on_bad_tile: str = "fail",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Screening images uint8 [N, s, s, 3] of the HR tiles of a pairs table, in its order, and which of them there are, bool [N].
+    """Screening images of the HR tiles of a pairs table, in its order.
+
+    Returns:
+        uint8 [N, s, s, 3]; bool [N], which of them there are.
 
     Raises:
         InputError: the slide cannot be read, or is not the one that was tiled.
     """
-    lr = paired.header["lr"]
+    lr, boxes = paired.header["lr"], paired.lr_boxes
     with open_tiled_slide(lr, slide_path, workers, on_bad_tile=on_bad_tile) as slide:
         if source == "thumbnail":  # what is damaged is glass there
-            return windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px), np.ones(
-                len(paired.hr_boxes), bool
-            )
-        cell = cells_of(paired)
-        return windows_of_tiles(
-            slide,
-            paired.lr_boxes,
-            tile_level(slide, lr),
-            lr["settings"]["tile_px"],
-            paired.region,
-            cell,
-            paired.ratio,
-            screen_px,
-        )
+            images = windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px)
+            return images, np.ones(len(images), bool)
+        level, tile_px, cell = tile_level(slide, lr), lr["settings"]["tile_px"], cells_of(paired)
+        return windows_of_tiles(slide, boxes, level, tile_px, paired.region, cell, paired.ratio, screen_px)
 
 
 def cells_of(paired: PairedSlide) -> np.ndarray:
@@ -175,7 +163,9 @@ def load_images(
     workers: int | None = None,
     on_bad_tile: str = "fail",
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Screening images of a cohort from ``cache``, as :func:`make_images` gives them; what is missing is cut from the slides and written first.
+    """Screening images of a cohort from ``cache``, as :func:`make_images` gives them.
+
+    What is missing there is cut from the slides and written first.
 
     Args:
         paths: where each slide is now; where it is not, the path that its tables name.
@@ -192,12 +182,11 @@ def load_images(
             found = make_images(paired, screen_px, source, path if path.exists() else None, workers, on_bad_tile)
             with atomic_path(file) as tmp, open(tmp, "wb") as fh:
                 np.savez(fh, images=found[0], there=found[1])
-            bad = (
-                ""
-                if found[1].all()
-                else f" ({(~found[1]).sum()} lie in LR tiles that cannot be decoded and are left out)"
+            bad = int((~found[1]).sum())
+            say(
+                f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px"
+                + (f" ({bad} lie in LR tiles that cannot be decoded and are left out)" if bad else "")
             )
-            say(f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px{bad}")
         out.append(found)
     return out
 

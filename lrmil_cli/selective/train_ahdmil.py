@@ -1,4 +1,7 @@
-"""AHDMIL and HDMIL for a cohort: screening images, the teacher's DMIN fold by fold, the model file and what stands beside it."""
+"""AHDMIL and HDMIL for a cohort: screening images, the teacher's DMIN fold by fold, the model and the files beside it.
+
+The method itself is in ``asymmetric_distillation.py``.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,17 @@ from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import find_table, write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
+from lrmil_cli.heads.dmin import DMIN
 from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
 from lrmil_cli.models.model_file import save_model
-from lrmil_cli.selective.asymmetric_distillation import (
-    Instances,
-    ScreenedFit,
-    ScreenSettings,
-    fit_screened,
-    predict,
-)
+from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, ScreenSettings, fit_screened, predict
 from lrmil_cli.selective.screening_images import check_windows, load_images
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import tile_tables
 from lrmil_cli.training.crossval import FoldResult
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
-from lrmil_cli.training.high_resolution import HighResolution, load_high
+from lrmil_cli.training.high_resolution import HighSlide, load_high
 from lrmil_cli.training.leaks import check_no_leak
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
 
@@ -61,6 +59,13 @@ class Result:
     metrics: dict[str, Any]
     kept_rate: float | None
     text: str
+
+
+@dataclass
+class ScreenedFold(FoldResult):
+    """A fold whose fit has a screener beside the head."""
+
+    fit: ScreenedFit
 
 
 def train_screened(
@@ -90,7 +95,8 @@ def train_screened(
         on_bad_tile: ``fail``, or ``skip``: HR tiles in an LR tile that cannot be decoded are left out.
 
     Raises:
-        UsageError, InputError, MachineError: as the parts; among others where the teacher is no DMIN, or not of this encoder.
+        UsageError, InputError, MachineError: as the parts; among others where the teacher is no DMIN, or not of this
+            encoder.
     """
     guide = read_teacher(teacher)
     check_classes(guide, manifest)
@@ -103,9 +109,12 @@ def train_screened(
     folder = Path(features) if features else guide.features
     high = load_high(ids, set(ids), folder, pairs, tables, torch.device("cpu"), required=set(ids))
     check_features(guide, folder, ids, high, warn)
-    if foreign := {h["made_by"] for h in high.headers if "made_by" in h}:
+    sides = [s for s in high.slides if s is not None]
+    assert len(sides) == len(ids), "load_high was asked for all"
+    if foreign := {s.header["made_by"] for s in sides if "made_by" in s.header}:
         raise InputError(
-            f"{folder}: features of {NAMES[foreign.pop()]}; a model that encodes HR tiles itself needs those that lrmil made (`lrmil embed`)"
+            f"{folder}: features of {NAMES[foreign.pop()]}; a model that encodes HR tiles itself needs those that "
+            "lrmil made (`lrmil embed`)"
         )
     tile_px = tables[0][1]["settings"]["tile_px"]
     check_windows(tile_px, high.ratio, settings.screen_px, settings.source)
@@ -119,17 +128,9 @@ def train_screened(
         return Result(True, header["metrics"], header["kept_rate"], "up to date")
 
     paired = [read_pairs(find_table(pairs, i, "pairs")) for i in ids]
-    images = load_images(
-        paired,
-        [e.path for e in manifest],
-        settings.screen_px,
-        settings.source,
-        output.with_suffix(".screen"),
-        say,
-        workers,
-        on_bad_tile,
-    )
-    slides = _instances(paired, images, high, device, say)
+    cache, paths = output.with_suffix(".screen"), [e.path for e in manifest]
+    images = load_images(paired, paths, settings.screen_px, settings.source, cache, say, workers, on_bad_tile)
+    slides = _instances(paired, images, sides, device, say)
     results = _folds(manifest, table, guide, slides, settings, device, say, warn)
     metrics_rows, pooled = crossval.score(manifest, results)
     predictions, kept = _predictions(manifest, results, slides)
@@ -160,18 +161,13 @@ def train_screened(
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: len(slides[at[s]].features) for s in predictions["slide_id"]},
     )
-    common = {"settings": {}, "history": history}
+    common: dict[str, Any] = {"settings": {}, "history": history}
     stem = output.with_suffix("")
     write_table(f"{stem}.predictions.csv", make_header("predictions", **common), predictions)
     write_table(f"{stem}.teacher.predictions.csv", make_header("predictions", **common), guide.predictions())
     write_table(f"{stem}.metrics.csv", make_header("metrics", **common), metrics_rows)
-    curves = crossval.curves_table(results)
-    write_curves(
-        Path(f"{stem}.curves.csv"),
-        make_header("curves", **common),
-        results,
-        [p for p in PANELS if set(p[1]) & set(curves)],
-    )
+    panels = [p for p in PANELS if set(p[1]) & set(crossval.curves_table(results))]
+    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results, panels)
     screeners = {f"screen{n}.{k}": v for n, r in enumerate(results) for k, v in r.fit.screener.state_dict().items()}
     save_model(output, header, [high_encoder], [r.fit.head for r in results], [0] * len(results), screeners)
     text = crossval.summary(method, metrics_rows, len(results)) + f", kept {show(kept)} of the HR tiles"
@@ -192,8 +188,8 @@ def _teachers_encoder(guide: Teacher, spec: str, input_size: int | None, embeddi
     made_by = guide.header.get("made_by", "lrmil")
     if made_by != "lrmil":
         raise InputError(
-            f"{guide.path}: trained on features of {NAMES[made_by]}; a model that encodes HR tiles itself needs a teacher trained "
-            "with --tiles and --encoder"
+            f"{guide.path}: trained on features of {NAMES[made_by]}; a model that encodes HR tiles itself needs a "
+            "teacher trained with --tiles and --encoder"
         )
     known = guide.header["encoder"]
     loaded = load_encoder(
@@ -211,8 +207,9 @@ def _teachers_encoder(guide: Teacher, spec: str, input_size: int | None, embeddi
     )
     if same != theirs:
         raise InputError(
-            f"{guide.path}: the teacher was trained on features of {known['name']} ({theirs[2]}, {theirs[3]} px input), not of {spec} "
-            f"({same[2]}, {same[3]} px); give --encoder (--embedding, --input-size) as train-teacher got it"
+            f"{guide.path}: the teacher was trained on features of {known['name']} "
+            f"({theirs[2]}, {theirs[3]} px input), not of {spec} ({same[2]}, {same[3]} px); "
+            "give --encoder (--embedding, --input-size) as train-teacher got it"
         )
     return loaded
 
@@ -220,7 +217,7 @@ def _teachers_encoder(guide: Teacher, spec: str, input_size: int | None, embeddi
 def _instances(
     paired: list[PairedSlide],
     images: list[tuple[np.ndarray, np.ndarray]],
-    high: HighResolution,
+    sides: list[HighSlide],
     device: torch.device,
     say: Callable[[str], None],
 ) -> list[Instances]:
@@ -230,16 +227,16 @@ def _instances(
         InputError: a slide has none.
     """
     out, ignored = [], 0
-    for p, (pictures, there), bag, rows in zip(paired, images, high.bags, high.rows):
-        use = np.flatnonzero(there & (rows >= 0))
+    for p, (pictures, there), hr in zip(paired, images, sides):
+        use = np.flatnonzero(there & (hr.rows >= 0))
         if not use.size:
             raise InputError(
-                f"slide {p.slide_id}: none of its HR tiles has both features and a screening image; leave it out of the manifest"
+                f"slide {p.slide_id}: none of its HR tiles has both features and a screening image; "
+                "leave it out of the manifest"
             )
-        out.append(
-            Instances(bag.features[torch.from_numpy(rows[use])].to(device), torch.from_numpy(pictures[use]).to(device))
-        )
-        ignored += len(bag.features) - int((rows >= 0).sum())
+        features = hr.bag.features[torch.from_numpy(hr.rows[use])]
+        out.append(Instances(features.to(device), torch.from_numpy(pictures[use]).to(device)))
+        ignored += len(hr.bag.features) - int((hr.rows >= 0).sum())
     if ignored:
         say(f"{ignored} HR tile(s) lie in no LR tile and are left out; prediction will not find them either")
     return out
@@ -254,7 +251,7 @@ def _folds(
     device: torch.device,
     say: Callable[[str], None],
     warn: Callable[[str], None],
-) -> list[FoldResult]:
+) -> list[ScreenedFold]:
     """One screener a fold, on the teacher's folds and from its DMIN of the same fold."""
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     labels = [manifest.classes.index(e.label) for e in manifest]
@@ -263,42 +260,43 @@ def _folds(
         parts = members(table, name)
         index = {part: [at[s] for s in own] for part, own in parts.items()}
         header, head = guide.head(k)
+        assert isinstance(head, DMIN), "_teachers_encoder has looked"
         check_no_leak(header, parts["test"], k)
-        fit = fit_screened(
-            head.to(device),
-            slides,
-            labels,
-            index["train"],
-            index["val"],
-            replace(settings, seed=settings.seed + k),
-            say=lambda text, k=k: say(f"fold {k}: {text}"),
-        )
+
+        def say_of(text: str, k: int = k) -> None:
+            say(f"fold {k}: {text}")
+
+        own = replace(settings, seed=settings.seed + k)
+        fit = fit_screened(head.to(device), slides, labels, index["train"], index["val"], own, say=say_of)
         if fit.skipped:
             warn(
-                f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; one tile has no batch statistics"
+                f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; "
+                "one tile has no batch statistics"
             )
         best = fit.curves[fit.best_epoch - 1]
         say(
-            f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, kept {best['val_kept']:.2f}, "
-            f"mask as DMIN's {best['val_agreement']:.2f}"
+            f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, "
+            f"kept {best['val_kept']:.2f}, mask as DMIN's {best['val_agreement']:.2f}"
         )
         probabilities = predict(fit.head, fit.screener, [slides[i] for i in index["test"]])[0]
-        results.append(FoldResult(k, fit, parts, probabilities))
+        results.append(ScreenedFold(k, fit, parts, probabilities))
     return results
 
 
 def _predictions(
-    manifest: Manifest, results: list[FoldResult], slides: list[Instances]
+    manifest: Manifest, results: list[ScreenedFold], slides: list[Instances]
 ) -> tuple[pd.DataFrame, float | None]:
-    """Out-of-fold predictions with ``hr_tiles`` (there), ``hr_read`` and their share ``kept_rate``, as ``predict`` counts them: after the
-    fallbacks of an empty mask; and the mean kept rate."""
+    """Out-of-fold predictions, and the mean kept rate.
+
+    With ``hr_tiles`` (there), ``hr_read`` and their share ``kept_rate``, as ``predict`` counts them: after the
+    fallbacks of an empty mask.
+    """
     table = crossval.predictions_table(manifest, results)
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     kept, read, there = [], [], []
     for r in results:
-        fit: ScreenedFit = r.fit
         test = [slides[at[s]] for s in r.parts["test"]]
-        _, _, shares = predict(fit.head, fit.screener, test)
+        _, _, shares = predict(r.fit.head, r.fit.screener, test)
         kept += shares.tolist()
         there += [len(s.features) for s in test]
         read += [round(share * len(s.features)) for share, s in zip(shares, test)]
@@ -310,7 +308,8 @@ def _predictions(
 
 def _with_kept(metrics: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """The metrics table with the mean kept rate of each row's slides."""
-    own = {str(fold): float(rows["kept_rate"].mean()) for fold, rows in predictions.groupby("fold")}
-    mean, sd = mean_sd(list(own.values()))
-    own |= {"mean": mean, "sd": sd, "pooled": float(predictions["kept_rate"].mean()) if len(predictions) else None}
-    return metrics.assign(kept_rate=[own.get(str(f)) for f in metrics["fold"]])
+    by_fold = {str(fold): float(rows["kept_rate"].mean()) for fold, rows in predictions.groupby("fold")}
+    mean, sd = mean_sd(list(by_fold.values()))
+    pooled = float(predictions["kept_rate"].mean()) if len(predictions) else None
+    shares: dict[str, float | None] = {**by_fold, "mean": mean, "sd": sd, "pooled": pooled}
+    return metrics.assign(kept_rate=pd.Series([shares.get(str(f)) for f in metrics["fold"]], metrics.index))

@@ -1,4 +1,4 @@
-"""ZoomMIL for a cohort: pyramids of features from pairs tables, one head a fold, the model file (mil-heads 10)."""
+"""ZoomMIL for a cohort (selective/README 5): pyramids of features from pairs tables, a head a fold, the model file."""
 
 from __future__ import annotations
 
@@ -65,14 +65,11 @@ def train_zoom(
     workers: int | None = None,
     on_bad_tile: str = "fail",
 ) -> Result:
-    """Train a head a fold on pyramids of 5x and 20x tiles, or with one magnification more between them, and write the model file.
-
-    The method reads a child whether it has tissue or not; our HR tables hold tiles with tissue alone, and a child without is
-    missing here. That reads less and changes nothing where both tissue rules agree.
+    """Train a head a fold on pyramids of 5x and 20x tiles, or with one magnification more, and write the model file.
 
     Args:
-        tiles: folder of LR tile tables; pairs: of the lowest level with the next; mid_pairs, mid_features: of the middle level with the
-            highest, and features of the middle one, for three levels.
+        tiles: folder of LR tile tables; pairs: of the lowest level with the next.
+        mid_pairs, mid_features: for three levels, pairs of the middle one with the highest, and its features.
         features: of the highest level; None for those of the teacher, which otherwise only gives its folds.
 
     Raises:
@@ -81,9 +78,14 @@ def train_zoom(
     guide = read_teacher(teacher) if teacher else None
     if guide is not None:
         check_classes(guide, manifest)
-    if features is None and guide is None:
+    if features is not None:
+        highest = Path(features)
+    elif guide is not None:
+        highest = guide.features
+    else:
         raise InputError(
-            "give --features with the HR features of this encoder (`lrmil embed`), or --teacher, whose features are taken"
+            "give --features with the HR features of this encoder (`lrmil embed`), or --teacher, whose features are "
+            "taken"
         )
     table = folds_like(manifest, guide, folds, training.seed)
     tables = tile_tables(manifest, tiles)
@@ -93,17 +95,14 @@ def train_zoom(
     if note := licence_warning(loaded.info):
         warn(note)
     own_digest = features_settings(loaded)["encoder"]
-    chain = [pairs] if mid_pairs is None else [pairs, mid_pairs]
-    folders = (
-        [Path(features) if features else guide.features]
-        if mid_pairs is None
-        else [Path(mid_features), Path(features) if features else guide.features]
-    )
+    chain, folders = [pairs], [highest]
+    if mid_pairs is not None and mid_features is not None:
+        chain, folders = [pairs, mid_pairs], [Path(mid_features), highest]
     ids = [e.slide_id for e in manifest]
     paired = [[read_pairs(find_table(p, i, "pairs")) for i in ids] for p in chain]
-    for p, level in zip(chain, paired):
-        if len({digest({"ratio": own.ratio, "tiles": own.header["hr"]["settings"]}, {}) for own in level}) > 1:
-            raise InputError(f"{p}: pairs of different ratios or tiles; tile all slides alike")
+    for given, level in zip(chain, paired):
+        if len({digest({"ratio": p.ratio, "tiles": p.header["hr"]["settings"]}, {}) for p in level}) > 1:
+            raise InputError(f"{given}: pairs of different ratios or tiles; tile all slides alike")
     deep = [[_features(folder / f"{i}.h5", own_digest, encoder) for i in ids] for folder in folders]
     low = embed_cohort(
         loaded,
@@ -120,7 +119,8 @@ def train_zoom(
     for i, (_, lr_header), p in zip(ids, tables, paired[0]):
         if last_digest(p.header["lr"]) != last_digest(lr_header):
             raise InputError(
-                f"{pairs}: the pairs of {i} were made from other LR tiles than those in --tiles; run `lrmil match` again"
+                f"{pairs}: the pairs of {i} were made from other LR tiles than those in --tiles; "
+                "run `lrmil match` again"
             )
 
     options = {**head.options, "levels": len(chain) + 1}
@@ -164,11 +164,10 @@ def train_zoom(
         license=loaded.info.license,
         slides=ids,
     )
-    common = {"settings": {}, "history": history}
+    common: dict[str, Any] = {"settings": {}, "history": history}
     stem = output.with_suffix("")
-    write_table(
-        f"{stem}.predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results)
-    )
+    predictions = crossval.predictions_table(manifest, results)
+    write_table(f"{stem}.predictions.csv", make_header("predictions", **common), predictions)
     write_table(f"{stem}.metrics.csv", make_header("metrics", **common), rows)
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
     save_model(output, header, [loaded], [r.fit.head for r in results], [0] * len(results))
@@ -176,14 +175,18 @@ def train_zoom(
 
 
 def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> PyramidBag:
-    """The pyramid of one slide. A tile that has no features, since it cannot be decoded, is not in it, nor are those below it.
+    """The pyramid of one slide.
+
+    A tile that has no features, since it cannot be decoded, is not in it, nor are those below it.
 
     Args:
-        low: the lowest level; deep, paired: of each deeper level its features, and the pairs of the level above with it.
+        low: the lowest level.
+        deep, paired: of each deeper level its features, and the pairs of the level above with it.
 
     Raises:
         InputError: pairs and features are of different tiles.
     """
+    assert low.coords is not None, "feature files have corners"
     levels, children, corners = [low.features.cpu()], [], low.coords.cpu().numpy()
     for features, pairs in zip(deep, paired):
         rows = align(pairs, features, f"features of {pairs.slide_id}")
@@ -204,7 +207,8 @@ def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> P
 def _features(path: Path, encoder_digest: str, spec: str) -> Features:
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file; make the features of each level with `lrmil embed` and the same --encoder, or give the folder of train-teacher"
+            f"{path}: no such file; make the features of each level with `lrmil embed` and the same --encoder, "
+            "or give the folder of train-teacher"
         )
     found = read_features(path)
     if found.header["settings"].get("encoder") != encoder_digest:

@@ -1,7 +1,7 @@
 """The blocks (tiles or strips) of one level of a TIFF, decoded one at a time without zarr in between.
 
-tiffslide reads a region through a zarr store, which costs more than the decoding. The ``tifffile`` object behind it knows
-where every block lies and how to decode it; that is all a reader of tiles needs.
+tiffslide reads a region through a zarr store, which costs more than the decoding. The ``tifffile`` object behind it
+knows where every block lies and how to decode it; that is all a reader of tiles needs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+
+from lrmil_cli.units import LevelPx
 
 #: TIFF's number of JPEG with shared tables, as scanners write it.
 _JPEG = 7
@@ -28,8 +30,8 @@ class Blocks:
         missing: blocks that the file leaves out, as scanners do for areas they did not scan.
     """
 
-    width: int
-    height: int
+    width: LevelPx
+    height: LevelPx
     cols: int
     rows: int
     page: Any
@@ -48,7 +50,8 @@ class Blocks:
             out: uint8 [height, width, 3], used where the codec can.
 
         Returns:
-            ``out``, or another array [h, w, samples] or [h, w]; smaller than the block where the file cuts it at the edge.
+            ``out``, or another array [h, w, samples] or [h, w]; smaller than the block where the file cuts it at the
+            edge.
 
         Raises:
             Exception: of tifffile or the codec, where the block is damaged.
@@ -73,8 +76,8 @@ class Blocks:
 def new_block(height: int, width: int) -> np.ndarray:
     """Memory to decode into, uint8 [height, width, 3].
 
-    libjpeg-turbo writes rows that start at a multiple of 32 bytes past the processor's cache, and decoding then takes up to twice
-    as long; rows of blocks are multiples of 16 bytes, so memory that starts 8 bytes off has none.
+    libjpeg-turbo writes rows that start at a multiple of 32 bytes past the processor's cache, and decoding then takes
+    up to twice as long; rows of blocks are multiples of 16 bytes, so memory that starts 8 bytes off has none.
     """
     size = height * width * 3
     raw = np.empty(size + 64, np.uint8)
@@ -83,13 +86,13 @@ def new_block(height: int, width: int) -> np.ndarray:
 
 
 def paste_block(out: np.ndarray, x: int, y: int, block: np.ndarray, block_x: int, block_y: int) -> None:
-    """Copy what a block [h, w, 3] at (block_x, block_y) shares with the picture ``out`` at (x, y), all in px of the level."""
+    """Copy what a block [h, w, 3] at (block_x, block_y) shares with the picture ``out`` at (x, y), all in px of the
+    level."""
     top, bottom = max(y, block_y), min(y + out.shape[0], block_y + block.shape[0])
     left, right = max(x, block_x), min(x + out.shape[1], block_x + block.shape[1])
     if top < bottom and left < right:
-        out[top - y : bottom - y, left - x : right - x] = block[
-            top - block_y : bottom - block_y, left - block_x : right - block_x
-        ]
+        part = block[top - block_y : bottom - block_y, left - block_x : right - block_x]
+        out[top - y : bottom - y, left - x : right - x] = part
 
 
 def open_blocks(
@@ -102,9 +105,10 @@ def open_blocks(
     """The blocks of a level of an open ``TiffSlide``; None where they must be read through it.
 
     Args:
-        above: blocks of the next finer level of an Aperio slide. What lies over one that is missing there holds anything, so
-            that viewers (OpenSlide) take it for missing too.
-        read_region: uint8 [h, w, 3] of x, y, w, h in px of the level, by tiffslide: a block must decode to the same pixels.
+        above: blocks of the next finer level of an Aperio slide. What lies over one that is missing there holds
+            anything, so that viewers (OpenSlide) take it for missing too.
+        read_region: uint8 [h, w, 3] of x, y, w, h in px of the level, by tiffslide: a block must decode to the same
+            pixels.
         to_rgb: what makes the pixels of the file uint8 RGB.
     """
     found = _find_blocks(handle, level)
@@ -142,7 +146,8 @@ def _find_blocks(handle: Any, level: int) -> Blocks | None:
     there = np.zeros(cols * rows, bool)  # the last row of blocks may lack its entries (Philips)
     known = min(there.size, len(page.dataoffsets), len(page.databytecounts))
     there[:known] = (np.asarray(page.dataoffsets[:known]) > 0) & (np.asarray(page.databytecounts[:known]) > 0)
-    return Blocks(w, h, cols, rows, page, _direct_jpeg(page), frozenset(np.flatnonzero(~there).tolist()))
+    missing = frozenset(np.flatnonzero(~there).tolist())
+    return Blocks(LevelPx(w), LevelPx(h), cols, rows, page, _direct_jpeg(page), missing)
 
 
 def _direct_jpeg(page: Any) -> dict[str, Any] | None:
@@ -163,13 +168,8 @@ def _agrees(
     to_rgb: Callable[[np.ndarray], np.ndarray],
 ) -> bool:
     """Self-check: a block near the middle of the level, read both ways."""
-    middle = blocks.rows // 2 * blocks.cols + blocks.cols // 2
-    outwards = (
-        i
-        for k in range(blocks.cols * blocks.rows)
-        for i in {middle + k, middle - k}
-        if 0 <= i < blocks.cols * blocks.rows
-    )
+    count, middle = blocks.cols * blocks.rows, blocks.rows // 2 * blocks.cols + blocks.cols // 2
+    outwards = (i for k in range(count) for i in {middle + k, middle - k} if 0 <= i < count)
     for index in islice((i for i in outwards if i not in blocks.missing), 8):
         x, y, w, h = blocks.rect(index)
         w, h = min(w, size[0] - x, 512), min(h, size[1] - y, 512)

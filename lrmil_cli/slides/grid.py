@@ -1,7 +1,7 @@
 """The tile grid and the level rule: pure geometry, no pixels.
 
 The grid is anchored at (0, 0) and steps in real numbers, so that grids of different mpp on one slide never drift
-apart (design: tile (i, j) has its corner at ``round(i * step)``).
+apart (slides/README 2.2).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.units import Level0Px, LevelPx, Mpp
 
 #: A level (or the slide itself) may be this much coarser than the mpp asked for and still count as equal to it:
 #: scanners call 0.5031 um/px "20x", and a level's real downsample is known to a pixel only.
 LEVEL_TOLERANCE = 0.01
-#: Level 0 may be this much coarser before reading it counts as enlarging (method: mpp_0 > 1.05 t is an error).
+#: Level 0 may be this much coarser before reading it counts as enlarging (slides/README 2.3).
 UPSAMPLE_TOLERANCE = 0.05
 #: Sides of tiles of other tools follow nominal magnifications: "20x" is 0.46 to 0.55 um/px.
 RATIO_TOLERANCE = 0.02
@@ -28,22 +29,23 @@ class Grid:
 
     Attributes:
         cols, rows: tiles along x and y; the last ones may stick out of the slide.
+        width, height: of the slide.
     """
 
     step: float
     cols: int
     rows: int
-    width: int
-    height: int
+    width: Level0Px
+    height: Level0Px
 
 
-def make_grid(width: int, height: int, slide_mpp: float, mpp: float, tile_px: int) -> Grid:
+def make_grid(width: Level0Px, height: Level0Px, slide_mpp: Mpp, mpp: Mpp, tile_px: LevelPx) -> Grid:
     """The grid of tiles of ``tile_px`` pixels at ``mpp`` over a slide of ``width`` x ``height`` level-0 px."""
     step = tile_px * mpp / slide_mpp
     return Grid(step, _count(width, step), _count(height, step), width, height)
 
 
-def _count(length: int, step: float) -> int:
+def _count(length: Level0Px, step: float) -> int:
     """Tiles that start inside ``length``; a sliver below half a pixel is rounding, not a tile."""
     return max(1, int(np.ceil((length - 0.5) / step)))
 
@@ -70,7 +72,7 @@ def tile_boxes(grid: Grid, col: np.ndarray, row: np.ndarray) -> dict[str, np.nda
 def inside_share(grid: Grid, col: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Share of each tile's area that lies inside the slide, float64 [N] in 0..1."""
 
-    def axis(index: np.ndarray, length: int) -> np.ndarray:
+    def axis(index: np.ndarray, length: Level0Px) -> np.ndarray:
         start = np.asarray(index, dtype=np.float64) * grid.step
         return np.clip(np.minimum(start + grid.step, length) - start, 0, None) / grid.step
 
@@ -78,7 +80,7 @@ def inside_share(grid: Grid, col: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 
 def choose_level(
-    downsamples: Sequence[float], slide_mpp: float, mpp: float, *, allow_upsample: bool = False, where: str = "slide"
+    downsamples: Sequence[float], slide_mpp: Mpp, mpp: Mpp, *, allow_upsample: bool = False, where: str = "slide"
 ) -> int:
     """The coarsest level that is still as fine as ``mpp`` (level rule: never a coarser level).
 
@@ -94,7 +96,7 @@ def choose_level(
     return max(fine, key=lambda i: downsamples[i], default=0)
 
 
-def split_ratio(tile_px_lr: int, mpp_lr: float, tile_px_hr: int, mpp_hr: float) -> int:
+def split_ratio(tile_px_lr: LevelPx, mpp_lr: Mpp, tile_px_hr: LevelPx, mpp_hr: Mpp) -> int:
     """HR tiles along one side of an LR tile: ``r = (P_l mpp_l) / (P_h mpp_h)``.
 
     Raises:
@@ -108,8 +110,8 @@ def split_ratio(tile_px_lr: int, mpp_lr: float, tile_px_hr: int, mpp_hr: float) 
         )
     if abs(r - round(r)) > 1e-6 * r:
         raise InputError(
-            f"an LR tile ({mpp_lr:g} um/px, {tile_px_lr} px) holds {r:.4g} HR tiles ({mpp_hr:g} um/px, {tile_px_hr} px) "
-            "along a side; this must be a whole number, choose --mpp so that it is"
+            f"an LR tile ({mpp_lr:g} um/px, {tile_px_lr} px) holds {r:.4g} HR tiles ({mpp_hr:g} um/px, "
+            f"{tile_px_hr} px) along a side; this must be a whole number, choose --mpp so that it is"
         )
     return round(r)
 
@@ -117,7 +119,7 @@ def split_ratio(tile_px_lr: int, mpp_lr: float, tile_px_hr: int, mpp_hr: float) 
 def match_tiles(
     lr_col: np.ndarray, lr_row: np.ndarray, hr_col: np.ndarray, hr_row: np.ndarray, ratio: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pair HR tiles with the LR tile they lie in (method 2.3), by integer arithmetic and one sorted search.
+    """Pair HR tiles with the LR tile they lie in (slides/README 2.4), by integer arithmetic and one sorted search.
 
     Args:
         lr_col, lr_row: int [N_l], hr_col, hr_row: int [N_h], grid indices; ratio: r.

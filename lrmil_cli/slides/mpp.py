@@ -7,8 +7,9 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.units import Mpp
 
-MIN_MPP, MAX_MPP = 0.05, 20.0
+MIN_MPP, MAX_MPP = Mpp(0.05), Mpp(20.0)
 #: x and y may differ by this share before a slide counts as anisotropic.
 MAX_ANISOTROPY = 0.02
 
@@ -16,10 +17,10 @@ _UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 
 
 
 @dataclass(frozen=True)
-class Mpp:
+class Scale:
     """Level-0 micrometres per pixel and where it came from: ``metadata``, ``option`` or ``manifest``."""
 
-    value: float
+    mpp: Mpp
     source: str
 
 
@@ -40,7 +41,7 @@ def resolve_mpp(
     option: float | None = None,
     manifest: float | None = None,
     objective: object = None,
-) -> Mpp:
+) -> Scale:
     """The scale to use for a slide: the option wins over the manifest, which wins over the metadata.
 
     Raises:
@@ -50,7 +51,7 @@ def resolve_mpp(
         if value is not None:
             if not MIN_MPP <= value <= MAX_MPP:
                 raise InputError(f"{where}: mpp {value:g} from the {source} is outside {MIN_MPP} to {MAX_MPP:g} um/px")
-            return Mpp(float(value), source)
+            return Scale(Mpp(float(value)), source)
     x, y = parse_number(mpp_x), parse_number(mpp_y)
     power = parse_number(objective)
     hint = (
@@ -66,10 +67,10 @@ def resolve_mpp(
         )
     if abs(x - y) > MAX_ANISOTROPY * max(x, y):
         raise InputError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
-    return Mpp((x + y) / 2, "metadata")
+    return Scale(Mpp((x + y) / 2), "metadata")
 
 
-def ome_mpp(xml: str | None) -> tuple[float | None, float | None]:
+def ome_mpp(xml: str | None) -> tuple[Mpp | None, Mpp | None]:
     """PhysicalSizeX/Y of the first image in OME-XML, in um/px; (None, None) where it says nothing."""
     if not xml or "<!DOCTYPE" in xml:  # OME-XML never has one; entities could be used to fill the memory
         return None, None
@@ -81,9 +82,9 @@ def ome_mpp(xml: str | None) -> tuple[float | None, float | None]:
     if pixels is None:
         return None, None
 
-    def size(axis: str) -> float | None:
+    def size(axis: str) -> Mpp | None:
         number = parse_number(pixels.get(f"PhysicalSize{axis}"))
         unit = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        return None if number is None or unit is None else number * unit
+        return None if number is None or unit is None else Mpp(number * unit)
 
     return size("X"), size("Y")

@@ -12,11 +12,12 @@ import numpy as np
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.slides.blocks import Blocks, new_block, paste_block
-from lrmil_cli.slides.slide import WHITE, Slide
+from lrmil_cli.slides.samples import WHITE
+from lrmil_cli.slides.slide import Slide
 
 #: Pixels that one band of an overview may hold before it is shrunk; bounds the memory on slides without a pyramid.
 BAND_PIXELS = 4_000_000
-#: Tiles that a reader thread is given at a time: enough to make its start cheap, few enough to keep all threads at work.
+#: Tiles that a reader thread is given at a time: enough to make its start cheap, few enough to keep all at work.
 TASK_TILES = 8
 #: What the tiles read at a time may take, where a batch does not take more.
 CHUNK_BYTES = 64_000_000
@@ -52,7 +53,8 @@ def level_rects(slide: Slide, level: int, boxes: np.ndarray) -> np.ndarray:
 
 
 def resample(pixels: np.ndarray, tile_px: int, out: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] -> [tile_px, tile_px, 3]: area filter when shrinking, cubic for the permitted small enlargement."""
+    """uint8 [H, W, 3] -> [tile_px, tile_px, 3]: area filter when shrinking, cubic for the permitted small
+    enlargement."""
     height, width = pixels.shape[:2]
     if (height, width) == (tile_px, tile_px):
         if out is None:
@@ -82,9 +84,8 @@ def iter_batches(
     skip = slide.on_bad_tile == "skip" and bad is not None
     rects = level_rects(slide, level, np.asarray(boxes, np.int64).reshape(-1, 4))
     # Four tasks for each thread at a time, as far as memory goes.
-    chunk = batch_size * max(
-        1, min(round(4 * TASK_TILES * slide.workers / batch_size), CHUNK_BYTES // (batch_size * tile_px**2 * 3))
-    )
+    wanted, affordable = 4 * TASK_TILES * slide.workers / batch_size, CHUNK_BYTES // (batch_size * tile_px**2 * 3)
+    chunk = batch_size * max(1, min(round(wanted), affordable))
     blocks = slide.blocks(level)
     for order in _raster(rects, blocks):
         band = None if blocks is None else _Band(slide, level, blocks, rects[order], skip)
@@ -93,6 +94,7 @@ def iter_batches(
             out = new_block(len(rows) * tile_px, tile_px).reshape(-1, tile_px, tile_px, 3)
             failed = _read_regions(slide, level, rects[rows], out, skip) if band is None else band.read(start, out)
             if failed:
+                assert bad is not None, "tiles are skipped only where somebody counts them"
                 bad.extend(rows[failed].tolist())
                 whole = np.delete(np.arange(len(rows)), failed)
                 rows, out = rows[whole], out[whole]
@@ -112,7 +114,8 @@ def without_bad(count: int, bad: list[int], where: Path) -> np.ndarray:
 
 
 def _raster(rects: np.ndarray, blocks: Blocks | None) -> Iterator[np.ndarray]:
-    """Rows of ``rects`` in raster order, within stripes so narrow that two rows of their blocks stay below :data:`KEPT_BYTES`."""
+    """Rows of ``rects`` in raster order, within stripes so narrow that two rows of their blocks stay below
+    :data:`KEPT_BYTES`."""
     stripe = np.zeros(len(rects), np.int64)
     if blocks is not None and blocks.cols > 1:
         stripe = np.maximum(rects[:, 0], 0) // max(4 * blocks.width, KEPT_BYTES // (6 * blocks.height))
@@ -121,7 +124,8 @@ def _raster(rects: np.ndarray, blocks: Blocks | None) -> Iterator[np.ndarray]:
 
 
 def _read_regions(slide: Slide, level: int, rects: np.ndarray, out: np.ndarray, skip: bool) -> list[int]:
-    """Tile by tile, by the library that opened the slide. Only OpenSlide gains by threads; zarr works in one of its own.
+    """Tile by tile, by the library that opened the slide. Only OpenSlide gains by threads; zarr works in one of its
+    own.
 
     Returns:
         with ``skip``, which tiles could not be decoded.
@@ -142,7 +146,8 @@ def _read_regions(slide: Slide, level: int, rects: np.ndarray, out: np.ndarray, 
 
 
 class _Band:
-    """Tiles of one level in raster order, cut from blocks that are decoded once and kept as long as tiles to come need them."""
+    """Tiles of one level in raster order, cut from blocks that are decoded once and kept as long as tiles to come need
+    them."""
 
     def __init__(self, slide: Slide, level: int, blocks: Blocks, rects: np.ndarray, skip: bool):
         size = slide.levels[level]
@@ -154,9 +159,8 @@ class _Band:
             for c0, c1, r0, r1 in spans.tolist()
         ]
         self.uses = _uses(blocks, spans).tolist()
-        self.inside = (
-            (rects[:, :2] >= 0).all(axis=1) & (rects[:, 2] <= size.width) & (rects[:, 3] <= size.height)
-        ).tolist()
+        fits = np.concatenate([rects[:, :2] >= 0, rects[:, 2:] <= [size.width, size.height]], axis=1)
+        self.inside: list[bool] = np.asarray(fits.all(axis=1)).tolist()
         # Pixels of a block (None where it cannot be decoded), and the memory to use again.
         self.kept: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
         self.free: list[np.ndarray] = []
@@ -172,7 +176,8 @@ class _Band:
         """
         failed: list[int] = []
         tasks = [range(k, min(k + TASK_TILES, len(out))) for k in range(0, len(out), TASK_TILES)]
-        # A block belongs to the first task with a tile on it; a tile whose blocks belong to several is cut when all are there.
+        # A block belongs to the first task with a tile on it; a tile whose blocks belong to several is cut when all are
+        # there.
         owner: dict[int, range] = {}
         for task in tasks:
             for k in task:
@@ -222,8 +227,8 @@ class _Band:
         What no tile needs any more is free at once, while it is in the processor's cache.
         """
         needs = self.needs[tile]
-        parts = [(i, self.kept[i][0]) for i in needs]
-        whole = all(pixels is not None for _, pixels in parts)
+        parts = [(i, pixels) for i in needs if (pixels := self.kept[i][0]) is not None]
+        whole = len(parts) == len(needs)
         if whole:
             self._cut(tile, out, parts)
         with self.lock:
@@ -259,16 +264,23 @@ class _Band:
             for index, pixels in parts:
                 _shrink_part(out, factor, x0, y0, pixels, *self.blocks.rect(index)[:2])
             return
-        fits = out.shape == (y1 - y0, x1 - x0, 3)
-        memory = None if fits else self.scratch.pop() if self.scratch else np.empty(self.largest, np.uint8)
-        whole = out if fits else memory[: (y1 - y0) * (x1 - x0) * 3].reshape(y1 - y0, x1 - x0, 3)
+        shape = (y1 - y0, x1 - x0, 3)
+        if out.shape == shape:
+            self._paste(tile, out, parts)
+            return
+        memory = self.scratch.pop() if self.scratch else np.empty(self.largest, np.uint8)
+        whole = memory[: math.prod(shape)].reshape(shape)
+        self._paste(tile, whole, parts)
+        resample(whole, len(out), out)
+        self.scratch.append(memory)
+
+    def _paste(self, tile: int, whole: np.ndarray, parts: list[tuple[int, np.ndarray]]) -> None:
+        """One tile in px of the level, ``whole`` [h, w, 3], put together from its blocks."""
         if not self.inside[tile]:
             whole[:] = WHITE
+        x0, y0, _, _ = self.rects[tile]
         for index, pixels in parts:
             paste_block(whole, x0, y0, pixels, *self.blocks.rect(index)[:2])
-        if not fits:
-            resample(whole, len(out), out)
-            self.scratch.append(memory)
 
     def _factor(self, tile: int, tile_px: int) -> int:
         """How many times a tile is shrunk where its blocks can be shrunk one by one, in the processor's cache; else 0.
@@ -277,33 +289,26 @@ class _Band:
         """
         x0, y0, x1, y1 = self.rects[tile]
         factor = (x1 - x0) // tile_px
-        edges = (
-            x0,
-            y0,
-            self.blocks.width if self.blocks.cols > 1 else 0,
-            self.blocks.height if self.blocks.rows > 1 else 0,
-        )
+        across, down = self.blocks.cols > 1, self.blocks.rows > 1
+        edges = (x0, y0, self.blocks.width if across else 0, self.blocks.height if down else 0)
         fits = (x1 - x0, y1 - y0) == (factor * tile_px,) * 2 and not any(e % max(1, factor) for e in edges)
         return factor if fits and self.inside[tile] else 0
 
 
 def _shrink_part(out: np.ndarray, factor: int, x: int, y: int, block: np.ndarray, block_x: int, block_y: int) -> None:
-    """As :func:`paste_block`, shrunk by ``factor`` on the way; ``out`` lies at (x, y) and all edges are multiples of it."""
+    """As :func:`paste_block`, shrunk by ``factor`` on the way; ``out`` lies at (x, y), and all edges are multiples of
+    ``factor``."""
     side = len(out) * factor
     top, bottom = max(y, block_y), min(y + side, block_y + block.shape[0])
     left, right = max(x, block_x), min(x + side, block_x + block.shape[1])
     place = out[(top - y) // factor : (bottom - y) // factor, (left - x) // factor : (right - x) // factor]
-    cv2.resize(
-        block[top - block_y : bottom - block_y, left - block_x : right - block_x],
-        place.shape[1::-1],
-        dst=place,
-        interpolation=cv2.INTER_AREA,
-    )
+    part = block[top - block_y : bottom - block_y, left - block_x : right - block_x]
+    cv2.resize(part, place.shape[1::-1], dst=place, interpolation=cv2.INTER_AREA)
 
 
 def _spans(blocks: Blocks, width: int, height: int, rects: np.ndarray) -> np.ndarray:
-    """First and last column, first and last row of the blocks under each rectangle of a level, int64 [N, 4]; -1 for the last
-    ones where a rectangle lies outside."""
+    """First and last column, first and last row of the blocks under each rectangle of a level, int64 [N, 4]; -1 for the
+    last ones where a rectangle lies outside."""
     left, top = np.maximum(rects[:, 0], 0), np.maximum(rects[:, 1], 0)
     right, bottom = np.minimum(rects[:, 2], width), np.minimum(rects[:, 3], height)
     spans = np.stack(

@@ -39,7 +39,8 @@ def inside_shares(area: Any, x: np.ndarray, y: np.ndarray, width: np.ndarray, he
     shares = np.zeros(left.shape)
     low, high, begin, end = area.bounds[0], area.bounds[2], area.bounds[1], area.bounds[3]
     near = np.flatnonzero((left < high) & (right > low) & (top < end) & (bottom > begin))
-    # An outline of many thousand points is cut into the rows of the grid first, so that each tile meets a short piece of it.
+    # An outline of many thousand points is cut into the rows of the grid first, so that each tile meets a short piece
+    # of it.
     for row in np.unique(top[near]):
         own = near[top[near] == row]
         strip = shapely.intersection(area, shapely.box(low - 1, row, high + 1, bottom[own].max()))

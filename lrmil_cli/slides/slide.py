@@ -1,33 +1,28 @@
 """A slide behind one small interface: size, scale, pyramid, and the pixels of a rectangle of one level.
 
-tiffslide opens what is a TIFF; OpenSlide, where installed, opens the other formats (MIRAX, DICOM, Hamamatsu VMS).
 Rectangles are given in the pixels of the level; what lies outside the slide comes back white.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from operator import add
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from lrmil_cli.errors import InputError, MachineError, UsageError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
-from lrmil_cli.slides.mpp import Mpp, ome_mpp, parse_number, resolve_mpp
+from lrmil_cli.slides.handles import check_file, choose_reader, fingerprint, handle_property, open_handle, stated_mpp
+from lrmil_cli.slides.mpp import Scale, parse_number, resolve_mpp
+from lrmil_cli.slides.samples import WHITE, to_rgb8
+from lrmil_cli.units import Level0Px, LevelPx
 
-TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
-OPENSLIDE_SUFFIXES = (".mrxs", ".dcm", ".vms", ".vmu", ".svslide")
-SLIDE_SUFFIXES = TIFF_SUFFIXES + OPENSLIDE_SUFFIXES
-
-WHITE = 255
 #: What cannot be decoded is found to this many pixels where the file's own blocks are not known.
 PART_PX = 64
 
@@ -36,8 +31,8 @@ PART_PX = 64
 class Level:
     """One level of the pyramid: its size in its own pixels, and level-0 pixels per pixel along x and y."""
 
-    width: int
-    height: int
+    width: LevelPx
+    height: LevelPx
     downsample_x: float
     downsample_y: float
 
@@ -46,7 +41,7 @@ class Level:
         return (self.downsample_x + self.downsample_y) / 2
 
 
-def snap_downsample(full: int, reduced: int) -> float:
+def snap_downsample(full: Level0Px, reduced: LevelPx) -> float:
     """Level-0 pixels per level pixel along one axis.
 
     Scanners round or cut the size of a level, so that ``full / reduced`` is slightly off (2.0005, 16.01). Where a
@@ -61,6 +56,8 @@ class Slide:
     """An open slide. Use :func:`open_slide` to make one; it is a context manager.
 
     Attributes:
+        width, height: in level-0 px; levels: finest first.
+        mpp: um per level-0 px; mpp_source: ``metadata``, ``option`` or ``manifest``.
         reader: ``tiffslide`` or ``openslide``, what opened it; workers: threads that read its pixels.
         by_blocks: whether blocks are decoded directly where that is possible.
         on_bad_tile: ``fail``, or ``skip``: what cannot be decoded is left out of tiles, and is glass in overviews.
@@ -74,7 +71,7 @@ class Slide:
         slide_id: str,
         handle: Any,
         reader: str,
-        mpp: Mpp,
+        scale: Scale,
         workers: int = 1,
         by_blocks: bool = True,
         on_bad_tile: str = "fail",
@@ -84,16 +81,16 @@ class Slide:
         self.reader = reader
         self.workers = workers
         self.by_blocks = by_blocks and reader == "tiffslide"
-        self.mpp = mpp.value
-        self.mpp_source = mpp.source
+        self.mpp = scale.mpp
+        self.mpp_source = scale.source
         self.on_bad_tile = on_bad_tile
         self.damaged: dict[int, InputError] = {}
         self.lost = False
         self._handle = handle
-        self.width, self.height = (int(v) for v in handle.dimensions)
+        self.width, self.height = (Level0Px(int(v)) for v in handle.dimensions)
+        sizes = [(LevelPx(int(w)), LevelPx(int(h))) for w, h in handle.level_dimensions]
         self.levels = tuple(
-            Level(int(w), int(h), snap_downsample(self.width, w), snap_downsample(self.height, h))
-            for w, h in handle.level_dimensions
+            Level(w, h, snap_downsample(self.width, w), snap_downsample(self.height, h)) for w, h in sizes
         )
         self._blocks: dict[int, Blocks | None] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -111,7 +108,10 @@ class Slide:
         self._handle.close()
 
     def each(self, work: Callable[[Any], Any], items: Sequence[Any], *, threads: bool = True) -> None:
-        """Call ``work`` on every item, in the reader threads where there are several. An error of one is raised when all ended."""
+        """Call ``work`` on every item, in the reader threads where there are several.
+
+        An error of one is raised when all have ended.
+        """
         if not threads or self.workers == 1 or len(items) < 2:
             for item in items:
                 work(item)
@@ -126,17 +126,17 @@ class Slide:
     @property
     def vendor(self) -> str:
         """Scanner vendor as the reader names it, ``"unknown"`` if it does not."""
-        return str(_property(self._handle, "vendor") or "unknown")
+        return str(handle_property(self._handle, "vendor") or "unknown")
 
     @property
     def objective(self) -> float | None:
         """Power of the objective as the metadata says it, or None."""
-        return parse_number(_property(self._handle, "objective-power"))
+        return parse_number(handle_property(self._handle, "objective-power"))
 
     @property
     def bounds(self) -> list[int] | None:
         """OpenSlide's ``[x, y, width, height]`` of the scanned area, in level-0 px, or None."""
-        values = [_property(self._handle, f"bounds-{k}") for k in ("x", "y", "width", "height")]
+        values = [handle_property(self._handle, f"bounds-{k}") for k in ("x", "y", "width", "height")]
         return None if any(v is None for v in values) else [int(v) for v in values]
 
     @cached_property
@@ -182,9 +182,8 @@ class Slide:
             return self._read_inside(level, x, y, width, height, threads, bad_is_glass)
         out = np.full((height, width, 3), WHITE, np.uint8)
         if x1 > x0 and y1 > y0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(
-                level, x0, y0, x1 - x0, y1 - y0, threads, bad_is_glass
-            )
+            inside = self._read_inside(level, x0, y0, x1 - x0, y1 - y0, threads, bad_is_glass)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = inside
         return out
 
     def _read_inside(
@@ -192,11 +191,8 @@ class Slide:
     ) -> np.ndarray:
         blocks = self.blocks(level)
         if blocks is None:
-            return (
-                self._read_parts(level, x, y, width, height)
-                if bad_is_glass
-                else self._read_region(level, x, y, width, height)
-            )
+            read = self._read_parts if bad_is_glass else self._read_region
+            return read(level, x, y, width, height)
         out = new_block(height, width)
 
         def paste(row: int) -> None:
@@ -217,7 +213,8 @@ class Slide:
         return out
 
     def _read_parts(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """A rectangle with glass where it is damaged, to within :data:`PART_PX`: halved until its parts can be read."""
+        """A rectangle with glass where it is damaged, to within :data:`PART_PX`: halved until its parts can be
+        read."""
         try:
             return self._read_region(level, x, y, width, height)
         except InputError:
@@ -226,33 +223,27 @@ class Slide:
                 return np.full((height, width, 3), WHITE, np.uint8)
         if width >= height:
             half = width // 2
-            return np.concatenate(
-                [
-                    self._read_parts(level, x, y, half, height),
-                    self._read_parts(level, x + half, y, width - half, height),
-                ],
-                1,
-            )
+            left = self._read_parts(level, x, y, half, height)
+            return np.concatenate([left, self._read_parts(level, x + half, y, width - half, height)], axis=1)
         half = height // 2
-        return np.concatenate(
-            [self._read_parts(level, x, y, width, half), self._read_parts(level, x, y + half, width, height - half)], 0
-        )
+        top = self._read_parts(level, x, y, width, half)
+        return np.concatenate([top, self._read_parts(level, x, y + half, width, height - half)], axis=0)
 
     def blocks(self, level: int) -> Blocks | None:
-        """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the slide."""
+        """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the
+        slide."""
         if level not in self._blocks:
             above = self.blocks(level - 1) if level and self.vendor == "aperio" else None
             by_region = partial(self._read_region, level)
-            self._blocks[level] = (
-                open_blocks(self._handle, level, above, by_region, to_rgb8) if self.by_blocks else None
-            )
+            found = open_blocks(self._handle, level, above, by_region, to_rgb8) if self.by_blocks else None
+            self._blocks[level] = found
         return self._blocks[level]
 
     def block(self, level: int, index: int, out: np.ndarray) -> np.ndarray:
         """Pixels of one block, where :meth:`blocks` has some.
 
-        A block that the file leaves out is white, as viewers show it; on levels below the first of an Aperio slide OpenSlide
-        fills it from the level above, and so does this.
+        A block that the file leaves out is white, as viewers show it; on levels below the first of an Aperio slide
+        OpenSlide fills it from the level above, and so does this.
 
         Args:
             out: uint8 [height, width, 3] to use where that is possible.
@@ -264,17 +255,18 @@ class Slide:
             InputError: the block is damaged.
         """
         blocks = self.blocks(level)
+        assert blocks is not None, "only levels with blocks are read by them"
+        x, y, width, height = blocks.rect(index)
         if index in blocks.missing:
-            return self._missing_block(level, *blocks.rect(index), out)
-        x, y, _, _ = blocks.rect(index)
+            return self._missing_block(level, x, y, width, height, out)
         try:
             pixels = to_rgb8(blocks.decode(index, out))
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as e:  # every codec has errors of its own
             raise self._damaged(level, x, y, e) from e
-        width, height = self.levels[level].width - x, self.levels[level].height - y
-        return pixels if pixels.shape[0] <= height and pixels.shape[1] <= width else pixels[:height, :width]
+        rest_x, rest_y = self.levels[level].width - x, self.levels[level].height - y
+        return pixels if pixels.shape[0] <= rest_y and pixels.shape[1] <= rest_x else pixels[:rest_y, :rest_x]
 
     def _missing_block(self, level: int, x: int, y: int, width: int, height: int, out: np.ndarray) -> np.ndarray:
         if level == 0 or self.vendor != "aperio":
@@ -283,19 +275,15 @@ class Slide:
         of, finer = self.levels[level], self.levels[level - 1]
         left, right = (round(v * of.downsample_x / finer.downsample_x) for v in (x, x + width))
         top, bottom = (round(v * of.downsample_y / finer.downsample_y) for v in (y, y + height))
-        return cv2.resize(
-            self.read(level - 1, left, top, right - left, bottom - top),
-            (width, height),
-            dst=out,
-            interpolation=cv2.INTER_AREA,
-        )
+        above = self.read(level - 1, left, top, right - left, bottom - top)
+        return cv2.resize(above, (width, height), dst=out, interpolation=cv2.INTER_AREA)
 
     def _damaged(self, level: int, x: int, y: int, error: BaseException) -> InputError:
         """What happens where pixels of a level cannot be decoded; x, y in px of the level."""
         of = self.levels[level]
+        at = f"x={int(np.ceil(x * of.downsample_x))}, y={int(np.ceil(y * of.downsample_y))}"
         return InputError(
-            f"{self.path}: damaged at level {level}, x={int(np.ceil(x * of.downsample_x))}, y={int(np.ceil(y * of.downsample_y))} "
-            f"({type(error).__name__}); copy or export the slide again"
+            f"{self.path}: damaged at level {level}, {at} ({type(error).__name__}); copy or export the slide again"
         )
 
     def _read_region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -315,47 +303,10 @@ class Slide:
         return to_rgb8(pixels)
 
 
-def to_rgb8(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] from what slides hold: gray, gray + alpha, RGB, RGBA, 8 or 16 bit. Transparent becomes white."""
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    elif pixels.dtype != np.uint8:
-        raise InputError(f"pixels of type {pixels.dtype} are not supported; export the slide as 8-bit RGB")
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    channels = pixels.shape[2]
-    if channels in (2, 4):
-        alpha = pixels[..., -1:].astype(np.uint16)
-        pixels = ((pixels[..., :-1] * alpha + WHITE * (255 - alpha) + 127) // 255).astype(np.uint8)
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    if pixels.shape[2] != 3:
-        raise InputError(f"pixels with {channels} channels are not supported; export the slide as RGB")
-    return np.ascontiguousarray(pixels)
-
-
 def default_workers() -> int:
     """Reader threads where the user says nothing: one a core, at most eight; more than that waits for the disk."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores)
-
-
-def fingerprint(path: str | Path) -> str:
-    """Digest of a file's size and of 18 samples of 16 kB spread over it, first and last included.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        size = os.path.getsize(path)
-        h = hashlib.sha256(str(size).encode())
-        with open(path, "rb") as fh:
-            for k in range(18):
-                fh.seek(max(0, (size - 16384) * k // 17))
-                h.update(fh.read(16384))
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-    return h.hexdigest()[:32]
 
 
 def open_slide(
@@ -375,7 +326,8 @@ def open_slide(
         slide_mpp: level-0 um/px that wins over the metadata (``--slide-mpp``).
         manifest_mpp: the same from the manifest.
         workers: threads that read pixels; default by :func:`default_workers`.
-        reader: ``tiffslide`` or ``openslide``, to read every region through it; default: what is fastest for the format.
+        reader: ``tiffslide`` or ``openslide``, to read every region through it; default: what is fastest for the
+            format.
         on_bad_tile: ``fail`` or ``skip``, see :class:`Slide`.
 
     Raises:
@@ -385,33 +337,20 @@ def open_slide(
     if on_bad_tile not in ("fail", "skip"):
         raise UsageError(f"--on-bad-tile {on_bad_tile}: choose fail or skip")
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder, not a slide")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty; copy the slide again")
+    check_file(path)
     by_blocks = reader is None
-    if reader is None:
-        reader = "openslide" if path.suffix.lower() in OPENSLIDE_SUFFIXES else "tiffslide"
-    handle = _open_openslide(path) if reader == "openslide" else _open_tiffslide(path)
+    reader = reader or choose_reader(path)
+    handle = open_handle(path, reader)
     try:
-        mpp_x, mpp_y = _property(handle, "mpp-x"), _property(handle, "mpp-y")
-        if reader == "tiffslide":
-            _check_complete(handle, path)
-            if handle.ts_tifffile.is_ome:
-                ome_x, ome_y = ome_mpp(handle.ts_tifffile.ome_metadata)
-                mpp_x, mpp_y = ome_x or mpp_x, ome_y or mpp_y
-        mpp = resolve_mpp(
-            mpp_x,
-            mpp_y,
+        scale = resolve_mpp(
+            *stated_mpp(handle),
             where=str(path),
             option=slide_mpp,
             manifest=manifest_mpp,
-            objective=_property(handle, "objective-power"),
+            objective=handle_property(handle, "objective-power"),
         )
         slide = Slide(
-            path, slide_id or path.stem, handle, reader, mpp, workers or default_workers(), by_blocks, on_bad_tile
+            path, slide_id or path.stem, handle, reader, scale, workers or default_workers(), by_blocks, on_bad_tile
         )
         _check_pyramid(slide)
     except BaseException:
@@ -420,75 +359,17 @@ def open_slide(
     return slide
 
 
-def _property(handle: Any, name: str) -> Any:
-    """A property of either reader, without its prefix."""
-    for prefix in ("tiffslide", "openslide"):
-        value = handle.properties.get(f"{prefix}.{name}")
-        if value is not None:
-            return value
-    return None
-
-
-def _open_tiffslide(path: Path) -> Any:
-    import tiffslide
-
-    try:
-        handle = tiffslide.TiffSlide(str(path))
-        _ = handle.dimensions, handle.level_dimensions, handle.properties
-        return handle
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as e:  # tiffslide lets tifffile's, zarr's and its own errors through
-        raise InputError(
-            f"{path}: cannot be opened as a slide ({type(e).__name__}); is the file complete, and one of "
-            f"{' '.join(SLIDE_SUFFIXES)}?"
-        ) from e
-
-
-def _open_openslide(path: Path) -> Any:
-    try:
-        import openslide
-    except ImportError as e:
-        raise MachineError(f"{path}: {path.suffix} slides need OpenSlide: pip install 'lrmil-cli[openslide]'") from e
-    try:
-        return openslide.OpenSlide(str(path))
-    except (openslide.OpenSlideError, OSError) as e:
-        raise InputError(f"{path}: OpenSlide cannot open it ({' '.join(str(e).split())[:120]})") from e
-
-
-def _check_complete(handle: Any, path: Path) -> None:
-    """A truncated TIFF opens without complaint: every block that the header promises must lie inside the file, and so must the next
-    page that its last readable one names; else levels would be missing unseen."""
-    size, tiff = path.stat().st_size, handle.ts_tifffile
-    at = tiff.pages.next_page_offset or 0
-    with open(path, "rb") as fh:
-        fh.seek(at)
-        following = fh.read(tiff.tiff.offsetsize)
-    if (
-        len(following) < tiff.tiff.offsetsize
-        or int.from_bytes(following, "little" if tiff.byteorder == "<" else "big") >= size
-    ):
-        raise InputError(
-            f"{path}: truncated, some of its levels or pictures are missing at the end; copy the slide again"
-        )
-    for series in tiff.series[:1]:
-        for level in series.levels:
-            for page in level.pages:
-                if max(map(add, page.dataoffsets, page.databytecounts), default=0) > size:
-                    raise InputError(f"{path}: truncated, it ends before its image data does; copy the slide again")
-
-
 def _check_pyramid(slide: Slide) -> None:
-    """Levels must shrink and keep their shape, and the first one decode at both ends; of the others it is only kept in mind."""
+    """Levels must keep the slide's shape, and the first one decode at both ends; of the others it is only kept in
+    mind."""
     for i, level in enumerate(slide.levels):
         if min(level.width, level.height) < 1:
             raise InputError(f"{slide.path}: level {i} of the pyramid is empty")
-        if abs(level.downsample_x - level.downsample_y) > 0.05 * level.downsample + 2 * level.downsample / min(
-            level.width, level.height
-        ):
+        rounding = 2 * level.downsample / min(level.width, level.height)
+        if abs(level.downsample_x - level.downsample_y) > 0.05 * level.downsample + rounding:
             raise InputError(
-                f"{slide.path}: level {i} of the pyramid ({level.width} x {level.height}) has another shape than the slide "
-                f"({slide.width} x {slide.height}); export the slide again"
+                f"{slide.path}: level {i} of the pyramid ({level.width} x {level.height}) has another shape than the "
+                f"slide ({slide.width} x {slide.height}); export the slide again"
             )
         w, h = min(8, level.width), min(8, level.height)
         try:

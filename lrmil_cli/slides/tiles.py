@@ -14,6 +14,10 @@ from lrmil_cli.slides.reader import overview
 from lrmil_cli.slides.region import Region, inside_shares
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tissue import TissueSettings, tissue_fractions, tissue_mask
+from lrmil_cli.units import LevelPx, Mpp
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +28,10 @@ MAX_MASK_PIXELS = 2_500_000
 
 @dataclass(frozen=True)
 class TileSettings:
-    """All that decides which tiles a slide gives. ``mpp`` in um/px, ``min_tissue`` as a share of the tile."""
+    """All that decides which tiles a slide gives. ``min_tissue`` is a share of the tile. Defaults: slides/README 4."""
 
-    mpp: float = 2.0
-    tile_px: int = 256
+    mpp: Mpp = Mpp(2.0)
+    tile_px: LevelPx = LevelPx(256)
     min_tissue: float = 0.1
     allow_upsample: bool = False
     tissue: TissueSettings = field(default_factory=TissueSettings)
@@ -60,17 +64,19 @@ class TissueMap:
 
 
 def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMap:
-    """Tissue mask of a slide at about ``settings.mask_mpp`` um/px, at twice that where the slide is so large that the mask
-    would cost memory (twice again for the largest); tissue is the same to within a percent.
+    """Tissue mask of a slide at about ``settings.mask_mpp`` um/px.
+
+    At twice that where the slide is so large that the mask would cost memory (twice again for the largest); tissue is
+    the same to within a percent.
 
     Raises:
         InputError: the slide is damaged.
     """
-    mpp = settings.mask_mpp
+    mpp: float = settings.mask_mpp
     while slide.width * slide.height * (slide.mpp / mpp) ** 2 > MAX_MASK_PIXELS:
         mpp *= 2
     image, scale_x, scale_y = overview(slide, mpp)
-    mask = tissue_mask(image, slide.mpp * (scale_x + scale_y) / 2, settings)
+    mask = tissue_mask(image, Mpp(slide.mpp * (scale_x + scale_y) / 2), settings)
     return TissueMap(mask, scale_x, scale_y, image)
 
 
@@ -99,15 +105,9 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
         ``x, y, width, height, col, row`` int64 [N] in level-0 px and grid indices, ``tissue`` float64 [N].
     """
     row, col = (a.ravel() for a in np.indices((grid.rows, grid.cols)))
-    share = tissue_fractions(
-        tissue.mask,
-        tissue.scale_x,
-        tissue.scale_y,
-        col * grid.step,
-        row * grid.step,
-        np.full(col.size, grid.step),
-        np.full(col.size, grid.step),
-    )
+    side = np.full(col.size, grid.step)
+    x, y = col * grid.step, row * grid.step
+    share = tissue_fractions(tissue.mask, tissue.scale_x, tissue.scale_y, x, y, side, side)
     # A share of zero is glass whatever the threshold says.
     keep = (share >= min_tissue) & (share > 0)
     col, row = col[keep], row[keep]
@@ -154,8 +154,9 @@ def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region) -> dict[
     keep = (share >= region.min_inside) & (share > 0)
     if not keep.any():
         raise NoTissueError(
-            f"{slide.path}: none of {len(x)} tiles with tissue lies at least {region.min_inside:.0%} inside the regions of "
-            f"{region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger regions over tissue"
+            f"{slide.path}: none of {len(x)} tiles with tissue lies at least {region.min_inside:.0%} inside the "
+            f"regions of {region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger "
+            "regions over tissue"
         )
     return {k: v[keep] for k, v in tiles.items()}
 
@@ -165,7 +166,9 @@ def boxes_of(tiles: Mapping[str, Any] | pd.DataFrame) -> np.ndarray:
     return np.stack([np.asarray(tiles[k], np.int64) for k in ("x", "y", "width", "height")], axis=1)
 
 
-def tile_slide(slide: Slide, settings: TileSettings, region: Region | None = None):
+def tile_slide(
+    slide: Slide, settings: TileSettings, region: Region | None = None
+) -> tuple[pd.DataFrame, int, TissueMap]:
     """As :func:`find_tiles`, with the tiles as a DataFrame."""
     import pandas as pd
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from lrmil_cli.units import Mpp, Um
+
 
 @dataclass(frozen=True)
 class TissueSettings:
@@ -23,7 +25,7 @@ class TissueSettings:
     """
 
     method: str = "saturation-otsu"
-    mask_mpp: float = 8.0  # um per mask pixel at which the caller hands in the slide
+    mask_mpp: Mpp = Mpp(8.0)  # at which the caller hands in the slide
     min_chroma: float = 11.0  # glass with JPEG noise stays below it, pale needle cores above
     max_chroma: float = 16.0  # without it Otsu parts pale tissue from dark where there is little glass
     faint_chroma: float = 5.0  # mean over 100 um, enough where there is texture: counterstained stroma in IHC
@@ -31,7 +33,7 @@ class TissueSettings:
     faint_texture: float = 3.0
     min_area_um2: float = 20_000.0  # pieces smaller than this are dust
     max_hole_um2: float = 100_000.0  # holes up to this are lumina and fat cells
-    close_um: float = 24.0  # gaps up to twice this are bridged (membranes of fat cells are thinner than a pixel)
+    close_um: Um = Um(24.0)  # gaps up to twice this are bridged (membranes of fat cells are thinner than a pixel)
     remove_pen: bool = True
 
 
@@ -44,7 +46,7 @@ _PEN_MIN_AREA_UM2, _PEN_HALO_UM, _PEN_RING_UM, _PEN_EMBEDDED = 5_000.0, 48.0, 12
 _FAINT_MAX_LEVEL, _BLACK_BORDER = 240, 10
 
 
-def tissue_mask(rgb: np.ndarray, mpp: float, settings: TissueSettings = TissueSettings()) -> np.ndarray:
+def tissue_mask(rgb: np.ndarray, mpp: Mpp, settings: TissueSettings = TissueSettings()) -> np.ndarray:
     """Bool mask [H, W] of the tissue in ``rgb``, uint8 [H, W, 3] at ``mpp`` um per pixel (4 to 32).
 
     Raises ValueError if the image is not uint8 [H, W, 3] or ``mpp`` is not positive.

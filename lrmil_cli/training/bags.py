@@ -1,41 +1,48 @@
-"""From a manifest to bags: the feature file of every slide, made where it is missing, or read as another tool left it."""
+"""From a manifest to bags: the feature file of every slide, made where it is missing, or read as another tool left it.
+
+Bags are in the order of the manifest (training/README 1).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.encoders.embed import embed_table, features_settings
-from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
+from lrmil_cli.encoders.pipeline import BatchSize, Seconds, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features
 from lrmil_cli.files.foreign import NAMES, read_bag
 from lrmil_cli.files.manifest import Entry, Manifest
 from lrmil_cli.files.tables import find_table, read_table_header
-from lrmil_cli.heads import Bag
+from lrmil_cli.heads import Bag, PyramidBag
 from lrmil_cli.slides.slide import open_slide
+
+B = TypeVar("B", bound=Bag | PyramidBag, covariant=True)
 
 
 @dataclass(frozen=True)
-class Bags:
+class Bags(Generic[B]):
     """Bags of all slides of a manifest, in its order.
 
     Attributes:
-        all: float32 features [N_i, D] and int64 coords [N_i, 2] each; headers: of the feature files.
+        all: float32 features [N_i, D] and int64 coords [N_i, 2] each, or pyramids of them.
+        headers: of the feature files (of a pyramid, those of its lowest level).
     """
 
-    all: list[Bag]
+    all: Sequence[B]
     headers: list[dict[str, Any]]
 
     @property
     def dim(self) -> int:
+        """Width D of the features."""
         return self.all[0].features.shape[1]
 
     @property
@@ -73,7 +80,7 @@ def embed_cohort(
     on_bad_tile: str = "fail",
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> Bags:
+) -> Bags[Bag]:
     """Feature files of all slides in ``folder``: those up to date are read, the others made.
 
     Args:
@@ -89,7 +96,9 @@ def embed_cohort(
     made = 0
     batch, settings = BatchSize(batch_size, device, say), features_settings(encoder)
 
-    def one(item: tuple[Entry, tuple[Path, dict[str, Any]]]):
+    def one(
+        item: tuple[Entry, tuple[Path, dict[str, Any]]],
+    ) -> Generator[None, None, tuple[Features, bool, Seconds]]:
         entry, (path, _) = item
         return embed_table(
             encoder,
@@ -109,13 +118,11 @@ def embed_cohort(
         features, there, seconds = embedded()
         made += not there
         if not there:
-            bad = (
-                f" ({features.header['bad_tiles']} that cannot be decoded left out)"
-                if features.header.get("bad_tiles")
-                else ""
-            )
+            bad = features.header.get("bad_tiles")
             say(
-                f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles{bad}, {sum(seconds.phases.values()):.1f} s"
+                f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles"
+                + (f" ({bad} that cannot be decoded left out)" if bad else "")
+                + f", {sum(seconds.phases.values()):.1f} s"
             )
         bags.append(features)
     if made < len(manifest):
@@ -125,7 +132,7 @@ def embed_cohort(
 
 def read_cohort(
     manifest: Manifest, folder: str | Path, *, device: torch.device, say: Callable[[str], None] = lambda text: None
-) -> Bags:
+) -> Bags[Bag]:
     """Features of all slides as they are in ``folder``, ``<slide_id>.h5`` each: of lrmil, TRIDENT, CLAM or STAMP.
 
     Raises:
@@ -134,13 +141,11 @@ def read_cohort(
     paths = [Path(folder) / f"{e.slide_id}.h5" for e in manifest]
     missing = [p for p in paths if not p.is_file()]
     if missing:
-        torch_files = (
-            "; the .pt files there hold no coordinates, CLAM keeps both in the folder `h5_files`"
-            if missing[0].with_suffix(".pt").exists()
-            else ""
-        )
+        only_pt = missing[0].with_suffix(".pt").exists()
         raise InputError(
-            f"{folder}: no features of slide {missing[0].stem} ({missing[0].name}; {len(missing)} of {len(paths)} missing){torch_files}"
+            f"{folder}: no features of slide {missing[0].stem} ({missing[0].name}; "
+            f"{len(missing)} of {len(paths)} missing)"
+            + ("; the .pt files there hold no coordinates, CLAM keeps both in the folder `h5_files`" if only_pt else "")
         )
     bags = [read_bag(p, partial(_slide_mpp, e)) for p, e in zip(paths, manifest)]
     first = _kind(bags[0])
@@ -148,14 +153,14 @@ def read_cohort(
         other = next(((k, v) for k, v in _kind(bag).items() if v != first[k]), None)
         if other:
             raise InputError(
-                f"{path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}; the features of a training come "
-                "from one tool, one encoder and one tile size"
+                f"{path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}; "
+                "the features of a training come from one tool, one encoder and one tile size"
             )
     say(f"features of {len(bags)} slides as they are in {folder}: {first['made by']}, {first['width']} wide")
     return _bags(bags, device)
 
 
-def _bags(bags: list[Features], device: torch.device) -> Bags:
+def _bags(bags: list[Features], device: torch.device) -> Bags[Bag]:
     return Bags([bag_of(f, device) for f in bags], [f.header for f in bags])
 
 

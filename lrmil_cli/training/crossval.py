@@ -1,10 +1,13 @@
-"""Cross-validation of a head: one fit a fold, out-of-fold predictions, metrics, curves. Teacher and student share it."""
+"""Cross-validation of a head: one fit a fold, out-of-fold predictions, metrics, curves.
+
+Teacher and student share it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,10 +16,13 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.calibration import fit_temperature
 from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.heads import MILHead, build_head, head_defaults
+from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
+
+#: Fold number (from 1) -> the bags of all slides of the manifest, in its order.
+BagsOfFold = Callable[[int], Bags[Bag | PyramidBag]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ def head_spec(name: str, options: dict[str, Any]) -> HeadSpec:
             possible = False
     if not possible:
         raise UsageError(
-            f"--head {name}: nothing can be trained with the options {options}; `lrmil info --heads` lists what they mean"
+            f"--head {name}: nothing can be trained with the options {options}; "
+            "`lrmil info --heads` lists what they mean"
         )
     return HeadSpec(name, options)
 
@@ -68,10 +75,13 @@ class FoldResult:
     probabilities: np.ndarray
 
 
+R = TypeVar("R", bound=FoldResult)
+
+
 def train_folds(
     manifest: Manifest,
     folds: pd.DataFrame,
-    bags_of_fold: Callable[[int], Bags],
+    bags_of_fold: BagsOfFold,
     spec: HeadSpec,
     settings: TrainSettings,
     *,
@@ -83,7 +93,7 @@ def train_folds(
     """Fit one head a fold.
 
     Args:
-        bags_of_fold: fold number (from 1) -> bags of all slides of the manifest, in its order.
+        bags_of_fold: what each fold trains on.
         extra_terms: fold number, training slide ids -> distillation terms of that fold.
         known: fold number, parts -> a fit of an earlier, interrupted run.
         done: called after each fold, so that what is finished is kept.
@@ -131,7 +141,7 @@ def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead
         return build_head(spec.name, in_dim, classes, spec.options)
 
 
-def predictions_table(manifest: Manifest, results: list[FoldResult]) -> pd.DataFrame:
+def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.DataFrame:
     """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>...``."""
     entries = {e.slide_id: e for e in manifest}
     rows = []
@@ -152,7 +162,7 @@ def predictions_table(manifest: Manifest, results: list[FoldResult]) -> pd.DataF
     return pd.DataFrame(rows, columns=columns)
 
 
-def score(manifest: Manifest, results: list[FoldResult]) -> tuple[pd.DataFrame, dict[str, Any]]:
+def score(manifest: Manifest, results: Sequence[FoldResult]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Metrics table (folds, mean, sd, pooled) and the pooled metrics of all out-of-fold slides."""
     truth = {e.slide_id: manifest.classes.index(e.label) for e in manifest}
     per_fold = {str(r.fold): evaluate([truth[s] for s in r.parts["test"]], r.probabilities) for r in results}
@@ -161,7 +171,7 @@ def score(manifest: Manifest, results: list[FoldResult]) -> tuple[pd.DataFrame, 
     return metrics_table(per_fold, pooled), pooled
 
 
-def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: Callable[[int], Bags]) -> dict[str, Any]:
+def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: BagsOfFold) -> dict[str, Any]:
     """Temperature of the probabilities by each head's validation slides: no test slide has a say in it."""
     return calibrate(
         manifest, results, lambda r, index: predict_bags(r.fit.head, [bags_of_fold(r.fold).all[i] for i in index])
@@ -169,12 +179,13 @@ def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: Cal
 
 
 def calibrate(
-    manifest: Manifest, results: list[FoldResult], predict: Callable[[FoldResult, list[int]], np.ndarray]
+    manifest: Manifest, results: Sequence[R], predict: Callable[[R, list[int]], np.ndarray]
 ) -> dict[str, Any]:
     """As :func:`calibration`, for any ``predict``: a fold's result and indices of slides -> probabilities [n, C]."""
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     labels = [manifest.classes.index(e.label) for e in manifest]
-    said, truth = [np.zeros((0, len(manifest.classes)))], []
+    said = [np.zeros((0, len(manifest.classes)))]
+    truth: list[int] = []
     for r in results:
         index = [at[s] for s in r.parts["val"]]
         if index:
@@ -187,7 +198,7 @@ def calibrate(
     }
 
 
-def curves_table(results: list[FoldResult]) -> pd.DataFrame:
+def curves_table(results: Sequence[FoldResult]) -> pd.DataFrame:
     """One row a fold and epoch: every loss term of training, validation cross-entropy and AUC."""
     return pd.DataFrame([{"fold": r.fold, **row} for r in results for row in r.fit.curves])
 
@@ -207,5 +218,5 @@ def summary(name: str, table: pd.DataFrame, folds: int) -> str:
 
 
 def _value(table: pd.DataFrame, row: str, column: str) -> float | None:
-    value = table.loc[row, column]
-    return None if pd.isna(value) else float(value)
+    value = float(pd.to_numeric(table[column])[row])
+    return None if np.isnan(value) else value

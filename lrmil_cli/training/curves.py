@@ -37,7 +37,8 @@ def plot_curves(
         ax.set_axis_off()
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     for ax, (title, columns) in zip(axes, panels):
-        for n, (fold, rows) in enumerate(curves.groupby("fold")):
+        for n, fold in enumerate(sorted(set(curves["fold"].tolist()))):
+            rows = curves[curves["fold"] == fold]
             for m, column in enumerate(c for c in columns if c in rows):
                 ax.plot(
                     rows["epoch"],

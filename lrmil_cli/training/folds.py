@@ -1,4 +1,4 @@
-"""Who is train, val and test in which fold (method 8.2): by patient, stratified by label, or as the manifest says."""
+"""Who is train, val and test in which fold (training/README 2): drawn by patient, or as the manifest says."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def _draw_tests(
         n = len(set(patients[labels == c]))
         if n < max(folds, 3):
             raise InputError(
-                f"{manifest.path}: class {name!r} has {n} patient(s), too few for {folds} folds with train, val and test; "
-                f"use --folds {n}"
+                f"{manifest.path}: class {name!r} has {n} patient(s), too few for {folds} folds with train, val and "
+                f"test; use --folds {n}"
                 if n >= 3
                 else f"{manifest.path}: class {name!r} has {n} patient(s); at least 3 are needed (train, val and test)"
             )

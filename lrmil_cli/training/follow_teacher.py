@@ -1,4 +1,7 @@
-"""What every student takes over from its teacher: classes, folds, features; checked before anything is trained."""
+"""What every student takes over from its teacher: classes, folds, features; checked before anything is trained.
+
+What it must not take over, so that no label leaks: training/README 5.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def check_classes(guide: Teacher, manifest: Manifest) -> None:
     """
     if guide.classes != manifest.classes:
         raise InputError(
-            f"{guide.path}: the teacher knows the classes {', '.join(guide.classes)}, the manifest has {', '.join(manifest.classes)}"
+            f"{guide.path}: the teacher knows the classes {', '.join(guide.classes)}, "
+            f"the manifest has {', '.join(manifest.classes)}"
         )
 
 
@@ -31,7 +35,8 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
     """The teacher's folds, so that both are judged alike; drawn anew without a teacher.
 
     Raises:
-        InputError: the manifest has a slide that the teacher's folds do not, or lacks all training or validation slides of one.
+        InputError: the manifest has a slide that the teacher's folds do not, or lacks all training or validation slides
+            of one.
     """
     if guide is None:
         return make_folds(manifest, folds, seed)
@@ -69,11 +74,11 @@ def check_features(
         InputError: the features in ``folder`` have another width.
     """
     width = guide.header["in_dim"]
-    for slide_id, bag in zip(ids, high.bags):
-        if bag is not None and bag.features.shape[1] != width:
+    for slide_id, slide in zip(ids, high.slides):
+        if slide is not None and slide.bag.features.shape[1] != width:
             raise InputError(
-                f"{folder}: the features of {slide_id} are {bag.features.shape[1]} wide, the teacher was trained on {width}; "
-                "--features names the folder that train-teacher used"
+                f"{folder}: the features of {slide_id} are {slide.bag.features.shape[1]} wide, "
+                f"the teacher was trained on {width}; --features names the folder that train-teacher used"
             )
     known = guide.header.get("feature_digests", {})
     other = [
@@ -81,5 +86,6 @@ def check_features(
     ]
     if other:
         warn(
-            f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was trained on"
+            f"{folder}: the features of {len(other)} slide(s) ({other[0]}, ...) are not those that the teacher was "
+            "trained on"
         )

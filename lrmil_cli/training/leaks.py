@@ -1,4 +1,7 @@
-"""Who must not have seen whom: what a teacher or an encoder learned from, against the test slides of a fold."""
+"""Who must not have seen whom: what a teacher or an encoder learned from, against the test slides of a fold.
+
+The rules, and the trap that they are about: training/README 5.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from lrmil_cli.errors import InputError
 
 
 def check_no_leak(head_header: dict[str, Any], test: list[str], fold: int) -> None:
-    """A teacher head must not have trained or been selected on a test slide of the student's fold (method 5.2).
+    """No teacher head has trained or been selected on a test slide of the student's fold (training/README 5.1).
 
     Raises:
         InputError: it has.
@@ -25,7 +28,7 @@ def check_no_leak(head_header: dict[str, Any], test: list[str], fold: int) -> No
 
 
 def check_no_label_leak(encoder_header: dict[str, Any] | None, test: list[str], fold: int) -> None:
-    """An LR encoder that was distilled with a teacher's attention must not have learned from a test slide's label (method 4.6).
+    """No LR encoder has learned a test slide's label through a teacher's attention (training/README 5.2).
 
     Raises:
         InputError: it has.
@@ -33,12 +36,13 @@ def check_no_label_leak(encoder_header: dict[str, Any] | None, test: list[str], 
     leaked = sorted(set((encoder_header or {}).get("label_slides", [])) & set(test))
     if leaked:
         raise InputError(
-            f"fold {fold}: the LR encoder learned from the teacher's attention on slide {leaked[0]} (--final-loss attention), so from its label, "
-            "and it is a test slide of this fold; make one encoder a fold (distill-encoder --slides --fold)"
+            f"fold {fold}: the LR encoder learned from the teacher's attention on slide {leaked[0]} "
+            "(--final-loss attention), so from its label, and it is a test slide of this fold; "
+            "make one encoder a fold (distill-encoder --slides --fold)"
         )
 
 
 def encoder_leak(encoder_header: dict[str, Any] | None, folds: pd.DataFrame, names: list[str]) -> bool:
-    """Whether the LR encoder has seen pixels of a test slide (method 4.4)."""
+    """Whether the LR encoder has seen pixels of a test slide (training/README 5.2)."""
     seen = set((encoder_header or {}).get("slides", []))
     return any(seen & set(folds.loc[folds[n] == "test", "slide_id"]) for n in names)

@@ -14,8 +14,10 @@ from torch import Tensor
 from lrmil_cli.device import optimizer_for, seed_everything
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc
-from lrmil_cli.heads import Bag, MILHead, MILOutput
+from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag
 
+#: What a head is called with: ``head(*bag)``.
+AnyBag = Bag | PyramidBag
 #: (index of the slide, what the head says of it) -> further loss terms {name: (weight, loss)}
 ExtraTerms = Callable[[int, MILOutput], dict[str, tuple[float, Tensor]]]
 
@@ -25,13 +27,15 @@ PLATEAU = 5
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a head is trained. Defaults: method 5.1 (Adam, one bag a step, best validation AUC, patience 20).
+    """How a head is trained. Defaults and their sources: training/README 3.1.
 
     Attributes:
-        optimizer: "adam" or "radam"; schedule: "constant", "cosine" (to a twentieth), "step" (a fifth from half time on) or
-            "plateau" (half after :data:`PLATEAU` epochs without a better validation loss).
+        optimizer: "adam" or "radam".
+        schedule: "constant", "cosine" (to a twentieth), "step" (a fifth from half time on) or "plateau" (half after
+            :data:`PLATEAU` epochs without a better validation loss).
         clip: gradient norm at most, 0 for no limit; min_epochs: no stopping before.
-        select_from: epochs up to this one are not chosen; monitor: "auc" (ties by cross-entropy) or "loss" on validation.
+        select_from: epochs up to this one are not chosen.
+        monitor: "auc" (ties by cross-entropy) or "loss", on validation.
     """
 
     lr: float = 1e-4
@@ -58,20 +62,20 @@ class Fit:
     """A trained head (the best epoch's weights are in it), one row of numbers an epoch, the best epoch."""
 
     head: MILHead
-    curves: list[dict[str, float]]
+    curves: list[dict[str, Any]]
     best_epoch: int
 
 
 def fit_head(
     head: MILHead,
-    bags: Sequence[Bag],
+    bags: Sequence[AnyBag],
     labels: Sequence[int],
     train: Sequence[int],
     val: Sequence[int],
     settings: TrainSettings,
     *,
     extra_terms: ExtraTerms | None = None,
-    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Fit:
     """Train ``head`` in place.
 
@@ -105,7 +109,9 @@ def fit_head(
         else None
     )
     rng = np.random.default_rng(settings.seed)
-    best, best_state, best_epoch, curves = (-np.inf, -np.inf), None, 0, []
+    best, best_epoch = (-np.inf, -np.inf), 0
+    best_state: dict[str, Tensor] = {}
+    curves: list[dict[str, Any]] = []
     for epoch in range(1, settings.epochs + 1):
         sums: dict[str, float] = {}
         if plateau is None:
@@ -118,7 +124,7 @@ def fit_head(
             terms = head.loss_terms(out, targets[i], weights)
             if extra_terms is not None:
                 terms |= extra_terms(i, out)
-            loss = sum(w * t for w, t in terms.values())
+            loss = sum((w * t for w, t in terms.values()), torch.zeros((), device=device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if settings.clip:
@@ -127,7 +133,7 @@ def fit_head(
             noted = {name: t for name, (_, t) in terms.items()} | head.notes(out) | {"total": loss}
             for name, t in noted.items():
                 sums[name] = sums.get(name, 0.0) + float(t.detach())
-        row = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
+        row: dict[str, Any] = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
         if not np.isfinite(row["train_total"]):
             raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
         row |= validate(head, bags, labels, val)
@@ -154,7 +160,7 @@ def rate(settings: TrainSettings, epoch: int) -> float:
     return 0.2 if settings.schedule == "step" and done >= 0.5 else 1.0
 
 
-def validate(head: MILHead, bags: Sequence[Bag], labels: Sequence[int], index: Sequence[int]) -> dict[str, Any]:
+def validate(head: MILHead, bags: Sequence[AnyBag], labels: Sequence[int], index: Sequence[int]) -> dict[str, Any]:
     """``val_ce``, ``val_auc`` (None if undefined) and the means of the head's own notes, of a set of bags."""
     head.eval()
     said, notes = [], []
@@ -172,7 +178,7 @@ def validate(head: MILHead, bags: Sequence[Bag], labels: Sequence[int], index: S
     }
 
 
-def predict_bags(head: MILHead, bags: Sequence[Bag]) -> np.ndarray:
+def predict_bags(head: MILHead, bags: Sequence[AnyBag]) -> np.ndarray:
     """Class probabilities float64 [n, C] of bags, in evaluation mode."""
     head.eval()
     with torch.inference_mode():
@@ -192,10 +198,10 @@ def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> 
 
 def draw_order(labels: Sequence[int], train: Sequence[int], balanced: bool, rng: np.random.Generator) -> list[int]:
     """The order of one epoch: a permutation, or as many draws with equal chance for each class."""
-    train = np.asarray(train)
+    index = np.asarray(train)
     if not balanced:
-        return rng.permutation(train).tolist()
+        return rng.permutation(index).tolist()
     own = np.asarray([labels[i] for i in train])
     counts = np.bincount(own)
     chance = 1 / counts[own]
-    return rng.choice(train, len(train), p=chance / chance.sum()).tolist()
+    return rng.choice(index, len(index), p=chance / chance.sum()).tolist()

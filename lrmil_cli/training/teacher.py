@@ -1,4 +1,4 @@
-"""The HR teacher (method 5): a head a fold, kept in a folder that the student reads.
+"""The HR teacher: a head a fold, kept in a folder that the student reads (training/README 6).
 
 ``fold<k>/head.safetensors``, ``folds.csv``, ``predictions.csv``, ``metrics.csv``, ``curves.csv``, ``curves.png`` and,
 written last, ``teacher.json``: a folder without it is unfinished.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import check_seal, digest, last_digest, make_header, parse_header, sealed, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import read_table, write_table
-from lrmil_cli.heads import MILHead
+from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import load_head, save_head
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.curves import plot_curves
+from lrmil_cli.training.folds import fold_names
 from lrmil_cli.training.loop import Fit, TrainSettings
 
 
@@ -95,7 +96,7 @@ def manifest_digest(manifest: Manifest) -> str:
 def train_teacher(
     manifest: Manifest,
     folds: pd.DataFrame,
-    bags: Bags,
+    bags: Bags[Bag],
     spec: HeadSpec,
     settings: TrainSettings,
     output: str | Path,
@@ -126,7 +127,7 @@ def train_teacher(
     if (output / "teacher.json").exists() and up_to_date(
         output / "teacher.json", wanted, lambda p: read_teacher_header(p.parent), overwrite
     ):
-        problem = _damage(output, wanted, len(crossval.fold_names(folds)))
+        problem = _damage(output, wanted, len(fold_names(folds)))
         if problem is None:
             return read_teacher_header(output), True
         say(f"{problem}; what is damaged is made again")
@@ -134,7 +135,7 @@ def train_teacher(
         raise UsageError(f"{output} is a file; -o names the teacher's folder")
     remove(output / "teacher.json")
     for stale in output.glob("fold*"):
-        if stale.is_dir() and stale.name[4:].isdigit() and int(stale.name[4:]) > len(crossval.fold_names(folds)):
+        if stale.is_dir() and stale.name[4:].isdigit() and int(stale.name[4:]) > len(fold_names(folds)):
             shutil.rmtree(stale)
     history = [step("train-teacher", own, inputs)]
 
@@ -168,7 +169,7 @@ def train_teacher(
 
     results = crossval.train_folds(manifest, folds, lambda k: bags, spec, settings, known=known, done=keep, say=say)
     table, pooled = crossval.score(manifest, results)
-    common = {"settings": {}, "history": history}
+    common: dict[str, Any] = {"settings": {}, "history": history}
     write_table(output / "folds.csv", make_header("folds", **common), folds)
     write_table(
         output / "predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results)
@@ -209,10 +210,13 @@ def _damage(output: Path, wanted: str, folds: int) -> str | None:
 
 
 def write_curves(
-    path: Path, header: dict[str, Any], results: list[FoldResult], panels: list[tuple[str, list[str]]] | None = None
+    path: Path, header: dict[str, Any], results: Sequence[FoldResult], panels: list[tuple[str, list[str]]] | None = None
 ) -> None:
-    """Curves as ``path`` (CSV) and as a PNG of the same stem; ``panels`` as :func:`plot_curves` takes them, else by the loss terms and
-    what else the head notes."""
+    """Curves as ``path`` (CSV) and as a PNG of the same stem.
+
+    Args:
+        panels: as :func:`plot_curves` takes them; by default the loss terms, and what else the head notes.
+    """
     curves = crossval.curves_table(results)
     write_table(path, header, curves)
     if panels is None:

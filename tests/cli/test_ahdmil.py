@@ -278,7 +278,7 @@ def test_options_of_screened_models_are_refused_elsewhere(chain, hdmil, tmp_path
 
 def test_the_curves_of_dmin_show_the_kept_share_of_training_and_of_evaluation(dmin):
     """The rate loss steers the random masks of training; the hard mask of evaluation can keep another share
-    (method-ahdmil 3.2)."""
+    (heads/README 3.7)."""
     curves = pd.read_csv(dmin / "curves.csv", comment="#")
     assert curves["train_kept"].between(0, 1).all() and curves["val_kept"].between(0, 1).all()
     # The mean of (rho - r)^2 over slides is (mean rho - r)^2 and their variance.

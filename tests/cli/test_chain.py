@@ -428,7 +428,7 @@ def test_stage_1_goes_on_where_it_stopped(chain, tmp_path, lrmil, monkeypatch):
         "3",
     ]
     assert lrmil(*args, "-o", tmp_path / "whole.safetensors").code == 0
-    original, saved = encoder._save_checkpoint, []
+    original, saved = encoder.save_checkpoint, []
 
     def stop_after_two(*a):
         original(*a)
@@ -436,10 +436,10 @@ def test_stage_1_goes_on_where_it_stopped(chain, tmp_path, lrmil, monkeypatch):
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoder, "_save_checkpoint", stop_after_two)
+    monkeypatch.setattr(encoder, "save_checkpoint", stop_after_two)
     stopped = lrmil(*args, "-o", tmp_path / "part.safetensors")
     assert stopped.code == 130 and not (tmp_path / "part.safetensors").exists()
-    monkeypatch.setattr(encoder, "_save_checkpoint", original)
+    monkeypatch.setattr(encoder, "save_checkpoint", original)
     resumed = lrmil(*args, "-o", tmp_path / "part.safetensors")
     assert resumed.code == 0 and "resumed after epoch 2" in resumed.err
     from safetensors.numpy import load_file

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import shell
+from tests.conftest import WINDOWS, shell
 
-AWKWARD = ["with space", "ümläut ß", 'it\'s "quoted"', "semi;colon & co", "=1+1", "-dash", "x" * 200]
+AWKWARD = ["with space", "ümläut ß", "semi;colon & co", "-dash", "=1+1"]
+AWKWARD += [] if WINDOWS else ['it\'s "quoted"', "x" * 200]
 
 
 @pytest.fixture

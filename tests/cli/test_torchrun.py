@@ -14,6 +14,7 @@ from lrmil_cli.distill.losses import masked_region_mean
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.files.tables import read_table
+from tests.conftest import not_on_windows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +35,7 @@ def torchrun(*args):
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
 
 
+@not_on_windows  # torch is built without the store that torchrun asks for there
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_walk_the_path_of_one_with_the_doubled_batch(chain, tmp_path, lrmil):
     more = ["--weighting", "child", "--augment", "--final-loss", "uniform", "--layers", "0,3"]

@@ -9,7 +9,8 @@ import pytest
 import tifffile
 
 from lrmil_cli.slides.reader import overview, read_tile
-from lrmil_cli.slides.slide import open_slide, to_rgb8
+from lrmil_cli.slides.samples import to_rgb8
+from lrmil_cli.slides.slide import open_slide
 from tests.conftest import SHARED, blob_image, needs_shared, write_tiff
 
 FORMATS = {

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from lrmil_cli.distill.encoder_training import Stage1Settings, _student, batch_loss
+from lrmil_cli.distill.encoder_training import _student
+from lrmil_cli.distill.patch_loss import batch_loss
 from lrmil_cli.distill.regions import pooling_matrix
+from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.encoders import aliases
 from lrmil_cli.encoders.aliases import ALIASES
 from lrmil_cli.encoders.build import create_vit

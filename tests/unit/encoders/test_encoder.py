@@ -7,8 +7,10 @@ import pytest
 import timm
 import torch
 
-from lrmil_cli.distill.encoder_training import Stage1Settings, _student, batch_loss
+from lrmil_cli.distill.encoder_training import _student
+from lrmil_cli.distill.patch_loss import batch_loss
 from lrmil_cli.distill.regions import pooling_matrix
+from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.encoders.build import build_encoder, create_vit
 from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.sizes import default_input_size

@@ -23,6 +23,7 @@ from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.files.manifest import is_formula, read_manifest
 from lrmil_cli.files.tables import read_table, write_table
+from tests.conftest import not_on_windows
 from tests.layouts import write_trident
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -120,6 +121,7 @@ def test_a_manifest_whose_texts_would_do_something_is_refused(tmp_path, row, say
         read_manifest(tmp_path / "s.csv")
 
 
+@not_on_windows
 def test_failures_of_odd_names_are_no_formulas_and_say_nothing_to_the_terminal(tmp_path, lrmil):
     for name in ("=cmd|' C'!A0.svs", "esc\x1b[2J.svs"):
         (tmp_path / name).write_text("no slide")
@@ -161,6 +163,7 @@ def test_numbers_that_are_none_do_not_get_through_a_header(tmp_path):
             read_table(tmp_path / "a.csv", "folds")
 
 
+@not_on_windows
 def test_what_a_killed_process_left_behind_is_swept_and_nothing_else(tmp_path):
     from lrmil_cli.files import atomic
 
@@ -179,6 +182,7 @@ def test_what_a_killed_process_left_behind_is_swept_and_nothing_else(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"y.csv", *names.values()} - {names["dead"]}
 
 
+@not_on_windows
 def test_random_damage_is_always_one_of_our_errors(tmp_path):
     seed = int.from_bytes(os.urandom(4), "little")
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}

@@ -1,4 +1,4 @@
-"""Screening images, DB-LIPN and step 2 of AHDMIL (method-ahdmil 2, 5, 6 and the acceptance checks of 12)."""
+"""Screening images, DB-LIPN and step 2 of AHDMIL (selective/README 2 to 4)."""
 
 import cv2
 import numpy as np

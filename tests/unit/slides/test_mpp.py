@@ -13,9 +13,9 @@ OME = (
 
 def test_metadata_option_manifest_in_that_order_of_weight():
     assert resolve_mpp("0.25", "0.25", where="s").source == "metadata"
-    assert resolve_mpp("0.25", "0.25", where="s", manifest=0.3).value == 0.3
+    assert resolve_mpp("0.25", "0.25", where="s", manifest=0.3).mpp == 0.3
     both = resolve_mpp("0.25", "0.25", where="s", manifest=0.3, option=0.4)
-    assert (both.value, both.source) == (0.4, "option")
+    assert (both.mpp, both.source) == (0.4, "option")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_missing_mpp_names_the_option_and_what_the_objective_suggests():
 
 
 def test_anisotropic_pixels():
-    assert resolve_mpp(0.50, 0.505, where="s").value == pytest.approx(0.5025)
+    assert resolve_mpp(0.50, 0.505, where="s").mpp == pytest.approx(0.5025)
     with pytest.raises(InputError, match="not square"):
         resolve_mpp(0.50, 0.55, where="s")
 

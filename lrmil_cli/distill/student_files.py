@@ -1,0 +1,116 @@
+"""What stands beside a model of LRMIL: predictions of all who are compared, how alike they look, metrics, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lrmil_cli.distill.attention_agreement import slide_agreement
+from lrmil_cli.distill.settings import DistillSettings
+from lrmil_cli.evaluation.receipt import FILES, cost_of
+from lrmil_cli.files.atomic import remove
+from lrmil_cli.files.header import make_header
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.tables import write_table
+from lrmil_cli.heads import Bag
+from lrmil_cli.training import crossval
+from lrmil_cli.training.bags import Bags
+from lrmil_cli.training.crossval import FoldResult
+from lrmil_cli.training.high_resolution import HighResolution
+from lrmil_cli.training.teacher import Teacher, write_curves
+
+
+@dataclass(frozen=True)
+class Student:
+    """A head a fold that was trained, and the LR bags that each fold reads."""
+
+    results: list[FoldResult]
+    bags_of: Callable[[int], Bags[Bag]]
+
+
+def write_beside(
+    model: Path,
+    history: list[dict[str, Any]],
+    manifest: Manifest,
+    students: dict[str, Student],
+    guide: Teacher | None,
+    agreement: pd.DataFrame | None,
+    metrics: pd.DataFrame,
+) -> None:
+    """Write the tables that the receipt and ``lrmil evaluate`` read, and the curves.
+
+    What an earlier run left and this one does not make is removed, its receipt too: it would be untrue now.
+
+    Args:
+        model: the model file that all this is about; history: its own.
+        students: ``distilled`` and, if it was trained, ``lr_only``.
+
+    Raises:
+        MachineError: a file cannot be written.
+    """
+    common: dict[str, Any] = {"settings": {}, "history": history}
+    tables: dict[str, tuple[str, pd.DataFrame | None]] = {
+        FILES[who]: (
+            "predictions",
+            crossval.predictions_table(manifest, students[who].results) if who in students else None,
+        )
+        for who in FILES
+        if who != "teacher"
+    }
+    tables[FILES["teacher"]] = ("predictions", guide.predictions() if guide is not None else None)
+    tables[".agreement.csv"] = ("agreement", agreement)
+    tables[".metrics.csv"] = ("metrics", metrics)
+    stem = model.with_suffix("")
+    for ending in ("json", "html", "md", "png"):
+        remove(f"{stem}.receipt.{ending}")
+    for suffix, (kind, rows) in tables.items():
+        if rows is None:
+            remove(f"{stem}{suffix}")
+        else:
+            write_table(f"{stem}{suffix}", make_header(kind, **common), rows)
+    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), students["distilled"].results)
+
+
+def agreement_table(
+    guide: Teacher,
+    students: dict[str, Student],
+    high: HighResolution,
+    ids: list[str],
+    distill: DistillSettings,
+    device: torch.device,
+) -> pd.DataFrame | None:
+    """Attention agreement of teacher and students on the held-out slides, one row a student and slide.
+
+    None if the HR side of no such slide is known.
+    """
+    at = {s: i for i, s in enumerate(ids)}
+    rows = []
+    for who, student in students.items():
+        for r in student.results:
+            teacher, lr = guide.head(r.fold)[1].to(device), student.bags_of(r.fold).all
+            for slide_id in r.parts["test"]:
+                hr = high.slides[at[slide_id]]
+                if hr is None:
+                    continue
+                found = slide_agreement(
+                    teacher, r.fit.head, hr.bag, lr[at[slide_id]], hr.parent, distill.k, distill.region_attention
+                )
+                rows.append({"student": who, "slide_id": slide_id, "fold": r.fold, **found})
+    return pd.DataFrame(rows).astype({"rank_correlation": float, "overlap": float, "chance": float}) if rows else None
+
+
+def costs(ids: list[str], tested: set[str], lr: Bags[Bag], high: HighResolution | None) -> dict[str, Any]:
+    """Tiles and seconds of the held-out slides, at both resolutions where HR features are there."""
+    index = [i for i, s in enumerate(ids) if s in tested]
+    if high is None:
+        return cost_of({"lr": [lr.headers[i] for i in index]}, {"lr": [len(lr.all[i].features) for i in index]})
+    both = [(i, hr) for i in index if (hr := high.slides[i]) is not None]
+    return cost_of(
+        {"hr": [hr.header for _, hr in both], "lr": [lr.headers[i] for i, _ in both]},
+        {"hr": [len(hr.bag.features) for _, hr in both], "lr": [len(lr.all[i].features) for i, _ in both]},
+    )
