@@ -19,6 +19,7 @@ from lrmil_cli.commands.report import Report, printable
 from lrmil_cli.errors import LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.manifest import is_formula
+from lrmil_cli.files.names import SEPARATORS
 from lrmil_cli.files.tables import table_suffix
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
         UsageError: one file name for several slides, or a name that is neither a folder nor a table.
     """
     path = Path(output)
-    if path.is_dir() or output.endswith("/") or (many and table_suffix(output) is None and not path.is_file()):
+    if path.is_dir() or output.endswith(SEPARATORS) or (many and table_suffix(output) is None and not path.is_file()):
         return path / f"{item_id}.{kind}.csv"
     if many or (path.is_file() and table_suffix(output) is None):
         raise UsageError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import read_manifest
-from lrmil_cli.files.names import as_file
+from lrmil_cli.files.names import as_file, fits_file_name
 from lrmil_cli.files.slide_names import SLIDE_SUFFIXES, slide_id_of
 from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
 from lrmil_cli.files.tables import table_suffix
@@ -53,11 +53,11 @@ def expand_slides(
             slides += _from_folder(Path(arg), recursive, say)
         else:
             slides.append(SlideInput(Path(arg), slide_id_of(Path(arg))))
-    twice = [i for i, n in Counter(s.slide_id for s in slides).items() if n > 1]
-    if twice:
+    counts = Counter(as_file(s.slide_id) for s in slides)
+    twice = next((s.slide_id for s in slides if counts[as_file(s.slide_id)] > 1), None)
+    if twice is not None:
         raise InputError(
-            f"two slides have the id {twice[0]!r}; their outputs would overwrite each other "
-            "(use a manifest with slide_id)"
+            f"two slides have the id {twice!r}; their outputs would overwrite each other (use a manifest with slide_id)"
         )
     return slides
 
@@ -101,16 +101,14 @@ def _from_stdin() -> list[SlideInput]:
             try:
                 record = json.loads(line)
                 path = Path(record["slide"])
-                mpp = record.get("mpp")
+                slide_id, mpp = str(record.get("slide_id") or slide_id_of(path)), record.get("mpp")
                 # A slide that an earlier command of the pipe could not use is tried all the same: it fails here too,
                 # and is not lost.
-                slides.append(
-                    SlideInput(
-                        path, str(record.get("slide_id") or slide_id_of(path)), None if mpp is None else float(mpp)
-                    )
-                )
+                slides.append(SlideInput(path, slide_id, None if mpp is None else float(mpp)))
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
+            if slide_id != slide_id_of(path) and not fits_file_name(slide_id):  # it would be written to another folder
+                raise InputError(f"standard input: slide_id {slide_id!r} cannot be part of a file name")
         else:
             slides.append(SlideInput(Path(line), slide_id_of(Path(line))))
     if not slides:

@@ -10,6 +10,7 @@ import typer
 
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
+from lrmil_cli.files.names import SEPARATORS
 
 if TYPE_CHECKING:
     from lrmil_cli.qupath.geojson import Style
@@ -73,7 +74,7 @@ def make_style(
 
 def is_folder(path: str) -> bool:
     """Whether a path that may not exist yet is meant as a folder."""
-    return path != "-" and (path.endswith("/") or Path(path).is_dir() or not Path(path).suffix)
+    return path != "-" and (path.endswith(SEPARATORS) or Path(path).is_dir() or not Path(path).suffix)
 
 
 def place(path: str, name: str) -> str:

@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,8 @@ def check_machine(device: str = "auto", folder: str | Path = ".") -> list[Check]
     Args:
         device: as ``--device``; folder: where outputs would go.
     """
-    checks = [check_packages(), *check_device(device), check_memory(), check_disk(folder), *check_extras()]
-    if os.name == "posix":
-        checks.append(check_load())
-    return checks
+    always = [check_packages(), *check_device(device), check_memory(), check_disk(folder)]
+    return [*always, *check_extras(), *check_load()]
 
 
 def check_packages() -> Check:
@@ -100,7 +99,8 @@ def available_memory() -> int | None:
             found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8")))
     except (OSError, KeyError, ValueError):
         pass
-    if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):  # macOS says only how much there is
+    # macOS says only how much there is.
+    if not found and sys.platform != "win32" and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)
 
@@ -147,13 +147,15 @@ def check_extras() -> list[Check]:
     return out
 
 
-def check_load() -> Check:
-    """Whether other programs keep the processors busy."""
+def check_load() -> list[Check]:
+    """Whether other programs keep the processors busy; nothing on Windows, which does not count it."""
+    if sys.platform == "win32":
+        return []
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.8 * cores:
         busy = f"other programs keep {load:.1f} of {cores} processors busy"
-        return Check("load", WARN, busy, "expect it to take longer than estimated when idle")
-    return Check("load", PASS, f"{load:.1f} of {cores} processors busy")
+        return [Check("load", WARN, busy, "expect it to take longer than estimated when idle")]
+    return [Check("load", PASS, f"{load:.1f} of {cores} processors busy")]
 
 
 def encoder_speed(

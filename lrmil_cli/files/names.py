@@ -6,6 +6,8 @@ import os
 import sys
 
 _WINDOWS = os.name == "nt"
+#: What ends the name of a folder.
+SEPARATORS = ("/", "\\") if _WINDOWS else ("/",)
 #: File systems that take ``S1`` and ``s1`` for one name, unless somebody has set them up otherwise.
 CASELESS = sys.platform in ("win32", "darwin")
 #: Names that Windows keeps for devices, whatever suffix follows.
