@@ -41,7 +41,7 @@ from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
-from lrmil_cli.training.leaks import check_no_leak
+from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_leak, patients_by_slide
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
 
@@ -142,7 +142,7 @@ def train_student(
     tables = tile_tables(manifest, tiles)
     tile_px = tables[0][1]["settings"]["tile_px"]
     encoders = load_encoders(encoder, len(fold_names(table)), tile_px, warn)
-    encoders.check_labels(table)
+    encoders.check_labels(table, patients_by_slide(manifest))
     info = encoders.first.info
     plain = load_baseline(baseline, encoders.first, tile_px, warn)
     if guide is not None and distill.uses_teacher:
@@ -295,7 +295,8 @@ def _terms(
 
     def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
         header, head = guide.head(fold)
-        check_no_leak(header, members(cohort.folds, fold_names(cohort.folds)[fold - 1])["test"], fold)
+        tested = members(cohort.folds, fold_names(cohort.folds)[fold - 1])["test"]
+        check_no_leak(header, tested, fold, patients_by_slide(manifest))
         train = [at[s] for s in train_ids]
         n_lr = [len(b.features) for b in cohort.bags_of(fold).all]
         if distill.crossfit:
@@ -325,12 +326,9 @@ def _write(
     """
     manifest, guide, high, encoders = cohort.manifest, cohort.guide, cohort.high, cohort.encoders
     results = students["distilled"].results
-    saw_test = encoders.saw_test_pixels(cohort.folds)
+    saw_test = encoders.saw_test_pixels(cohort.folds, patients_by_slide(manifest))
     if saw_test:
-        say(
-            "note: the LR encoder saw the pixels (not the labels) of test slides; "
-            "for inductive numbers make one encoder a fold (distill-encoder --slides --fold)"
-        )
+        say(SAW_TEST_PIXELS)
     metrics, pooled = crossval.score(manifest, results)
     taught_by = {"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None else None
     header = make_header(
@@ -344,6 +342,7 @@ def _write(
         regions=cohort.counts,
         fold_metrics=metrics.astype(object).where(metrics.notna(), None).to_dict("records"),
         encoder_saw_test_pixels=saw_test,
+        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(manifest, results, cohort.bags_of),
         license=encoders.first.info.license,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -37,19 +37,19 @@ class StudentEncoders:
     def first(self) -> Encoder:
         return self.all[0]
 
-    def check_labels(self, folds: pd.DataFrame) -> None:
-        """No fold's encoder has learned a test slide's label.
+    def check_labels(self, folds: pd.DataFrame, patients: Mapping[str, str]) -> None:
+        """No fold's encoder has learned a test patient's label; ``patients`` by slide id.
 
         Raises:
             InputError: one has.
         """
         for n, (i, name) in enumerate(zip(self.of_fold, fold_names(folds)), 1):
-            check_no_label_leak(self.all[i].info.distilled, members(folds, name)["test"], n)
+            check_no_label_leak(self.all[i].info.distilled, members(folds, name)["test"], n, patients)
 
-    def saw_test_pixels(self, folds: pd.DataFrame) -> bool:
-        """Whether a fold's encoder learned from the pixels of a test slide of that fold."""
+    def saw_test_pixels(self, folds: pd.DataFrame, patients: Mapping[str, str]) -> bool:
+        """Whether a fold's encoder learned from the pixels of a test patient of that fold."""
         by_fold = zip(self.of_fold, fold_names(folds))
-        return any(encoder_leak(self.all[i].info.distilled, folds, [name]) for i, name in by_fold)
+        return any(encoder_leak(self.all[i].info.distilled, folds, [name], patients) for i, name in by_fold)
 
 
 def load_encoders(args: EncoderArgs, folds: int, tile_px: int, warn: Callable[[str], None]) -> StudentEncoders:

@@ -15,6 +15,12 @@ from lrmil_cli.evaluation.predictions import Predictions
 from lrmil_cli.evaluation.wording import count_text
 from lrmil_cli.files.manifest import Manifest
 
+#: Where no table names patients. It must stand in every report: intervals and folds take each slide for a patient.
+UNKNOWN_PATIENTS = (
+    "patients unknown: slides are taken for patients, so other slides of the same patients may have been in training "
+    "(add a column patient_id)"
+)
+
 
 def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predictions]:
     """The predictions with the manifest's labels and patients, classes in one order, slides without label left out.
@@ -89,8 +95,8 @@ def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
                 "correct one of them, or train again"
             )
     rows["label"] = [e.label for e in truth]
-    # A manifest without the column patient_id says nothing: there every slide is its own patient.
-    if rows["patient_id"].isna().any() or any(e.patient_id != e.slide_id for e in manifest):
+    # A manifest that knows no patients says nothing: there every slide is its own.
+    if rows["patient_id"].isna().any() or manifest.patients_from != "slides":
         rows["patient_id"] = [e.patient_id for e in truth]
     return _with_known_labels(replace(m, rows=rows), str(manifest.path))
 
@@ -130,12 +136,14 @@ def _with_leaks(m: Predictions, manifest: Manifest | None) -> Predictions:
             remarks.append(f"its LR encoder was distilled on the pixels (not the labels) of {seen}")
     else:
         tested = m.rows.groupby("slide_id")["fold"].agg(frozenset)
-        torn = sorted(p for p, own in ids.groupby(patients) if tested[own.unique()].nunique() > 1)
+        torn = sorted(str(p) for p, own in ids.groupby(patients) if tested[own.unique()].nunique() > 1)
         if torn:
             leaks.append(
                 f"slides of {len(torn)} patient(s) were tested in different folds (the first: {torn[0]}): heads were "
                 "judged on patients they were trained on, so the figures may be too good"
             )
+    if (ids == patients).all():
+        remarks.append(UNKNOWN_PATIENTS)
     return replace(m, leaks=tuple(leaks), remarks=tuple(remarks))
 
 

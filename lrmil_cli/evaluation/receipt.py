@@ -101,6 +101,7 @@ def build_receipt(
         "level": level,
         "slides": shared["distilled"].rows["slide_id"].nunique(),
         "patients": len(set(first.patients.tolist())),
+        "patients_apart": _patients_apart(header, shared["distilled"].rows),
         "folds": next(iter(shared.values())).rows["fold"].nunique(),
         "majority": {"class": name, "share": share},
         "models": {
@@ -181,6 +182,19 @@ def cost_of(headers: dict[str, Sequence[dict[str, Any]]], tiles: dict[str, Seque
         hr, lr = (out.get(side, {}).get(key) for side in ("hr", "lr"))
         out[name] = hr / lr if hr and lr else None
     return out
+
+
+def _patients_apart(header: dict[str, Any], rows: pd.DataFrame) -> bool | None:
+    """Whether no head saw another slide of a patient that it is judged on; None where nobody named the patients.
+
+    Folds were checked against the manifest's patients when the model was trained; slides that were tested in different
+    folds show where that was not so.
+    """
+    known = header.get("patients", {}).get("from")
+    if known == "slides" or (known is None and (rows["slide_id"] == rows["patient_id"]).all()):
+        return None
+    tested = rows.groupby("slide_id")["fold"].agg(frozenset)
+    return all(tested[own.unique()].nunique() == 1 for _, own in rows.groupby("patient_id")["slide_id"])
 
 
 def _beside(model: Path, ending: str) -> Path:

@@ -24,8 +24,8 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
         Table(
             ["", *titles],
             rows,
-            f"On the same {receipt['slides']} slides of {receipt['patients']} patients, each predicted by heads that "
-            "did not see its patient; in brackets 95 % bootstrap intervals over patients. Always saying "
+            f"On the same {receipt['slides']} slides{_who(receipt)}; in brackets 95 % bootstrap intervals over patients. "
+            "Always saying "
             f"{receipt['majority']['class']} has accuracy {receipt['majority']['share']:.3f}.",
         ),
     ]
@@ -47,6 +47,15 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
     blocks += [Heading("Pictures"), picture, Heading("How it was made"), Text(_fine_print(receipt))]
     return blocks
+
+
+def _who(receipt: dict[str, Any]) -> str:
+    """Whose slides, and whether the heads that judged them knew their patients."""
+    apart = receipt.get("patients_apart")
+    if apart is None:
+        return ", each predicted by heads that did not see it; patients unknown, so slides are taken for patients"
+    of = f" of {receipt['patients']} patients, each predicted by heads that "
+    return of + ("did not see its patient" if apart else "did not see it, but some saw OTHER SLIDES OF ITS PATIENT")
 
 
 def headline(receipt: dict[str, Any]) -> str:

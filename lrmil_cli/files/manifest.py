@@ -241,6 +241,12 @@ def read_manifest(
     )
 
 
+def tcga_patient(slide_id: str) -> str | None:
+    """The patient in an id of TCGA, ``TCGA-XX-XXXX``; None for other ids."""
+    found = TCGA.match(slide_id)
+    return found[1].upper() if found else None
+
+
 def is_missing(text: str) -> bool:
     """Whether a cell says that nothing is known (:data:`MISSING`)."""
     return text.strip().casefold() in MISSING
@@ -351,8 +357,8 @@ def _entry(
     label = None if is_missing(text) and text.casefold() not in kept else text
     patient, source = cell("patient_id"), "column"
     if not patient:
-        tcga = TCGA.match(slide_id)
-        patient, source = (tcga[1].upper(), "tcga") if tcga else (slide_id, "slides")
+        tcga = tcga_patient(slide_id)
+        patient, source = (tcga, "tcga") if tcga else (slide_id, "slides")
     for column, value in (("slide_id", slide_id), ("label", label or ""), ("patient_id", patient)):
         if is_formula(value):
             raise InputError(

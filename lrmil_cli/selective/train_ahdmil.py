@@ -35,7 +35,7 @@ from lrmil_cli.training.crossval import FoldResult
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighSlide, load_high
-from lrmil_cli.training.leaks import check_no_leak
+from lrmil_cli.training.leaks import check_no_leak, patients_by_slide
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
 
 #: Panels of the curves: title, columns.
@@ -261,7 +261,7 @@ def _folds(
         index = {part: [at[s] for s in own] for part, own in parts.items()}
         header, head = guide.head(k)
         assert isinstance(head, DMIN), "_teachers_encoder has looked"
-        check_no_leak(header, parts["test"], k)
+        check_no_leak(header, parts["test"], k, patients_by_slide(manifest))
 
         def say_of(text: str, k: int = k) -> None:
             say(f"fold {k}: {text}")

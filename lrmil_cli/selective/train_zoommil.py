@@ -26,7 +26,9 @@ from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.crossval import HeadSpec
+from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, folds_like
+from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
 from lrmil_cli.training.teacher import manifest_digest, read_teacher, write_curves
 
@@ -94,6 +96,8 @@ def train_zoom(
     )
     if note := licence_warning(loaded.info):
         warn(note)
+    for k, name in enumerate(fold_names(table), 1):
+        check_no_label_leak(loaded.info.distilled, members(table, name)["test"], k, patients_by_slide(manifest))
     own_digest = features_settings(loaded)["encoder"]
     chain, folders = [pairs], [highest]
     if mid_pairs is not None and mid_features is not None:

@@ -15,6 +15,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.training.folds import check_fold, fold_names, make_folds
 from lrmil_cli.training.high_resolution import HighResolution
+from lrmil_cli.training.leaks import check_patients
 from lrmil_cli.training.teacher import Teacher
 
 
@@ -36,7 +37,7 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
 
     Raises:
         InputError: the manifest has a slide that the teacher's folds do not, or lacks all training or validation slides
-            of one.
+            of one; or they tear a patient of the manifest.
     """
     if guide is None:
         return make_folds(manifest, folds, seed)
@@ -62,6 +63,7 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
             manifest,
             f"the folds are those of {guide.path}; train it on this manifest too",
         )
+    check_patients(table, manifest, str(guide.path))
     return table
 
 

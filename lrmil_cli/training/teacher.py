@@ -26,7 +26,8 @@ from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.curves import plot_curves
-from lrmil_cli.training.folds import fold_names
+from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_label_leak, encoder_leak, patients_by_slide
 from lrmil_cli.training.loop import Fit, TrainSettings
 
 
@@ -118,6 +119,13 @@ def train_teacher(
         MachineError: a file cannot be written.
     """
     output = Path(output)
+    encoder, patients = bags.headers[0]["encoder"], patients_by_slide(manifest)
+    distilled = encoder.get("distilled") if isinstance(encoder, dict) else None  # other tools give a name, if at all
+    for k, name in enumerate(fold_names(folds), 1):
+        check_no_label_leak(distilled, members(folds, name)["test"], k, patients)
+    saw_test = encoder_leak(distilled, folds, fold_names(folds), patients)
+    if saw_test:
+        say(SAW_TEST_PIXELS)
     own = {"head": spec.name, "options": spec.options, **settings.as_json(), "folds": folds.to_dict("list")}
     inputs = {
         "manifest": manifest_digest(manifest),
@@ -182,7 +190,7 @@ def train_teacher(
         history=history,
         classes=list(manifest.classes),
         features=str(Path(features).absolute()),
-        encoder=bags.headers[0]["encoder"],
+        encoder=encoder,
         tiles=shared_tiles(bags),
         made_by=bags.headers[0].get("made_by", "lrmil"),
         feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
@@ -192,6 +200,7 @@ def train_teacher(
         metrics=pooled,
         attention_kind=results[0].fit.head.attention_kind,
         folds=len(results),
+        encoder_saw_test_pixels=saw_test,
     )
     write_text(output / "teacher.json", json.dumps(sealed(header), indent=1, allow_nan=False) + "\n")
     return header, False
