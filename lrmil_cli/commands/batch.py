@@ -225,7 +225,7 @@ def _write_failures(path: Path, items: Sequence[Item], failures: list[tuple[Item
 
 def _listed_failures(path: Path) -> list[list[str]]:
     try:
-        with open(path, encoding="utf-8", newline="") as fh:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as fh:  # names may be no text
             return [row for row in csv.reader(fh) if len(row) == len(FAILURE_COLUMNS) and row != FAILURE_COLUMNS]
     except (OSError, ValueError, csv.Error):  # none, or one that people wrote over: it is made anew
         return []

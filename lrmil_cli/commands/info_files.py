@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     Raises:
         InputError: it is nothing we know.
     """
+    from lrmil_cli.files.spreadsheet import SUFFIXES
     from lrmil_cli.files.tables import table_suffix
     from lrmil_cli.slides.handles import SLIDE_SUFFIXES
 
@@ -27,6 +29,8 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
         if not (p / "teacher.json").exists() and not list(p.glob("fold*")):
             raise InputError(f"{path}: a folder, and not one of `lrmil train-teacher`; name one of the files in it")
         return read_teacher_header(p)
+    if name.endswith(SUFFIXES) and not _is_our_table(p):
+        return _manifest(path)
     if table_suffix(name):
         return _table(path)
     if name.endswith(".safetensors"):
@@ -42,6 +46,11 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     if p.suffix.lower() in SLIDE_SUFFIXES:
         return _slide(path, slide_mpp)
     raise InputError(f"{path}: not a slide ({' '.join(SLIDE_SUFFIXES)}) and not a file of the chain")
+
+
+def _is_our_table(path: Path) -> bool:
+    with open(path, "rb") as fh:
+        return fh.read(7) == b"# lrmil"
 
 
 def _hdf5(path: str) -> dict[str, Any]:
@@ -81,7 +90,6 @@ def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
 
 
 def _table(path: str) -> dict[str, Any]:
-    from lrmil_cli.files.manifest import read_manifest
     from lrmil_cli.files.tables import SCHEMAS, read_table
 
     wrong = InputError(f"{path}: not a table of the chain")
@@ -93,17 +101,36 @@ def _table(path: str) -> dict[str, Any]:
             if "is a" not in str(e) and "not a" not in str(e):
                 raise
             wrong = e
-    try:
-        manifest = read_manifest(path)
-    except InputError:
-        raise wrong from None
+    raise wrong
+
+
+def _manifest(path: str) -> dict[str, Any]:
+    """A table of slides, as every command understands it, and what it would stumble over."""
+    from lrmil_cli.files.manifest import read_manifest
+
+    manifest = read_manifest(path, need_slides=False)
     counts = {c: sum(e.label == c for e in manifest) for c in manifest.classes}
+    patients = Counter(e.patient_id for e in manifest)
+    labels: dict[str, set[str]] = defaultdict(set)
+    for e in manifest:
+        labels[e.patient_id] |= {e.label} if e.label is not None else set()
+    missing = [str(e.path) for e in manifest if manifest.has_paths and not e.path.exists()]
     return {
         "kind": "manifest",
+        "understood": manifest.understood(),
         "slides": len(manifest),
-        "patients": len({e.patient_id for e in manifest}),
+        "patients": len(patients),
+        "patients_from": manifest.patients_from,
+        "patients_with_several_slides": sum(n > 1 for n in patients.values()),
+        "patients_with_two_labels": sorted(p for p, own in labels.items() if len(own) > 1),
         "classes": counts,
-        "missing": [str(e.path) for e in manifest if not e.path.exists()],
+        "without_label": sum(e.label is None for e in manifest),
+        "splits": dict(Counter(e.split for e in manifest if e.split)),
+        "folds": sorted({k for e in manifest for k in e.folds}),
+        "read_as": list(manifest.notes),
+        "ignored": list(manifest.ignored),
+        "found": len(manifest) - len(missing) if manifest.has_paths else None,
+        "missing": missing,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,22 +110,31 @@ def _draw_tests(
 
 
 def _draw_val(test: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
-    """Of the slides that are not ``test``, one patient in eight becomes val, stratified by label."""
+    """Of the slides that are not ``test``, one patient in eight becomes val, stratified by label.
+
+    A class of fewer patients than that gives one of them, so that early stopping looks at every class and the others
+    keep their share; a class of one patient gives none, because training needs it (training/README 2.1).
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     rest = np.flatnonzero(~test)
-    groups = len(set(patients[rest]))
-    if groups < 2:
+    if len(set(patients[rest])) < 2:
         raise InputError("only one patient is left for training and validation; add patients")
-    # With few patients of a class an eighth may hold none of it; fewer parts make each part larger.
-    smallest = min(len(set(patients[rest][labels[rest] == c])) for c in set(labels[rest]))
-    parts = max(2, min(VAL_PARTS, smallest))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer patients of a class than parts is handled above
+    of_class = {c: sorted(set(patients[rest][labels[rest] == c])) for c in sorted(set(labels[rest]))}
+    rare = {c: own for c, own in of_class.items() if len(own) < VAL_PARTS}
+    kept = {p for own in rare.values() for p in own}
+    val: set[str] = set()
+    rng = np.random.default_rng(seed)
+    for own in rare.values():
+        if len(own) > 1 and not val & set(own):  # a patient with slides of two classes may stand for both
+            val.add(own[rng.integers(len(own))])
+    common = np.array([i for i in rest if patients[i] not in kept], np.int64)
+    if (parts := min(VAL_PARTS, len(set(patients[common])))) > 1:
         splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-        _, val = next(splitter.split(rest, labels[rest], patients[rest]))
+        _, drawn = next(splitter.split(common, labels[common], patients[common]))
+        val |= set(patients[common][drawn])
     out = np.where(test, "test", "train").astype(object)
-    out[rest[val]] = "val"
+    out[rest[np.isin(patients[rest], sorted(val))]] = "val"
     return out.astype(str)
 
 

@@ -1,7 +1,7 @@
 """Who must not have seen whom: what a teacher or an encoder learned from, against the test slides of a fold.
 
-The rules, and the trap that they are about: training/README 5. All of them go by patient: two slides of one patient look
-alike, and have one label more often than not.
+The rules, and the trap that they are about: training/README 5. All of them go by patient: two slides of one patient
+look alike, and have one label more often than not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from lrmil_cli.training.folds import fold_names
 
 #: Said where numbers are transductive: the encoder knows test slides, if not what they are.
 SAW_TEST_PIXELS = (
-    "note: the LR encoder saw the pixels (not the labels) of test slides; for inductive numbers make one encoder a fold "
+    "note: the LR encoder saw the pixels (not the labels) of test slides; for inductive numbers make one encoder a "
+    "fold "
     "(distill-encoder --slides --fold)"
 )
 
@@ -33,7 +34,8 @@ def check_no_leak(
     """No teacher head has trained or been selected on a test patient of the student's fold (training/README 5.1).
 
     Args:
-        test: slide ids; patients: of slide ids; what it does not know is taken from TCGA ids, or is a patient of its own.
+        test: slide ids; patients: of slide ids; what it does not know is taken from TCGA ids, or is a patient of its
+            own.
 
     Raises:
         InputError: it has.
@@ -41,7 +43,8 @@ def check_no_leak(
     leaked = _common([*head_header.get("train", []), *head_header.get("val", [])], test, patients)
     if leaked:
         raise InputError(
-            f"fold {fold}: the teacher's head was trained with slide {leaked[0]}, whose patient is tested in this fold; "
+            f"fold {fold}: the teacher's head was trained with slide {leaked[0]}, whose patient is tested in this "
+            "fold; "
             "student and teacher must use the same folds.csv and the same patients"
         )
 

@@ -1,6 +1,9 @@
 """Folds by patient, metrics that may be undefined, the loop's selection rule."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +14,7 @@ from lrmil_cli.evaluation.metrics import evaluate, mean_sd, metrics_table
 from lrmil_cli.files.manifest import Entry, Manifest
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.folds import fold_names, make_folds, members
+from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, check_patients, encoder_leak
 from lrmil_cli.training.loop import TrainSettings, class_weights, draw_order, fit_head
 
 
@@ -33,7 +37,6 @@ def make_manifest(tmp, labels, patients=None, split=None, **columns):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 5), st.integers(2, 3))
 def test_drawn_folds_keep_patients_together_and_test_each_slide_once(seed, folds, classes):
-    from pathlib import Path
 
     rng = np.random.default_rng(seed)
     of_patient = np.repeat(np.arange(classes), 8)  # a patient has one label
@@ -115,6 +118,39 @@ def bags_with_signal(n=24):
     torch.manual_seed(1)
     labels = [i % 2 for i in range(n)]
     return [Bag(torch.randn(8, 6) + 2.0 * y) for y in labels], labels
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rare_class_does_not_make_validation_large(seed):
+    """60 patients of a, 40 of b and 5 of c: an eighth of the common ones, one of the rare class in each fold."""
+    labels = ["a"] * 60 + ["b"] * 40 + ["c"] * 5
+    table = make_folds(make_manifest(Path("/x"), labels, [f"p{i}" for i in range(105)]), 5, seed)
+    for name in fold_names(table):
+        val = table.loc[table[name] == "val", "label"].value_counts()
+        rest = table.loc[table[name] != "test", "label"].value_counts()
+        assert val["c"] == 1 and rest["c"] >= 3
+        assert abs(val["a"] - rest["a"] / 8) <= 1.5 and abs(val["b"] - rest["b"] / 8) <= 1.5
+
+
+def test_folds_of_a_teacher_must_not_tear_the_patients_of_today():
+    manifest = make_manifest(Path("/x"), ["a", "a", "b", "b"], ["p", "q", "p", "r"])
+    folds = pd.DataFrame({"slide_id": [e.slide_id for e in manifest], "fold_1": ["test", "train", "train", "val"]})
+    with pytest.raises(InputError, match="teacher: patient 'p' has slides in the test part of fold_1 and in the rest"):
+        check_patients(folds, manifest, "teacher")
+    check_patients(folds.assign(fold_1=["test", "train", "test", "val"]), manifest, "teacher")
+
+
+def test_leaks_go_by_patient():
+    patients = {"s1": "p", "s2": "p", "s3": "q"}
+    with pytest.raises(InputError, match="trained with slide s1, whose patient is tested"):
+        check_no_leak({"train": ["s1"], "val": []}, ["s2"], 1, patients)
+    check_no_leak({"train": ["s1"], "val": []}, ["s3"], 1, patients)
+    kin = [f"TCGA-A1-A0SB-01Z-00-DX{n}.UUID" for n in (1, 2)]
+    with pytest.raises(InputError, match="learned from the teacher's attention on slide TCGA-A1-A0SB"):
+        check_no_label_leak({"label_slides": kin[:1]}, kin[1:], 1)
+    folds = pd.DataFrame({"slide_id": ["s2", "s3"], "fold_1": ["test", "train"]})
+    assert encoder_leak({"slides": ["s1"]}, folds, ["fold_1"], patients)
+    assert not encoder_leak({"slides": ["s1"]}, folds, ["fold_1"])
 
 
 def test_selection_takes_the_best_validation_epoch_and_stops():

@@ -1,0 +1,116 @@
+"""Tables, folders and batches as people have them, by the commands."""
+
+import csv
+import os
+import shutil
+
+import pytest
+
+from tests.conftest import blob_image, not_on_windows, write_tiff
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """``a.svs`` and ``b.svs``, small and good."""
+    at = tmp_path_factory.mktemp("slides")
+    for name in ("a", "b"):
+        write_tiff(at / f"{name}.svs", blob_image(700, 600))
+    return at
+
+
+def failures(at):
+    with open(at / "failures.csv", encoding="utf-8", newline="") as fh:
+        return {row["slide_id"]: row for row in csv.DictReader(fh)}
+
+
+def test_a_table_is_understood_aloud(folder, tmp_path, lrmil):
+    table = tmp_path / "slides.csv"
+    table.write_text(f"Slide;Diagnosis;PATIENT;age\n{folder}/a.svs;NA;p;60\n{folder}/b.svs;x;p;61\n")
+    said = lrmil("tile", table, "-o", tmp_path / "o")
+    assert said.code == 0 and "2 slides, 1 patient; read as: separated by semicolon, PATIENT as patient_id" in said.err
+    assert "ignored: Diagnosis, age" in said.err
+    about = lrmil("info", table, "--json").records[0]
+    assert about["found"] == 2 and about["patients"] == 1 and about["ignored"] == ["Diagnosis", "age"]
+    assert about["patients_with_several_slides"] == 1 and not about["missing"]
+    said = lrmil("train-teacher", table, "--tiles", tmp_path / "o", "--encoder", "demo-vit", "-o", tmp_path / "t")
+    assert said.code == 3 and "no column `label` (found: Slide, Diagnosis, PATIENT, age)" in said.err
+    said = lrmil(
+        "train-teacher",
+        table,
+        "--label",
+        "diagnosis",
+        "--tiles",
+        tmp_path,
+        "--encoder",
+        "demo-vit",
+        "-o",
+        tmp_path / "t",
+    )
+    assert said.code == 3 and "row 2 (NA)" in said.err and "--drop-missing" in said.err
+    said = lrmil("train-teacher", table, "--class-map", "x", "--tiles", "o", "--encoder", "demo-vit", "-o", "t")
+    assert said.code == 2 and "give OLD=NEW" in said.err
+
+
+def test_whatever_one_slide_raises_the_batch_goes_on(folder, tmp_path, lrmil, monkeypatch):
+    from lrmil_cli.slides import slide as module
+
+    real = module.Slide.describe
+
+    def broken(self):
+        if self.slide_id == "a":
+            raise ZeroDivisionError("header of a kind nobody foresaw")
+        return real(self)
+
+    monkeypatch.setattr(module.Slide, "describe", broken)
+    said = lrmil("tile", folder, "-o", tmp_path / "o", "--json")
+    assert said.code == 4 and [r["status"] for r in said.records] == ["failed", "ok"]
+    error = failures(tmp_path / "o")["a"]["error"]
+    assert "a.svs: internal error: ZeroDivisionError: header of a kind nobody foresaw" in error
+    alone = lrmil("tile", folder / "a.svs", "-o", tmp_path / "alone.tiles.csv")
+    assert alone.code == 1 and "ZeroDivisionError" in alone.err
+
+
+@not_on_windows
+def test_links_that_lead_nowhere_are_failed_slides(folder, tmp_path, lrmil):
+    shutil.copy(folder / "a.svs", tmp_path / "a.svs")
+    os.symlink(tmp_path / "gone.svs", tmp_path / "link.svs")
+    said = lrmil("tile", tmp_path, "-o", tmp_path / "o")
+    assert said.code == 4 and "link.svs: no such file" in said.err and list(failures(tmp_path / "o")) == ["link"]
+    (tmp_path / "only").mkdir()
+    os.symlink(tmp_path / "gone.svs", tmp_path / "only" / "link.svs")
+    said = lrmil("tile", tmp_path / "only", "-o", tmp_path / "p")
+    assert said.code == 3 and "no such file" in said.err
+
+
+def test_sub_folders_are_said_or_taken(folder, tmp_path, lrmil):
+    for case in ("c1", "c2"):
+        (tmp_path / "in" / case).mkdir(parents=True)
+        shutil.copy(folder / "a.svs", tmp_path / "in" / case / "a.svs")
+    shutil.copy(folder / "b.svs", tmp_path / "in" / "c1" / "b.x.svs")
+    said = lrmil("tile", tmp_path / "in", "-o", tmp_path / "o")
+    assert (
+        said.code == 3
+        and "no slides in this folder itself, but 3 slides in its sub-folders; add --recursive" in said.err
+    )
+    said = lrmil("tile", tmp_path / "in", "-o", tmp_path / "o", "--recursive", "--json")
+    assert said.code == 0 and [r["slide_id"] for r in said.records] == ["c1__a", "b.x", "c2__a"]
+    shutil.copy(folder / "a.svs", tmp_path / "in" / "top.svs")
+    said = lrmil("tile", tmp_path / "in", "-o", tmp_path / "p", "--json")
+    assert [r["slide_id"] for r in said.records] == ["top"] and "3 slides in its sub-folders left out" in said.err
+
+
+def test_jobs_of_an_array_keep_each_others_failures(folder, tmp_path, lrmil):
+    """Each job has its own slides and all share a folder: one that succeeds clears its own rows alone."""
+    out = tmp_path / "o"
+    for name in ("bad1", "bad2"):
+        (tmp_path / f"{name}.svs").write_bytes(b"no slide")
+    assert lrmil("tile", folder / "a.svs", tmp_path / "bad1.svs", "-o", out).code == 4
+    assert lrmil("tile", folder / "b.svs", "-o", f"{out}/").code == 0
+    assert lrmil("tile", tmp_path / "bad2.svs", "-o", f"{out}/").code == 3
+    assert set(failures(out)) == {"bad1", "bad2"}
+    shutil.copy(folder / "a.svs", tmp_path / "bad1.svs")
+    assert lrmil("tile", tmp_path / "bad1.svs", "-o", f"{out}/").code == 0
+    assert set(failures(out)) == {"bad2"}
+    shutil.copy(folder / "a.svs", tmp_path / "bad2.svs")
+    assert lrmil("tile", tmp_path / "bad2.svs", "-o", f"{out}/").code == 0
+    assert not (out / "failures.csv").exists()
