@@ -88,6 +88,7 @@ def _heads() -> tuple[list[dict[str, Any]], str]:
     """The MIL heads with their options, and the same as text."""
     from lrmil_cli.commands.info_text import render_heads
     from lrmil_cli.heads import head_sources, head_table
+    from lrmil_cli.training.recipes import DIFFERENCES
 
     rows = head_table()
-    return rows, render_heads(rows, {r["name"]: head_sources(r["name"]) for r in rows})
+    return rows, render_heads(rows, {r["name"]: head_sources(r["name"]) for r in rows}, DIFFERENCES)

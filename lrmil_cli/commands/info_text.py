@@ -77,11 +77,12 @@ def render_encoders(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]]) -> str:
+def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]], differences: dict[str, str]) -> str:
     """Heads with their options, by where the default of each is from, for a terminal of 80 columns.
 
     Args:
         sources: head -> option -> where its default is from.
+        differences: head -> in what --recipe published differs from what its authors did.
     """
     lines = []
     for r in rows:
@@ -93,6 +94,8 @@ def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]])
         for source, options in groups.items():
             text = f"{', '.join(options)}  [{source}]"
             lines.append(fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
+        if text := differences.get(r["name"]):
+            lines.append(fill(f"--recipe published: {text}", 80, initial_indent="  ", subsequent_indent="    "))
     return "\n".join(
         [
             *lines,

@@ -42,7 +42,7 @@ from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_leak, patients_by_slide
-from lrmil_cli.training.loop import ExtraTerms, TrainSettings
+from lrmil_cli.training.loop import ExtraTerms, TrainSettings, settings_of
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
 
 #: Above this share of LR tiles without HR tiles, the two tissue rules probably disagree (distill/README 5.5).
@@ -292,6 +292,7 @@ def _terms(
     at = {s: i for i, s in enumerate(ids)}
     labels = [manifest.classes.index(e.label) for e in manifest]
     spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
+    inner = settings_of(guide.header["settings"])  # inner teachers are trained as the teacher was
 
     def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
         header, head = guide.head(fold)
@@ -300,11 +301,11 @@ def _terms(
         train = [at[s] for s in train_ids]
         n_lr = [len(b.features) for b in cohort.bags_of(fold).all]
         if distill.crossfit:
-            targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, training, fold, ids)
+            targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, inner, fold, ids)
         else:
             targets = fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
         untaught.update(ids[i] for i in train if i not in targets)
-        return terms_of_fold(targets, distill, training.seed + fold)
+        return terms_of_fold(targets, distill, training.seed + fold, training.lr)
 
     return terms
 

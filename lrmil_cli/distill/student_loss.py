@@ -40,11 +40,11 @@ def distillation_terms(
     return terms
 
 
-def terms_of_fold(targets: dict[int, Target], settings: DistillSettings, seed: int) -> ExtraTerms:
+def terms_of_fold(targets: dict[int, Target], settings: DistillSettings, seed: int, lr: float = 1e-4) -> ExtraTerms:
     """The function that the training loop calls for each training bag.
 
-    The classifier of ``hard="feature"`` belongs to no head; it is trained by its own optimiser inside the closure
-    (distill/README 6.2).
+    The classifier of ``hard="feature"`` belongs to no head; it is trained by its own optimiser inside the closure, at
+    the head's learning rate ``lr`` (distill/README 6.2).
     """
     classifier: nn.Linear | None = None
     optimizer: torch.optim.Optimizer | None = None
@@ -58,7 +58,7 @@ def terms_of_fold(targets: dict[int, Target], settings: DistillSettings, seed: i
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 classifier = nn.Linear(instances.shape[1], 2).to(instances.device)
-            optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-4)
+            optimizer = torch.optim.Adam(classifier.parameters(), lr=lr)
         elif optimizer is not None:
             # Gradients of the last backward pass are applied here, one step behind the head's.
             optimizer.step()

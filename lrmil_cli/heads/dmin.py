@@ -20,6 +20,8 @@ UNIFORM_EPS = 1e-6
 #: Above the largest kept score by this much, the weight that a dropped instance would have had counts no further
 #: (gradient only).
 EXPONENT_LIMIT = 10.0
+#: What the attention of the student branch is divided by in training: the sum of its class, or of all classes.
+NORMALISE = ("per-class", "published")
 
 
 @register("dmin")
@@ -38,6 +40,8 @@ class DMIN(MILHead):
         k, subtyping: of CLAM's instance loss, see clam_sb.
         bag_weight, instance_weight, kl_weight, embed_weight, rate_weight: of the five losses.
         detach_teacher: the student branch learns from the teacher branch alone, not the other way round too.
+        normalise: of the student branch's attention in training: "per-class", as in evaluation, or "published", by the
+            sum over all classes.
     """
 
     attention_kind = "native"
@@ -57,6 +61,7 @@ class DMIN(MILHead):
         "embed_weight": "official code",
         "rate_weight": "official code",
         "detach_teacher": "official code",
+        "normalise": "ours (the official code divides by the sum over all classes in training, but not in evaluation)",
     }
 
     def __init__(
@@ -79,10 +84,14 @@ class DMIN(MILHead):
         embed_weight: float = 0.5,
         rate_weight: float = 2.0,
         detach_teacher: bool = False,
+        normalise: str = "per-class",
     ):
         if not 0 < retention <= 1 or tau <= 0 or k < 1:
             raise UsageError("dmin options: retention must be above 0 and at most 1, tau above 0, k at least 1")
+        if normalise not in NORMALISE:
+            raise UsageError(f"dmin option normalise {normalise!r}: choose one of {', '.join(NORMALISE)}")
         super().__init__(in_dim, num_classes)
+        self.joint = normalise == "published"
         self.retention, self.k, self.subtyping = retention, k, subtyping
         self.tau, self.detach_teacher = tau, detach_teacher
         self.weights = {
@@ -112,7 +121,7 @@ class DMIN(MILHead):
             return self._from_mask(h, rows, rows > 0)
         mask = gumbel_mask(rows, self.tau, generator)
         full = torch.softmax(rows, 1).to(h.dtype) @ h
-        kept = masked_softmax(rows, settle(mask, rows.detach())[0]).to(h.dtype) @ h
+        kept = masked_softmax(rows, settle(mask, rows.detach())[0], joint=self.joint).to(h.dtype) @ h
         logits = own_logits(self.classifier, full).float()
         scores = rows[logits.argmax()]
         extra = {
@@ -209,15 +218,17 @@ def union_rate(mask: Tensor) -> Tensor:
     return ((total > 0.5).to(total.dtype) - total.detach() + total).mean()
 
 
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+def masked_softmax(scores: Tensor, mask: Tensor, *, joint: bool = False) -> Tensor:
     """Softmax of each row over the instances with mask 1: scores, mask [C, N] -> weights [C, N], 0 where the mask is 0.
+
+    With ``joint`` over all rows together, so that all weights sum to 1 and not those of each row.
 
     The largest kept score is subtracted, so nothing overflows; the gradient reaches the mask. Each row must keep
     something.
     """
-    top = scores.detach().masked_fill(mask.detach() < 0.5, -torch.inf).amax(1, keepdim=True)
+    top = scores.detach().masked_fill(mask.detach() < 0.5, -torch.inf).amax((0, 1) if joint else 1, keepdim=True)
     weights = mask * torch.exp((scores - top).clamp(max=EXPONENT_LIMIT))
-    return weights / weights.sum(1, keepdim=True)
+    return weights / weights.sum((0, 1) if joint else 1, keepdim=True)
 
 
 def settle(mask: Tensor, scores: Tensor, share: float = FALLBACK_SHARE) -> tuple[Tensor, Tensor]:

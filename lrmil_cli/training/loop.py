@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,12 @@ class TrainSettings:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def settings_of(values: dict[str, Any]) -> TrainSettings:
+    """The training settings among those of a header, such as a teacher's; what an older file lacks is the default."""
+    known = {f.name for f in fields(TrainSettings)} & values.keys()
+    return TrainSettings(**{k: tuple(values[k]) if isinstance(values[k], list) else values[k] for k in known})
 
 
 @dataclass

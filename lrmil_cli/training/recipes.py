@@ -11,9 +11,8 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.training.loop import TrainSettings
 
 RECIPES = ("common", "published")
-_CLAM = {"weight_decay": 1e-5, "min_epochs": 50, "balanced_sampling": True, "monitor": "loss"}
-#: What each head's authors trained with, where it differs from :class:`TrainSettings`. TransMIL's Lookahead is left
-#: out.
+_CLAM = {"lr": 2e-4, "weight_decay": 1e-5, "min_epochs": 50, "balanced_sampling": True, "monitor": "loss"}
+#: What each head's authors trained with, where it differs from :class:`TrainSettings`.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "meanpool": _CLAM,
     "maxpool": _CLAM,
@@ -22,9 +21,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "abmil": {"lr": 5e-4, "weight_decay": 1e-4, "epochs": 20},
     "dmin": {**_CLAM, "lr": 3e-4, "select_from": 49},
     "dsmil": {"betas": (0.5, 0.9), "weight_decay": 1e-3, "schedule": "cosine", "epochs": 50, "patience": 10},
-    "transmil": {"optimizer": "radam", "lr": 2e-4, "weight_decay": 1e-5, "patience": 10},
-    "zoommil": {"epochs": 100, "schedule": "plateau", "balanced_sampling": True, "monitor": "loss"},
+    "transmil": {"optimizer": "radam", "lr": 2e-4, "weight_decay": 1e-5, "patience": 10, "monitor": "loss"},
+    "zoommil": {"epochs": 100, "patience": 100, "schedule": "plateau", "balanced_sampling": True, "monitor": "loss"},
     "dtfd": {"weight_decay": 1e-4, "schedule": "step", "clip": 5.0, "select_from": 160, "min_epochs": 200},
+}
+
+#: What stays different from what the authors did; ``lrmil info --heads`` shows it.
+DIFFERENCES: dict[str, str] = {
+    "clam_sb": "the instance loss is cross-entropy unless --head-option inst_loss=svm",
+    "clam_mb": "the instance loss is cross-entropy unless --head-option inst_loss=svm",
+    "dsmil": "the loss is cross-entropy unless --head-option loss=bce",
+    "transmil": "no Lookahead, a step every bag (published: every second), weight decay in the gradient (published: decoupled)",
+    "dtfd": "gradients are clipped over all parameters together (published: each module by itself)",
 }
 
 
