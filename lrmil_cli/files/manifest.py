@@ -43,9 +43,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split", "set", "dataset", "partition", "subset"),
     "fold": ("fold",),
     "mpp": ("mpp", "slide_mpp", "mpp_x", "um_per_px"),
-    "mask": ("mask",),
-    "roi": ("roi",),
-    "min_tissue": ("min_tissue",),
 }
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -69,7 +66,6 @@ class Entry:
 
     Attributes:
         path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
-        mask, roi: files of this slide alone; min_tissue: share of a tile that must be tissue, for this slide alone.
     """
 
     slide_id: str
@@ -79,9 +75,6 @@ class Entry:
     mpp: Mpp | None = None
     split: str | None = None
     folds: dict[str, str] = field(default_factory=dict)
-    mask: Path | None = None
-    roi: Path | None = None
-    min_tissue: float | None = None
 
 
 @dataclass(frozen=True)
@@ -375,18 +368,14 @@ def _entry(
     if split is not None and split not in SPLIT_WORDS:
         raise InputError(f"{path}: row {row.number}, split {split!r} is none of {', '.join(SPLITS)}")
     folds = {role: cell(role) for role in columns if re.fullmatch(r"fold(_\d+)?", role) and cell(role)}
-    at = lambda name: path.parent / name  # noqa: E731
     return Entry(
         slide_id,
-        at(slide or slide_id).absolute(),
+        (path.parent / (slide or slide_id)).absolute(),
         label,
         patient,
         _mpp(cell("mpp"), row.number, path),
         None if split is None else SPLIT_WORDS[split],
         folds,
-        at(cell("mask")).absolute() if cell("mask") else None,
-        at(cell("roi")).absolute() if cell("roi") else None,
-        _share(cell("min_tissue"), row.number, path),
     ), source
 
 
@@ -395,16 +384,6 @@ def _mpp(text: str, number: int, path: Path) -> Mpp | None:
         return Mpp(parse_number(text)) if text else None
     except ValueError as e:
         raise InputError(f"{path}: row {number}, mpp {text!r} is not a number") from e
-
-
-def _share(text: str, number: int, path: Path) -> float | None:
-    try:
-        value = parse_number(text) if text else None
-    except ValueError:
-        value = math.nan
-    if value is not None and not 0 <= value <= 1:
-        raise InputError(f"{path}: row {number}, min_tissue {text!r} is no share from 0 to 1")
-    return value
 
 
 def _check_ids(entries: list[Entry], path: Path) -> None:

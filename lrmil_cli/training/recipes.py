@@ -31,7 +31,7 @@ DIFFERENCES: dict[str, str] = {
     "clam_sb": "the instance loss is cross-entropy unless --head-option inst_loss=svm",
     "clam_mb": "the instance loss is cross-entropy unless --head-option inst_loss=svm",
     "dsmil": "the loss is cross-entropy unless --head-option loss=bce",
-    "transmil": "no Lookahead, a step every bag (published: every second), weight decay in the gradient (published: decoupled)",
+    "transmil": "no Lookahead, a step every bag (published: every second), coupled weight decay (published: decoupled)",
     "dtfd": "gradients are clipped over all parameters together (published: each module by itself)",
 }
 

@@ -43,7 +43,6 @@ def test_defaults(tmp_path):
         ("slide,label,split\na.svs,x,later\n", "'later' is none of"),
         ("slide,label,mpp\na.svs,x,half\n", "'half' is not a number"),
         ("slide,label,mpp\na.svs,x,nan1\n", "'nan1' is not a number"),
-        ("slide,label,min_tissue\na.svs,x,3\n", "min_tissue '3' is no share"),
         ("slide,label,slide_id\na.svs,x,../../etc\n", "cannot be part of a file name"),
         ("# lrmil {}\nx,y\n", "not a manifest"),
         ("slide,label,Label\na.svs,x,y\n", "2 columns are called 'label'"),
