@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.polynomial import chebyshev
 
+from lrmil_cli.errors import UsageError
 from lrmil_cli.heads import build_head
 from lrmil_cli.heads.chebyshev import Chebyshev
 from lrmil_cli.heads.dmin import gumbel_mask, masked_softmax, settle, union_rate
@@ -170,3 +171,21 @@ def test_retention_is_what_training_keeps():
             optimizer.step()
         rates = [head(x).extra["rate"].item() for _ in range(10)]
         assert np.mean(rates) == pytest.approx(target, abs=0.06)
+
+
+def test_normalised_as_published():
+    """Per class the weights of a row sum to 1; as published those of all rows together, each divided by one sum."""
+    scores, mask = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.5, -1.0]]), torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    kept = torch.tensor([[1.0, 0.0, torch.e**2], [torch.e**3, torch.e**0.5, 0.0]])
+    torch.testing.assert_close(masked_softmax(scores, mask), kept / kept.sum(1, keepdim=True))
+    torch.testing.assert_close(masked_softmax(scores, mask, joint=True), kept / kept.sum())
+    with pytest.raises(UsageError, match="normalise 'none': choose one of per-class, published"):
+        build_head("dmin", 8, 2, {"normalise": "none"})
+    features, outs = torch.randn(12, 8), []
+    for how in ("per-class", "published"):
+        torch.manual_seed(0)
+        head = build_head("dmin", 8, 2, {"normalise": how, "dropout": 0.0}).train()
+        outs.append(head(features, generator=torch.Generator().manual_seed(1)))
+        assert torch.equal(head.eval()(features).logits, head(features).logits)
+    assert torch.equal(outs[0].logits, outs[1].logits)  # the teacher branch has no mask
+    assert not torch.allclose(outs[0].extra["student_embedding"], outs[1].extra["student_embedding"])
