@@ -44,7 +44,8 @@ def info(
     report = Report(json)
     if encoders + heads + (path is not None) + (qupath_scripts is not None) != 1:
         raise UsageError(
-            "give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; see `lrmil info --help`"
+            "give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; "
+            "see `lrmil info --help`"
         )
     if qupath_scripts is not None:
         from lrmil_cli.qupath.scripts import copy_scripts
@@ -71,8 +72,13 @@ def info(
     report.result(about)
     if not json:
         print(printable(render(path, about)))
-    if about["kind"] == "geojson" and not about["opens"]:
-        raise InputError(f"{path}: QuPath imports nothing of it: {about['fatal'][0]}")
+    if about["kind"] == "geojson" and not (about["opens"] and about["objects"]):
+        which = (
+            "" if len(about["opens_in"]) in (0, 3) else f" in every version (it does in {', '.join(about['opens_in'])})"
+        )
+        why = (about["fatal"] or about["silent"] or about["notes"])[0]
+        nothing = "QuPath imports nothing of it" if not which else f"QuPath does not import it{which}"
+        raise InputError(f"{path}: {nothing}: {why}")
 
 
 def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
@@ -122,12 +128,17 @@ def _hdf5(path: str) -> dict[str, Any]:
 
 
 def _json(path: str) -> dict[str, Any]:
-    from lrmil_cli.qupath.files import read_documents
+    from lrmil_cli.qupath.files import misnamed, read_documents
     from lrmil_cli.qupath.rules import describe_geojson
 
-    documents = [document for _, document in read_documents(path)]
-    ours = isinstance(documents[0], dict) and isinstance(documents[0].get("kind"), str)
-    return documents[0] if ours else describe_geojson(documents, path)
+    skipped: list[str] = []
+    documents = read_documents(path, skipped)
+    first = documents[0].value if documents else None
+    if isinstance(first, dict) and isinstance(first.get("kind"), str):
+        return first
+    about = describe_geojson(documents, path, misnamed(path))
+    about["notes"] += [f"QuPath passes over a member of the zip: {reason}" for reason in skipped]
+    return about
 
 
 def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
