@@ -50,7 +50,7 @@ BANDS = tuple(
 
 
 def choose_band(top: float | None, threshold: float | None) -> Band:
-    """The one band of ``--top`` (share of the tiles) or ``--threshold`` (scaled attention, 0..1), as is given."""
+    """The one band of ``--top`` (share of the tiles) or ``--threshold`` (scaled attention, 0..1), as one is given."""
     if top is not None:
         return Band(f"LRMIL attention top {100 * top:.6g} %", "top", 1 - top, 1.0)
     assert threshold is not None, "a band has one end or the other"

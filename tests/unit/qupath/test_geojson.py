@@ -41,7 +41,7 @@ def text(header, rows, kind="tiles", **options):
 
 
 def check_contract(text, width, height):
-    """Section 4 of QuPath's rules: what its importer needs of every feature."""
+    """What QuPath's importer needs of every feature (qupath/README 1)."""
 
     def no_constant(name):
         raise AssertionError(f"{name} in JSON")
