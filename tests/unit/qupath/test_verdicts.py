@@ -1,4 +1,4 @@
-"""`lrmil info` against what QuPath's own reader does: which versions open a file, and how many objects of which types."""
+"""`lrmil info` against what QuPath's own reader does: which versions open a file, and how many objects of each type."""
 
 import csv
 import gzip
