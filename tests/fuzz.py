@@ -97,7 +97,7 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     from lrmil_cli.heads.checkpoint import load_head, save_head
     from lrmil_cli.matching.paired_slide import read_pairs
     from lrmil_cli.models.model_file import load_model, save_model
-    from lrmil_cli.qupath.files import read_documents
+    from lrmil_cli.qupath.files import misnamed, read_documents
     from lrmil_cli.qupath.frame import qupath_frame
     from lrmil_cli.qupath.geojson import make_document
     from lrmil_cli.qupath.roi import read_roi
@@ -282,7 +282,7 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
         "regions of QuPath": (at("roi.geojson", "roi.geojson.gz"), roi_of),
         "any GeoJSON": (
             at("map.geojson", "roi.geojson"),
-            lambda p: describe_geojson([d for _, d in read_documents(p)], str(p)),
+            lambda p: describe_geojson(read_documents(p, []), str(p), misnamed(p)),
         ),
         "teacher.json": (at("teacher.json"), teacher_of),
         "ONNX graph": (at("g.onnx"), read_graph),

@@ -71,8 +71,13 @@ def info(
     report.result(about)
     if not json:
         print(printable(render(path, about)))
-    if about["kind"] == "geojson" and not about["opens"]:
-        raise InputError(f"{path}: QuPath imports nothing of it: {about['fatal'][0]}")
+    if about["kind"] == "geojson" and not (about["opens"] and about["objects"]):
+        which = (
+            "" if len(about["opens_in"]) in (0, 3) else f" in every version (it does in {', '.join(about['opens_in'])})"
+        )
+        why = (about["fatal"] or about["silent"] or about["notes"])[0]
+        nothing = "QuPath imports nothing of it" if not which else f"QuPath does not import it{which}"
+        raise InputError(f"{path}: {nothing}: {why}")
 
 
 def _encoders() -> tuple[list[dict[str, Any]], str]:

@@ -64,12 +64,17 @@ def _hdf5(path: str) -> dict[str, Any]:
 
 
 def _json(path: str) -> dict[str, Any]:
-    from lrmil_cli.qupath.files import read_documents
+    from lrmil_cli.qupath.files import misnamed, read_documents
     from lrmil_cli.qupath.rules import describe_geojson
 
-    documents = [document for _, document in read_documents(path)]
-    ours = isinstance(documents[0], dict) and isinstance(documents[0].get("kind"), str)
-    return documents[0] if ours else describe_geojson(documents, path)
+    skipped: list[str] = []
+    documents = read_documents(path, skipped)
+    first = documents[0].value if documents else None
+    if isinstance(first, dict) and isinstance(first.get("kind"), str):
+        return first
+    about = describe_geojson(documents, path, misnamed(path))
+    about["notes"] += [f"QuPath passes over a member of the zip: {reason}" for reason in skipped]
+    return about
 
 
 def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:

@@ -36,9 +36,7 @@ def _history(history: list[dict[str, Any]] | None) -> list[str]:
 
 def render_geojson(path: str, about: dict[str, Any]) -> str:
     """What QuPath will make of a file."""
-    lines = [
-        f"{path}: GeoJSON, {'QuPath 0.5 to 0.7 opens it' if about['opens'] else 'QuPath will import NOTHING of it'}"
-    ]
+    lines = [f"{path}: GeoJSON, {_what_qupath_does(about)}"]
     lines += [f"  wrong: {text}" for text in about["fatal"]]
     lines += [f"  not as meant: {text}" for text in about["silent"]]
     lines += [f"  note: {text}" for text in about["notes"]]
@@ -53,6 +51,14 @@ def render_geojson(path: str, about: dict[str, Any]) -> str:
         if about["lrmil"].get(key) is not None:
             lines.append(f"  {key}: {_short(about['lrmil'][key])}")
     return "\n".join(lines + _history(about["lrmil"].get("history")))
+
+
+def _what_qupath_does(about: dict[str, Any]) -> str:
+    if about["opens"] and about["objects"]:
+        return "QuPath 0.5 to 0.7 opens it"
+    if about["opens"] or not about["opens_in"]:
+        return "QuPath will import NOTHING of it"
+    return f"of QuPath 0.5, 0.6 and 0.7 only {' and '.join(about['opens_in'])} opens it"
 
 
 def render_encoders(rows: list[dict[str, Any]]) -> str:

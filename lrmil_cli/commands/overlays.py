@@ -182,9 +182,10 @@ def write_picture(
 ) -> bool:
     """Write the picture of a slide and its attention; False where it is up to date."""
     from lrmil_cli.files.header import last_digest, up_to_date
-    from lrmil_cli.qupath.geojson import table_digest
+    from lrmil_cli.qupath.geojson import read_tiles, table_digest
     from lrmil_cli.qupath.pictures import picture_provenance, read_picture_provenance, slide_picture
 
+    rows = read_tiles(rows)
     about = picture_provenance(header, table_digest(rows), colormap)
     if up_to_date(path, last_digest(about), read_picture_provenance, overwrite):
         return False

@@ -20,7 +20,7 @@ from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
 from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
-from lrmil_cli.inference.record import attention_rows
+from lrmil_cli.inference.record import percentiles
 from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
 from lrmil_cli.matching.children import find_children
 from lrmil_cli.selective.model_parts import ScreenedModel
@@ -235,11 +235,13 @@ class ScreenedPredictor(TorchPredictor):
     def _screen_table(
         self, c: Candidates, decided: list[Screening], read: np.ndarray, attention: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """All candidates: attention (0 where not read), whether they were read, and the screener's score.
+        """All candidates: attention and its percentile among the tiles that were read (0 where not read), whether they
+        were read, and the screener's score.
 
         The score is the sigmoid of the largest class's, mean over folds.
         """
-        whole, kept = np.zeros(len(c.boxes)), np.zeros(len(c.boxes))
-        whole[read], kept[read] = attention, 1.0
+        whole, percentile, kept = np.zeros((3, len(c.boxes)))
+        whole[read], percentile[read], kept[read] = attention, percentiles(attention).round(4), 1.0
         scores = torch.sigmoid(torch.stack([s.scores.amax(0) for s in decided])).mean(0).cpu().double().numpy()
-        return {**attention_rows(c.boxes, whole), "kept": kept, "screening": scores}
+        columns = dict(zip(("x", "y", "width", "height"), c.boxes.T))
+        return {**columns, "attention": whole, "percentile": percentile, "kept": kept, "screening": scores}

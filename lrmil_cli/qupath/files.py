@@ -10,16 +10,19 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import atomic_path
+from lrmil_cli.qupath.gson import parse
 
 #: What QuPath opens; it goes by the name, in any case of letters.
 SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
 #: Most of what gzip can save, in half of its time.
 GZIP_LEVEL = 4
+_GZIP = b"\x1f\x8b"
 
 
 def suffix_of(path: str | Path) -> str | None:
@@ -64,36 +67,93 @@ def write_chunks(path: str | Path, chunks: Iterable[str]) -> None:
         fh.write(packer.flush())
 
 
-def read_documents(path: str | Path) -> list[tuple[str, Any]]:
-    """The JSON documents of a ``.geojson``, ``.json``, ``.gz`` or ``.zip`` file, each with its name.
+@dataclass(frozen=True)
+class Document:
+    """One JSON document: its name, its value, and what QuPath's reader forgives in how it is written."""
+
+    name: str
+    value: Any
+    notes: tuple[str, ...] = ()
+
+
+def misnamed(path: str | Path) -> str | None:
+    """Why QuPath cannot open a file for its name: it goes by the name, not by what is in the file. None where it can.
+
+    Raises:
+        InputError: no such file.
+    """
+    name = str(path).lower()
+    try:
+        with open(path, "rb") as fh:
+            packed = fh.read(2) == _GZIP
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+    if zipfile.is_zipfile(path) != name.endswith(".zip"):
+        return (
+            "the name ends in .zip, but it is no zip" if name.endswith(".zip") else "a zip whose name does not say it"
+        )
+    if packed != name.endswith(".gz"):
+        return "gzip whose name does not end in .gz" if packed else "the name ends in .gz, but it is not gzip"
+    return None
+
+
+def read_documents(path: str | Path, skipped: list[str] | None = None) -> list[Document]:
+    """The JSON documents of a ``.geojson``, ``.json``, ``.gz`` or ``.zip`` file, whatever its name says.
+
+    Args:
+        skipped: where it is given, members of a zip that cannot be read are named there, as QuPath passes over them.
 
     Raises:
         InputError: no such file, damaged, not JSON, or a zip without GeoJSON.
     """
     try:
-        data = Path(path).read_bytes()
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                names = [n for n in archive.namelist() if suffix_of(n) and not Path(n).name.startswith(".")]
-                parts = [(f"{path}/{n}", archive.read(n)) for n in names]
-            if not parts:
-                raise InputError(f"{path}: the zip holds no file ending in {', '.join(SUFFIXES)}")
-        else:
-            parts = [(str(path), data)]
-        return [(name, _parse(name, gzip.decompress(d) if d[:2] == b"\x1f\x8b" else d)) for name, d in parts]
+            return _read_zip(path, skipped)
+        return [_parse(str(path), _unpacked(Path(path).read_bytes()))]
     except FileNotFoundError as e:
         raise InputError(f"{path}: no such file") from e
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:
         raise InputError(f"{path}: cannot be read ({' '.join(str(e).split())[:120]}); export it again") from e
 
 
-def _parse(name: str, data: bytes) -> Any:
+def _read_zip(path: str | Path, skipped: list[str] | None) -> list[Document]:
+    found: list[Document] = []
+    with zipfile.ZipFile(path) as archive:
+        names = [
+            n for n in archive.namelist() if suffix_of(n) and not Path(n).name.startswith("._")
+        ]  # macOS adds those
+        if not names and skipped is None:
+            raise InputError(f"{path}: the zip holds no file ending in {', '.join(SUFFIXES)}")
+        for name in names:
+            try:
+                found.append(_parse(f"{path}/{name}", _unpacked(archive.read(name))))
+            except (InputError, OSError, EOFError, zlib.error) as e:
+                if skipped is None:
+                    raise
+                skipped.append(str(e))
+    return found
+
+
+def _unpacked(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == _GZIP else data
+
+
+def _parse(name: str, data: bytes) -> Document:
+    notes = []
     try:
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as e:  # UnicodeDecodeError is a ValueError
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", "replace")
+        notes.append("letters that are not UTF-8; QuPath shows a question mark for each")
+    try:
+        value, standard = parse(text)
+    except (ValueError, RecursionError) as e:
         raise InputError(
             f"{name}: not a JSON document ({' '.join(str(e).split())[:120]}); is it truncated, or one object a line?"
         ) from e
+    if not standard:
+        notes.append("not JSON by the standard (comments, single quotes, missing quotes); QuPath reads it all the same")
+    return Document(name, value, tuple(notes))
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 SCALED, RAW, PERCENTILE = "LRMIL attention (0-1)", "LRMIL attention", "LRMIL attention percentile"
 #: Further columns of attention tables and what QuPath calls them: whether a tile was read at HR, the screener's score.
 MORE = {"kept": "LRMIL kept (0-1)", "screening": "LRMIL screening (0-1)"}
+#: The column of a screen table that says which tiles were read at HR. The table has 0 for the attention of the others;
+#: that is no measurement (nobody looked there), so that a map of such a table shows these names and no attention.
+READ, SCREEN = "kept", tuple(MORE.values())
 NAMESPACE = uuid.UUID("6f1c1a0e-7f0a-5d3c-9a51-3d2b7c1e8f40")
 STYLES = ("tiles", "regions", "both")
 #: Features made, checked and written at a time.
@@ -115,11 +118,16 @@ def make_document(
         raise InputError("the attention table has no tiles")
     slide = check_slide(header, "the attention table")
     frame = qupath_frame(slide, origin, image_size)
+    screen = READ in rows.columns
+    if screen and kind == "regions":
+        rows = read_tiles(rows)
     values = measurements(rows)
     box, shown = clip_tiles(rows, slide, frame)
     settings: dict[str, Any] = {"style": kind, "offset": frame.offset, "image": [frame.width, frame.height]}
     if kind == "regions":
         settings |= {"bands": [b.name for b in style.bands()], "colormap": style.colormap}
+    if screen:
+        settings |= {"tiles": "read"} if kind == "regions" else {"attention": False}
     inputs = {
         "attention": last_digest(header),
         "rows": rows_digest(rows[["x", "y", "width", "height"]].to_numpy(np.int64), values),
@@ -139,35 +147,68 @@ def make_document(
         "history": [*header["history"], step("export-geojson", settings, inputs)],
     }
     about = {k: v for k, v in about.items() if v is not None}
-    warnings = _warnings(values[SCALED], int((~shown).sum()), frame)
+    if screen and kind == "tiles":
+        values = {name: values[name] for name in SCREEN if name in values}
+    warnings = _warnings(values.get(SCALED), int((~shown).sum()), len(box), frame)
     box, values = box[shown], {name: v[shown] for name, v in values.items()}
-    key = f"{slide['fingerprint']}|{last_digest(header)}"
+    # A screen map has tiles that the map of the tiles that were read has as well; they are other objects.
+    key = f"{slide['fingerprint']}|{last_digest(header)}" + ("|screen" if screen else "")
     if kind == "tiles":
-        texts = _checked(tile_features(box, values, frame, key), about)
-        return Document(about, _pieces(about, texts), len(box), warnings)
+        return Document(
+            about, _pieces(about, _checked(tile_features(box, values, frame, key), about)), len(box), warnings
+        )
     found = region_features(
         box, values[SCALED], values[RAW], values[PERCENTILE], style.bands(), style.colormap, frame, NAMESPACE, key
     )
     if not found:
-        raise InputError("no tile reaches the attention asked for; lower --threshold")
+        raise InputError(_why_no_region(values, style, shown))
     require_good(found, (frame.width, frame.height), f"regions of {slide['id']}")
     import geojson
 
     return Document(about, _pieces(about, map(geojson.dumps, found)), len(found), warnings)
 
 
-def _warnings(scaled: np.ndarray, left_out: int, frame: Frame) -> list[str]:
+def _why_no_region(values: dict[str, np.ndarray], style: Style, shown: np.ndarray) -> str:
+    """What is true of a slide none of whose tiles that QuPath shows lies in a band."""
+    if style.threshold is not None:
+        where = (
+            "" if shown.all() else " that QuPath shows (the others lie outside of the slide's bounds; --origin full)"
+        )
+        highest = float(values[SCALED].max())
+        asked = f"{style.threshold:g}, the highest has {highest:.3g}"
+        return f"no tile{where} has scaled attention of {asked}; lower --threshold"
+    if np.ptp(values[RAW]) == 0:
+        return "all tiles have the same attention, so that none lies in an upper band; nothing can be outlined"
+    low = BANDS[0].low
+    return f"no tile lies in a band of percentiles (over {100 * low:g} %) of this slide; outline a share by --top"
+
+
+def _warnings(scaled: np.ndarray | None, left_out: int, tiles: int, frame: Frame) -> list[str]:
     out = []
-    if len(scaled) > 1 and math.isclose(scaled.min(), scaled.max(), rel_tol=1e-9):
+    if scaled is not None and len(scaled) > 1 and math.isclose(scaled.min(), scaled.max(), rel_tol=1e-9):
         out.append("all tiles have the same attention; QuPath will show one flat colour")
-    if len(scaled) > MANY_TILES:
-        out.append(f"{len(scaled)} tiles make QuPath slow; a coarser grid (larger --mpp or --tile-px) shows the same")
+    if tiles > MANY_TILES:
+        out.append(f"{tiles} tiles make QuPath slow; a coarser grid (larger --mpp or --tile-px) shows the same")
     if left_out:
         out.append(
             f"{left_out} tiles lie outside the part of the slide that QuPath shows (its bounds, from x={frame.x}, "
             f"y={frame.y}) and are left out; --origin full keeps them, for slides imported with --no-crop"
         )
     return out
+
+
+def read_tiles(rows: pd.DataFrame) -> pd.DataFrame:
+    """The tiles of an attention table that were read: of a screen table those that its screener kept, else all.
+
+    Raises:
+        InputError: none was read.
+    """
+    if READ not in rows.columns:
+        return rows
+    read = rows[rows[READ] > 0].reset_index(drop=True)
+    if read.empty:
+        raise InputError("no tile of the screen table was read, so that there is no attention to show")
+    return read
 
 
 def measurements(rows: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lrmil_cli.qupath.frame import Frame
 
-#: Parts and holes smaller than this share of a tile are slivers of tiles cut at the slide's edge.
+#: Holes smaller than this share of the smallest tile around them are gaps between tiles, not places left out.
 SLIVER = 0.25
 COLORMAPS = ("viridis", "magma", "inferno", "plasma", "cividis", "gray")
 
@@ -57,21 +57,21 @@ def choose_band(top: float | None, threshold: float | None) -> Band:
     return Band(f"LRMIL attention at least {threshold:.6g}", "scaled", threshold, 1.0)
 
 
-def merge_tiles(box: np.ndarray, tile_area: float) -> list[Polygon]:
-    """Rectangles [N, 4] (left, top, right, bottom) that share edges as polygons with their holes, none smaller than
-    :data:`SLIVER` of ``tile_area``, in raster order; tiles that touch at a corner only stay apart."""
+def merge_tiles(box: np.ndarray) -> list[Polygon]:
+    """Rectangles [N, 4] (left, top, right, bottom) that share edges as polygons with their holes, in raster order;
+    tiles that touch at a corner only stay apart. No tile is too small to be shown: at the slide's edge little may be
+    left of the hottest. Holes below :data:`SLIVER` of the smallest rectangle are closed."""
     import shapely
 
     if not len(box):
         return []
+    smallest = float(((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).min())
     merged = shapely.make_valid(shapely.union_all(shapely.box(*_runs(box).T)))
     parts = [p for p in shapely.get_parts(shapely.get_parts(merged)) if p.geom_type == "Polygon"]
     out = []
     for part in parts:
-        rings = [r for r in part.interiors if shapely.Polygon(r).area >= SLIVER * tile_area]
-        whole = shapely.Polygon(_corners(part.exterior.coords), [_corners(r.coords) for r in rings])
-        if whole.area >= SLIVER * tile_area:
-            out.append(whole)
+        rings = [r for r in part.interiors if shapely.Polygon(r).area >= SLIVER * smallest]
+        out.append(shapely.Polygon(_corners(part.exterior.coords), [_corners(r.coords) for r in rings]))
     return sorted(out, key=lambda p: (p.bounds[1], p.bounds[0], p.bounds[3], p.bounds[2]))
 
 
@@ -116,11 +116,10 @@ def region_features(
     import shapely
 
     centres = shapely.points((box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2)
-    tile_area = float(np.median((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])))
     found = []
     for band, colour in zip(bands, band_colours(len(bands), colormap)):
         own = np.flatnonzero(band.mask(scaled, percentile))
-        parts = merge_tiles(box[own], tile_area)
+        parts = merge_tiles(box[own])
         tree = shapely.STRtree(centres[own])
         for part in parts:
             inside = own[tree.query(part, predicate="contains")]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.qupath.files import SUFFIXES, read_documents
+from lrmil_cli.qupath.files import SUFFIXES, Document, read_documents
 from lrmil_cli.qupath.frame import Frame
-from lrmil_cli.qupath.objects import class_name, features_of, object_type
+from lrmil_cli.qupath.gson import Refused
+from lrmil_cli.qupath.objects import class_name, features_of, object_type, passed_over, with_children
 from lrmil_cli.slides.region import MIN_INSIDE, Region
 
 _SKIPPED_TYPES = ("tile", "detection", "cell", "tmaCore", "root")
@@ -69,14 +70,9 @@ def read_roi(
     warnings: list[str] = []
     shapes: list[Any] = []
     names: Counter[str] = Counter()
-    for name, document in read_documents(path):
-        features = features_of(document)
-        if features is None:
-            raise InputError(
-                f"{name}: no GeoJSON of QuPath (no FeatureCollection, Feature or geometry); "
-                "use File > Export objects as GeoJSON"
-            )
-        for number, feature in enumerate(features, 1):
+    for document in read_documents(path):
+        warnings += [f"{document.name}: {note}" for note in document.notes]
+        for number, feature in _objects(document, warnings):
             for shape, label in _annotation(feature, number, skipped, warnings):
                 names[label or "unclassified"] += 1
                 if classes is None or label in classes:
@@ -109,6 +105,26 @@ def read_roi(
         "share": round(area.area / (slide["width"] * slide["height"]), 6),
     }
     return Region(area, min_inside, about), warnings
+
+
+def _objects(document: Document, warnings: list[str]) -> Iterator[tuple[int, Any]]:
+    """The objects of a document, those under others as well, each with the number of its feature.
+
+    Raises:
+        InputError: no GeoJSON of QuPath.
+    """
+    wrong = f"{document.name}: no GeoJSON of QuPath (no FeatureCollection, Feature or geometry)"
+    try:
+        features, ignored = features_of(document.value), passed_over(document.value)
+    except Refused as e:
+        raise InputError(f"{wrong}; use File > Export objects as GeoJSON") from e
+    if ignored and not features:
+        raise InputError(f"{wrong}; use File > Export objects as GeoJSON")
+    if ignored:
+        warnings.append(f"{document.name}: {ignored} parts say no type that QuPath knows; skipped, as QuPath does")
+    for number, top in enumerate(features, 1):
+        for feature in with_children(top):
+            yield number, feature
 
 
 def _likely_cause(slide: dict[str, Any], frame: Frame) -> str:

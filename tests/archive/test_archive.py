@@ -24,7 +24,9 @@ METHODS = {"lrmil", "ahdmil", "hdmil", "zoommil"}
 #: lets a graph lie off torch. int8 rounds by what instructions the CPU has; only the rough answer is alike everywhere.
 TOLERANCE = {"torch": 1e-5, "onnx": 1e-4, "onnx-int8": 2e-2}
 #: (version, command, output) that is rightly made again, since the command has gained a setting. Its files still open.
-MADE_AGAIN: set[tuple[str, str, str]] = set()
+MADE_AGAIN: set[tuple[str, str, str]] = {
+    ("v0.1.0", "export-geojson", "geojson/t1.screen.heatmap.geojson"),  # without attention where nothing was read
+}
 
 FILES = [(version, name, about["kind"]) for version, e in EXPECTED.items() for name, about in e["files"].items()]
 HEADS = [(version, name) for version, e in EXPECTED.items() for name in e["heads"]]

@@ -72,7 +72,7 @@ def test_collection_array_feature_geometry_gz_and_zip_are_all_read(tmp_path):
 
 def test_what_is_no_geojson_is_refused_with_a_reason(tmp_path, read):
     for raw, says in (
-        ("", "not a JSON document"),
+        ("", "no GeoJSON of QuPath"),
         ('{"type":"FeatureCollection","features":[', "truncated"),
         ('{"a":1}\n{"a":2}', "one object a line"),
         ('{"kind":"prediction"}', "no GeoJSON of QuPath"),

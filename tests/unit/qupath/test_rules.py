@@ -63,10 +63,7 @@ GOOD = {
 }
 
 FATAL = {
-    "no known type at the top": ({"features": [square()]}, "finds no objects"),
-    "text": ("x", "finds no objects"),
-    "null": (None, "finds no objects"),
-    "features that are no list": ({"type": "FeatureCollection", "features": {}}, "finds no objects"),
+    "a type at the top that is null": ({"type": None, "features": [square()]}, "type at the top"),
     "a feature that is null": (collection(square(), None), "not a JSON object"),
     "id null": ({**square(), "id": None}, "id is null"),
     "geometry null": ({**square(), "geometry": None}, "no geometry"),
@@ -75,7 +72,7 @@ FATAL = {
     "an unclosed ring": (shaped("Polygon", [RING[:3]]), "not closed"),
     "a hole that is not closed": (shaped("Polygon", [RING, RING[:3]]), "not closed"),
     "a ring too few": (shaped("Polygon", RING), "coordinates that are not"),
-    "text for a number": (shaped("Polygon", [[["0", 0], *RING[1:]]]), "coordinates that are not"),
+    "words for a number": (shaped("Polygon", [[["zero", 0], *RING[1:]]]), "coordinates that are not"),
     "null for a number": (shaped("Polygon", [[[None, 0], *RING[1:]]]), "coordinates that are not"),
     "no coordinates": (shaped("Polygon", None), "coordinates that are not"),
     "a GeometryCollection": (
@@ -88,7 +85,7 @@ FATAL = {
         shaped("Polygon", [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]], [[20, 20], [21, 20], [21, 21], [20, 20]]]),
         "hole lies outside",
     ),
-    "parts that overlap": (shaped("MultiPolygon", [[RING], [RING]]), "invalid outline"),
+    "parts that overlap": (shaped("MultiPolygon", [[RING], [[[5, 2], [15, 2], [15, 9], [5, 2]]]]), "invalid outline"),
     "properties null": ({**square(), "properties": None}, "properties are null"),
     "objectType null": (square(objectType=None), "objectType is null"),
     "name null": (square(name=None), "name is null"),
@@ -97,13 +94,20 @@ FATAL = {
     "a class without name": (square(classification={"color": [1, 2, 3]}), "without name or color"),
     "a hex class colour": (square(classification={"name": "X", "color": "#ff0000"}), "class colour"),
     "one number for a class colour": (square(classification={"name": "X", "color": -255}), "class colour"),
-    "a class colour over 255": (square(classification={"name": "X", "color": [256, 0, 0]}), "class colour"),
+    "a class colour of two numbers": (square(classification={"name": "X", "color": [255, 0]}), "class colour"),
     "a class that is a list": (square(classification=["X"]), "neither text nor"),
     "text for a measurement": (square(measurements={"A": "high"}), "a measurement that is text"),
     "a list of numbers for measurements": (square(measurements=[1, 2]), "not of name and value"),
 }
 
 SILENT = {
+    "no known type at the top": ({"features": [square()]}, "finds no objects"),
+    "text": ("x", "finds no objects"),
+    "null": (None, "finds no objects"),
+    "features that are no list": ({"type": "FeatureCollection", "features": {}}, "no objects"),
+    "a class colour over 255": (square(classification={"name": "X", "color": [256, 0, 0]}), "another colour"),
+    "an object of type root": ({**square(), "id": "PathRootObject", "properties": {}}, "cannot add"),
+    "another plane": (shaped("Polygon", [RING], plane={"z": 1}), "another plane"),
     "no objects": (collection(), "no objects"),
     "an id that is no UUID": ({**square(), "id": "tile-1"}, "no UUID"),
     "an id twice": (collection({**square(), "id": UUID}, {**square(200), "id": UUID.upper()}), "stands twice"),
