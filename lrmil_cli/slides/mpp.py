@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
 from lrmil_cli.errors import InputError
@@ -12,8 +11,6 @@ from lrmil_cli.units import Mpp
 MIN_MPP, MAX_MPP = Mpp(0.05), Mpp(20.0)
 #: x and y may differ by this share before a slide counts as anisotropic.
 MAX_ANISOTROPY = 0.02
-
-_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
 @dataclass(frozen=True)
@@ -68,23 +65,3 @@ def resolve_mpp(
     if abs(x - y) > MAX_ANISOTROPY * max(x, y):
         raise InputError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
     return Scale(Mpp((x + y) / 2), "metadata")
-
-
-def ome_mpp(xml: str | None) -> tuple[Mpp | None, Mpp | None]:
-    """PhysicalSizeX/Y of the first image in OME-XML, in um/px; (None, None) where it says nothing."""
-    if not xml or "<!DOCTYPE" in xml:  # OME-XML never has one; entities could be used to fill the memory
-        return None, None
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError:
-        return None, None
-    pixels = next((e for e in root.iter() if e.tag.rpartition("}")[2] == "Pixels"), None)
-    if pixels is None:
-        return None, None
-
-    def size(axis: str) -> Mpp | None:
-        number = parse_number(pixels.get(f"PhysicalSize{axis}"))
-        unit = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        return None if number is None or unit is None else Mpp(number * unit)
-
-    return size("X"), size("Y")
