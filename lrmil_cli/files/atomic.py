@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from lrmil_cli.errors import MachineError
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
 #: Folders that were looked through for them.
 _swept: set[Path] = set()
+#: Seconds between attempts to put a file in its place, see :func:`_replace`.
+_PATIENCE = (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()
 
 #: What a full disk, or a quota, says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,8 +34,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         MachineError: the folder cannot be written (full disk, no permission, a file in the way).
     """
     path = Path(path)
-    # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries choose
-    # a format by it.
+    # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries
+    # choose a format by it.
     tmp = path.with_name(f".{path.stem[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,14 +43,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _swept.add(path.parent)
             _sweep(path.parent)
         yield tmp
-        os.replace(tmp, path)
+        _replace(tmp, path)
     except OSError as e:
-        raise MachineError(
-            f"cannot write {path}: {e.strerror or e}; {'free space or ' if e.errno in FULL else ''}choose another --output"
-        ) from e
+        hint = "free space or " if e.errno in FULL else ""
+        if isinstance(e, PermissionError) and _PATIENCE and path.exists():
+            hint = "close it where it is open in another program, or "
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {hint}choose another --output") from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()
+
+
+def _replace(tmp: Path, path: Path) -> None:
+    """``os.replace``. Windows refuses it while somebody has ``path`` open, and virus scanners do for a moment."""
+    for wait in _PATIENCE:
+        try:
+            return os.replace(tmp, path)
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(tmp, path)
 
 
 def _machine() -> str:
@@ -77,9 +91,8 @@ def _alive(pid: int) -> bool:
 
 def remove(path: str | Path) -> None:
     """Remove a file, if it is there."""
-    with suppress(
-        FileNotFoundError, NotADirectoryError
-    ):  # what stands in the way of its folder is said when something is written
+    # What stands in the way of its folder is said when something is written.
+    with suppress(FileNotFoundError, NotADirectoryError):
         Path(path).unlink()
 
 

@@ -1,4 +1,4 @@
-"""Feature files: HDF5 in the layout of TRIDENT and CLAM (``features`` [N, D], ``coords`` [N, 2]) plus an lrmil header."""
+"""Feature files: HDF5 as TRIDENT and CLAM lay it out (``features`` [N, D], ``coords`` [N, 2]) plus an lrmil header."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Features:
     coords: np.ndarray
 
 
-#: What stands behind the end of HDF5, which its readers do not look at: a checksum of all bytes before it. The library itself
-#: crashes on some damaged files, so ours are looked at before it is.
+#: What stands behind the end of HDF5, which its readers do not look at: a checksum of all bytes before it. The library
+#: itself crashes on some damaged files, so ours are looked at before it is.
 _MARK = b"\nlrmil blake2b-128 "
 #: How many times its size on disk a dataset may take in memory; a damaged one claims anything.
 MOST_UNPACKED = 200
@@ -49,10 +49,8 @@ def write_features(path: str | Path, header: dict[str, Any], features: np.ndarra
     # In memory first: HDF5 reports a full disk late and in words of its own.
     sink = io.BytesIO()
     with h5py.File(sink, "w") as h5:
-        features, coords = (
-            np.ascontiguousarray(features, dtype=np.float32),
-            np.ascontiguousarray(coords, dtype=np.int64),
-        )
+        features = np.ascontiguousarray(features, dtype=np.float32)
+        coords = np.ascontiguousarray(coords, dtype=np.int64)
         data = h5.create_dataset("features", data=features)
         data.attrs["encoder"] = header["encoder"]["name"]
         data.attrs["name"] = slide["id"]
@@ -141,7 +139,8 @@ def own_dataset(h5: Any, key: str, path: str | Path) -> Any:
     """A dataset whose values stand in the file itself.
 
     Raises:
-        InputError: it is a link, or its values lie in another file, which is not followed; or it is impossibly large. KeyError: it is not there.
+        InputError: it is a link, or its values lie in another file, which is not followed; or it is impossibly large.
+        KeyError: it is not there.
     """
     import h5py
 
@@ -149,11 +148,13 @@ def own_dataset(h5: Any, key: str, path: str | Path) -> Any:
     found = h5[key] if isinstance(link, h5py.HardLink) else None
     if link is not None and (not isinstance(found, h5py.Dataset) or found.external or found.is_virtual):
         raise InputError(
-            f"{path}: {key} points to another place or file, which is not followed; write its values into the file itself"
+            f"{path}: {key} points to another place or file, which is not followed; "
+            "write its values into the file itself"
         )
-    if found is not None and found.nbytes > MOST_UNPACKED * os.path.getsize(path) + 2**26:
+    size = os.path.getsize(path)
+    if found is not None and found.nbytes > MOST_UNPACKED * size + 2**26:
         raise InputError(
-            f"{path}: {key} claims {found.nbytes / 1e9:.0f} GB in a file of {os.path.getsize(path) / 1e6:.1f} MB; it is damaged"
+            f"{path}: {key} claims {found.nbytes / 1e9:.0f} GB in a file of {size / 1e6:.1f} MB; it is damaged"
         )
     return h5[key]
 

@@ -5,8 +5,8 @@ A coordinate is the top-left corner of a tile in all of them; what else they say
 - TRIDENT, ``<slide>.h5`` and ``patches/<slide>_patches.h5``: ``features``, ``coords`` in level-0 px; the attributes of
   ``coords`` hold ``patch_size`` (at the target magnification) and ``patch_size_level0``. Published feature sets add a
   leading axis of one slide.
-- CLAM, ``patches/<slide>.h5``: ``coords`` in level-0 px with ``patch_size`` in px of the pyramid level ``patch_level`` and
-  that level's ``downsample``; ``h5_files/<slide>.h5``: ``features`` and ``coords`` without any attribute.
+- CLAM, ``patches/<slide>.h5``: ``coords`` in level-0 px with ``patch_size`` in px of the pyramid level ``patch_level``
+  and that level's ``downsample``; ``h5_files/<slide>.h5``: ``features`` and ``coords`` without any attribute.
 - STAMP from version 2, ``<slide>.h5``: ``feats``, ``coords`` in um; attributes of the file: ``unit``, ``tile_size_um``
   (``tile_size`` before 2.1), ``tile_size_px``, ``extractor``.
 """
@@ -25,10 +25,11 @@ import numpy as np
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import Features, own_dataset, read_features
 from lrmil_cli.files.header import digest, make_header
+from lrmil_cli.units import LevelPx, Mpp
 
 SUFFIXES = (".h5", ".hdf5")
 NAMES = {"trident": "TRIDENT", "clam": "CLAM", "stamp": "STAMP", "lrmil": "lrmil"}
-#: A corner in um must fall on a whole pixel of its grid to within this many level-0 px, or the conversion lost something.
+#: A corner in um must fall on a whole pixel of its grid to within this many level-0 px, or something was lost.
 MAX_SNAP_PX = 1.0
 
 
@@ -53,7 +54,7 @@ class ForeignTiles:
     coords: np.ndarray
     features: np.ndarray | None
     width: int | None
-    tile_px: int | None
+    tile_px: LevelPx | None
     side: float | None
     digest: str
     level: int | None = None
@@ -66,6 +67,11 @@ class ForeignTiles:
     @property
     def tool(self) -> str:
         return NAMES[self.made_by]
+
+    @property
+    def mpp(self) -> Mpp | None:
+        """um/px of the tiles as they were encoded, where the file alone says it."""
+        return Mpp(self.side / self.tile_px) if self.unit == "um" and self.side and self.tile_px else None
 
 
 def made_by_us(path: str | Path) -> bool:
@@ -82,7 +88,7 @@ def made_by_us(path: str | Path) -> bool:
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether there is a feature or coordinate file of another tool at ``path``: work that must never be overwritten."""
+    """Whether there is a feature or coordinate file of another tool at ``path``: work that is never overwritten."""
     try:
         with _open(path) as h5:
             return "lrmil" not in h5.attrs and ("coords" in h5 or "feats" in h5)
@@ -97,7 +103,8 @@ def read_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> Featur
         slide_mpp: level-0 um/px, or a function that finds it, called for files that count in um only.
 
     Raises:
-        InputError: no such file, none of these, damaged, without features, not finite; a corner in um is no whole pixel.
+        InputError: no such file, none of these, damaged, without features, not finite; a corner in um is no whole
+            pixel.
     """
     if made_by_us(path):
         return read_features(path)
@@ -105,13 +112,13 @@ def read_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> Featur
     if tiles.features is None:
         raise InputError(f"{path}: coordinates of {tiles.tool} without features; give the folder of its feature files")
     mpp = None if tiles.unit == "px" else slide_mpp() if callable(slide_mpp) else slide_mpp
-    coords, side = level0(tiles, mpp)
+    coords, side = level0(tiles, None if mpp is None else Mpp(mpp))
     known = {
         "tile_px": tiles.tile_px,
         "side_level0_px": side,
         "magnification": tiles.magnification,
         "overlap": tiles.overlap,
-        "mpp": tiles.side / tiles.tile_px if mpp and tiles.tile_px else None,
+        "mpp": tiles.mpp,
     }
     header = make_header(
         "features",
@@ -152,13 +159,12 @@ def read_foreign(path: str | Path, *, features: bool = True) -> ForeignTiles:
             shape = None if data is None else data.shape
             stored = np.asarray(data) if data is not None and features else None
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as e:
-            raise InputError(
-                f"{path}: cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:100]}); copy it again, or make it again"
-            ) from e
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
+            raise InputError(f"{path}: cannot be read ({reason}); copy it again, or make it again") from e
     coords = _coords(raw, said["unit"], path)
     tool, n = NAMES[said["made_by"]], len(coords)
     width = None if shape is None else _width(shape, n, tool, path)
-    values = None if stored is None else _finite(stored, path).reshape(n, width)
+    values = None if stored is None or width is None else _finite(stored, path).reshape(n, width)
     key = digest(
         {k: v for k, v in said.items() if k != "name"},
         {"coords": _sha(raw), **({"features": _sha(stored)} if stored is not None else {})},
@@ -170,13 +176,9 @@ def describe_foreign(tiles: ForeignTiles) -> dict[str, Any]:
     """What a file says, for people."""
     t = tiles
     unit = "level-0 px" if t.unit == "px" else "um"
-    side = (
-        f"{t.side:g} {unit}"
-        if t.side
-        else f"{t.tile_px} px of level {t.level}, the slide says how many level-0 px"
-        if t.level
-        else "not in this file"
-    )
+    side = f"{t.side:g} {unit}" if t.side else "not in this file"
+    if not t.side and t.level:
+        side = f"{t.tile_px} px of level {t.level}, the slide says how many level-0 px"
     return {
         "kind": "features" if t.width else "coordinates",
         "made_by": t.tool,
@@ -186,7 +188,7 @@ def describe_foreign(tiles: ForeignTiles) -> dict[str, Any]:
         "encoder": t.encoder,
         "tile_px": t.tile_px,
         "tile_side": side,
-        "mpp": t.side / t.tile_px if t.unit == "um" and t.tile_px else None,
+        "mpp": t.mpp,
         "magnification": t.magnification,
         "overlap_px": t.overlap,
         "slide_size_px": [round(v) for v in t.size] if t.size else None,
@@ -196,17 +198,19 @@ def describe_foreign(tiles: ForeignTiles) -> dict[str, Any]:
 
 
 def level0(
-    tiles: ForeignTiles, mpp: float | None, downsamples: Callable[[], list[float]] | None = None
+    tiles: ForeignTiles, mpp: Mpp | None, downsamples: Callable[[], list[float]] | None = None
 ) -> tuple[np.ndarray, float | None]:
     """Corners int64 [N, 2] and side of the tiles in level-0 px; the side is None where neither file nor slide tells.
 
     Args:
-        mpp: of level 0, for coordinates in um; downsamples: gives those of the slide's levels, where the file lacks them.
+        mpp: of level 0, for coordinates in um; downsamples: gives those of the slide's levels, where the file lacks
+            them.
 
     Raises:
         InputError: corners in um are no whole pixels at this ``mpp``; the slide has no such level.
     """
     if tiles.unit == "um":
+        assert mpp is not None, "who reads coordinates in um knows the scale of the slide"
         return _snap(tiles, mpp)
     if tiles.side is None and tiles.level is not None and downsamples is not None:
         found = downsamples()
@@ -214,15 +218,17 @@ def level0(
             raise InputError(
                 f"{tiles.path}: tiles of pyramid level {tiles.level}, but the slide has levels 0 to {len(found) - 1}"
             )
+        assert tiles.tile_px is not None, "a level is named with the px that it counts"
         return tiles.coords, tiles.tile_px * found[tiles.level]
     return tiles.coords, tiles.side
 
 
-def _snap(tiles: ForeignTiles, mpp: float) -> tuple[np.ndarray, float]:
-    """STAMP cuts tiles of ``ceil(tile_um / mpp)`` px from a grid at (0, 0) and writes corners in um: back onto that grid.
+def _snap(tiles: ForeignTiles, mpp: Mpp) -> tuple[np.ndarray, float]:
+    """STAMP cuts tiles of ``ceil(tile_um / mpp)`` px from a grid at (0, 0) and writes corners in um: back onto it.
 
     Rounding alone would not do: inside the larger blocks it reads, STAMP adds ``tile_um`` and not the px that it cut.
     """
+    assert tiles.side is not None, "STAMP says the side of its tiles"
     exact = tiles.side / mpp
     px = tiles.coords / mpp
     found = []
@@ -232,8 +238,9 @@ def _snap(tiles: ForeignTiles, mpp: float) -> tuple[np.ndarray, float]:
     error, side, cell = min(found, key=lambda f: f[:2])
     if error > MAX_SNAP_PX:
         raise InputError(
-            f"{tiles.path}: at {mpp:g} um/px its corners (in um) lie up to {error:.1f} px off every grid of whole pixels; "
-            "was the slide encoded with another mpp? give that one in the manifest's mpp column, or as --slide-mpp of `lrmil tile`"
+            f"{tiles.path}: at {mpp:g} um/px its corners (in um) lie up to {error:.1f} px off every grid of whole "
+            "pixels; was the slide encoded with another mpp? give that one in the manifest's mpp column, or as "
+            "--slide-mpp of `lrmil tile`"
         )
     return (cell * side).astype(np.int64), float(side)
 
@@ -258,8 +265,8 @@ def _stamp(h5: Any, path: str | Path) -> dict[str, Any]:
         )
     if "coords" not in h5 or unit != "um" or side is None:
         raise InputError(
-            f"{path}: STAMP features whose coordinates are not said to be in um (made before STAMP 2?), so they cannot be "
-            "placed on the slide; encode them again with STAMP 2"
+            f"{path}: STAMP features whose coordinates are not said to be in um (made before STAMP 2?), so they cannot "
+            "be placed on the slide; encode them again with STAMP 2"
         )
     tile_px = _number(h5.attrs.get("tile_size_px"))
     return {
@@ -280,7 +287,7 @@ def _trident_or_clam(h5: Any, path: str | Path) -> dict[str, Any]:
         )
     at = h5["coords"].attrs
     about = h5["features"].attrs if "features" in h5 else {}
-    said = {
+    said: dict[str, Any] = {
         "unit": "px",
         "name": _text(at.get("name")) or _text(about.get("name")),
         "encoder": _text(about.get("encoder")),
@@ -293,29 +300,27 @@ def _trident_or_clam(h5: Any, path: str | Path) -> dict[str, Any]:
     if side is None and tile_px and base and target:
         side = tile_px * base / target
     if side is not None:
-        size = [_number(at.get(k)) for k in ("level0_width", "level0_height")]
-        return {
-            **said,
-            "made_by": "trident",
-            "side": side,
-            "magnification": target,
-            "size": None if None in size else tuple(size),
-        }
-    if "patch_level" in at and tile_px:
-        return {**said, "made_by": "clam", **_clam_level(at, tile_px, path)}
+        size = tuple(_number(at.get(k)) for k in ("level0_width", "level0_height"))
+        said["size"] = None if None in size else size
+        return {**said, "made_by": "trident", "side": side, "magnification": target}
+    level = _number(at.get("patch_level"))
+    if level is not None and tile_px:
+        return {**said, "made_by": "clam", **_clam_level(at, round(level), tile_px, path)}
     if "features" not in h5:
         raise InputError(
-            f"{path}: coordinates that do not say how large a tile is (no patch_size_level0, no patch_size and patch_level)"
+            f"{path}: coordinates that do not say how large a tile is (no patch_size_level0, no patch_size and "
+            "patch_level)"
         )
     return {**said, "made_by": "trident" if "savetodir" in about else "clam", "side": None}
 
 
-def _clam_level(at: Any, tile_px: float, path: str | Path) -> dict[str, Any]:
+def _clam_level(at: Any, level: int, tile_px: float, path: str | Path) -> dict[str, Any]:
     if (_number(at.get("custom_downsample")) or 1) != 1:
         raise InputError(
-            f"{path}: custom_downsample {at['custom_downsample']} leaves open how large its tiles are; patch the slides without it"
+            f"{path}: custom_downsample {at['custom_downsample']} leaves open how large its tiles are; patch the "
+            "slides without it"
         )
-    level, downsample, dim = round(_number(at["patch_level"])), at.get("downsample"), at.get("level_dim")
+    downsample, dim = at.get("downsample"), at.get("level_dim")
     factors = None if downsample is None else np.broadcast_to(np.asarray(downsample, np.float64).ravel(), 2)
     if factors is None and level == 0:
         factors = np.ones(2)
@@ -344,10 +349,9 @@ def _width(shape: tuple[int, ...], n: int, tool: str, path: str | Path) -> int:
     total = math.prod(shape)
     width = total // n
     if not total or total % n or [d for d in shape if d != 1] != [d for d in (n, width) if d != 1]:
-        whole = (
-            " (one vector for the whole slide? those of its tiles are needed)" if max(shape, default=0) == total else ""
-        )
-        raise InputError(f"{path}: {tool} features of shape {tuple(shape)} do not fit its {n} coordinates{whole}")
+        one = " (one vector for the whole slide? those of its tiles are needed)"
+        hint = one if max(shape, default=0) == total else ""
+        raise InputError(f"{path}: {tool} features of shape {tuple(shape)} do not fit its {n} coordinates{hint}")
     return width
 
 
@@ -368,12 +372,12 @@ def _finite(stored: np.ndarray, path: str | Path) -> np.ndarray:
 
 def _sha(array: np.ndarray) -> str:
     hashed = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    hashed.update(np.ascontiguousarray(array))
+    hashed.update(np.ascontiguousarray(array).data)
     return hashed.hexdigest()
 
 
 def _number(value: Any) -> float | None:
-    """A number from an HDF5 attribute (scalar, array of one, text), or None; TRIDENT writes the text "None" for nothing."""
+    """A number from an HDF5 attribute (scalar, array of one, text), or None; TRIDENT writes "None" for nothing."""
     try:
         number = float(np.asarray(value).ravel()[0]) if value is not None else math.nan
     except (ValueError, TypeError, IndexError):

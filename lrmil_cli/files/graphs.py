@@ -1,7 +1,7 @@
 """ONNX files with the lrmil header: any ONNX tool opens them, and a damaged or foreign one is refused.
 
-The header stands in the graph's metadata, at the end of the file: two messages of protobuf one after the other are one message,
-so the checksum can cover all bytes before it, and nothing but this module is needed to read and check it.
+The header stands in the graph's metadata, at the end of the file: two messages of protobuf one after the other are one
+message, so the checksum can cover all bytes before it, and nothing but this module is needed to read and check it.
 """
 
 from __future__ import annotations

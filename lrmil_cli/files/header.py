@@ -3,6 +3,7 @@
 ``history`` has one entry for each command that led to the file, like the ``@PG`` lines of SAM. The digest of the last
 entry covers the settings and the inputs of the command that wrote the file; equal digest means "up to date".
 ``content`` is a checksum of the whole file: a flipped bit or a changed number is an error and not another result.
+files/README says what each kind of file carries.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import datetime
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from lrmil_cli import __version__
 from lrmil_cli.errors import InputError, UsageError
 
 FORMAT_VERSION = 1
+
+#: Version of the format -> what makes of its header one of :data:`FORMAT_VERSION`: a changed copy, or the header itself
+#: where it is one (files/README 1.4).
+READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda header: header}
 
 MADE_BY = {
     "tiles": "lrmil tile",
@@ -83,33 +89,39 @@ def make_header(
 
 
 def check_header(header: Any, kind: str, where: str) -> dict[str, Any]:
-    """Return ``header`` if it is one of ``kind`` that this version can read.
+    """Return ``header`` if it is one of ``kind`` that this version can read, as one of :data:`FORMAT_VERSION`.
 
     Raises:
-        InputError: another kind, a newer version, or no header at all; the message names the command that makes ``kind``.
+        InputError: another kind, a newer version, or no header at all; the message names the command that makes it.
     """
-    wanted = f"a {kind} file (made by `{MADE_BY.get(kind, 'lrmil')}`)"
+    command = MADE_BY.get(kind, "lrmil")
+    wanted = f"a {kind} file (made by `{command}`)"
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise InputError(f"{where}: not {wanted}; it carries no lrmil header")
     if header["kind"] != kind:
         raise InputError(f"{where}: this is a {header['kind'][:40]} file, but {wanted} is needed here")
     version = header.get("version")
     if not isinstance(version, int) or version < 1:
+        raise InputError(f"{where}: the header has no valid version; make the file again with `{command}`")
+    if version not in READERS:
         raise InputError(
-            f"{where}: the header has no valid version; make the file again with `{MADE_BY.get(kind, 'lrmil')}`"
+            f"{where}: written by a newer lrmil (format {version}, this one reads up to {FORMAT_VERSION}); "
+            "upgrade lrmil-cli"
         )
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{where}: written by a newer lrmil (format {version}, this one reads up to {FORMAT_VERSION}); upgrade lrmil-cli"
-        )
-    history = header.get("history")
-    if not isinstance(history, list) or not all(
-        isinstance(h, dict) and isinstance(h.get("digest"), str) for h in history
-    ):
-        raise InputError(
-            f"{where}: the header is damaged (history); make the file again with `{MADE_BY.get(kind, 'lrmil')}`"
-        )
-    return header
+    steps = header.get("history")
+    if not isinstance(steps, list) or not all(isinstance(h, dict) and isinstance(h.get("digest"), str) for h in steps):
+        raise InputError(f"{where}: the header is damaged (history); make the file again with `{command}`")
+    read = READERS[version](header)
+    return read if read is header else _OlderHeader(read, header)
+
+
+class _OlderHeader(dict[str, Any]):
+    """The header of an older format as one of :data:`FORMAT_VERSION`, and as it is ``written``: that is what the
+    checksum in the file is of."""
+
+    def __init__(self, read: dict[str, Any], written: dict[str, Any]):
+        super().__init__(read, version=FORMAT_VERSION)
+        self.written = written
 
 
 def parse_header(text: str | bytes, kind: str, where: str) -> dict[str, Any]:
@@ -133,15 +145,12 @@ def check_slide(header: dict[str, Any], where: str) -> dict[str, Any]:
         InputError: it does not.
     """
     about = header.get("slide")
-    try:
-        good = (
-            all(isinstance(about[k], str) for k in ("id", "path", "fingerprint"))
-            and all(is_positive(about[k]) for k in ("width", "height", "mpp"))
-            and all(isinstance(about[k], int) for k in ("width", "height"))
-        )
-    except (KeyError, TypeError):
-        good = False
-    if not good:
+    if (
+        not isinstance(about, dict)
+        or not all(isinstance(about.get(k), str) for k in ("id", "path", "fingerprint"))
+        or not all(is_positive(about.get(k)) for k in ("width", "height", "mpp"))
+        or not all(isinstance(about[k], int) for k in ("width", "height"))
+    ):
         raise InputError(f"{where}: what its header says of the slide is damaged; make the file again")
     return about
 
@@ -162,13 +171,17 @@ def check_seal(header: dict[str, Any], where: str, *body: Any) -> dict[str, Any]
     Raises:
         InputError: the file is not as it was written.
     """
-    plain = {k: v for k, v in header.items() if k != "content"}
-    if "content" in header and header["content"] != _checksum(plain, body):
+    written = header.written if isinstance(header, _OlderHeader) else header
+    if "content" in written and written["content"] != _checksum(_without_content(written), body):
         raise InputError(
             f"{where}: changed after it was written (a damaged copy, or edited); remove it and run "
             f"`{MADE_BY.get(header['kind'], 'lrmil')}` again, or copy it again"
         )
-    return plain
+    return _without_content(header)
+
+
+def _without_content(header: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in header.items() if k != "content"}
 
 
 def _checksum(header: dict[str, Any], body: tuple[Any, ...]) -> str:
@@ -184,7 +197,7 @@ def last_digest(header: dict[str, Any]) -> str:
     return header["history"][-1]["digest"] if header.get("history") else ""
 
 
-def up_to_date(path: str | Path, wanted: str, read_header, overwrite: bool) -> bool:
+def up_to_date(path: str | Path, wanted: str, read_header: Callable[[Path], dict[str, Any]], overwrite: bool) -> bool:
     """True if ``path`` exists and was made by the same inputs and settings (digest ``wanted``).
 
     Args:

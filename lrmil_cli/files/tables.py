@@ -1,8 +1,8 @@
 """Tables that pass between commands: CSV with one ``# lrmil {...}`` comment line, ``.csv.gz``, or ``.parquet``.
 
-``pandas.read_csv(f, comment="#")``, R and awk read the rows. The header carries the number of rows and a checksum, so that
-a truncated or changed table is refused instead of read as another one. Who edits a table on purpose takes ``rows`` and
-``content`` out of its first line.
+``pandas.read_csv(f, comment="#")``, R and awk read the rows. The header carries the number of rows and a checksum, so
+that a truncated or changed table is refused instead of read as another one. Who edits a table on purpose takes ``rows``
+and ``content`` out of its first line.
 """
 
 from __future__ import annotations
@@ -30,16 +30,7 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 #: kind -> {column: dtype kind}; "i" integer, "f" number, "s" text. Tables may hold more columns than these.
 SCHEMAS: dict[str, dict[str, str]] = {
     "tiles": {"x": "i", "y": "i", "width": "i", "height": "i", "col": "i", "row": "i", "tissue": "f"},
-    "pairs": {
-        "lr_index": "i",
-        "hr_index": "i",
-        "lr_x": "i",
-        "lr_y": "i",
-        "hr_x": "i",
-        "hr_y": "i",
-        "cell_row": "i",
-        "cell_col": "i",
-    },
+    "pairs": dict.fromkeys(("lr_index", "hr_index", "lr_x", "lr_y", "hr_x", "hr_y", "cell_row", "cell_col"), "i"),
     "attention": {"x": "i", "y": "i", "width": "i", "height": "i", "attention": "f", "percentile": "f"},
     "predictions": {"slide_id": "s", "patient_id": "s", "label": "s", "fold": "i", "predicted": "s"},
     "metrics": {"fold": "s"},
@@ -68,9 +59,10 @@ def table_suffix(path: str | Path) -> str | None:
 
 def dumps_csv(header: dict[str, Any], rows: pd.DataFrame | Mapping[str, np.ndarray]) -> str:
     """The whole table as CSV text, header line first."""
-    plain = isinstance(rows, Mapping)
-    number = len(next(iter(rows.values()))) if plain else len(rows)
-    body = _numbers_csv(rows) if plain else rows.to_csv(index=False, lineterminator="\n", float_format="%.9g")
+    if isinstance(rows, Mapping):
+        number, body = len(next(iter(rows.values()))), _numbers_csv(rows)
+    else:
+        number, body = len(rows), rows.to_csv(index=False, lineterminator="\n", float_format="%.9g")
     line = PREFIX + json.dumps(sealed({**header, "rows": number}, body.encode()), allow_nan=False, ensure_ascii=True)
     return line + "\n" + body
 
@@ -107,7 +99,9 @@ def write_table(path: str | Path, header: dict[str, Any], rows: pd.DataFrame | M
         MachineError: the file cannot be written, or pyarrow is missing for .parquet.
     """
     if str(path) == "-":
-        sys.stdout.write(dumps_csv(header, rows))
+        sys.stdout.flush()
+        # As bytes: the encoding of a Windows console lacks most letters that classes may be called by.
+        sys.stdout.buffer.write(dumps_csv(header, rows).encode("utf-8"))
         sys.stdout.flush()
         return
     suffix = table_suffix(path)
@@ -142,22 +136,15 @@ def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFram
         first, _, body = text.partition("\n")
         header = _header_of_line(first, kind, where)
         try:
-            rows = pd.read_csv(
-                io.StringIO(body),
-                dtype={c: str for c, k in SCHEMAS[kind].items() if k == "s"},
-                keep_default_na=False,
-                na_values=[""],
-            )
+            texts = {c: str for c, k in SCHEMAS[kind].items() if k == "s"}
+            rows = pd.read_csv(io.StringIO(body), dtype=texts, keep_default_na=False, na_values=[""])
         except (ValueError, pd.errors.ParserError) as e:
             raise InputError(f"{where}: the rows are damaged ({_one_line(e)}); run `{MADE_BY[kind]}` again") from e
     rows = _check_rows(rows, header, kind, where)
-    if (
-        "content" not in header
-    ):  # edited by hand: another table than the command made, and what is made of it is of it alone
-        edited = {
-            "command": "edited by hand",
-            "digest": digest({"rows": rows.to_csv(index=False)}, {"before": last_digest(header)}),
-        }
+    if "content" not in header:
+        # Edited by hand: another table than the command made, and what is made of it is of it alone.
+        own = digest({"rows": rows.to_csv(index=False, lineterminator="\n")}, {"before": last_digest(header)})
+        edited = {"command": "edited by hand", "digest": own}
         return {**header, "history": [*header["history"], edited]}, rows
     try:
         # Windows and git may have changed the ends of lines, which is no other table.
@@ -225,7 +212,7 @@ def _check_rows(rows: pd.DataFrame, header: dict[str, Any], kind: str, where: st
     return rows
 
 
-def _pyarrow():
+def _pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -281,7 +268,7 @@ def find_table(folder: str | Path, slide_id: str, kind: str) -> Path:
 
 def list_tables(folder: str | Path, kind: str) -> dict[str, Path]:
     """All tables ``<slide_id>.<kind>.<suffix>`` in a folder, by slide id, sorted."""
-    out = {}
+    out: dict[str, Path] = {}
     for path in sorted(Path(folder).iterdir()):
         for suffix in SUFFIXES:
             ending = f".{kind}{suffix}"

@@ -95,5 +95,5 @@ def tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
         value = tensors[name].detach().cpu().contiguous()
         h.update(f"{name}|{value.dtype}|{tuple(value.shape)}".encode())
         # Through bytes, because numpy does not know bfloat16.
-        h.update(value.reshape(-1).view(torch.uint8).numpy())
+        h.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
