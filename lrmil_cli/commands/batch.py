@@ -52,16 +52,18 @@ def expand_slides(args: list[str]) -> list[SlideInput]:
     Raises:
         InputError: a folder without slides, a bad manifest, nothing on stdin, two slides of one id.
     """
+    from lrmil_cli.slides.dicom import one_per_series
     from lrmil_cli.slides.handles import SLIDE_SUFFIXES
 
     if args.count("-") > 1:
         raise UsageError("- (standard input) can be given only once")
     slides: list[SlideInput] = []
+    listed: list[SlideInput] = []
     for arg in args:
         if arg == "-":
             slides += _from_stdin()
         elif arg.lower().endswith(".csv"):
-            slides += [SlideInput(e.path, e.slide_id, e.mpp) for e in read_manifest(arg)]
+            listed += [SlideInput(e.path, e.slide_id, e.mpp) for e in read_manifest(arg)]
         elif Path(arg).is_dir():
             found = sorted(
                 p
@@ -73,6 +75,9 @@ def expand_slides(args: list[str]) -> list[SlideInput]:
             slides += [SlideInput(p, p.stem) for p in found]
         else:
             slides.append(SlideInput(Path(arg), Path(arg).stem))
+    # The files of a DICOM series are one slide; a manifest says itself which files are slides.
+    whole = set(one_per_series([s.path for s in slides]))
+    slides = listed + [s for s in slides if s.path in whole]
     twice = [i for i, n in Counter(s.slide_id for s in slides).items() if n > 1]
     if twice:
         raise InputError(

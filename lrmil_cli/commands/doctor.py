@@ -41,6 +41,8 @@ def doctor(
         ),
     ] = None,
     slide_mpp: options.SlideMpp = None,
+    reader: options.Reader = "auto",
+    image: options.Image = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure no speed, and look at fewer blocks of a slide.")
     ] = False,
@@ -98,13 +100,20 @@ def doctor(
                 slide_id=item.slide_id,
                 slide_mpp=slide_mpp,
                 manifest_mpp=item.mpp,
+                reader=reader,
+                image=image,
                 blocks=12 if quick else 40,
                 rate=rate,
             )
             for m in opened if all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks) else []:
                 try:
                     with open_slide(
-                        item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp
+                        item.path,
+                        slide_id=item.slide_id,
+                        slide_mpp=slide_mpp,
+                        manifest_mpp=item.mpp,
+                        reader=reader,
+                        image=image,
                     ) as slide:
                         checks += check_fit(m, slide)
                 except LrmilError as e:

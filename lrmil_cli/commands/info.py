@@ -31,6 +31,8 @@ def info(
         typer.Option("--qupath-scripts", metavar="DIR", help="Copy the scripts for QuPath there.", show_default=False),
     ] = None,
     slide_mpp: options.SlideMpp = None,
+    reader: options.Reader = "auto",
+    image: options.Image = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -67,7 +69,7 @@ def info(
         if not json:
             print(render_rows(rows))
         return
-    about = describe(path, slide_mpp)
+    about = describe(path, slide_mpp, reader, image)
     report.result(about)
     if not json:
         print(printable(render(path, about)))
@@ -75,7 +77,7 @@ def info(
         raise InputError(f"{path}: QuPath imports nothing of it: {about['fatal'][0]}")
 
 
-def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
+def describe(path: str, slide_mpp: float | None, reader: str = "auto", image: int | None = None) -> dict[str, Any]:
     """All that is known of a file.
 
     Raises:
@@ -83,7 +85,8 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     """
     from lrmil_cli.errors import InputError
     from lrmil_cli.files.tables import table_suffix
-    from lrmil_cli.slides.handles import SLIDE_SUFFIXES
+    from lrmil_cli.slides.about import describe_slide
+    from lrmil_cli.slides.handles import SLIDE_SUFFIXES, looks_like_slide
 
     p, name = Path(path), Path(path).name.lower()
     if not p.exists():
@@ -106,8 +109,8 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
         return _hdf5(path)
     if name.endswith((".json", ".geojson", ".json.gz", ".geojson.gz", ".zip")):
         return _json(path)
-    if p.suffix.lower() in SLIDE_SUFFIXES:
-        return _slide(path, slide_mpp)
+    if p.suffix.lower() in SLIDE_SUFFIXES or looks_like_slide(p):
+        return describe_slide(path, slide_mpp=slide_mpp, reader=reader, image=image)
     raise InputError(f"{path}: not a slide ({' '.join(SLIDE_SUFFIXES)}) and not a file of the chain")
 
 
@@ -128,23 +131,6 @@ def _json(path: str) -> dict[str, Any]:
     documents = [document for _, document in read_documents(path)]
     ours = isinstance(documents[0], dict) and isinstance(documents[0].get("kind"), str)
     return documents[0] if ours else describe_geojson(documents, path)
-
-
-def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
-    from lrmil_cli.slides.slide import open_slide
-
-    with open_slide(path, slide_mpp=slide_mpp) as slide:
-        levels = [
-            {
-                "level": i,
-                "width": l.width,
-                "height": l.height,
-                "downsample": round(l.downsample, 4),
-                "mpp": round(slide.mpp * l.downsample, 4),
-            }
-            for i, l in enumerate(slide.levels)
-        ]
-        return {"kind": "slide", "reader": slide.reader, **slide.describe(), "levels": levels}
 
 
 def _table(path: str) -> dict[str, Any]:

@@ -79,6 +79,23 @@ SlideMpp = Annotated[
     Optional[float],
     typer.Option("--slide-mpp", help="Level-0 um per pixel; wins over the metadata.", show_default=False),
 ]
+Reader = Annotated[
+    str,
+    typer.Option(
+        "--reader",
+        help="auto, tiffslide or openslide: who reads slides. auto goes by what a file is; `lrmil info` says which, and "
+        "why.",
+    ),
+]
+Image = Annotated[
+    Optional[int],
+    typer.Option(
+        "--image",
+        min=0,
+        help="Which image of a file with several, as `lrmil info` numbers them.  [default: the largest]",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 BatchSize = Annotated[

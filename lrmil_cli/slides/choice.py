@@ -1,4 +1,4 @@
-"""Who reads a file: chosen by what the file is, never by its name. The table in words: slides/README 1."""
+"""Who reads a file: chosen by what the file is, never by its name. The table in words: slides/README 1.1."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What opens the file of a slide: a reader that is chosen by what the file is, and judged by its pixels.
 
 tifffile, the library under tiffslide, reads what is a TIFF; OpenSlide reads the other formats (MIRAX, DICOM, Hamamatsu
-VMS, Sakura) and those TIFFs whose colours or places tifffile does not know. The table: slides/README 1.
+VMS, Sakura) and those TIFFs whose colours or places tifffile does not know. The table: slides/README 1.1.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from lrmil_cli.errors import InputError, LrmilError, MachineError, UsageError
 from lrmil_cli.slides.choice import OPENSLIDE, READERS, TIFFSLIDE, Choice, Facts, choose, refusal
 from lrmil_cli.slides.dicom import is_dicom, series_spacings, spacing_of
+from lrmil_cli.slides.images import choose_image
 from lrmil_cli.slides.judge import MAX_DIFFERENCE, difference
 from lrmil_cli.slides.tiff import TiffHandle, is_tiff
 
@@ -34,7 +35,8 @@ class Source:
 
     Attributes:
         choice: who reads it, and why; handle: a :class:`TiffHandle`, or an object of the library that reads it.
-        facts: what the file is; images: what is in it, for people; image: number of the slide among them.
+        facts: what the file is; images: what is in it, for people; image: number of the slide among them,
+            None where it is put together from several.
         mpp: um/px along x and y as stated, unchecked, and where that stands.
         spacings: level-0 px per pixel of each level, where the file says that apart from sizes.
         notes: what the user should know.
@@ -48,7 +50,7 @@ class Source:
     objective: Any = None
     bounds: list[int] | None = None
     images: list[dict[str, Any]] = field(default_factory=list)
-    image: int = 0
+    image: int | None = 0
     spacings: list[tuple[float, float] | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read_as: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +68,14 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: this is a folder, not a slide")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy the slide again")
+
+
+def looks_like_slide(path: Path) -> bool:
+    """Whether a file begins as slides do, whatever its suffix says: as TIFF or DICOM."""
+    try:
+        return is_tiff(path) or is_dicom(path)
+    except OSError:
+        return False
 
 
 def open_source(path: Path, reader: str = "auto", image: int | None = None) -> Source:
@@ -150,14 +160,20 @@ def _read_by(path: Path, handle: TiffHandle, reader: str, image: int | None) -> 
     if wrong := refusal(facts):
         raise InputError(f"{path}: {wrong}")
     choice = choose(facts)
-    forced: dict[str, Any] = {} if image is None else {"image": image}
+    # Until images were chosen, the first one was read.
+    ordinary = handle.chosen == choose_image(handle.images, None, str(path)) == 0
+    forced: dict[str, Any] = {} if ordinary else {"image": handle.chosen}
     if reader == OPENSLIDE or (reader == "auto" and choice.reader == OPENSLIDE):
         asked = Choice(OPENSLIDE, "as --reader says") if reader == OPENSLIDE else choice
+        if facts.vendor in _COMPOSED:
+            if image is not None:
+                raise InputError(f"{path}: a {facts.vendor} slide is put together from its images; leave --image away")
+            forced = {}
         return _tiff_by_openslide(path, handle, asked, forced)
     if reader == TIFFSLIDE:
         if not facts.codec:
             raise InputError(f"{path}: {choice.why}; leave --reader away, or export the slide again")
-        forced |= {"reader": TIFFSLIDE} if choice.reader != TIFFSLIDE else {}
+        forced["reader"] = TIFFSLIDE
         choice = Choice(TIFFSLIDE, "as --reader says")
     else:
         off = _judged(path, handle)
@@ -168,7 +184,6 @@ def _read_by(path: Path, handle: TiffHandle, reader: str, image: int | None) -> 
     first = handle.samples[0]
     forced |= {"depth": first.depth} if facts.bits == 16 and first.depth < 16 else {}
     forced |= {"alpha": first.alpha} if facts.extra and first.alpha != "unassociated" else {}
-    forced |= {"image": handle.chosen} if handle.chosen and "image" not in forced else {}
     return Source(
         choice,
         handle,
@@ -198,17 +213,19 @@ def _tiff_by_openslide(path: Path, handle: TiffHandle, choice: Choice, forced: d
     """A TIFF, read by OpenSlide where that shows the image that was chosen."""
     other = open_openslide(path, choice.why)
     facts = handle.facts
-    if facts.vendor not in _COMPOSED and other.dimensions != handle.dimensions:
+    first = not any(m.size == handle.image.size for m in handle.images[: handle.chosen])
+    if facts.vendor not in _COMPOSED and not (first and other.dimensions == handle.dimensions):
         shown = "{} x {} px".format(*other.dimensions)
         other.close()
         raise InputError(
-            f"{path}: {choice.why}, and OpenSlide reads another image of the file ({shown}, not "
-            f"{handle.dimensions[0]} x {handle.dimensions[1]} px); export that image as a tiled RGB TIFF of its own"
+            f"{path}: {choice.why}, and OpenSlide reads another image of the file ({shown}) than image "
+            f"{handle.chosen} of {handle.dimensions[0]} x {handle.dimensions[1]} px; export that as a tiled RGB TIFF"
         )
     source = _by_openslide(path, other, choice, facts)
     if source.mpp[0] is None and facts.vendor not in ("ventana", "trestle", "philips"):
         source.mpp = handle.stated
-    source.images, source.image = describe_images(handle), handle.chosen
+    composed = facts.vendor in _COMPOSED
+    source.images, source.image = describe_images(handle), None if composed else handle.chosen
     source.notes = [n for n in handle.notes if facts.vendor not in _COMPOSED]
     source.read_as = {**forced, "reader": OPENSLIDE}
     handle.close()

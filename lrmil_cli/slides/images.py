@@ -1,7 +1,7 @@
 """The images of a TIFF: which pages are one pyramid, which of them is the slide, and what the others are.
 
 tifffile's series follow the rules of each vendor and lose levels that do not; here a page is a level of a larger one if
-its size says so. What is a label, a macro or a thumbnail, and which image is the slide: slides/README 2.
+its size says so. What is a label, a macro or a thumbnail, and which image is the slide: slides/README 1.3.
 """
 
 from __future__ import annotations

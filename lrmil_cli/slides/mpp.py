@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, NoScaleError
 from lrmil_cli.units import Mpp
 
 MIN_MPP, MAX_MPP = Mpp(0.05), Mpp(20.0)
@@ -42,7 +42,7 @@ def resolve_mpp(
     """The scale to use for a slide: the option wins over the manifest, which wins over the metadata.
 
     Raises:
-        InputError: none of them gives a usable value; the message names ``--slide-mpp``.
+        NoScaleError: none of them gives a usable value; InputError: the one given makes no sense.
     """
     for value, source in ((option, "option"), (manifest, "manifest")):
         if value is not None:
@@ -57,11 +57,11 @@ def resolve_mpp(
         else "give it with --slide-mpp or in the manifest's mpp column (20x is often 0.5, 40x often 0.25)"
     )
     if x is None or y is None:
-        raise InputError(f"{where}: the slide does not say its mpp (um per pixel); {hint}")
+        raise NoScaleError(f"{where}: the slide does not say its mpp (um per pixel); {hint}")
     if not (MIN_MPP <= x <= MAX_MPP and MIN_MPP <= y <= MAX_MPP):
-        raise InputError(
+        raise NoScaleError(
             f"{where}: mpp {x:.4g} x {y:.4g} in the metadata makes no sense (a screen resolution?); {hint}"
         )
     if abs(x - y) > MAX_ANISOTROPY * max(x, y):
-        raise InputError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
+        raise NoScaleError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
     return Scale(Mpp((x + y) / 2), "metadata")

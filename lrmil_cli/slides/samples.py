@@ -1,4 +1,4 @@
-"""What the samples of a slide's pixels mean: from whatever a file holds to 8-bit RGB. The rules: slides/README 3."""
+"""What the samples of a slide's pixels mean: from whatever a file holds to 8-bit RGB. The rules: slides/README 1.6."""
 
 from __future__ import annotations
 

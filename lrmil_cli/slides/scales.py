@@ -1,4 +1,4 @@
-"""Level-0 pixels per pixel of a level: by sizes where those agree, else measured. The rule: slides/README 4."""
+"""Level-0 pixels per pixel of a level: by sizes where those agree, else measured. The rule: slides/README 2.3."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Level:
         return (self.downsample_x + self.downsample_y) / 2
 
 
-def snap_downsample(full: Level0Px, reduced: LevelPx) -> float:
+def snap_downsample(full: Level0Px | int, reduced: LevelPx | int) -> float:
     """Level-0 pixels per level pixel along one axis.
 
     Scanners round or cut the size of a level, so that ``full / reduced`` is slightly off (2.0005, 16.01). Where a
@@ -90,7 +90,7 @@ def _by_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[float, float
     """Factors of a level whose size says them: whole ones that are the same along x and y."""
     if min(size) < 1:
         return None
-    x, y = (snap_downsample(Level0Px(f), LevelPx(s)) for f, s in zip(full, size))
+    x, y = (snap_downsample(f, s) for f, s in zip(full, size))
     if x == y and x.is_integer():
         return x, y
     # A level of a few pixels has no exact factor, and nobody reads from it.
@@ -117,7 +117,7 @@ def _candidates(
     ratios = full[0] / size[0], full[1] / size[1]
     found = [spacing] if spacing else []
     if is_level(full, size):
-        x, y = (snap_downsample(Level0Px(f), LevelPx(s)) for f, s in zip(full, size))
+        x, y = (snap_downsample(f, s) for f, s in zip(full, size))
         found += [(x, y), ratios]
     # Cut or padded: a whole factor that leaves the size off by less than some tiles.
     powers = [2**n for n in range(1, 13)]

@@ -20,7 +20,7 @@ from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
 from lrmil_cli.slides.handles import Source, check_file, fingerprint, open_source
 from lrmil_cli.slides.mpp import Scale, parse_number, resolve_mpp
 from lrmil_cli.slides.samples import WHITE, to_rgb8
-from lrmil_cli.slides.scales import Level, settle_levels
+from lrmil_cli.slides.scales import Level, settle_levels, snap_downsample
 from lrmil_cli.slides.tiff import TiffHandle
 from lrmil_cli.units import Level0Px
 
@@ -73,6 +73,11 @@ class Slide:
         settled, dropped = settle_levels(sizes, source.spacings, self.read)
         self._blocks.clear()
         self.levels = tuple(settled)
+        by_size = [snap_downsample(full, own) for size in sizes for full, own in zip(sizes[0], size)]
+        if dropped or [k for level in settled for k in (level.downsample_x, level.downsample_y)] != by_size:
+            source.read_as["levels"] = [
+                [level.index, round(level.downsample_x, 6), round(level.downsample_y, 6)] for level in settled
+            ]
         if dropped:
             which = ", ".join("{} x {} px".format(*sizes[i]) for i in dropped)
             self.notes.append(f"what is stored as a level ({which}) does not show the slide, and is not read")
@@ -141,8 +146,14 @@ class Slide:
         return about | ({"read_as": self.read_as} if self.read_as else {})
 
     @property
+    def made_of(self) -> dict[str, Any]:
+        """What of the slide decides tiles and predictions, for digests."""
+        own = {"slide": self.fingerprint, "mpp": repr(self.mpp)}
+        return own | ({"read_as": self.read_as} if self.read_as else {})
+
+    @property
     def read_as(self) -> dict[str, Any]:
-        """What of the way it is read is not the ordinary one for its format (slides/README 5); for digests too."""
+        """What of the way it is read is not the ordinary one for its format (slides/README 1.7); for digests too."""
         return self.source.read_as
 
     def read(
@@ -311,7 +322,7 @@ def open_slide(
         slide_mpp: level-0 um/px that wins over the metadata (``--slide-mpp``).
         manifest_mpp: the same from the manifest.
         workers: threads that read pixels; default by :func:`default_workers`.
-        reader: ``auto`` (the default), ``tiffslide`` or ``openslide``, see slides/README 1.
+        reader: ``auto`` (the default), ``tiffslide`` or ``openslide``, see slides/README 1.1.
         image: number of the image to read, of a TIFF with several; default: the largest.
         on_bad_tile: ``fail`` or ``skip``, see :class:`Slide`.
 

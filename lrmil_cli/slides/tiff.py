@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ from lrmil_cli.slides.choice import Facts
 from lrmil_cli.slides.images import choose_image, description_of, second_images, tiff_images
 from lrmil_cli.slides.ome import scn_mpp
 from lrmil_cli.slides.samples import Samples, depth_of, samples_of, stated_depth, to_rgb8
+
+# tifffile logs what it then works around, or raises; without this that would go to stderr.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 #: First bytes of TIFF and BigTIFF, in both byte orders.
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -55,16 +57,15 @@ class TiffHandle:
         import tifffile
 
         self.path = path
-        with _silence():  # tifffile logs what it then works around, or raises
-            self.tiff = tifffile.TiffFile(path, is_ndpi=is_ndpi(path))
-            try:
-                self.pages: list[Any] = list(self.tiff.pages)
-                self.images = tiff_images(self.pages)
-                self.chosen = choose_image(self.images, number, str(path))
-                self._check_complete()
-            except BaseException:
-                self.tiff.close()
-                raise
+        self.tiff = tifffile.TiffFile(path, is_ndpi=is_ndpi(path))
+        try:
+            self.pages: list[Any] = list(self.tiff.pages)
+            self.images = tiff_images(self.pages)
+            self.chosen = choose_image(self.images, number, str(path))
+            self._check_complete()
+        except BaseException:
+            self.tiff.close()
+            raise
         self.image = self.images[self.chosen]
         self.notes = self._notes(number)
 
@@ -279,14 +280,3 @@ def _has_codec(page: Any) -> bool:
 
 def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    logger = logging.getLogger("tifffile")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
