@@ -36,7 +36,7 @@ def difference(own: TiffHandle, other: Any) -> float | None:
     facts = own.facts
     if facts.bits != 8 or facts.extra or len(own.image.levels[0]) > 1 or other.dimensions != own.dimensions:
         return None
-    if sum(image.size == own.image.size for image in own.images) > 1:
+    if sum((page.imagewidth, page.imagelength) == own.dimensions for page in own.pages) > 1:
         return None  # nobody knows which of them OpenSlide shows
     theirs = {tuple(size): level for level, size in enumerate(other.level_dimensions)}
     seen: set[tuple[int, ...]] = set()

@@ -15,7 +15,7 @@ from lrmil_cli.units import Level0Px, LevelPx
 #: Side in px of the patches of a level that are compared with the level above it, and how many are looked for.
 PATCH_PX = 128
 _GRID = 4
-_COMPARED = 3
+_COMPARED = 6
 #: What padding to whole tiles may add to a level, in px.
 _MAX_PADDING = 1024
 #: What two pictures of the same place correlate by at least.
@@ -187,14 +187,14 @@ def _difference(
         right, bottom = round((x + width) * along_x), round((y + height) * along_y)
         right, bottom = min(right, above.width), min(bottom, above.height)
         if right - left < along_x * width / 2 or bottom - top < along_y * height / 2:
-            return 255.0, 0.0
+            continue  # it is padding by these factors
         part = patch[: max(1, round((bottom - top) / along_y)), : max(1, round((right - left) / along_x))]
         other = _gray(read(above.index, left, top, right - left, bottom - top))
         other = cv2.resize(other, part.shape[::-1], interpolation=cv2.INTER_AREA)
         own, other = (cv2.GaussianBlur(image, (0, 0), 1.0) for image in (part, other))
         differences.append(float(np.abs(own - other).mean()))
         alike.append(float(np.corrcoef(own.ravel(), other.ravel())[0, 1]) if other.std() > 0 else 0.0)
-    return (float(np.mean(differences)), float(np.median(alike))) if differences else (0.0, 1.0)
+    return (float(np.mean(differences)), float(np.median(alike))) if differences else (255.0, 0.0)
 
 
 def _gray(pixels: np.ndarray) -> np.ndarray:
