@@ -23,6 +23,8 @@ _UNDEFINED = 0xFFFFFFFF
 _PIXELS = (0x7FE0, 0x0010)
 _SERIES, _IMAGE_TYPE, _SPACING = (0x0020, 0x000E), (0x0008, 0x0008), (0x0028, 0x0030)
 _COLUMNS, _ROWS = (0x0048, 0x0006), (0x0048, 0x0007)
+#: Kinds of files that are levels of the slide.
+_LEVELS = ("VOLUME", "THUMBNAIL")
 _WANTED = (_SERIES, _IMAGE_TYPE, _SPACING, _COLUMNS, _ROWS)
 
 
@@ -85,7 +87,7 @@ def series_spacings(path: Path) -> dict[tuple[int, int], tuple[Um, Um]]:
     found: dict[tuple[int, int], set[tuple[Um, Um]]] = {}
     for other in sorted(path.parent.iterdir()):
         header = read_dicom(other) if other.is_file() else None
-        if header and header.series == own.series and header.image_type == "VOLUME" and header.spacing:
+        if header and header.series == own.series and header.image_type in _LEVELS and header.spacing:
             found.setdefault((header.width, header.height), set()).add(header.spacing)
     return {size: next(iter(spacings)) for size, spacings in found.items() if len(spacings) == 1}
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.errors import InputError, LrmilError, MachineError, UsageError
+from lrmil_cli.errors import InputError, LrmilError, UsageError
 from lrmil_cli.slides.choice import OPENSLIDE, READERS, TIFFSLIDE, Choice, Facts, choose, refusal
 from lrmil_cli.slides.dicom import is_dicom, series_spacings, spacing_of
 from lrmil_cli.slides.images import choose_image
 from lrmil_cli.slides.judge import MAX_DIFFERENCE, difference
+from lrmil_cli.slides.openslides import OpenSlideHandle, open_openslide
 from lrmil_cli.slides.tiff import TiffHandle, is_tiff
 
 TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
@@ -34,7 +35,7 @@ class Source:
     """An open slide file, and what its metadata says.
 
     Attributes:
-        choice: who reads it, and why; handle: a :class:`TiffHandle`, or an object of the library that reads it.
+        choice: who reads it, and why; handle: a :class:`TiffHandle` or an :class:`OpenSlideHandle`.
         facts: what the file is; images: what is in it, for people; image: number of the slide among them,
             None where it is put together from several.
         mpp: um/px along x and y as stated, unchecked, and where that stands.
@@ -101,36 +102,8 @@ def open_source(path: Path, reader: str = "auto", image: int | None = None) -> S
     if image:
         raise InputError(f"{path}: only TIFF files hold several images; leave --image away")
     facts = Facts("DICOM" if is_dicom(path) else "other")
-    handle = open_openslide(path, "")
+    handle = open_openslide(path, "", SLIDE_SUFFIXES)
     return _by_openslide(path, handle, choose(facts), facts)
-
-
-def open_openslide(path: Path, why: str) -> Any:
-    """A file, opened by OpenSlide.
-
-    Args:
-        why: it must be OpenSlide, for messages; empty where the file is no TIFF.
-
-    Raises:
-        InputError: OpenSlide does not open it; MachineError: it is not installed.
-    """
-    try:
-        import openslide
-    except (ImportError, OSError) as e:  # OSError: the package is there, the library is not
-        needed = why or f"{path.suffix or 'such'} slides are no TIFF"
-        raise MachineError(f"{path}: {needed}: this needs OpenSlide; pip install openslide-python openslide-bin") from e
-    try:
-        return openslide.OpenSlide(str(path))
-    except (openslide.OpenSlideError, OSError) as e:
-        said = " ".join(str(e).split())[:120]
-        if why:
-            raise InputError(
-                f"{path}: {why}, and OpenSlide cannot open it ({said}); export it as tiled RGB TIFF"
-            ) from e
-        raise InputError(
-            f"{path}: cannot be opened as a slide (no TIFF, and OpenSlide says: {said}); is the file complete, and one "
-            f"of {' '.join(SLIDE_SUFFIXES)}?"
-        ) from e
 
 
 def _open_tiff(path: Path, reader: str, image: int | None) -> Source:
@@ -150,9 +123,12 @@ def _open_tiff(path: Path, reader: str, image: int | None) -> Source:
         ) from e
     try:
         return _read_by(path, handle, reader, image)
-    except BaseException:
+    except BaseException as e:
         handle.close()
-        raise
+        if isinstance(e, (LrmilError, MemoryError)) or not isinstance(e, Exception):
+            raise
+        # Tags may hold anything.
+        raise InputError(f"{path}: its header makes no sense ({type(e).__name__}: {e}); copy the slide again") from e
 
 
 def _read_by(path: Path, handle: TiffHandle, reader: str, image: int | None) -> Source:
@@ -232,7 +208,7 @@ def _tiff_by_openslide(path: Path, handle: TiffHandle, choice: Choice, forced: d
     return source
 
 
-def _by_openslide(path: Path, handle: Any, choice: Choice, facts: Facts) -> Source:
+def _by_openslide(path: Path, handle: OpenSlideHandle, choice: Choice, facts: Facts) -> Source:
     known = handle.properties
     mpp = known.get("openslide.mpp-x"), known.get("openslide.mpp-y"), "OpenSlide's properties"
     bounds = [known.get(f"openslide.bounds-{k}") for k in ("x", "y", "width", "height")]
@@ -244,14 +220,14 @@ def _by_openslide(path: Path, handle: Any, choice: Choice, facts: Facts) -> Sour
         Facts(**{**facts.__dict__, "vendor": vendor}),
         mpp,
         known.get("openslide.objective-power"),
-        None if any(v is None for v in bounds) else [int(v) for v in bounds],
+        [int(v) for v in bounds if v is not None] if None not in bounds else None,
         [{"image": 0, "kind": "slide", "width": handle.dimensions[0], "height": handle.dimensions[1]}]
         + [{"kind": name, "width": i[0], "height": i[1]} for name, i in _associated(handle)],
         spacings=spacings,
     )
 
 
-def _associated(handle: Any) -> list[tuple[str, tuple[int, int]]]:
+def _associated(handle: OpenSlideHandle) -> list[tuple[str, tuple[int, int]]]:
     """Names and sizes of the pictures beside the slide, which are not decoded for that."""
     known, found = handle.properties, []
     for name in handle.associated_images:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks
+from lrmil_cli.slides.openslides import OpenSlideHandle
 from lrmil_cli.slides.samples import to_rgb8
 from lrmil_cli.slides.tiff import TiffHandle
 
@@ -24,7 +24,7 @@ _COMPARED_PX = 256
 _TRIES = 8
 
 
-def difference(own: TiffHandle, other: Any) -> float | None:
+def difference(own: TiffHandle, other: OpenSlideHandle) -> float | None:
     """Mean difference, in gray levels of the worst colour, between our blocks and an open OpenSlide's pixels.
 
     One block is compared of each way in which levels are coded, and the worst counts.
@@ -48,13 +48,16 @@ def difference(own: TiffHandle, other: Any) -> float | None:
         if coding in seen or at is None:
             continue
         seen.add(coding)
-        if (one := _compare(own, level, other, at)) is not None:
+        try:
+            blocks = open_blocks(own.image.levels[level], None)
+        except Exception:  # a damaged level says nothing of the others
+            continue
+        if (one := _compare(own, level, blocks, other, at)) is not None:
             found.append(one)
     return max(found, default=None)
 
 
-def _compare(own: TiffHandle, level: int, other: Any, at: int) -> float | None:
-    blocks = open_blocks(own.image.levels[level], None)
+def _compare(own: TiffHandle, level: int, blocks: Blocks, other: OpenSlideHandle, at: int) -> float | None:
     width, height = own.level_dimensions[level]
     scale = other.level_downsamples[at]
     for index in islice(_candidates(blocks), _TRIES):
@@ -64,7 +67,7 @@ def _compare(own: TiffHandle, level: int, other: Any, at: int) -> float | None:
         w, h = min(w, width - x, _COMPARED_PX), min(h, height - y, _COMPARED_PX)
         try:
             mine = own.to_rgb(level, blocks.decode(index, new_block(blocks.height, blocks.width)))[:h, :w]
-            seen = to_rgb8(np.asarray(other.read_region((round(x * scale), round(y * scale)), at, (w, h))))
+            seen = to_rgb8(other.read_region((round(x * scale), round(y * scale)), at, (w, h)))
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception:  # a damaged block says nothing of the others, whoever finds it

@@ -229,12 +229,19 @@ class Slide:
 
     def blocks(self, level: int) -> Blocks | None:
         """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the
-        slide."""
+        slide.
+
+        Raises:
+            InputError: the header of the level is damaged.
+        """
         if self._tiff is None:
             return None
         if level not in self._blocks:
             above = self.blocks(level - 1) if level and self.vendor == "aperio" else None
-            self._blocks[level] = open_blocks(self._tiff.image.levels[self.levels[level].index], above)
+            try:
+                self._blocks[level] = open_blocks(self._tiff.image.levels[self.levels[level].index], above)
+            except Exception as e:  # tags may hold anything
+                raise self._damaged(level, 0, 0, e) from e
         return self._blocks[level]
 
     def block(self, level: int, index: int, out: np.ndarray) -> np.ndarray:
@@ -291,7 +298,7 @@ class Slide:
         own = self._handle.level_downsamples[index]
         where = (int(np.ceil(x * own)), int(np.ceil(y * own)))
         try:
-            return to_rgb8(np.asarray(self._handle.read_region(where, index, (width, height))))
+            return to_rgb8(self._handle.read_region(where, index, (width, height)))
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as e:  # every codec has errors of its own

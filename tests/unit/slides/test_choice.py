@@ -12,6 +12,7 @@ from PIL import Image
 
 from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.slides.choice import RULES, Facts, choose, refusal
+from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.slides.tiff import aperio_values, is_ndpi
 from tests.conftest import blob_image, write_tiff
@@ -254,3 +255,18 @@ def test_the_table():
     assert all(any(holds(facts) for facts in through) for holds, _, _ in RULES)
     for facts in (Facts("TIFF", photometric=6, compression=7), Facts("TIFF", compression=33005), Facts("TIFF", "aperio")):
         assert choose(facts).reader == "tiffslide"
+
+
+def test_openslide_reads_on_after_damage(tmp_path, openslide):
+    """By itself it answers every later call with the first error."""
+    path = write_tiff(tmp_path / "s.svs", IMAGE, tile=(64, 64), compression="jpeg")
+    page = tifffile.TiffFile(path).pages[0]
+    with open(path, "r+b") as fh:
+        fh.seek(page.dataoffsets[6])
+        fh.write(b"\0" * page.databytecounts[6])
+    boxes = np.array([[x, y, 64, 64] for y in range(0, 256, 64) for x in range(0, 320, 64)])
+    for workers in (1, 4):
+        with open_slide(path, reader="openslide", on_bad_tile="skip", workers=workers) as slide:
+            bad: list[int] = []
+            read = {int(r) for rows, _ in iter_batches(slide, boxes, 0, 64, 4, bad) for r in rows}
+            assert bad == [6] and read == set(range(20)) - {6}
