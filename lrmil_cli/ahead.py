@@ -1,4 +1,5 @@
-"""Doing the next thing while this one is worked on: a queue that a thread fills, and slides begun one ahead of their turn."""
+"""Doing the next thing while this one is worked on: a queue that a thread fills, and slides begun one ahead of their
+turn."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ R = TypeVar("R")
 
 
 class Prefetch(Generic[T]):
-    """An iterable that a thread runs through from now on, at most ``ahead`` items in front; with 0 it is run through in turn.
+    """An iterable that a thread runs through from now on, at most ``ahead`` items in front; with 0 it is run through in
+    turn.
 
     A context manager: leaving it stops the thread. Can be iterated once.
     """
@@ -63,7 +65,10 @@ class Prefetch(Generic[T]):
             return
         try:
             while True:
-                kind, value = self._box.get()
+                try:
+                    kind, value = self._box.get(timeout=1)
+                except queue.Empty:  # Windows hears Ctrl-C only between waits
+                    continue
                 if kind == "end":
                     return
                 if kind == "error":
@@ -77,20 +82,20 @@ def in_turn(work: Callable[[T], Generator[None, None, R]], items: Iterable[T], a
     """Work on items one after the other, each begun while those before it are finished.
 
     Args:
-        work: a generator function: what stands before its one ``yield`` can be done ahead of the item's turn, in a thread; what
-            stands after it cannot. It may return without a yield.
+        work: a generator function: what stands before its one ``yield`` can be done ahead of the item's turn, in a
+            thread; what stands after it cannot. It may return without a yield.
         ahead: how many items may be begun before their turn, each in a thread of its own; 0 does everything in turn.
 
     Yields:
-        for each item a function that returns what ``work`` returns for it, or raises what it raises. Call it before asking for
-        the next one.
+        for each item a function that returns what ``work`` returns for it, or raises what it raises. Call it before
+        asking for the next one.
     """
     if ahead <= 0:
         for item in items:
             yield partial(_finish, work(item), None)
         return
     pool = ThreadPoolExecutor(ahead, "next slide")
-    begun: list[tuple[Generator[None, None, R], Future]] = []
+    begun: list[tuple[Generator[None, None, R], Future[tuple[R] | None]]] = []
     try:
         for item in items:
             generator = work(item)
@@ -106,17 +111,17 @@ def in_turn(work: Callable[[T], Generator[None, None, R]], items: Iterable[T], a
             generator.close()
 
 
-def _advance(generator: Generator[None, None, R]) -> tuple[bool, R | None]:
-    """Run to the next yield: whether it came to its end, and what it returned."""
+def _advance(generator: Generator[None, None, R]) -> tuple[R] | None:
+    """Run to the next yield, or to the end: then what it returned, in a tuple."""
     try:
         next(generator)
     except StopIteration as end:
-        return True, end.value
-    return False, None
+        return (end.value,)
+    return None
 
 
-def _finish(generator: Generator[None, None, R], future: Future | None) -> R:
-    ended, value = _advance(generator) if future is None else future.result()
-    while not ended:
-        ended, value = _advance(generator)
-    return value
+def _finish(generator: Generator[None, None, R], future: Future[tuple[R] | None] | None) -> R:
+    end = _advance(generator) if future is None else future.result()
+    while end is None:
+        end = _advance(generator)
+    return end[0]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lrmil_cli.errors import MachineError, UsageError
 
+if TYPE_CHECKING:
+    import torch
 
-def pick_device(name: str = "auto") -> Any:
-    """The ``torch.device`` for ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 
     Raises:
         UsageError: no such kind of device.
@@ -34,7 +37,8 @@ def pick_device(name: str = "auto") -> Any:
 
 
 def likely_gpu() -> bool:
-    """Whether ``auto`` would choose a GPU, as far as that can be told without the seconds that importing torch takes."""
+    """Whether ``auto`` would choose a GPU, as far as that can be told without the seconds that importing torch
+    takes."""
     import os
     import platform
     import shutil
@@ -44,7 +48,7 @@ def likely_gpu() -> bool:
     return apple or (not hidden and (os.path.exists("/dev/nvidiactl") or shutil.which("nvidia-smi") is not None))
 
 
-def to_device(array: np.ndarray, device: Any) -> Any:
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A tensor of ``array`` on ``device``; from pinned memory and without waiting where the device allows it."""
     import torch
 
@@ -61,7 +65,7 @@ def has_bf16() -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
 
 
-def autocast(device: Any) -> AbstractContextManager:
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision on a GPU (bf16, or fp16 where there is no bf16); fp32 on a CPU, where bf16 can be slower."""
     import torch
 
@@ -70,15 +74,16 @@ def autocast(device: Any) -> AbstractContextManager:
     return torch.autocast("cuda", torch.bfloat16 if has_bf16() else torch.float16)
 
 
-def full_precision(device: Any) -> AbstractContextManager:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off, for what half precision would ruin."""
     import torch
 
     return torch.autocast(device.type, enabled=False)
 
 
-def optimizer_for(name: str, parameters: Any, device: Any, **settings: Any) -> Any:
-    """``adam`` or ``radam``; Adam in one fused step where torch has it, which halves the time of a step of a small head."""
+def optimizer_for(name: str, parameters: Any, device: torch.device, **settings: Any) -> torch.optim.Optimizer:
+    """``adam`` or ``radam``; Adam in one fused step where torch has it, which halves the time of a step of a small
+    head."""
     import torch
 
     if name == "radam":
@@ -86,14 +91,14 @@ def optimizer_for(name: str, parameters: Any, device: Any, **settings: Any) -> A
     return torch.optim.Adam(parameters, fused=device.type in ("cpu", "cuda"), **settings)
 
 
-def grad_scaler(device: Any) -> Any:
+def grad_scaler(device: torch.device) -> torch.amp.GradScaler:
     """Loss scaler for training: active only where autocast uses fp16."""
     import torch
 
     return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and not has_bf16())
 
 
-def synchronize(device: Any) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done its work, so that a clock read after it tells the truth."""
     import torch
 
@@ -111,7 +116,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(t in str(error).lower() for t in texts)
 
 
-def free_memory(device: Any) -> None:
+def free_memory(device: torch.device) -> None:
     """Give back what torch keeps for later, after it ran out of memory."""
     import torch
 
@@ -132,7 +137,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def device_label(device: Any) -> str:
+def device_label(device: torch.device) -> str:
     """Name for the user: ``cpu (2 threads)``, ``cuda:0 (NVIDIA A100)``."""
     import torch
 

@@ -73,16 +73,17 @@ def join(device: str = "auto") -> Iterator[tuple[World, torch.device]]:
         yield World(), pick_device(device)
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    where = pick_device(
-        f"cuda:{local}" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else device
-    )
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    where = pick_device(f"cuda:{local}" if on_gpu else device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     world = World(int(os.environ["RANK"]), size)
     if not world.first:
         # It has nothing to clean up, and may sit in a wait that no Python handler gets through to.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+    # Torch for Windows has no NCCL; gloo takes GPUs as well, more slowly.
+    fast = where.type == "cuda" and torch.distributed.is_nccl_available()
+    torch.distributed.init_process_group("nccl" if fast else "gloo", timeout=PATIENCE)
     try:
         yield world, where
     finally:

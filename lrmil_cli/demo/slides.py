@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
+import geojson
 import numpy as np
 import tifffile
 
@@ -87,15 +87,9 @@ def _write_text(path: Path, text: str) -> None:
 
 def lesion_geojson(outlines: list[np.ndarray]) -> str:
     """QuPath annotations of outlines in level-0 pixels, as GeoJSON text."""
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [ring.tolist()]},
-            "properties": {"objectType": "annotation", "classification": {"name": "Lesion", "color": LESION_COLOR}},
-        }
-        for ring in outlines
-    ]
-    return json.dumps({"type": "FeatureCollection", "features": features}) + "\n"
+    properties = {"objectType": "annotation", "classification": {"name": "Lesion", "color": LESION_COLOR}}
+    features = [geojson.Feature(None, geojson.Polygon([ring.tolist()]), properties) for ring in outlines]
+    return geojson.dumps(geojson.FeatureCollection(features)) + "\n"
 
 
 def plan_cohort(n_slides: int, seed: int) -> list[dict]:

@@ -90,10 +90,17 @@ def _alive(pid: int) -> bool:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file, if it is there."""
-    # What stands in the way of its folder is said when something is written.
-    with suppress(FileNotFoundError, NotADirectoryError):
-        Path(path).unlink()
+    """Remove a file, if it is there.
+
+    Raises:
+        MachineError: it cannot be removed (no permission; on Windows also while somebody has it open).
+    """
+    try:
+        # What stands in the way of its folder is said when something is written.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            Path(path).unlink()
+    except OSError as e:
+        raise MachineError(f"cannot remove {path}: {e.strerror or e}; close it, or choose another --output") from e
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

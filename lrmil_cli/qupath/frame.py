@@ -1,7 +1,7 @@
 """QuPath's picture of a slide: where its top-left corner lies in level-0 pixels, and how large it is.
 
 QuPath opens a slide that has OpenSlide bounds (MIRAX, some Leica) cropped to them, so that
-``x_qupath = x_level0 - bounds_x``; on the way in it is added back. Users can turn the cropping off.
+``x_qupath = x_level0 - bounds_x``; on the way in it is added back. Users can turn the cropping off (qupath/README 2.4).
 """
 
 from __future__ import annotations
@@ -45,9 +45,13 @@ def qupath_frame(slide: dict[str, Any], origin: str = "auto", image_size: tuple[
         raise UsageError(f"--origin {origin}: choose auto, bounds or full")
     full = Frame(0, 0, int(slide["width"]), int(slide["height"]))
     cropped = Frame(*map(int, slide["bounds"])) if slide.get("bounds") else None
-    if origin == "bounds" and cropped is None:
-        raise InputError(f"slide {slide['id']} has no OpenSlide bounds; use --origin full")
-    possible = {"auto": [f for f in (cropped, full) if f], "bounds": [cropped], "full": [full]}[origin]
+    possible = [full] if cropped is None else [cropped, full]
+    if origin == "full":
+        possible = [full]
+    elif origin == "bounds":
+        if cropped is None:
+            raise InputError(f"slide {slide['id']} has no OpenSlide bounds; use --origin full")
+        possible = [cropped]
     if image_size is None:
         return possible[0]
     for frame in possible:
@@ -55,8 +59,8 @@ def qupath_frame(slide: dict[str, Any], origin: str = "auto", image_size: tuple[
             return frame
     sizes = " or ".join(f"{f.width}x{f.height}" for f in possible)
     raise InputError(
-        f"--image-size {image_size[0]}x{image_size[1]} does not fit slide {slide['id']} ({sizes} with --origin {origin}); "
-        "is the image in QuPath rotated, one of several in the file, or of another slide?"
+        f"--image-size {image_size[0]}x{image_size[1]} does not fit slide {slide['id']} ({sizes} with --origin "
+        f"{origin}); is the image in QuPath rotated, one of several in the file, or of another slide?"
     )
 
 

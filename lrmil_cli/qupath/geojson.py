@@ -1,6 +1,6 @@
 """Attention as GeoJSON that QuPath 0.5 to 0.7 opens: one square a tile, objectType ``tile``, plain numbers.
 
-QuPath imports a file whole or not at all, so everything is checked before the first byte is written.
+QuPath imports a file whole or not at all, so everything is checked before the first byte is written (qupath/README 2).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Measurement names are public API: QuPath projects and scripts refer to them.
-#: Further columns of attention tables and what QuPath calls them: whether a tile was read at HR, and the screener's score.
-MORE = {"kept": "LRMIL kept (0-1)", "screening": "LRMIL screening (0-1)"}
 SCALED, RAW, PERCENTILE = "LRMIL attention (0-1)", "LRMIL attention", "LRMIL attention percentile"
+#: Further columns of attention tables and what QuPath calls them: whether a tile was read at HR, the screener's score.
+MORE = {"kept": "LRMIL kept (0-1)", "screening": "LRMIL screening (0-1)"}
 NAMESPACE = uuid.UUID("6f1c1a0e-7f0a-5d3c-9a51-3d2b7c1e8f40")
 STYLES = ("tiles", "regions", "both")
 #: Features made, checked and written at a time.
@@ -143,16 +143,17 @@ def make_document(
     box, values = box[shown], {name: v[shown] for name, v in values.items()}
     key = f"{slide['fingerprint']}|{last_digest(header)}"
     if kind == "tiles":
-        return Document(
-            about, _pieces(about, _checked(tile_features(box, values, frame, key), about)), len(box), warnings
-        )
+        texts = _checked(tile_features(box, values, frame, key), about)
+        return Document(about, _pieces(about, texts), len(box), warnings)
     found = region_features(
         box, values[SCALED], values[RAW], values[PERCENTILE], style.bands(), style.colormap, frame, NAMESPACE, key
     )
     if not found:
         raise InputError("no tile reaches the attention asked for; lower --threshold")
     require_good(found, (frame.width, frame.height), f"regions of {slide['id']}")
-    return Document(about, _pieces(about, (json.dumps(f, allow_nan=False) for f in found)), len(found), warnings)
+    import geojson
+
+    return Document(about, _pieces(about, map(geojson.dumps, found)), len(found), warnings)
 
 
 def _warnings(scaled: np.ndarray, left_out: int, frame: Frame) -> list[str]:
@@ -163,8 +164,8 @@ def _warnings(scaled: np.ndarray, left_out: int, frame: Frame) -> list[str]:
         out.append(f"{len(scaled)} tiles make QuPath slow; a coarser grid (larger --mpp or --tile-px) shows the same")
     if left_out:
         out.append(
-            f"{left_out} tiles lie outside the part of the slide that QuPath shows (its bounds, from x={frame.x}, y={frame.y}) and are left out; "
-            "--origin full keeps them, for slides imported with --no-crop"
+            f"{left_out} tiles lie outside the part of the slide that QuPath shows (its bounds, from x={frame.x}, "
+            f"y={frame.y}) and are left out; --origin full keeps them, for slides imported with --no-crop"
         )
     return out
 
@@ -206,7 +207,8 @@ def table_digest(rows: pd.DataFrame) -> str:
 
 
 def rows_digest(box: np.ndarray, values: dict[str, np.ndarray]) -> str:
-    """Digest of what a table says: corners, and values to the 9 digits of a CSV, so that a table read back is the same."""
+    """Digest of what a table says: corners, and values to the 9 digits of a CSV, so that a table read back is the
+    same."""
     h = hashlib.sha256(np.ascontiguousarray(box, np.int64).tobytes())
     for name, column in values.items():
         if name != SCALED:  # follows from the others
@@ -233,7 +235,7 @@ def clip_tiles(rows: pd.DataFrame, slide: dict[str, Any], frame: Frame) -> tuple
         raise InputError("tiles of the attention table overlap; QuPath paints overlapping tiles in random order")
     low, high = np.array([frame.x, frame.y]), np.array([frame.x + frame.width, frame.y + frame.height])
     box = np.concatenate([np.maximum(box[:, :2], low), np.minimum(box[:, 2:], high)], 1)
-    shown = (box[:, 2:] > box[:, :2]).all(1)
+    shown = np.asarray((box[:, 2:] > box[:, :2]).all(1))
     if not shown.any():
         raise InputError(
             "all tiles lie outside the part of the slide that QuPath shows (its bounds); use --origin full"
@@ -244,15 +246,17 @@ def clip_tiles(rows: pd.DataFrame, slide: dict[str, Any], frame: Frame) -> tuple
 def tile_features(box: np.ndarray, values: dict[str, np.ndarray], frame: Frame, key: str) -> Iterator[list[str]]:
     """Features of tiles as text, in lists of at most :data:`CHUNK`.
 
-    The text is filled into one template: it is five times faster than building dicts, and holds one chunk in memory.
+    The text is filled into one template: it is many times faster than building features of the ``geojson`` package or
+    dicts, and holds one chunk in memory (qupath/README 2.5).
 
     Args:
         box: int64 [N, 4] in level-0 px; values: name -> float64 [N]; key: what ids are made of besides the box.
     """
     # 7 significant digits: QuPath keeps 32-bit floats.
     measured = ",".join(f"{json.dumps(name).replace('%', '%%')}:%.7g" for name in values)
+    ring = ",".join(["[%d,%d]"] * 5)
     template = (
-        '{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":[[[%d,%d],[%d,%d],[%d,%d],[%d,%d],[%d,%d]]]},'
+        '{"type":"Feature","id":"%s","geometry":{"type":"Polygon","coordinates":[[' + ring + "]]},"
         '"properties":{"objectType":"tile","measurements":{' + measured + "}}}"
     )
     ids = id_maker(key)
@@ -266,7 +270,7 @@ def tile_features(box: np.ndarray, values: dict[str, np.ndarray], frame: Frame, 
         ]
 
 
-def id_maker(key: str):
+def id_maker(key: str) -> Callable[[list[int]], str]:
     """A function of a box (left, top, right, bottom) in level-0 px that returns its UUID (version 5) as text."""
     # uuid.uuid5 by hand: the hash of the common beginning is made once.
     begin = hashlib.sha1(NAMESPACE.bytes + key.encode(), usedforsecurity=False)
@@ -284,9 +288,8 @@ def _checked(chunks: Iterator[list[str]], about: dict[str, Any]) -> Iterator[str
     """The same features joined. All numbers were checked as arrays; that the template makes what QuPath reads is seen
     in the first and last feature of each chunk, parsed again."""
     for chunk in chunks:
-        sample = [
-            json.loads(t, parse_constant=_no_constant) for t in (chunk if len(chunk) < 3 else (chunk[0], chunk[-1]))
-        ]
+        texts = chunk if len(chunk) < 3 else (chunk[0], chunk[-1])
+        sample = [json.loads(t, parse_constant=_no_constant) for t in texts]
         require_good(sample, tuple(about["image"]), f"tiles of {about['slide_id']}")
         yield ",\n".join(chunk)
 

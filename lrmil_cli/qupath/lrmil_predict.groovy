@@ -13,6 +13,7 @@ import qupath.lib.color.ColorMaps
 import qupath.lib.gui.tools.MeasurementMapper
 
 def lrmil = args.length > 0 ? args[0] : "/path/to/venv/bin/lrmil"   // the full path: QuPath reads no shell profile
+                                                                    // (Windows: "C:/path/to/venv/Scripts/lrmil.exe")
 def model = args.length > 1 ? args[1] : "/path/to/model.safetensors"
 def measurement = "LRMIL attention (0-1)"
 def colors = "Viridis"

@@ -22,8 +22,9 @@ COLORMAPS = ("viridis", "magma", "inferno", "plasma", "cividis", "gray")
 
 @dataclass(frozen=True)
 class Band:
-    """Tiles from ``low`` (exclusive, but for scaled attention) to ``high`` of ``by`` (percentile, top or scaled), and the
-    class they get in QuPath. ``low`` and ``high`` are 0..1; a band of ``top`` counts tiles from the highest down."""
+    """Tiles from ``low`` (exclusive, but for scaled attention) to ``high`` of ``by`` (percentile, top or scaled), and
+    the class they get in QuPath. ``low`` and ``high`` are 0..1; a band of ``top`` counts tiles from the highest down.
+    """
 
     name: str
     by: str
@@ -49,9 +50,10 @@ BANDS = tuple(
 
 
 def choose_band(top: float | None, threshold: float | None) -> Band:
-    """The one band of ``--top`` (share of the tiles) or ``--threshold`` (scaled attention, 0..1)."""
+    """The one band of ``--top`` (share of the tiles) or ``--threshold`` (scaled attention, 0..1), as one is given."""
     if top is not None:
         return Band(f"LRMIL attention top {100 * top:.6g} %", "top", 1 - top, 1.0)
+    assert threshold is not None, "a band has one end or the other"
     return Band(f"LRMIL attention at least {threshold:.6g}", "scaled", threshold, 1.0)
 
 
@@ -102,13 +104,15 @@ def region_features(
     namespace: uuid.UUID,
     key: str,
 ) -> list[dict[str, Any]]:
-    """Locked annotations, one for each connected part of each band.
+    """Locked annotations as GeoJSON features, one for each connected part of each band.
 
-    The measurements have names of their own, because the colours of QuPath's map span all objects with a name.
+    The measurements have names of their own, because the colours of QuPath's map span all objects with a name
+    (qupath/README 2.2).
 
     Args:
         box: int64 [N, 4] in level-0 px; scaled, raw, percentile: [N]; key: what ids are made of besides the outline.
     """
+    import geojson
     import shapely
 
     centres = shapely.points((box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2)
@@ -120,28 +124,25 @@ def region_features(
         tree = shapely.STRtree(centres[own])
         for part in parts:
             inside = own[tree.query(part, predicate="contains")]
-            rings = [
-                [[int(x) - frame.x, int(y) - frame.y] for x, y in ring.coords]
-                for ring in (part.exterior, *part.interiors)
-            ]
-            found.append(
-                {
-                    "type": "Feature",
-                    "id": str(uuid.uuid5(namespace, f"{key}|{band.name}|{part.wkt}")),
-                    "geometry": {"type": "Polygon", "coordinates": rings},
-                    "properties": {
-                        "objectType": "annotation",
-                        "classification": {"name": band.name, "color": colour},
-                        "isLocked": True,
-                        "measurements": {
-                            "LRMIL region attention share": float(f"{raw[inside].sum():.7g}"),
-                            "LRMIL region highest (0-1)": float(f"{scaled[inside].max():.7g}"),
-                            "LRMIL region tiles": len(inside),
-                        },
-                    },
-                }
-            )
+            outline = geojson.Polygon([_moved(ring.coords, frame) for ring in (part.exterior, *part.interiors)])
+            properties = {
+                "objectType": "annotation",
+                "classification": {"name": band.name, "color": colour},
+                "isLocked": True,
+                "measurements": {
+                    "LRMIL region attention share": float(f"{raw[inside].sum():.7g}"),
+                    "LRMIL region highest (0-1)": float(f"{scaled[inside].max():.7g}"),
+                    "LRMIL region tiles": len(inside),
+                },
+            }
+            own_id = str(uuid.uuid5(namespace, f"{key}|{band.name}|{part.wkt}"))
+            found.append(geojson.Feature(own_id, outline, properties))
     return found
+
+
+def _moved(ring: Any, frame: Frame) -> list[list[int]]:
+    """A ring in level-0 px as QuPath counts."""
+    return [[int(x) - frame.x, int(y) - frame.y] for x, y in ring]
 
 
 def check_colormap(name: str) -> None:
@@ -155,7 +156,8 @@ def check_colormap(name: str) -> None:
 
 
 def band_colours(count: int, colormap: str) -> list[list[int]]:
-    """Colours of bands from the lowest to the highest, each three numbers 0..255, spread over a colour map without its ends."""
+    """Colours of bands from the lowest to the highest, each three numbers 0..255, spread over a colour map without its
+    ends."""
     from matplotlib import colormaps
 
     places = np.linspace(0.85, 0.2, count)[::-1]  # a single band gets the high end

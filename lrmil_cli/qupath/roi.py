@@ -1,4 +1,4 @@
-"""Regions of interest drawn in QuPath: GeoJSON in, one area in level-0 pixels out."""
+"""Regions of interest drawn in QuPath: GeoJSON in, one area in level-0 pixels out (qupath/README 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from lrmil_cli.errors import InputError
 from lrmil_cli.qupath.files import SUFFIXES, read_documents
 from lrmil_cli.qupath.frame import Frame
-from lrmil_cli.qupath.rules import class_name, features_of, object_type
+from lrmil_cli.qupath.objects import class_name, features_of, object_type
 from lrmil_cli.slides.region import MIN_INSIDE, Region
 
 _SKIPPED_TYPES = ("tile", "detection", "cell", "tmaCore", "root")
@@ -21,7 +21,8 @@ _ALL_SUFFIXES = (*SUFFIXES, ".zip")
 
 
 def find_roi(path: str | Path, slide_id: str) -> Path:
-    """The file of one slide: ``path`` itself, or ``<slide id>.geojson`` or ``<slide id>.roi.geojson`` (.json, .gz, .zip) in a folder.
+    """The file of one slide: ``path`` itself, or ``<slide id>.geojson`` or ``<slide id>.roi.geojson`` (.json, .gz,
+    .zip) in a folder.
 
     Raises:
         InputError: the folder holds none, or more than one.
@@ -66,12 +67,14 @@ def read_roi(
     where = str(path)
     skipped: Counter[str] = Counter()
     warnings: list[str] = []
-    shapes, names = [], Counter()
+    shapes: list[Any] = []
+    names: Counter[str] = Counter()
     for name, document in read_documents(path):
         features = features_of(document)
         if features is None:
             raise InputError(
-                f"{name}: no GeoJSON of QuPath (no FeatureCollection, Feature or geometry); use File > Export objects as GeoJSON"
+                f"{name}: no GeoJSON of QuPath (no FeatureCollection, Feature or geometry); "
+                "use File > Export objects as GeoJSON"
             )
         for number, feature in enumerate(features, 1):
             for shape, label in _annotation(feature, number, skipped, warnings):
@@ -79,23 +82,20 @@ def read_roi(
                 if classes is None or label in classes:
                     shapes.append(shape)
     if skipped:
-        warnings.insert(
-            0,
-            f"skipped {', '.join(f'{n} of type {t}' for t, n in sorted(skipped.items()))}; only annotations are regions",
-        )
+        counts = ", ".join(f"{n} of type {t}" for t, n in sorted(skipped.items()))
+        warnings.insert(0, f"skipped {counts}; only annotations are regions")
     if not shapes:
         if names:
-            raise InputError(
-                f"{where}: no annotation of class {' or '.join(classes or [])}; there are {', '.join(f'{n} {c}' for c, n in sorted(names.items()))}"
-            )
+            there = ", ".join(f"{n} {c}" for c, n in sorted(names.items()))
+            raise InputError(f"{where}: no annotation of class {' or '.join(classes or [])}; there are {there}")
         reason = warnings[0] if warnings else "it holds no objects"
         raise InputError(f"{where}: no polygon to use ({reason}); draw areas in QuPath and export them again")
     drawn = translate(shapely.union_all(shapes), frame.x, frame.y)
     area = polygonal(drawn.intersection(shapely.box(0, 0, slide["width"], slide["height"])))
     if area.area == 0:
         raise InputError(
-            f"{where}: the regions lie wholly outside slide {slide['id']} ({slide['width']} x {slide['height']} px, regions from "
-            f"x={drawn.bounds[0]:.0f} y={drawn.bounds[1]:.0f}); {_likely_cause(slide, frame)}"
+            f"{where}: the regions lie wholly outside slide {slide['id']} ({slide['width']} x {slide['height']} px, "
+            f"regions from x={drawn.bounds[0]:.0f} y={drawn.bounds[1]:.0f}); {_likely_cause(slide, frame)}"
         )
     points = shapely.set_precision(area, 0.01).normalize()
     digest = hashlib.sha256(f"{points.wkt}|{min_inside!r}".encode()).hexdigest()[:32]
@@ -112,16 +112,12 @@ def read_roi(
 
 
 def _likely_cause(slide: dict[str, Any], frame: Frame) -> str:
-    if slide.get("bounds"):
-        taken = (
-            f"they were moved by the slide's bounds (x={frame.x}, y={frame.y})"
-            if frame.offset != [0, 0]
-            else "they were not moved by its bounds"
-        )
-        return (
-            f"{taken}: try --origin {'full' if frame.offset != [0, 0] else 'bounds'}, or is the file of another slide?"
-        )
-    return "is the file of another slide?"
+    other = "is the file of another slide?"
+    if not slide.get("bounds"):
+        return other
+    if frame.offset == [0, 0]:
+        return f"they were not moved by its bounds: try --origin bounds, or {other}"
+    return f"they were moved by the slide's bounds (x={frame.x}, y={frame.y}): try --origin full, or {other}"
 
 
 def _annotation(
@@ -131,7 +127,8 @@ def _annotation(
     if not isinstance(feature, dict):
         warnings.append(f"feature {number} is not an object; skipped")
         return
-    properties = feature.get("properties") if isinstance(feature.get("properties"), dict) else {}
+    given = feature.get("properties")
+    properties: dict[str, Any] = given if isinstance(given, dict) else {}
     kind = object_type({**feature, "properties": properties})
     if kind in _SKIPPED_TYPES:
         skipped[kind] += 1

@@ -2,7 +2,7 @@
 
 Its reader takes a document whole or not at all, so one bad feature loses the rest; other mistakes it passes over in
 silence. Both are told apart here: ``fatal`` is what makes QuPath import nothing, ``silent`` is what it imports as
-something else than was meant. What we write has neither.
+something else than was meant. What we write has neither. The rules: qupath/README 1.
 """
 
 from __future__ import annotations
@@ -16,20 +16,10 @@ import numpy as np
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.header import is_positive
+from lrmil_cli.qupath.objects import GEOMETRIES, LEGACY_IDS, OBJECT_TYPES, class_name, features_of, object_type
 
 MANY_TILES = 200_000
 UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
-#: QuPath 0.2 kept the type in the id, 0.3 under another name.
-LEGACY_IDS = {
-    "PathTileObject": "tile",
-    "PathCellObject": "cell",
-    "TMACoreObject": "tmaCore",
-    "PathDetectionObject": "detection",
-    "PathRootObject": "root",
-    "PathAnnotationObject": "annotation",
-}
-OBJECT_TYPES = ("annotation", "tile", "detection", "cell", "tmaCore", "root")
-GEOMETRIES = ("Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection")
 _DEPTH = {"Point": 0, "MultiPoint": 1, "LineString": 1, "MultiLineString": 2, "Polygon": 2, "MultiPolygon": 3}
 _NO_VALUE = ("NaN", "Infinity", "-Infinity")
 
@@ -67,29 +57,6 @@ def _add(found: dict[str, list[int]], text: str, number: int = 0) -> None:
     found.setdefault(text, [0, number])[0] += 1
 
 
-def features_of(document: Any) -> list[Any] | None:
-    """The features of a document as QuPath finds them; None where it finds no objects at all."""
-    if isinstance(document, list):
-        return document
-    if not isinstance(document, dict):
-        return None
-    kind = document.get("type")
-    if kind == "FeatureCollection":
-        return document["features"] if isinstance(document.get("features"), list) else None
-    if kind == "Feature":
-        return [document]
-    return [{"type": "Feature", "geometry": document, "properties": {}}] if kind in GEOMETRIES else None
-
-
-def object_type(feature: dict[str, Any]) -> str:
-    """The type QuPath gives a feature, or the text it does not know; ``annotation`` where nothing says."""
-    properties = feature.get("properties")
-    for key in ("objectType", "object_type", "type"):
-        if isinstance(properties, dict) and key in properties:
-            return str(properties[key]).replace("tma_core", "tmaCore")
-    return LEGACY_IDS.get(str(feature.get("id")), "annotation")
-
-
 def inspect(document: Any, image: tuple[int, int] | None = None) -> Verdict:
     """Check a parsed document against the rules of QuPath's reader.
 
@@ -99,9 +66,8 @@ def inspect(document: Any, image: tuple[int, int] | None = None) -> Verdict:
     v = Verdict()
     features = features_of(document)
     if features is None:
-        _add(
-            v.fatal, "no FeatureCollection, Feature, array of features or geometry at the top: QuPath finds no objects"
-        )
+        nothing = "no FeatureCollection, Feature, array of features or geometry at the top: QuPath finds no objects"
+        _add(v.fatal, nothing)
         return v
     if not features:
         _add(v.silent, "it holds no objects")
@@ -117,11 +83,7 @@ def inspect(document: Any, image: tuple[int, int] | None = None) -> Verdict:
         kind = object_type(feature)
         kind = kind if kind in OBJECT_TYPES else "annotation"
         v.objects[kind] = v.objects.get(kind, 0) + 1
-        if (
-            image is not None
-            and bounds
-            and (bounds[0] < 0 or bounds[1] < 0 or bounds[2] > image[0] or bounds[3] > image[1])
-        ):
+        if image and bounds and (min(bounds[:2]) < 0 or bounds[2] > image[0] or bounds[3] > image[1]):
             _add(v.silent, f"reaches out of the image of {image[0]} x {image[1]} px; is --origin right?", number)
         if kind == "tile":
             tile_names.append((number, frozenset(names)))
@@ -143,10 +105,8 @@ def describe_geojson(documents: list[Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}: JSON, but neither a file of the chain nor GeoJSON")
     own = documents[0].get("lrmil") if isinstance(documents[0], dict) else None
     made = own if isinstance(own, dict) else {}
-    image = made.get("image")
     whole = documents[0] if len(documents) == 1 else [f for d in documents for f in features_of(d) or []]
-    known = isinstance(image, list) and len(image) == 2 and all(map(is_positive, image))
-    v = inspect(whole, (image[0], image[1]) if known else None)
+    v = inspect(whole, _image_size(made.get("image")))
     return {
         "kind": "geojson",
         "opens": v.opens,
@@ -158,6 +118,11 @@ def describe_geojson(documents: list[Any], where: str) -> dict[str, Any]:
         "classes": v.classes,
         "lrmil": made,
     }
+
+
+def _image_size(said: Any) -> tuple[int, int] | None:
+    """Width and height, where a file says them."""
+    return (said[0], said[1]) if isinstance(said, list) and len(said) == 2 and all(map(is_positive, said)) else None
 
 
 def require_good(document: Any, image: tuple[int, int] | None, where: str) -> None:
@@ -265,11 +230,8 @@ def _check_polygons(v: Verdict, kind: str, parts: list[Any], number: int) -> Non
     if shape.convex_hull.area == 0:  # the area of a bow tie is zero as well
         _add(v.silent, "an outline without area", number)
     elif not shape.is_valid:
-        _add(
-            v.fatal,
-            f"an invalid outline, {shapely.is_valid_reason(shape).split('[')[0].lower()} (0.6 and later refuse it)",
-            number,
-        )
+        reason = shapely.is_valid_reason(shape).split("[")[0].lower()
+        _add(v.fatal, f"an invalid outline, {reason} (0.6 and later refuse it)", number)
 
 
 # ---- properties --------------------------------------------------------------------
@@ -297,17 +259,10 @@ def _is_colour(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 <= n <= 255 for n in value)
 
 
-def class_name(classification: Any) -> str | None:
-    """The name of a classification in any form QuPath has written: text, ``name``, ``names``; None where unclassified."""
-    if isinstance(classification, str):
-        return classification or None
-    if not isinstance(classification, dict):
-        return None
-    names = classification.get("names")
-    if isinstance(names, list):
-        return ": ".join(map(str, names)) or None
-    name = classification.get("name")
-    return str(name) if name else None
+def _is_fractions(value: Any) -> bool:
+    """Whether a colour is three numbers that are not all whole, as other tools write it."""
+    numbers = isinstance(value, list) and len(value) == 3 and all(type(n) in (int, float) for n in value)
+    return numbers and any(type(n) is float for n in value)
 
 
 def _check_class(v: Verdict, classification: Any, number: int) -> None:
@@ -321,12 +276,7 @@ def _check_class(v: Verdict, classification: Any, number: int) -> None:
         colour = classification.get("color")
         if colour is None or name is None:
             _add(v.fatal, "a classification without name or color", number)
-        elif (
-            isinstance(colour, list)
-            and len(colour) == 3
-            and any(type(n) is float for n in colour)
-            and all(type(n) in (int, float) for n in colour)
-        ):
+        elif _is_fractions(colour):
             _add(v.silent, "a class colour of fractions; QuPath takes it for black", number)
         elif not _is_colour(colour):
             _add(v.fatal, "a class colour that is not three numbers from 0 to 255", number)
@@ -334,11 +284,8 @@ def _check_class(v: Verdict, classification: Any, number: int) -> None:
         return
     v.classes[name] = v.classes.get(name, 0) + 1
     # Joined names are QuPath's own way to write a derived class.
-    parts = (
-        classification["names"]
-        if isinstance(classification, dict) and isinstance(classification.get("names"), list)
-        else [name]
-    )
+    joined = classification.get("names") if isinstance(classification, dict) else None
+    parts = joined if isinstance(joined, list) else [name]
     if any(":" in str(p) or "\n" in str(p) or str(p) != str(p).strip() or not str(p) for p in parts):
         _add(v.silent, f"the class name {name[:40]!r} has a colon, a line break or blanks at its ends", number)
 
@@ -356,11 +303,8 @@ def _check_measurements(v: Verdict, measurements: Any, number: int) -> list[str]
         if isinstance(value, str) and value not in _NO_VALUE:
             _add(v.fatal, "a measurement that is text", number)
         elif isinstance(value, str) or (type(value) is float and not math.isfinite(value)):
-            _add(
-                v.silent,
-                "a measurement that is not a finite number; zoomed out, QuPath paints such tiles in any colour",
-                number,
-            )
+            text = "a measurement that is not a finite number; zoomed out, QuPath paints such tiles in any colour"
+            _add(v.silent, text, number)
         elif type(value) not in (int, float):
             _add(v.silent, "a measurement that is null, a truth value or a list; QuPath drops it", number)
         else:
@@ -377,11 +321,8 @@ def _check_tiles(v: Verdict, boxes: list[Any], names: list[tuple[int, frozenset[
     every = frozenset().union(*(n for _, n in names))
     for number, own in names:
         if own != every:
-            _add(
-                v.silent,
-                "a tile without a measurement that others have; zoomed out, QuPath paints it in any colour",
-                number,
-            )
+            text = "a tile without a measurement that others have; zoomed out, QuPath paints it in any colour"
+            _add(v.silent, text, number)
     if names and not every:
         _add(v.notes, "the tiles have no measurement, so there is no map to show")
     pair = overlapping(np.array(boxes, np.float64).reshape(-1, 4))

@@ -13,7 +13,8 @@ def copy_scripts(folder: str | Path, overwrite: bool = False) -> list[Path]:
     """Copy the scripts of this version into a folder.
 
     Raises:
-        UsageError: another file of that name is there and ``overwrite`` is off; MachineError: the folder cannot be written.
+        UsageError: another file of that name is there and ``overwrite`` is off.
+        MachineError: the folder cannot be written.
     """
     scripts = {
         p.name: p.read_text(encoding="utf-8") for p in files("lrmil_cli.qupath").iterdir() if p.name.endswith(".groovy")

@@ -2,6 +2,7 @@
 
 import json
 
+import geojson
 import numpy as np
 
 from lrmil_cli.demo.paint import RECIPE_NAMES, render_slide, render_tiles
@@ -23,7 +24,9 @@ def test_slides_open_with_scale_pyramid_and_outlines_inside(tmp_path):
         assert [l.downsample for l in slide.levels] == [1, 4, 16]
     assert outlines and all(((0 <= o) & (o <= 1536)).all() and (o[0] == o[-1]).all() for o in outlines)
     assert make_slide(tmp_path / "n.svs", seed=1, positive=False, size_px=1536) == []
-    doc = json.loads(lesion_geojson(outlines))
+    text = lesion_geojson(outlines)
+    doc = json.loads(text)
+    assert geojson.loads(text).is_valid and len(doc["features"]) == len(outlines)
     assert doc["features"][0]["properties"] == {
         "objectType": "annotation",
         "classification": {"name": "Lesion", "color": [200, 0, 0]},

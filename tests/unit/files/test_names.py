@@ -9,7 +9,7 @@ import pytest
 
 from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.files import atomic, manifest
-from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.names import as_file, fits_file_name
@@ -73,6 +73,16 @@ def test_a_file_that_stays_open_is_said_and_left_as_it_was(tmp_path, monkeypatch
     with pytest.raises(MachineError, match="t.csv: Access is denied; close it where it is open in another program"):
         write_text(tmp_path / "t.csv", "new")
     assert (tmp_path / "t.csv").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_cannot_be_removed_is_said(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Access is denied")
+
+    remove(tmp_path / "not there.csv")
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    with pytest.raises(MachineError, match="cannot remove .*t.csv: Access is denied; close it"):
+        remove(tmp_path / "t.csv")
 
 
 def test_a_pipe_carries_every_letter_whatever_the_console_can_show(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def text(header, rows, kind="tiles", **options):
 
 
 def check_contract(text, width, height):
-    """Section 4 of QuPath's rules: what its importer needs of every feature."""
+    """What QuPath's importer needs of every feature (qupath/README 1)."""
 
     def no_constant(name):
         raise AssertionError(f"{name} in JSON")
@@ -309,6 +309,20 @@ def test_bands_are_valid_apart_and_cover_their_tiles_exactly(values, cols, slide
             p = np.array(ring.coords)[:-1]
             a, b = p - np.roll(p, 1, 0), np.roll(p, -1, 0) - p
             assert (a[:, 0] * b[:, 1] != a[:, 1] * b[:, 0]).all()
+
+
+def test_regions_are_geojson_and_their_properties_go_through_its_package_untouched():
+    """A part with a hole and one without; and what the package says of a ring that is open."""
+    header, rows = table([9, 9, 9, 9, 1, 9, 9, 9, 9, 2, 3, 4, 5, 6, 7], cols=3, height=3000)
+    document = text(header, rows, "regions", style=Style("regions", threshold=0.5))
+    read, plain = geojson_library.loads(document), json.loads(document)
+    assert read.is_valid and isinstance(read, geojson_library.FeatureCollection)
+    assert [len(f["geometry"]["coordinates"]) for f in plain["features"]] == [2, 1]
+    for f, g in zip(read["features"], plain["features"]):
+        assert isinstance(f, geojson_library.Feature) and isinstance(f["geometry"], geojson_library.Polygon)
+        assert json.loads(geojson_library.dumps(f)) == g and f["properties"] == g["properties"]
+    plain["features"][0]["geometry"]["coordinates"][0].pop()
+    assert not geojson_library.loads(json.dumps(plain)).is_valid
 
 
 def test_regions_are_cropped_with_the_slide():
