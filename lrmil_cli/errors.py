@@ -24,6 +24,10 @@ class InputError(LrmilError):
     exit_code = 3
 
 
+class NoScaleError(InputError):
+    """The slide does not say its micrometres per pixel, or says what cannot be; the message names ``--slide-mpp``."""
+
+
 class NoTissueError(InputError):
     """The slide holds no tissue by the rule asked for; a batch reports it as ``no_tissue``."""
 

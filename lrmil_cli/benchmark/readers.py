@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.slides.choice import Choice, Facts
+from lrmil_cli.slides.handles import Source
+from lrmil_cli.slides.mpp import Scale
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
+from lrmil_cli.units import Mpp
 
 #: Tiles of a batch, as on a CPU.
 BATCH = 16
@@ -51,14 +56,16 @@ def compare_readers(
     notes: list[str] = []
     with ExitStack() as stack:
         slides: dict[str, Slide] = {}
-        for name, reader in (("lrmil", None), ("tiffslide", "tiffslide"), ("openslide", "openslide")):
+        for name in ("lrmil", "tiffslide", "openslide"):
+            if name == "tiffslide" and slides and next(iter(slides.values())).reader == "openslide":
+                continue
             for threads in sorted({1, workers}):
                 try:
-                    slide = stack.enter_context(open_slide(path, slide_mpp=mpp, workers=threads, reader=reader))
+                    slide = stack.enter_context(open_by(name, path, mpp, threads))
                 except (InputError, MachineError) as e:
                     notes.append(f"{name}: {e}")
                     break
-                if name != "openslide" and slide.reader == "openslide":
+                if name == "lrmil" and slide.reader == "openslide" and threads > 1:
                     break
                 own = (slide.levels[level].width, slide.levels[level].height) if level < len(slide.levels) else None
                 if slides and own != next((s.levels[level].width, s.levels[level].height) for s in slides.values()):
@@ -77,6 +84,40 @@ def compare_readers(
                     spent[name].append(time.perf_counter() - began)
                 done()
     return {name: len(boxes) / statistics.median(seconds) for name, seconds in spent.items()}, notes
+
+
+class _Regions:
+    """A slide as tiffslide opens it, every region through it."""
+
+    def __init__(self, path: Path):
+        import tiffslide
+
+        self.library = tiffslide.TiffSlide(str(path))
+        self.dimensions, self.level_dimensions = self.library.dimensions, self.library.level_dimensions
+        self.level_downsamples, self.close = self.library.level_downsamples, self.library.close
+
+    def read_region(self, where: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
+        pixels: np.ndarray = self.library.read_region(where, level, size, as_array=True)
+        return pixels
+
+
+def open_by(name: str, path: str | Path, mpp: float, workers: int) -> Slide:
+    """The slide, to be read by ``lrmil``, by ``tiffslide`` or by ``openslide``.
+
+    Raises:
+        InputError: it cannot be opened so; MachineError: OpenSlide is not there.
+    """
+    if name != "tiffslide":
+        reader = "openslide" if name == "openslide" else "auto"
+        return open_slide(path, slide_mpp=mpp, workers=workers, reader=reader)
+    try:
+        handle: Any = _Regions(Path(path))
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as e:  # tiffslide lets every kind of error through
+        raise InputError(f"{path}: tiffslide cannot open it ({type(e).__name__})") from e
+    source = Source(Choice("tiffslide", "to be compared"), handle, Facts("TIFF"), (None, None, ""))
+    return Slide(Path(path), Path(path).stem, source, Scale(Mpp(mpp), "option"), workers)
 
 
 def shifted(boxes: np.ndarray, downsample: float) -> np.ndarray:

@@ -188,11 +188,6 @@ def benchmark(
                 report.warn(f"{slide}: coarser than {settings.mpp:g} um/px, so that side is left out")
                 continue
             tiles, level, _ = find_tiles(opened, settings)
-            if opened.by_blocks and opened.blocks(level) is None:
-                report.warn(
-                    f"{slide}: level {level} has no blocks that can be decoded one by one; "
-                    "it is read through tiffslide, which is slower"
-                )
             boxes = middle_part(boxes_of(tiles), max_tiles or 512)
             boxes = shifted(boxes, opened.levels[level].downsample) if off else boxes
             record[key], notes = compare_readers(

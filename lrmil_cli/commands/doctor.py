@@ -46,6 +46,8 @@ def doctor(
     model: Model = None,
     mpp: Mpp = None,
     slide_mpp: options.SlideMpp = None,
+    reader: options.Reader = "auto",
+    image: options.Image = None,
     quick: Quick = False,
     device: options.Device = "auto",
     json: options.Json = False,
@@ -102,13 +104,20 @@ def doctor(
                 slide_id=item.slide_id,
                 slide_mpp=slide_mpp,
                 manifest_mpp=item.mpp,
+                reader=reader,
+                image=image,
                 blocks=12 if quick else 40,
                 rate=rate,
             )
             for m in opened if all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks) else []:
                 try:
                     with open_slide(
-                        item.path, slide_id=item.slide_id, slide_mpp=slide_mpp, manifest_mpp=item.mpp
+                        item.path,
+                        slide_id=item.slide_id,
+                        slide_mpp=slide_mpp,
+                        manifest_mpp=item.mpp,
+                        reader=reader,
+                        image=image,
                     ) as slide:
                         checks += check_fit(m, slide)
                 except LrmilError as e:

@@ -135,11 +135,12 @@ def export_geojson(
 def _picture(png: str, slide: str | None, header: dict[str, Any], rows: Any, colormap: str, overwrite: bool) -> bool:
     from lrmil_cli.errors import InputError
     from lrmil_cli.qupath.pictures import check_picture_name
-    from lrmil_cli.slides.slide import open_slide
+    from lrmil_cli.slides.slide import open_slide, reopening
 
     check_picture_name("--png", png)
     path = slide or header["slide"]["path"]
     if not Path(path).exists():
         raise InputError(f"{path}: --png needs the slide, which is not there; say where it is now with --slide")
-    with open_slide(path, slide_id=header["slide"]["id"], slide_mpp=header["slide"]["mpp"]) as opened:
+    about = header["slide"]
+    with open_slide(path, slide_id=about["id"], slide_mpp=about["mpp"], **reopening(about)) as opened:
         return write_picture(png, opened, header, rows, colormap, (), overwrite)

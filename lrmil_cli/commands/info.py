@@ -36,6 +36,8 @@ def info(
     heads: Heads = False,
     qupath_scripts: QuPathScripts = None,
     slide_mpp: options.SlideMpp = None,
+    reader: options.Reader = "auto",
+    image: options.Image = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -67,7 +69,7 @@ def info(
         if not json:
             print(text)
         return
-    about = describe(path, slide_mpp)
+    about = describe(path, slide_mpp, reader, image)
     report.result(about)
     if not json:
         print(printable(render(path, about)))

@@ -10,7 +10,7 @@ from typing import Any
 from lrmil_cli.errors import InputError
 
 
-def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
+def describe(path: str, slide_mpp: float | None, reader: str = "auto", image: int | None = None) -> dict[str, Any]:
     """All that is known of a file.
 
     Raises:
@@ -18,7 +18,8 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
     """
     from lrmil_cli.files.spreadsheet import SUFFIXES
     from lrmil_cli.files.tables import table_suffix
-    from lrmil_cli.slides.handles import SLIDE_SUFFIXES
+    from lrmil_cli.slides.about import describe_slide
+    from lrmil_cli.slides.handles import SLIDE_SUFFIXES, looks_like_slide
 
     p, name = Path(path), Path(path).name.lower()
     if not p.exists():
@@ -43,8 +44,8 @@ def describe(path: str, slide_mpp: float | None) -> dict[str, Any]:
         return _hdf5(path)
     if name.endswith((".json", ".geojson", ".json.gz", ".geojson.gz", ".zip")):
         return _json(path)
-    if p.suffix.lower() in SLIDE_SUFFIXES:
-        return _slide(path, slide_mpp)
+    if p.suffix.lower() in SLIDE_SUFFIXES or looks_like_slide(p):
+        return describe_slide(path, slide_mpp=slide_mpp, reader=reader, image=image)
     raise InputError(f"{path}: not a slide ({' '.join(SLIDE_SUFFIXES)}) and not a file of the chain")
 
 
@@ -75,23 +76,6 @@ def _json(path: str) -> dict[str, Any]:
     about = describe_geojson(documents, path, misnamed(path))
     about["notes"] += [f"QuPath passes over a member of the zip: {reason}" for reason in skipped]
     return about
-
-
-def _slide(path: str, slide_mpp: float | None) -> dict[str, Any]:
-    from lrmil_cli.slides.slide import open_slide
-
-    with open_slide(path, slide_mpp=slide_mpp) as slide:
-        levels = [
-            {
-                "level": i,
-                "width": l.width,
-                "height": l.height,
-                "downsample": round(l.downsample, 4),
-                "mpp": round(slide.mpp * l.downsample, 4),
-            }
-            for i, l in enumerate(slide.levels)
-        ]
-        return {"kind": "slide", "reader": slide.reader, **slide.describe(), "levels": levels}
 
 
 def _table(path: str) -> dict[str, Any]:

@@ -15,15 +15,28 @@ def render(path: str, about: dict[str, Any]) -> str:
     for key, value in about.items():
         if key in ("kind", "history", "version", "feature_digests") or value is None:
             continue
-        if key == "levels":
-            lines += [
-                f"  level {l['level']}: {l['width']} x {l['height']} px, {l['mpp']:g} um/px (1/{l['downsample']:g})"
-                for l in value
-            ]
+        if key in _LISTS:
+            lines += [f"  {_LISTS[key](entry)}" for entry in value]
             continue
         if text := _short(value):
             lines.append(f"  {key}: {text}")
     return "\n".join(lines + _history(about.get("history")))
+
+
+def _level(level: dict[str, Any]) -> str:
+    scale = f", {level['mpp']:g} um/px" if "mpp" in level else ""
+    return f"level {level['level']}: {level['width']} x {level['height']} px{scale} (1/{level['downsample']:g})"
+
+
+def _image(image: dict[str, Any]) -> str:
+    number = f"image {image['image']}: " if "image" in image else "beside it: "
+    name = f" ({image['name']})" if image.get("name") else ""
+    levels = f", {image['levels']} levels" if image.get("levels", 1) > 1 else ""
+    return f"{number}{image['kind']}{name}, {image['width']} x {image['height']} px{levels}"
+
+
+#: Lists of a slide that are shown entry by entry.
+_LISTS = {"levels": _level, "images": _image, "notes": lambda note: f"note: {note}"}
 
 
 def _history(history: list[dict[str, Any]] | None) -> list[str]:

@@ -39,20 +39,26 @@ def expand_slides(
     Raises:
         InputError: a folder without slides, a bad manifest, nothing on stdin, two slides of one id.
     """
+    from lrmil_cli.slides.dicom import one_per_series
+
     if args.count("-") > 1:
         raise UsageError("- (standard input) can be given only once")
     slides: list[SlideInput] = []
+    listed: list[SlideInput] = []
     for arg in args:
         if arg == "-":
             slides += _from_stdin()
         elif arg.lower().endswith(SPREADSHEETS):
             manifest = read_manifest(arg)
             say(f"{arg}: {manifest.understood()}")
-            slides += [SlideInput(e.path, e.slide_id, e.mpp) for e in manifest]
+            listed += [SlideInput(e.path, e.slide_id, e.mpp) for e in manifest]
         elif Path(arg).is_dir():
             slides += _from_folder(Path(arg), recursive, say)
         else:
             slides.append(SlideInput(Path(arg), slide_id_of(Path(arg))))
+    # The files of a DICOM series are one slide; a manifest says itself which files are slides.
+    whole = set(one_per_series([s.path for s in slides]))
+    slides = listed + [s for s in slides if s.path in whole]
     counts = Counter(as_file(s.slide_id) for s in slides)
     twice = next((s.slide_id for s in slides if counts[as_file(s.slide_id)] > 1), None)
     if twice is not None:

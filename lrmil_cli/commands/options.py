@@ -94,6 +94,22 @@ DryRun = Annotated[
         help="Write nothing; say what would be made, is up to date or would fail, how many tiles, and about how long.",
     ),
 ]
+Reader = Annotated[
+    str,
+    typer.Option(
+        "--reader",
+        help="auto, tiffslide or openslide: who reads slides. auto goes by what a file is; "
+        "`lrmil info` says which, and why.",
+    ),
+]
+Image = Annotated[
+    Optional[int],
+    typer.Option(
+        "--image",
+        min=0,
+        help="Which image of a file with several, as `lrmil info` numbers them.  [default: the largest]",
+    ),
+]
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]

@@ -55,6 +55,8 @@ def predict(
     origin: regions.Origin = "auto",
     image_size: regions.ImageSize = None,
     slide_mpp: options.SlideMpp = None,
+    reader: options.Reader = "auto",
+    image: options.Image = None,
     allow_upsample: AllowUpsample = False,
     escalate: second_look.Escalate = None,
     budget: second_look.Budget = None,
@@ -135,12 +137,15 @@ def predict(
             slide_id=item.slide_id,
             slide_mpp=slide_mpp,
             manifest_mpp=item.mpp,
+            reader=reader,
+            image=image,
             workers=workers,
             on_bad_tile=on_bad_tile,
         ) as slide:
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
+            report.notes(slide)
             region = read_region(slide)
-            made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
+            made_of = slide.made_of | ({"roi": region.digest} if region else {})
             there = (
                 None
                 if output == "-"

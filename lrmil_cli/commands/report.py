@@ -12,6 +12,7 @@ from lrmil_cli.commands import options
 
 if TYPE_CHECKING:
     from lrmil_cli.encoders.vit import EncoderInfo
+    from lrmil_cli.slides.slide import Slide
 
 
 def printable(text: str) -> str:
@@ -49,6 +50,11 @@ class Report:
         """Something the user should know; shown even when quiet."""
         if not self.muted:
             print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
+
+    def notes(self, slide: Slide) -> None:
+        """What the user should know of how a slide is read."""
+        for note in slide.notes:
+            self.warn(f"{slide.slide_id}: {note}")
 
     def encoder(self, info: EncoderInfo) -> None:
         """What encoder it is that the command loaded, with ``--verbose``."""

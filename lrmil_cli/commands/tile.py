@@ -74,6 +74,8 @@ def tile(
     origin: Origin = "auto",
     image_size: ImageSize = None,
     slide_mpp: options.SlideMpp = None,
+    reader: options.Reader = "auto",
+    image: options.Image = None,
     allow_upsample: AllowUpsample = False,
     keep_pen: KeepPen = False,
     thumbnail: Thumbnail = False,
@@ -120,12 +122,15 @@ def tile(
             slide_id=item.slide_id,
             slide_mpp=slide_mpp,
             manifest_mpp=item.mpp,
+            reader=reader,
+            image=image,
             workers=workers,
             on_bad_tile=on_bad_tile,
         ) as slide:
+            report.notes(slide)
             own = settings.as_json()
             region = read_region(slide)
-            made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
+            made_of = slide.made_of | ({"roi": region.digest} if region else {})
             picture = Path(str(target).removesuffix(table_suffix(target) or "") + ".png") if thumbnail else None
             if output != "-" and up_to_date(
                 target, digest(own, made_of), lambda p: read_table(p, "tiles")[0], overwrite

@@ -27,10 +27,14 @@ PACKAGES = tuple(
     "torch torchvision timm safetensors numpy pandas h5py tiffslide tifffile "
     "imagecodecs cv2 PIL shapely geojson sklearn matplotlib".split()
 )
-#: Extra -> package, and what cannot be done without it.
+#: What can be missing -> package, what cannot be done without it, what to install.
 EXTRAS = {
-    "openslide": ("openslide", "MIRAX, DICOM and Hamamatsu VMS slides cannot be opened"),
-    "parquet": ("pyarrow", "tables cannot be .parquet"),
+    "openslide": (
+        "openslide",
+        "MIRAX, DICOM, Hamamatsu VMS, Ventana BIF and Leica SCN slides cannot be opened, nor colours of TIFFs compared",
+        "openslide-python openslide-bin",
+    ),
+    "parquet": ("pyarrow", "tables cannot be .parquet", "'lrmil-cli[parquet]'"),
 }
 PROBE_SECONDS = 4.0
 PROBE_MODEL = "vit_small_patch16_224"
@@ -137,13 +141,13 @@ def check_disk(folder: str | Path = ".") -> Check:
 def check_extras() -> list[Check]:
     """What can be installed besides."""
     out = []
-    for extra, (package, without) in EXTRAS.items():
+    for extra, (package, without, install) in EXTRAS.items():
         try:
             module = importlib.import_module(package)
             out.append(Check(extra, PASS, f"{package} {getattr(module, '__version__', '')}".strip()))
         except Exception as e:  # not there, or its library is not
             why = "not installed" if isinstance(e, ModuleNotFoundError) else f"broken ({type(e).__name__})"
-            out.append(Check(extra, WARN, f"{why}: {without}", f"pip install 'lrmil-cli[{extra}]', if you need it"))
+            out.append(Check(extra, WARN, f"{why}: {without}", f"pip install {install}, if you need it"))
     return out
 
 

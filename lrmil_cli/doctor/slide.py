@@ -9,7 +9,7 @@ import numpy as np
 
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
 from lrmil_cli.doctor.machine import duration
-from lrmil_cli.errors import InputError, LrmilError
+from lrmil_cli.errors import InputError, LrmilError, NoScaleError
 from lrmil_cli.slides.grid import make_grid
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import TileSettings, TissueMap, boxes_of, find_tissue, select_tiles, slide_level
@@ -27,6 +27,8 @@ def check_slide(
     slide_id: str | None = None,
     slide_mpp: float | None = None,
     manifest_mpp: float | None = None,
+    reader: str | None = None,
+    image: int | None = None,
     blocks: int = 40,
     rate: float | None = None,
 ) -> list[Check]:
@@ -36,12 +38,13 @@ def check_slide(
         settings: how it would be tiled; blocks: to read at each level; rate: tiles a second that are encoded, if known.
     """
     try:
-        slide = open_slide(path, slide_id=slide_id, slide_mpp=slide_mpp, manifest_mpp=manifest_mpp)
+        slide = open_slide(
+            path, slide_id=slide_id, slide_mpp=slide_mpp, manifest_mpp=manifest_mpp, reader=reader, image=image
+        )
     except LrmilError as e:
-        return _unopened(path, e)
+        return _unopened(path, e, reader, image)
     with slide:
-        opened = Check("opens", PASS, f"{slide.reader}, vendor {slide.vendor}, {slide.width} x {slide.height} px")
-        checks = [opened, check_scale(slide), check_pyramid(slide, settings)]
+        checks = [_opened(slide), check_scale(slide), check_pyramid(slide, settings)]
         try:
             tissue = find_tissue(slide, settings.tissue)  # reads all of one level
         except InputError as e:
@@ -50,13 +53,25 @@ def check_slide(
         return checks if checks[2].status == FAIL else checks + check_tiles(slide, tissue, settings, rate)
 
 
-def _unopened(path: str | Path, error: LrmilError) -> list[Check]:
+def _opened(slide: Slide) -> Check:
+    """Who reads it and why, and what the user should know of that."""
+    source = slide.source
+    count = sum("image" in image for image in source.images)
+    which = f"image {source.image} of {count}, " if count > 1 and source.image is not None else ""
+    found = f"{slide.reader} ({source.choice.why}), vendor {slide.vendor}, {which}{slide.width} x {slide.height} px"
+    if slide.notes:
+        return Check(
+            "opens", WARN, f"{found}; {'; '.join(slide.notes)}", "see `lrmil info`; --image and --reader choose"
+        )
+    return Check("opens", PASS, found)
+
+
+def _unopened(path: str | Path, error: LrmilError, reader: str | None, image: int | None) -> list[Check]:
     """Whether only the scale is missing, or the file cannot be used at all."""
-    if isinstance(error, InputError):
+    if isinstance(error, NoScaleError):
         try:
-            with open_slide(path, slide_mpp=1.0) as slide:
-                opens = Check("opens", PASS, f"{slide.reader}, {slide.width} x {slide.height} px")
-                return [opens, failed("mpp", error, str(path))]
+            with open_slide(path, slide_mpp=1.0, reader=reader, image=image) as slide:
+                return [_opened(slide), failed("mpp", error, str(path))]
         except LrmilError:
             pass
     return [failed("opens", error, str(path))]

@@ -20,7 +20,7 @@ from lrmil_cli.files.foreign import is_foreign
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.slides.reader import without_bad
-from lrmil_cli.slides.slide import Slide, open_slide
+from lrmil_cli.slides.slide import Slide, open_slide, reopening
 from lrmil_cli.slides.tiles import boxes_of
 
 
@@ -159,6 +159,7 @@ def open_tiled_slide(
         slide_path or about["path"],
         slide_id=about["id"],
         slide_mpp=about["mpp"],
+        **reopening(about),
         workers=workers,
         on_bad_tile=on_bad_tile,
     )

@@ -21,7 +21,7 @@ from lrmil_cli.slides.grid import (
     split_ratio,
     tile_boxes,
 )
-from lrmil_cli.slides.slide import open_slide
+from lrmil_cli.slides.slide import open_slide, reopening
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,7 +176,7 @@ def _inside(start: np.ndarray, length: int, side: float) -> np.ndarray:
 
 
 def _downsamples(slide: dict[str, Any]) -> list[float]:
-    with open_slide(slide["path"], slide_id=slide["id"], slide_mpp=slide["mpp"]) as opened:
+    with open_slide(slide["path"], slide_id=slide["id"], slide_mpp=slide["mpp"], **reopening(slide)) as opened:
         return [level.downsample for level in opened.levels]
 
 

@@ -1,15 +1,13 @@
 """The blocks (tiles or strips) of one level of a TIFF, decoded one at a time without zarr in between.
 
-tiffslide reads a region through a zarr store, which costs more than the decoding. The ``tifffile`` object behind it
+tiffslide reads a region through a zarr store, which costs more than the decoding. The ``tifffile`` page behind it
 knows where every block lies and how to decode it; that is all a reader of tiles needs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,9 @@ from lrmil_cli.units import LevelPx
 
 #: TIFF's number of JPEG with shared tables, as scanners write it.
 _JPEG = 7
+_OLD_JPEG = 6
+#: Rows that strips without compression are cut into, or joined to, so that a tile needs few of them.
+_RAW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Blocks:
 
     Attributes:
         width, height: of a block in px of the level; cols, rows: blocks along x and y, in raster order.
-        page: tifffile's page; direct: keywords of ``imagecodecs.jpeg8_decode`` where it can decode into given memory.
+        parts: what a block is put together from: tifffile's page, and the number of its first block there. One, or one
+            a colour.
+        direct: keywords of ``imagecodecs.jpeg8_decode`` where it can decode into given memory.
+        raw: where pixels without compression begin in the file, for blocks that are not those of the file.
         missing: blocks that the file leaves out, as scanners do for areas they did not scan.
     """
 
@@ -34,9 +38,15 @@ class Blocks:
     height: LevelPx
     cols: int
     rows: int
-    page: Any
+    parts: tuple[tuple[Any, int], ...]
     direct: dict[str, Any] | None
+    raw: int | None = None
     missing: frozenset[int] = frozenset()
+
+    @property
+    def page(self) -> Any:
+        """tifffile's page, the first where each colour has one."""
+        return self.parts[0][0]
 
     def rect(self, index: int) -> tuple[int, int, int, int]:
         """Corner, width and height of a block in px of the level; the last ones may stick out of it."""
@@ -56,21 +66,47 @@ class Blocks:
         Raises:
             Exception: of tifffile or the codec, where the block is damaged.
         """
-        data = _read_at(self.page.parent.filehandle, self.page.dataoffsets[index], self.page.databytecounts[index])
-        if self.direct is not None and out is not None:
-            from imagecodecs import jpeg8_decode
+        if self.raw is not None:
+            return self._decode_raw(index, self.raw)
+        if len(self.parts) > 1:
+            return np.stack([_decode(page, first + index).reshape(self._cut(index)) for page, first in self.parts], 2)
+        page, first = self.parts[0]
+        return _decode(page, first + index, self.direct, out)
 
-            try:
-                return jpeg8_decode(data, out=out, **self.direct)
-            except Exception:  # a block cut at the edge, or a damaged one: tifffile's own way tells which
-                pass
-        keyframe = self.page.keyframe
-        more = (
-            {"jpegtables": self.page.jpegtables, "jpegheader": keyframe.jpegheader}
-            if keyframe.compression in (6, _JPEG)
-            else {}
-        )
-        return keyframe.decode(data, index, **more)[0][0]
+    def _cut(self, index: int) -> tuple[int, int]:
+        """Rows and columns of a block as tifffile hands it out: strips are cut at the edge, tiles are not."""
+        if self.page.is_tiled:
+            return self.height, self.width
+        return min(self.height, int(self.page.imagelength) - index * self.height), self.width
+
+    def _decode_raw(self, index: int, start: int) -> np.ndarray:
+        key = self.page.keyframe
+        top = index * self.height
+        rows, samples = min(self.height, int(key.imagelength) - top), int(key.samplesperpixel)
+        dtype = np.dtype(key.parent.byteorder + key.dtype.char)
+        row_bytes = self.width * samples * dtype.itemsize
+        data = _read_at(key.parent.filehandle, start + top * row_bytes, rows * row_bytes)
+        pixels = np.frombuffer(data, dtype).reshape(rows, self.width, samples)
+        return pixels.astype(key.dtype, copy=False)
+
+
+def _decode(page: Any, index: int, direct: dict[str, Any] | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    """One block of a page."""
+    data = _read_at(page.parent.filehandle, page.dataoffsets[index], page.databytecounts[index])
+    if direct is not None and out is not None:
+        from imagecodecs import jpeg8_decode
+
+        try:
+            return jpeg8_decode(data, out=out, **direct)
+        except Exception:  # a block cut at the edge, or a damaged one: tifffile's own way tells which
+            pass
+    keyframe = page.keyframe
+    more = (
+        {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
+        if keyframe.compression in (_OLD_JPEG, _JPEG)
+        else {}
+    )
+    return keyframe.decode(data, index, **more)[0][0]
 
 
 def new_block(height: int, width: int) -> np.ndarray:
@@ -95,25 +131,15 @@ def paste_block(out: np.ndarray, x: int, y: int, block: np.ndarray, block_x: int
         out[top - y : bottom - y, left - x : right - x] = part
 
 
-def open_blocks(
-    handle: Any,
-    level: int,
-    above: Blocks | None,
-    read_region: Callable[[int, int, int, int], np.ndarray],
-    to_rgb: Callable[[np.ndarray], np.ndarray],
-) -> Blocks | None:
-    """The blocks of a level of an open ``TiffSlide``; None where they must be read through it.
+def open_blocks(pages: tuple[Any, ...], above: Blocks | None) -> Blocks:
+    """The blocks of a level.
 
     Args:
+        pages: tifffile's pages of the level: one, or one a colour.
         above: blocks of the next finer level of an Aperio slide. What lies over one that is missing there holds
             anything, so that viewers (OpenSlide) take it for missing too.
-        read_region: uint8 [h, w, 3] of x, y, w, h in px of the level, by tiffslide: a block must decode to the same
-            pixels.
-        to_rgb: what makes the pixels of the file uint8 RGB.
     """
-    found = _find_blocks(handle, level)
-    if found is None or not _agrees(found, handle.level_dimensions[level], read_region, to_rgb):
-        return None
+    found = _find_blocks(pages)
     if above is None or not above.missing:
         return found
     along_x, along_y = (max(1, round(a / b)) for a, b in ((above.cols, found.cols), (above.rows, found.rows)))
@@ -121,33 +147,63 @@ def open_blocks(
     return replace(found, missing=found.missing | over)
 
 
-def _find_blocks(handle: Any, level: int) -> Blocks | None:
-    properties = handle.properties
-    if properties.get("tiffslide.series-composition"):  # areas put together (Leica)
+def block_bytes(page: Any) -> int:
+    """Bytes of the largest block of a page once it is decoded; 0 where the file need not be read by its blocks."""
+    if raw_start(page) is not None:
+        return 0
+    width, height = _block_size(page)
+    samples = int(page.samplesperpixel) if page.planarconfig == 1 else 1
+    return width * height * samples * (1 if page.dtype is None else page.dtype.itemsize)
+
+
+def raw_start(page: Any) -> int | None:
+    """Where the pixels of a page begin that lie in the file in rows as they are, without compression or gaps."""
+    if page.is_tiled or page.compression != 1 or page.predictor != 1 or page.fillorder != 1 or page.dtype is None:
         return None
-    tiff = handle.ts_tifffile
-    series = tiff.series[properties["tiffslide.series-index"]].levels[level]
-    if series.axes not in ("YX", "YXS") or series.transform is not None or len(series.pages) != 1:
+    if (page.planarconfig != 1 and page.samplesperpixel > 1) or page.bitspersample != 8 * page.dtype.itemsize:
         return None
-    page = series.pages[0]
-    key = page.keyframe
-    width, height = handle.level_dimensions[level]
-    if (key.imagewidth, key.imagelength, key.imagedepth) != (width, height, 1) or (
-        key.planarconfig != 1 and key.samplesperpixel > 1
-    ):
-        return None
-    if page.parent.filehandle is not tiff.filehandle:  # pixels in another file (OME)
-        return None
-    w, h = (key.tilewidth, key.tilelength) if key.is_tiled else (width, min(key.rowsperstrip, height))
-    key.decode  # noqa: B018 - made once here, because threads must not race for it
+    offsets, counts = (np.asarray(v, np.int64) for v in (page.dataoffsets, page.databytecounts))
+    whole = int(page.imagewidth) * int(page.imagelength) * int(page.samplesperpixel) * page.dtype.itemsize
+    there = len(offsets) == len(counts) > 0 and offsets[0] > 0 and counts.sum() == whole
+    return int(offsets[0]) if there and (offsets[1:] == offsets[:-1] + counts[:-1]).all() else None
+
+
+def _block_size(page: Any) -> tuple[int, int]:
+    """Width and height of a block in px."""
+    if page.is_tiled:
+        return int(page.tilewidth), int(page.tilelength)
+    return int(page.imagewidth), min(int(page.rowsperstrip), int(page.imagelength))
+
+
+def _find_blocks(pages: tuple[Any, ...]) -> Blocks:
+    page = pages[0]
+    width, height = int(page.imagewidth), int(page.imagelength)
+    w, h = _block_size(page)
+    for each in pages:
+        each.keyframe.decode  # noqa: B018 - made once here, because threads must not race for it
     if not hasattr(os, "pread"):
-        tiff.filehandle.set_lock(True)
+        page.parent.filehandle.set_lock(True)
+    raw = raw_start(page) if len(pages) == 1 else None
+    if raw is not None:
+        return Blocks(LevelPx(w), LevelPx(_RAW_ROWS), 1, -(-height // _RAW_ROWS), ((page, 0),), None, raw)
     cols, rows = -(-width // w), -(-height // h)
-    there = np.zeros(cols * rows, bool)  # the last row of blocks may lack its entries (Philips)
-    known = min(there.size, len(page.dataoffsets), len(page.databytecounts))
-    there[:known] = (np.asarray(page.dataoffsets[:known]) > 0) & (np.asarray(page.databytecounts[:known]) > 0)
+    colours = int(page.samplesperpixel) if page.planarconfig != 1 else 1
+    parts = tuple((each, k * cols * rows) for each in pages for k in range(colours))
+    there = np.ones(cols * rows, bool)
+    for each, first in parts:
+        there &= _blocks_there(each, first, cols * rows)
     missing = frozenset(np.flatnonzero(~there).tolist())
-    return Blocks(LevelPx(w), LevelPx(h), cols, rows, page, _direct_jpeg(page), missing)
+    direct = _direct_jpeg(page) if len(parts) == 1 else None
+    return Blocks(LevelPx(w), LevelPx(h), cols, rows, parts, direct, missing=missing)
+
+
+def _blocks_there(page: Any, first: int, count: int) -> np.ndarray:
+    """Which of ``count`` blocks from number ``first`` on are in the file, bool [count]."""
+    there = np.zeros(count, bool)  # the last row of blocks may lack its entries (Philips)
+    offsets, counts = page.dataoffsets[first : first + count], page.databytecounts[first : first + count]
+    known = min(len(offsets), len(counts))
+    there[:known] = (np.asarray(offsets[:known]) > 0) & (np.asarray(counts[:known]) > 0)
+    return there
 
 
 def _direct_jpeg(page: Any) -> dict[str, Any] | None:
@@ -159,28 +215,6 @@ def _direct_jpeg(page: Any) -> dict[str, Any] | None:
         return None
     colorspace, outcolorspace = jpeg_decode_colorspace(key.photometric, key.planarconfig, key.extrasamples, key.is_jfif)
     return {"tables": page.jpegtables, "colorspace": colorspace, "outcolorspace": outcolorspace}
-
-
-def _agrees(
-    blocks: Blocks,
-    size: tuple[int, int],
-    read_region: Callable[[int, int, int, int], np.ndarray],
-    to_rgb: Callable[[np.ndarray], np.ndarray],
-) -> bool:
-    """Self-check: a block near the middle of the level, read both ways."""
-    count, middle = blocks.cols * blocks.rows, blocks.rows // 2 * blocks.cols + blocks.cols // 2
-    outwards = (i for k in range(count) for i in {middle + k, middle - k} if 0 <= i < count)
-    for index in islice((i for i in outwards if i not in blocks.missing), 8):
-        x, y, w, h = blocks.rect(index)
-        w, h = min(w, size[0] - x, 512), min(h, size[1] - y, 512)
-        try:
-            own = to_rgb(blocks.decode(index, new_block(blocks.height, blocks.width)))
-            return bool(np.array_equal(own[:h, :w], read_region(x, y, w, h)))
-        except (KeyboardInterrupt, MemoryError):
-            raise
-        except Exception:  # a damaged block says nothing of the others
-            continue
-    return False
 
 
 def _read_at(handle: Any, offset: int, count: int) -> bytes:

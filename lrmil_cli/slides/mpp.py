@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, NoScaleError
 from lrmil_cli.units import Mpp
 
 MIN_MPP, MAX_MPP = Mpp(0.05), Mpp(20.0)
 #: x and y may differ by this share before a slide counts as anisotropic.
 MAX_ANISOTROPY = 0.02
-
-_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def resolve_mpp(
     """The scale to use for a slide: the option wins over the manifest, which wins over the metadata.
 
     Raises:
-        InputError: none of them gives a usable value; the message names ``--slide-mpp``.
+        NoScaleError: none of them gives a usable value; InputError: the one given makes no sense.
     """
     for value, source in ((option, "option"), (manifest, "manifest")):
         if value is not None:
@@ -60,31 +57,11 @@ def resolve_mpp(
         else "give it with --slide-mpp or in the manifest's mpp column (20x is often 0.5, 40x often 0.25)"
     )
     if x is None or y is None:
-        raise InputError(f"{where}: the slide does not say its mpp (um per pixel); {hint}")
+        raise NoScaleError(f"{where}: the slide does not say its mpp (um per pixel); {hint}")
     if not (MIN_MPP <= x <= MAX_MPP and MIN_MPP <= y <= MAX_MPP):
-        raise InputError(
+        raise NoScaleError(
             f"{where}: mpp {x:.4g} x {y:.4g} in the metadata makes no sense (a screen resolution?); {hint}"
         )
     if abs(x - y) > MAX_ANISOTROPY * max(x, y):
-        raise InputError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
+        raise NoScaleError(f"{where}: pixels are not square (mpp {x:.4g} x {y:.4g}); {hint}")
     return Scale(Mpp((x + y) / 2), "metadata")
-
-
-def ome_mpp(xml: str | None) -> tuple[Mpp | None, Mpp | None]:
-    """PhysicalSizeX/Y of the first image in OME-XML, in um/px; (None, None) where it says nothing."""
-    if not xml or "<!DOCTYPE" in xml:  # OME-XML never has one; entities could be used to fill the memory
-        return None, None
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError:
-        return None, None
-    pixels = next((e for e in root.iter() if e.tag.rpartition("}")[2] == "Pixels"), None)
-    if pixels is None:
-        return None, None
-
-    def size(axis: str) -> Mpp | None:
-        number = parse_number(pixels.get(f"PhysicalSize{axis}"))
-        unit = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        return None if number is None or unit is None else Mpp(number * unit)
-
-    return size("X"), size("Y")

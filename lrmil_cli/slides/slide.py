@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,27 @@ import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
-from lrmil_cli.slides.handles import check_file, choose_reader, fingerprint, handle_property, open_handle, stated_mpp
+from lrmil_cli.slides.handles import Source, check_file, fingerprint, open_source
 from lrmil_cli.slides.mpp import Scale, parse_number, resolve_mpp
 from lrmil_cli.slides.samples import WHITE, to_rgb8
-from lrmil_cli.units import Level0Px, LevelPx
+from lrmil_cli.slides.scales import Level, settle_levels, snap_downsample
+from lrmil_cli.slides.tiff import TiffHandle
+from lrmil_cli.units import Level0Px
 
 #: What cannot be decoded is found to this many pixels where the file's own blocks are not known.
 PART_PX = 64
-
-
-@dataclass(frozen=True)
-class Level:
-    """One level of the pyramid: its size in its own pixels, and level-0 pixels per pixel along x and y."""
-
-    width: LevelPx
-    height: LevelPx
-    downsample_x: float
-    downsample_y: float
-
-    @property
-    def downsample(self) -> float:
-        return (self.downsample_x + self.downsample_y) / 2
-
-
-def snap_downsample(full: Level0Px, reduced: LevelPx) -> float:
-    """Level-0 pixels per level pixel along one axis.
-
-    Scanners round or cut the size of a level, so that ``full / reduced`` is slightly off (2.0005, 16.01). Where a
-    whole factor explains the size to within one pixel, the factor is the truth.
-    """
-    ratio = full / reduced
-    whole = round(ratio)
-    return float(whole) if whole >= 1 and abs(full / whole - reduced) < 1 else ratio
 
 
 class Slide:
     """An open slide. Use :func:`open_slide` to make one; it is a context manager.
 
     Attributes:
+        source: what opened it, and what its metadata says.
         width, height: in level-0 px; levels: finest first.
         mpp: um per level-0 px; mpp_source: ``metadata``, ``option`` or ``manifest``.
-        reader: ``tiffslide`` or ``openslide``, what opened it; workers: threads that read its pixels.
-        by_blocks: whether blocks are decoded directly where that is possible.
+        reader: ``tiffslide`` or ``openslide``, what reads it; workers: threads that read its pixels.
         on_bad_tile: ``fail``, or ``skip``: what cannot be decoded is left out of tiles, and is glass in overviews.
+        notes: what the user should know of how it is read.
         damaged: levels below the first that did not decode when the slide was opened.
         lost: whether anything damaged passed for glass.
     """
@@ -69,31 +46,41 @@ class Slide:
         self,
         path: Path,
         slide_id: str,
-        handle: Any,
-        reader: str,
+        source: Source,
         scale: Scale,
         workers: int = 1,
-        by_blocks: bool = True,
         on_bad_tile: str = "fail",
     ):
         self.path = path
         self.slide_id = slide_id
-        self.reader = reader
+        self.source = source
+        self.reader = source.choice.reader
         self.workers = workers
-        self.by_blocks = by_blocks and reader == "tiffslide"
         self.mpp = scale.mpp
         self.mpp_source = scale.source
         self.on_bad_tile = on_bad_tile
+        self.notes = list(source.notes)
         self.damaged: dict[int, InputError] = {}
         self.lost = False
-        self._handle = handle
-        self.width, self.height = (Level0Px(int(v)) for v in handle.dimensions)
-        sizes = [(LevelPx(int(w)), LevelPx(int(h))) for w, h in handle.level_dimensions]
-        self.levels = tuple(
-            Level(w, h, snap_downsample(self.width, w), snap_downsample(self.height, h)) for w, h in sizes
-        )
-        self._blocks: dict[int, Blocks | None] = {}
+        self._handle = source.handle
+        self._tiff = source.handle if isinstance(source.handle, TiffHandle) else None
+        self.width, self.height = (Level0Px(int(v)) for v in self._handle.dimensions)
+        sizes = [(int(w), int(h)) for w, h in self._handle.level_dimensions]
+        self._blocks: dict[int, Blocks] = {}
         self._pool: ThreadPoolExecutor | None = None
+        # Until all are settled, levels are as they stand in the file.
+        self.levels = tuple(Level.of_size(size, sizes[0], i) for i, size in enumerate(sizes))
+        settled, dropped = settle_levels(sizes, source.spacings, self.read)
+        self._blocks.clear()
+        self.levels = tuple(settled)
+        by_size = [snap_downsample(full, own) for size in sizes for full, own in zip(sizes[0], size)]
+        if dropped or [k for level in settled for k in (level.downsample_x, level.downsample_y)] != by_size:
+            source.read_as["levels"] = [
+                [level.index, round(level.downsample_x, 6), round(level.downsample_y, 6)] for level in settled
+            ]
+        if dropped:
+            which = ", ".join("{} x {} px".format(*sizes[i]) for i in dropped)
+            self.notes.append(f"what is stored as a level ({which}) does not show the slide, and is not read")
 
     def __enter__(self) -> Slide:
         return self
@@ -126,18 +113,17 @@ class Slide:
     @property
     def vendor(self) -> str:
         """Scanner vendor as the reader names it, ``"unknown"`` if it does not."""
-        return str(handle_property(self._handle, "vendor") or "unknown")
+        return self.source.facts.vendor
 
     @property
     def objective(self) -> float | None:
         """Power of the objective as the metadata says it, or None."""
-        return parse_number(handle_property(self._handle, "objective-power"))
+        return parse_number(self.source.objective)
 
     @property
     def bounds(self) -> list[int] | None:
         """OpenSlide's ``[x, y, width, height]`` of the scanned area, in level-0 px, or None."""
-        values = [handle_property(self._handle, f"bounds-{k}") for k in ("x", "y", "width", "height")]
-        return None if any(v is None for v in values) else [int(v) for v in values]
+        return self.source.bounds
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,7 +142,19 @@ class Slide:
             "vendor": self.vendor,
             "fingerprint": self.fingerprint,
         }
-        return {**about, "bounds": self.bounds} if self.bounds else about
+        about |= {"bounds": self.bounds} if self.bounds else {}
+        return about | ({"read_as": self.read_as} if self.read_as else {})
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What of the slide decides tiles and predictions, for digests."""
+        own = {"slide": self.fingerprint, "mpp": repr(self.mpp)}
+        return own | ({"read_as": self.read_as} if self.read_as else {})
+
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """What of the way it is read is not the ordinary one for its format (slides/README 1.7); for digests too."""
+        return self.source.read_as
 
     def read(
         self, level: int, x: int, y: int, width: int, height: int, *, threads: bool = False, bad_is_glass: bool = False
@@ -231,12 +229,19 @@ class Slide:
 
     def blocks(self, level: int) -> Blocks | None:
         """The blocks of a level; None where pixels must come from ``read_region`` of the library that opened the
-        slide."""
+        slide.
+
+        Raises:
+            InputError: the header of the level is damaged.
+        """
+        if self._tiff is None:
+            return None
         if level not in self._blocks:
             above = self.blocks(level - 1) if level and self.vendor == "aperio" else None
-            by_region = partial(self._read_region, level)
-            found = open_blocks(self._handle, level, above, by_region, to_rgb8) if self.by_blocks else None
-            self._blocks[level] = found
+            try:
+                self._blocks[level] = open_blocks(self._tiff.image.levels[self.levels[level].index], above)
+            except Exception as e:  # tags may hold anything
+                raise self._damaged(level, 0, 0, e) from e
         return self._blocks[level]
 
     def block(self, level: int, index: int, out: np.ndarray) -> np.ndarray:
@@ -255,12 +260,12 @@ class Slide:
             InputError: the block is damaged.
         """
         blocks = self.blocks(level)
-        assert blocks is not None, "only levels with blocks are read by them"
+        assert blocks is not None and self._tiff is not None, "only levels with blocks are read by them"
         x, y, width, height = blocks.rect(index)
         if index in blocks.missing:
             return self._missing_block(level, x, y, width, height, out)
         try:
-            pixels = to_rgb8(blocks.decode(index, out))
+            pixels = self._tiff.to_rgb(self.levels[level].index, blocks.decode(index, out))
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as e:  # every codec has errors of its own
@@ -288,19 +293,16 @@ class Slide:
 
     def _read_region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels of a rectangle inside a level, by the library that opened the slide."""
-        # Both take level-0 coordinates and divide by their own downsample; rounding up lands in the pixel meant.
-        own = self._handle.level_downsamples[level]
+        index = self.levels[level].index
+        # It takes level-0 coordinates and divides by its own downsample; rounding up lands in the pixel meant.
+        own = self._handle.level_downsamples[index]
         where = (int(np.ceil(x * own)), int(np.ceil(y * own)))
         try:
-            if self.reader == "tiffslide":
-                pixels = self._handle.read_region(where, level, (width, height), as_array=True)
-            else:
-                pixels = np.asarray(self._handle.read_region(where, level, (width, height)))
+            return to_rgb8(self._handle.read_region(where, index, (width, height)))
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as e:  # every codec has errors of its own
             raise self._damaged(level, x, y, e) from e
-        return to_rgb8(pixels)
 
 
 def default_workers() -> int:
@@ -317,6 +319,7 @@ def open_slide(
     manifest_mpp: float | None = None,
     workers: int | None = None,
     reader: str | None = None,
+    image: int | None = None,
     on_bad_tile: str = "fail",
 ) -> Slide:
     """Open a slide and check that it can be used.
@@ -326,8 +329,8 @@ def open_slide(
         slide_mpp: level-0 um/px that wins over the metadata (``--slide-mpp``).
         manifest_mpp: the same from the manifest.
         workers: threads that read pixels; default by :func:`default_workers`.
-        reader: ``tiffslide`` or ``openslide``, to read every region through it; default: what is fastest for the
-            format.
+        reader: ``auto`` (the default), ``tiffslide`` or ``openslide``, see slides/README 1.1.
+        image: number of the image to read, of a TIFF with several; default: the largest.
         on_bad_tile: ``fail`` or ``skip``, see :class:`Slide`.
 
     Raises:
@@ -338,39 +341,29 @@ def open_slide(
         raise UsageError(f"--on-bad-tile {on_bad_tile}: choose fail or skip")
     path = Path(path)
     check_file(path)
-    by_blocks = reader is None
-    reader = reader or choose_reader(path)
-    handle = open_handle(path, reader)
+    source = open_source(path, reader or "auto", image)
     try:
+        mpp_x, mpp_y, _ = source.mpp
         scale = resolve_mpp(
-            *stated_mpp(handle),
-            where=str(path),
-            option=slide_mpp,
-            manifest=manifest_mpp,
-            objective=handle_property(handle, "objective-power"),
+            mpp_x, mpp_y, where=str(path), option=slide_mpp, manifest=manifest_mpp, objective=source.objective
         )
-        slide = Slide(
-            path, slide_id or path.stem, handle, reader, scale, workers or default_workers(), by_blocks, on_bad_tile
-        )
-        _check_pyramid(slide)
+        slide = Slide(path, slide_id or path.stem, source, scale, workers or default_workers(), on_bad_tile)
+        _check_levels(slide)
     except BaseException:
-        handle.close()
+        source.handle.close()
         raise
     return slide
 
 
-def _check_pyramid(slide: Slide) -> None:
-    """Levels must keep the slide's shape, and the first one decode at both ends; of the others it is only kept in
-    mind."""
+def reopening(about: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by which :func:`open_slide` reads a slide as a table of it says, from the ``slide`` of its header."""
+    own = about.get("read_as", {})
+    return {key: own[key] for key in ("reader", "image") if key in own}
+
+
+def _check_levels(slide: Slide) -> None:
+    """The first level must decode at both ends; of the others it is only kept in mind."""
     for i, level in enumerate(slide.levels):
-        if min(level.width, level.height) < 1:
-            raise InputError(f"{slide.path}: level {i} of the pyramid is empty")
-        rounding = 2 * level.downsample / min(level.width, level.height)
-        if abs(level.downsample_x - level.downsample_y) > 0.05 * level.downsample + rounding:
-            raise InputError(
-                f"{slide.path}: level {i} of the pyramid ({level.width} x {level.height}) has another shape than the "
-                f"slide ({slide.width} x {slide.height}); export the slide again"
-            )
         w, h = min(8, level.width), min(8, level.height)
         try:
             slide.read(i, 0, 0, w, h)

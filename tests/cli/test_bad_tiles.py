@@ -64,7 +64,7 @@ def under(rows, rects):
     )
 
 
-@pytest.mark.parametrize("reader", [None, "tiffslide"])
+@pytest.mark.parametrize("reader", [None, "openslide"])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("side", [64, 100])
 def test_exactly_the_tiles_on_damaged_blocks_are_left_out_and_the_others_keep_their_pixels(bad, reader, workers, side):
@@ -77,7 +77,7 @@ def test_exactly_the_tiles_on_damaged_blocks_are_left_out_and_the_others_keep_th
         found = {
             int(r): p for rows, pixels in iter_batches(slide, boxes, 0, side, 16, left) for r, p in zip(rows, pixels)
         }
-        if reader is None:  # tiffslide takes a damaged block for an empty one, or not, as its codec does
+        if reader is None:  # OpenSlide takes a damaged block for an empty one, or not, as its codec does
             assert sorted(left) == np.flatnonzero(broken).tolist()
         assert set(found) == set(range(len(boxes))) - set(left)
     image = blob_image()
@@ -257,7 +257,7 @@ def test_a_damaged_level_that_is_not_needed_does_no_harm(tmp_path, lrmil, chain)
 def test_a_damaged_overview_is_glass_where_tiles_are_skipped(tmp_path):
     path = write_tiff(tmp_path / "o.svs", blob_image(3200, 2400))
     rects = damage(path, 1, [0])
-    for reader in (None, "tiffslide"):
+    for reader in (None, "openslide"):
         with open_slide(path, reader=reader, on_bad_tile="skip") as slide:
             image = overview(slide, 8.0)[0]
         assert (image[: rects[0][3] // 4 - 1, : rects[0][2] // 4 - 1] == 255).all() and image.min() < 200

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
-from lrmil_cli.slides.slide import open_slide
+from lrmil_cli.benchmark.readers import compare_readers, middle_part, open_by, shifted
 from tests.unit.slides.test_reader import boxes_of, write
 
 
@@ -16,8 +15,8 @@ def test_all_readers_read_the_same_tiles(tmp_path):
     assert list(rates)[:3] == ["lrmil, 1 thread", "lrmil, 3 threads", "tiffslide, 1 thread"]
     assert [n for n in notes if not n.startswith("openslide")] == []  # which need not be installed
     pixels = []
-    for reader in (None, "tiffslide"):
-        with open_slide(path, reader=reader) as slide:
+    for reader in ("lrmil", "tiffslide"):
+        with open_by(reader, path, 0.5, 1) as slide:
             assert (slide.blocks(0) is None) == (reader == "tiffslide")
             pixels.append(slide.read(0, 10, 10, 200, 200))
     assert np.array_equal(*pixels)

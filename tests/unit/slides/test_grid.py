@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.slides.grid import choose_level, corners, inside_share, make_grid, match_tiles, split_ratio, tile_boxes
-from lrmil_cli.slides.slide import snap_downsample
+from lrmil_cli.slides.scales import snap_downsample
 
 MPPS = st.floats(0.1, 1.0)
 

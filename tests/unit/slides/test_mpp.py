@@ -3,7 +3,8 @@
 import pytest
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.slides.mpp import ome_mpp, parse_number, resolve_mpp
+from lrmil_cli.slides.mpp import parse_number, resolve_mpp
+from lrmil_cli.slides.ome import ome_images
 
 OME = (
     '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels PhysicalSizeX="{x}" '
@@ -45,10 +46,10 @@ def test_anisotropic_pixels():
 
 @pytest.mark.parametrize(("x", "unit", "um"), [("0.5", "µm", 0.5), ("500", "nm", 0.5), ("0.0005", "mm", 0.5)])
 def test_ome_units(x, unit, um):
-    assert ome_mpp(OME.format(x=x, u=unit)) == pytest.approx((um, um))
+    (image,) = ome_images(OME.format(x=x, u=unit))
+    assert (image.mpp_x, image.mpp_y) == pytest.approx((um, um))
 
 
 def test_ome_that_says_nothing():
-    assert ome_mpp("<OME/>") == (None, None)
-    assert ome_mpp("not xml") == (None, None)
-    assert ome_mpp("<!DOCTYPE a [<!ENTITY x 'y'>]><OME/>") == (None, None)
+    assert ome_images("<OME/>") == ome_images("not xml") == ome_images(None) == []
+    assert ome_images("<!DOCTYPE a [<!ENTITY x 'y'>]><OME/>") == []
