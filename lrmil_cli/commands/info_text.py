@@ -113,8 +113,8 @@ def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]],
         for source, options in groups.items():
             text = f"{', '.join(options)}  [{source}]"
             lines.append(fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
-        if text := differences.get(r["name"]):
-            lines.append(fill(f"--recipe published: {text}", 80, initial_indent="  ", subsequent_indent="    "))
+        if differs := differences.get(r["name"]):
+            lines.append(fill(f"--recipe published: {differs}", 80, initial_indent="  ", subsequent_indent="    "))
     return "\n".join(
         [
             *lines,
