@@ -86,9 +86,9 @@ def write_level(path, image, *, series, uid, mpp, size=None, kind="VOLUME", resa
         element(0x5200, 0x9229, "SQ", [shared]),
     ]
     items = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(f)) + f for f in [b"", *frames])
-    pixels = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF) + items + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        b"\0" * 128 + b"DICM" + element(0x0002, 0x0000, "UL", len(meta)) + meta + b"".join(body) + pixels
+    pixels = (
+        struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF) + items + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\0" * 128 + b"DICM" + element(0x0002, 0x0000, "UL", len(meta)) + meta + b"".join(body) + pixels)
     return path

@@ -118,7 +118,9 @@ def test_where_openslide_is_missing_tiffs_are_read_and_the_rest_names_it(tmp_pat
         (write(tmp_path / "p.tif", image, **options), "colours are palette"),
         (write_level(tmp_path / "d.dcm", IMAGE, series="1.2", uid="1.2.3", mpp=0.5), "no TIFF"),
     ):
-        with pytest.raises(MachineError, match=rf"{path.name}: .*{says}.*needs OpenSlide; pip install openslide-python"):
+        with pytest.raises(
+            MachineError, match=rf"{path.name}: .*{says}.*needs OpenSlide; pip install openslide-python"
+        ):
             open_slide(path)
 
 
@@ -253,7 +255,11 @@ def test_the_table():
     for facts in through:
         assert choose(facts).reader == "openslide" and "{" not in choose(facts).why
     assert all(any(holds(facts) for facts in through) for holds, _, _ in RULES)
-    for facts in (Facts("TIFF", photometric=6, compression=7), Facts("TIFF", compression=33005), Facts("TIFF", "aperio")):
+    for facts in (
+        Facts("TIFF", photometric=6, compression=7),
+        Facts("TIFF", compression=33005),
+        Facts("TIFF", "aperio"),
+    ):
         assert choose(facts).reader == "tiffslide"
 
 

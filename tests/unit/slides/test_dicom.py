@@ -83,5 +83,15 @@ def test_a_folder_of_instances_is_one_slide_a_series(tmp_path, lrmil):
     files.remove(tmp_path / "in" / "notes.dcm")
     said = lrmil("tile", tmp_path / "in", "--mpp", "1", "--tile-px", "64", "-o", tmp_path / "out", "--json")
     assert said.code == 0 and [r["slide_id"] for r in said.records] == ["L0", "Z0"]
-    said = lrmil("tile", *(f for f in files if f.name != "Z0.dcm"), "--mpp", "1", "--tile-px", "64", "-o", tmp_path / "out", "--json")
+    said = lrmil(
+        "tile",
+        *(f for f in files if f.name != "Z0.dcm"),
+        "--mpp",
+        "1",
+        "--tile-px",
+        "64",
+        "-o",
+        tmp_path / "out",
+        "--json",
+    )
     assert [r["slide_id"] for r in said.records] == ["L0"]

@@ -109,7 +109,8 @@ def ome(path, images):
 def test_an_ome_slide_behind_its_macro(tmp_path, macro_mpp):
     large = np.full((1100, 900, 3), 240, np.uint8)  # more pixels than the slide, but it is called what it is
     path = ome(
-        tmp_path / "s.ome.tif", [(large, "macro image", macro_mpp, ()), (MACRO, "x", None, ()), (SLIDE, "", MPP, (2, 4))]
+        tmp_path / "s.ome.tif",
+        [(large, "macro image", macro_mpp, ()), (MACRO, "x", None, ()), (SLIDE, "", MPP, (2, 4))],
     )
     with open_slide(path) as slide:
         assert (slide.width, slide.height, slide.mpp) == (800, 1000, MPP) and slide.source.image == 2

@@ -56,7 +56,9 @@ def test_spacings_count_where_they_explain_the_size_and_are_measured_where_they_
     level = canvas(resized(400, 300), 512, 512)
     assert settle(FULL, level, spacings=[(1, 1), (4.0, 4.0)])[0][1] == (4, 4)
     assert settle(FULL, level, spacings=[(1, 1), (3.125, 2.34)])[0][1] == (4, 4)  # as a header that divides by the size
-    size = settle_levels([(1600, 1200), (512, 512)], [None, (4.0, 4.0)], lambda i, x, y, w, h: np.zeros((h, w, 3)))[0][1]
+    size = settle_levels([(1600, 1200), (512, 512)], [None, (4.0, 4.0)], lambda i, x, y, w, h: np.zeros((h, w, 3)))[0][
+        1
+    ]
     assert (size.width, size.height) == (400, 300)  # the padding is no part of the slide
 
 
