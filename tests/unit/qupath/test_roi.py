@@ -310,3 +310,18 @@ def test_shares_of_an_outline_of_very_many_points_are_quick():
     shares = inside_shares(area, x, y, np.full(x.size, 1024), np.full(x.size, 1024))
     assert time.perf_counter() - started < 10
     assert (shares * 1024**2).sum() == pytest.approx(area.area, rel=1e-9)
+
+
+def test_objects_under_others_are_regions_too_and_parts_without_a_type_are_skipped_with_a_warning(read):
+    child = feature([[[500, 500], [600, 500], [600, 600], [500, 600], [500, 500]]], classification="Tumor")
+    area, warnings = read(feature(childObjects=[child]))
+    assert area.area == AREA + 10_000 and not warnings
+    assert read(feature(childObjects=[child]), classes=["Tumor"])[0].area == 10_000
+    untyped = {k: v for k, v in child.items() if k != "type"}
+    area, warnings = read(raw=json.dumps([feature(), untyped]))
+    assert area.area == AREA and "1 parts say no type that QuPath knows; skipped" in warnings[0]
+
+
+def test_what_qupath_reads_of_lenient_json_is_read_and_told(read):
+    area, warnings = read(raw="// drawn\n" + json.dumps(feature()).replace('"', "'"))
+    assert area.area == AREA and "not JSON by the standard" in warnings[0]
