@@ -16,45 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.files.manifest_columns import SPLIT_WORDS, bare, check_columns, find_columns, is_missing
 from lrmil_cli.files.names import as_file, fits_file_name
 from lrmil_cli.files.slide_names import slide_id_of
-from lrmil_cli.files.spreadsheet import Row, Spreadsheet, read_spreadsheet
+from lrmil_cli.files.spreadsheet import Row, read_spreadsheet
 from lrmil_cli.units import Mpp
 
 SPLITS = ("train", "val", "test")
-
-#: What a column is for -> the names it may have, compared without case, spaces, hyphens and underscores. The first is
-#: ours.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "slide": ("slide", "slide_path", "path", "file", "filename", "file_name", "filepath", "image", "wsi", "wsi_path"),
-    "slide_id": ("slide_id", "slide_name", "wsi_id", "image_id"),
-    "patient_id": (
-        "patient_id",
-        "patient",
-        "case_id",
-        "case",
-        "p_id",
-        "pid",
-        "subject_id",
-        "subject",
-        "case_submitter_id",
-    ),
-    "label": ("label",),
-    "split": ("split", "set", "dataset", "partition", "subset"),
-    "fold": ("fold",),
-    "mpp": ("mpp", "slide_mpp", "mpp_x", "um_per_px"),
-}
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-#: Cells that say that nothing is known, compared without case.
-MISSING = frozenset(
-    ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "-", "--", ".", "?", "unknown", "missing")
-    + ("not available", "[not available]", "[not applicable]", "[unknown]", "[not evaluated]", "[discrepancy]")
-)
 
 #: ``TCGA-XX-XXXX-...``: the first three fields are the patient.
 TCGA = re.compile(r"(TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
@@ -177,8 +145,8 @@ def read_manifest(
 
     Columns (any case; ``COLUMNS`` has the names of other tools): ``slide`` (path, relative to the table), ``label``;
     optional ``slide_id`` (default: the file's name without the suffix of a slide format), ``patient_id``, ``split`` or
-    ``fold`` or ``fold_1``..., ``mpp``, and ``mask``, ``roi``, ``min_tissue`` of single slides. A patient that nobody
-    names is taken from TCGA ids; else each slide is its own patient, and the manifest says so.
+    ``fold`` or ``fold_1``..., ``mpp``. A patient that nobody names is taken from TCGA ids; else each slide is its own
+    patient, and the manifest says so.
 
     Args:
         need_labels: for training: every slide has a label, and there are two classes of several slides at least.
@@ -186,12 +154,11 @@ def read_manifest(
 
     Raises:
         InputError: no table that can be read without guessing, a missing column or label, labels that differ by their
-            spelling alone, a duplicate slide_id, a bad mpp or split, a patient in two splits, patients with two labels
-            of a split, ...; the message names the rows.
+            spelling alone, a duplicate slide_id, a bad mpp or split, a patient in two splits, ...
     """
     sheet = read_spreadsheet(path)
-    columns, notes, ignored = _find_columns(sheet, labels.column)
-    _check_columns(sheet, columns, need_labels, need_slides, labels.column)
+    columns, notes, ignored = find_columns(sheet, labels.column)
+    check_columns(sheet, columns, need_labels, need_slides, labels.column)
     kept = {c.casefold() for c in labels.kept}
     entries, missing, unknown = [], [], 0
     sources: Counter[str] = Counter()
@@ -213,10 +180,10 @@ def read_manifest(
             "out, or --class NAME if a class is really called so"
         )
     _check_ids(entries, sheet.path)
-    _check_spelling(entries, sheet.path)
     _check_patients(entries, sheet.path)
     counts = Counter(e.label for e in entries if e.label is not None)
     if need_labels:
+        _check_spelling(entries, sheet.path)
         _check_classes(counts, sheet.path)
     patients_from = "column" if sources["column"] else "tcga" if sources["tcga"] else "slides"
     unknown = sources["slides"]
@@ -240,11 +207,6 @@ def tcga_patient(slide_id: str) -> str | None:
     return found[1].upper() if found else None
 
 
-def is_missing(text: str) -> bool:
-    """Whether a cell says that nothing is known (:data:`MISSING`)."""
-    return text.strip().casefold() in MISSING
-
-
 def is_formula(text: str) -> bool:
     """Whether a spreadsheet would run a cell: ``=`` or ``@`` at the start, or a sign before anything but a number or a
     name.
@@ -262,70 +224,6 @@ def parse_number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(text)
     return value
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "", name).casefold()
-
-
-def _find_columns(sheet: Spreadsheet, label: str | None) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
-    """What each column is for: role -> its name in the table, where that is not ours a note, and columns without a
-    role.
-
-    Raises:
-        InputError: two columns of other names that could both be meant, or the label column that was named is not
-            there.
-    """
-    by_bare = {_bare(c): c for c in sheet.columns}
-    found: dict[str, str] = {}
-    notes = []
-    for role, names in COLUMNS.items():
-        if role == "label" and label is not None:
-            names = (label,)
-        there = [by_bare[_bare(n)] for n in names if _bare(n) in by_bare]
-        if role == "split":  # a column `dataset` or `set` may say something else
-            there = [c for c in there if _bare(c) == "split" or _says_splits(sheet, c)]
-        if not there:
-            continue
-        if len(there) > 1 and _bare(there[0]) != _bare(names[0]) and _differ(sheet, there):
-            raise InputError(
-                f"{sheet.path}: the columns {' and '.join(map(repr, there))} could both be `{names[0]}`, and they "
-                "differ; "
-                f"call the one that counts {names[0]}"
-            )
-        found[role] = there[0]
-        if _bare(there[0]) != _bare(COLUMNS[role][0]):
-            notes.append(f"{there[0]} as {role}")
-    for column in sheet.columns:
-        if number := re.fullmatch(r"fold_?(\d+)", column.strip().casefold()):
-            found[f"fold_{int(number[1])}"] = column
-    used = set(found.values())
-    return found, notes, tuple(c for c in sheet.columns if c not in used)
-
-
-def _says_splits(sheet: Spreadsheet, column: str) -> bool:
-    words = {r.cells[column].casefold() for r in sheet.rows} - MISSING
-    return bool(words) and words <= SPLIT_WORDS.keys()
-
-
-def _differ(sheet: Spreadsheet, columns: Sequence[str]) -> bool:
-    return any(len({r.cells[c] for c in columns}) > 1 for r in sheet.rows)
-
-
-def _check_columns(
-    sheet: Spreadsheet, columns: dict[str, str], need_labels: bool, need_slides: bool, label: str | None
-) -> None:
-    found = f"found: {', '.join(sheet.columns)[:200]}"
-    if "slide" not in columns and (need_slides or "slide_id" not in columns):
-        ids = " (ids alone do where only features are read)" if "slide_id" in columns else ""
-        raise InputError(
-            f"{sheet.path}: no column `slide` with the paths of the slides{ids}; a manifest starts with the line "
-            f"`slide,label` ({found})"
-        )
-    if "label" not in columns and (need_labels or label is not None):
-        raise InputError(
-            f"{sheet.path}: no column `{label or 'label'}` ({found}); name the column of the labels with --label"
-        )
 
 
 def _entry(
@@ -416,7 +314,7 @@ def _meaning(label: str) -> object:
     try:
         return parse_number(label)
     except ValueError:
-        return _bare(label)
+        return bare(label)
 
 
 def _check_classes(counts: Counter[str], path: Path) -> None:

@@ -95,7 +95,8 @@ def scn_mpp(xml: str) -> tuple[Mpp | None, Mpp | None]:
                 (parse_number(parts["view"].get(f"size{k}")), parse_number(parts["pixels"].get(f"size{k}")))
                 for k in "XY"
             ]
-            found.append(tuple(nm / px / 1000 if nm and px else math.inf for nm, px in sizes))  # type: ignore[arg-type]
+            x, y = (nm / px / 1000 if nm and px else math.inf for nm, px in sizes)
+            found.append((x, y))
     best = min(found, default=(math.inf, math.inf))
     return (Mpp(best[0]), Mpp(best[1])) if max(best) < math.inf else (None, None)
 

@@ -59,8 +59,9 @@ class TrainSettings:
 
 def settings_of(values: dict[str, Any]) -> TrainSettings:
     """The training settings among those of a header, such as a teacher's; what an older file lacks is the default."""
-    known = {f.name for f in fields(TrainSettings)} & values.keys()
-    return TrainSettings(**{k: tuple(values[k]) if isinstance(values[k], list) else values[k] for k in known})
+    names = {f.name for f in fields(TrainSettings)} & values.keys()
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v := values[k], list) else v for k in names}
+    return TrainSettings(**known)
 
 
 @dataclass

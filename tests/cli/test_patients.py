@@ -7,7 +7,7 @@ import pytest
 
 from tests.layouts import write_trident
 
-HEAD = ["--head", "meanpool", "--lr", "3e-2", "--epochs", "40", "--patience", "40", "--weight-decay", "1e-3"]
+HEAD = ["--head", "meanpool", "--lr", "3e-2", "--epochs", "12", "--folds", "3"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from lrmil_cli.commands.info import describe
+from lrmil_cli.commands.info_files import describe
 from lrmil_cli.errors import InputError
 from tests.conftest import SHARED
 
