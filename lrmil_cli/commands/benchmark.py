@@ -12,6 +12,7 @@ import typer
 from lrmil_cli.commands import encoder_options, options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.slide_names import slide_id_of
 
 #: What is timed where the user names no encoder: the size that most pathology encoders are larger than.
 DEFAULT_ENCODER = "vit_small_patch16_224"
@@ -108,7 +109,7 @@ def benchmark(
     began = time.perf_counter()
     record: dict[str, Any] = {
         "slide": slide,
-        "slide_id": Path(slide).stem,
+        "slide_id": slide_id_of(Path(slide)),
         "command": "benchmark",
         "status": "ok",
         "output": plot,

@@ -18,8 +18,9 @@ def describe(path: str, slide_mpp: float | None, reader: str = "auto", image: in
     """
     from lrmil_cli.files.spreadsheet import SUFFIXES
     from lrmil_cli.files.tables import table_suffix
+    from lrmil_cli.slide_names import SLIDE_SUFFIXES
     from lrmil_cli.slides.about import describe_slide
-    from lrmil_cli.slides.handles import SLIDE_SUFFIXES, looks_like_slide
+    from lrmil_cli.slides.handles import looks_like_slide
 
     p, name = Path(path), Path(path).name.lower()
     if not p.exists():

@@ -13,9 +13,9 @@ from pathlib import Path
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import read_manifest
 from lrmil_cli.files.names import as_file, fits_file_name
-from lrmil_cli.files.slide_names import SLIDE_SUFFIXES, slide_id_of
 from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
 from lrmil_cli.files.tables import table_suffix
+from lrmil_cli.slide_names import SLIDE_SUFFIXES, slide_id_of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest_columns import SPLIT_WORDS, bare, check_columns, find_columns, is_missing
 from lrmil_cli.files.names import as_file, fits_file_name
-from lrmil_cli.files.slide_names import slide_id_of
 from lrmil_cli.files.spreadsheet import Row, read_spreadsheet
+from lrmil_cli.slide_names import slide_id_of
 from lrmil_cli.units import Mpp
 
 SPLITS = ("train", "val", "test")

@@ -14,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_cli.errors import InputError, LrmilError, UsageError
+from lrmil_cli.slide_names import SLIDE_SUFFIXES
 from lrmil_cli.slides.choice import OPENSLIDE, READERS, TIFFSLIDE, Choice, Facts, choose, refusal
 from lrmil_cli.slides.dicom import is_dicom, series_spacings, spacing_of
 from lrmil_cli.slides.images import choose_image
 from lrmil_cli.slides.judge import MAX_DIFFERENCE, difference
 from lrmil_cli.slides.openslides import OpenSlideHandle, open_openslide
 from lrmil_cli.slides.tiff import TiffHandle, is_tiff
-
-TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
-OPENSLIDE_SUFFIXES = (".mrxs", ".dcm", ".vms", ".vmu", ".svslide")
-#: What a folder is searched for; a file that is named is opened whatever its suffix says.
-SLIDE_SUFFIXES = TIFF_SUFFIXES + OPENSLIDE_SUFFIXES
 
 #: Vendors whose slide is put together from several images of the file.
 _COMPOSED = ("leica", "ventana", "trestle", "philips")

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.slide_names import slide_id_of
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
 from lrmil_cli.slides.handles import Source, check_file, fingerprint, open_source
 from lrmil_cli.slides.mpp import Scale, parse_number, resolve_mpp
@@ -325,7 +326,7 @@ def open_slide(
     """Open a slide and check that it can be used.
 
     Args:
-        slide_id: defaults to the file's stem.
+        slide_id: defaults to the file's name without the suffix of a slide format.
         slide_mpp: level-0 um/px that wins over the metadata (``--slide-mpp``).
         manifest_mpp: the same from the manifest.
         workers: threads that read pixels; default by :func:`default_workers`.
@@ -347,7 +348,7 @@ def open_slide(
         scale = resolve_mpp(
             mpp_x, mpp_y, where=str(path), option=slide_mpp, manifest=manifest_mpp, objective=source.objective
         )
-        slide = Slide(path, slide_id or path.stem, source, scale, workers or default_workers(), on_bad_tile)
+        slide = Slide(path, slide_id or slide_id_of(path), source, scale, workers or default_workers(), on_bad_tile)
         _check_levels(slide)
     except BaseException:
         source.handle.close()

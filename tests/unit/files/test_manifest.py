@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.files.manifest import Labels, Manifest, read_manifest
 from lrmil_cli.files.manifest_columns import MISSING
-from lrmil_cli.files.slide_names import slide_id_of
+from lrmil_cli.slide_names import slide_id_of
 
 TCGA = "TCGA-A1-{}-01Z-00-DX1.1A2B-3C"
 

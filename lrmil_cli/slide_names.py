@@ -6,6 +6,7 @@ from pathlib import PurePath
 
 TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".btf", ".qptiff")
 OPENSLIDE_SUFFIXES = (".mrxs", ".dcm", ".vms", ".vmu", ".svslide")
+#: What a folder is searched for; a file that is named is opened whatever its suffix says.
 SLIDE_SUFFIXES = TIFF_SUFFIXES + OPENSLIDE_SUFFIXES
 
 #: Suffixes before the last one that belong to the format and not to the name.
