@@ -78,11 +78,9 @@ def read_features(path: str | Path) -> Features:
     Raises:
         InputError: no such file, not one of ours, damaged, or not finite.
     """
-    import h5py
-
     _check_bytes(path)
     try:
-        with h5py.File(path, "r") as h5:
+        with open_hdf5(path) as h5:
             header = _header(h5, path)
             features = np.asarray(own_dataset(h5, "features", path), dtype=np.float32)
             coords = np.asarray(own_dataset(h5, "coords", path), dtype=np.int64)
@@ -105,15 +103,33 @@ def read_features_header(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: as :func:`read_features`.
     """
-    import h5py
-
     try:
-        with h5py.File(path, "r") as h5:
+        with open_hdf5(path) as h5:
             return _header(h5, path)
     except InputError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError) as e:
         raise InputError(f"{path}: not a complete HDF5 feature file ({type(e).__name__}); make it again") from e
+
+
+def open_hdf5(path: str | Path) -> Any:
+    """An HDF5 file, for reading and without a lock: network file systems may have none (ENOLCK), and a job of another
+    machine may hold one. What we write is renamed into place whole, so nobody reads half of it.
+
+    Raises:
+        InputError: the system cannot read it, which says nothing of what is in it. OSError: it is no HDF5 file.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as e:
+        if not e.errno or isinstance(e, FileNotFoundError):
+            raise
+        raise InputError(
+            f"{path}: cannot be read ({os.strerror(e.errno)}, errno {e.errno}); it may be whole: try again, or copy it to "
+            "another disk"
+        ) from e
 
 
 def _checksum(data: bytes) -> bytes:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.features import Features, own_dataset, read_features
+from lrmil_cli.files.features import Features, open_hdf5, own_dataset, read_features
 from lrmil_cli.files.header import digest, make_header
 from lrmil_cli.units import LevelPx, Mpp
 
@@ -246,10 +246,8 @@ def _snap(tiles: ForeignTiles, mpp: Mpp) -> tuple[np.ndarray, float]:
 
 
 def _open(path: str | Path) -> Any:
-    import h5py
-
     try:
-        return h5py.File(path, "r")
+        return open_hdf5(path)
     except FileNotFoundError as e:
         raise InputError(f"{path}: no such file") from e
     except OSError as e:

@@ -12,7 +12,7 @@ import torch
 
 from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.atomic import atomic_path
-from lrmil_cli.files.features import read_features, write_features
+from lrmil_cli.files.features import read_features, read_features_header, write_features
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.tables import read_table, read_table_header, write_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header, save_tensors, tensors_digest
@@ -301,3 +301,30 @@ def test_columns_named_after_classes_survive(tmp_path, label):
         write_table(tmp_path / name, make_header("attention", settings={}, history=[step("x", {}, {})]), columns)
         rows = read_table(tmp_path / name, "attention")[1]
         assert list(rows.columns) == list(columns) and rows[f"score_{label}"].tolist() == [1.5, -2.0]
+
+
+# ---- places without locks ------------------------------------------------------------
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is of Unix")
+def test_features_are_read_while_somebody_holds_a_lock(tmp_path):
+    import fcntl
+
+    write_one(tmp_path / "x.h5")
+    with open(tmp_path / "x.h5", "rb") as fh:
+        fcntl.flock(fh, fcntl.LOCK_EX)
+        assert len(read_features(tmp_path / "x.h5").features) == 7
+
+
+def test_what_the_system_says_is_not_called_damage(tmp_path, monkeypatch):
+    import errno
+
+    import h5py
+
+    write_one(tmp_path / "x.h5")
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOLCK, "Unable to synchronously open file")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    for read in (read_features, read_features_header):
+        with pytest.raises(InputError, match=f"cannot be read .*errno {errno.ENOLCK}.*it may be whole"):
+            read(tmp_path / "x.h5")
