@@ -127,8 +127,8 @@ def open_hdf5(path: str | Path) -> Any:
         if not e.errno or isinstance(e, FileNotFoundError):
             raise
         raise InputError(
-            f"{path}: cannot be read ({os.strerror(e.errno)}, errno {e.errno}); it may be whole: try again, or copy it to "
-            "another disk"
+            f"{path}: cannot be read ({os.strerror(e.errno)}, errno {e.errno}); it may be whole: try again, or copy it "
+            "to another disk"
         ) from e
 
 
