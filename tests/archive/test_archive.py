@@ -212,6 +212,14 @@ def test_geojson_of_archived_attention_is_the_same(version, line, enter, lrmil, 
     for pair in made_of(folder, tmp_path / old.name, old):
         texts = [gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes() for p in pair]
         found, expected = map(json.loads, texts)
+        if (version, line[0], output(line)) in MADE_AGAIN:  # the same tiles, and what screened them; no attention
+            for key in ("geometry", "LRMIL screening (0-1)"):
+                values = [
+                    [f.get(key) or f["properties"]["measurements"][key] for f in d["features"]]
+                    for d in (found, expected)
+                ]
+                assert values[0] == values[1] and values[0]
+            continue
         assert found["features"] == expected["features"] and found["features"]
 
 
