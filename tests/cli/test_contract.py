@@ -19,8 +19,10 @@ from tests.conftest import SHARED, WINDOWS, blob_image, needs_shared, not_on_win
 def check_failed(said, code, says, folder: Path, allowed=()):
     assert said.code == code, said.err
     lines = [l for l in said.err.splitlines() if l.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), said.err
-    assert says in lines[0], lines[0]
+    # What a table was understood as, and warned of, may stand before it.
+    assert [l for l in lines if l.startswith("error: ")] == lines[-1:], said.err
+    assert all(l.startswith("warning: ") or "slides, " in l for l in lines[:-1]), said.err
+    assert says in lines[-1], lines[-1]
     left = {p.name for p in folder.rglob("*") if p.is_file()} - set(allowed)
     assert not left, left
 
