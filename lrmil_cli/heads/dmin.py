@@ -61,7 +61,7 @@ class DMIN(MILHead):
         "embed_weight": "official code",
         "rate_weight": "official code",
         "detach_teacher": "official code",
-        "normalise": "ours (the official code divides by the sum over all classes in training, but not in evaluation)",
+        "normalise": "ours: as in evaluation; the official code divides by the sum over all classes in training",
     }
 
     def __init__(
