@@ -40,9 +40,6 @@ ClassMap = Annotated[
     ),
 ]
 
-#: Parameters of commands that hold these options.
-PARAMETERS = ("label", "drop_missing", "classes", "class_map")
-
 
 def read_cohort(
     report: Report, path: str, values: dict[str, Any], *, need_labels: bool = True, need_slides: bool = True
@@ -50,7 +47,7 @@ def read_cohort(
     """Read a manifest and say what was understood.
 
     Args:
-        values: parameters of the command, with those of :data:`PARAMETERS`.
+        values: parameters of the command, with ``label, drop_missing, classes, class_map``.
 
     Raises:
         UsageError: a --class-map that is none. InputError: as :func:`lrmil_cli.files.manifest.read_manifest`.

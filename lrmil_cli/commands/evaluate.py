@@ -112,6 +112,7 @@ def evaluate(
     from lrmil_cli.evaluation.predictions import read_predictions
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
+    from lrmil_cli.files.names import fits_file_name
 
     report = Report(json)
     folder = Path(output)
@@ -127,6 +128,9 @@ def evaluate(
     distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]
     if receipt and not distilled:
         raise UsageError("--receipt: none of the arguments is a model file of distill-student")
+    for p in distilled:
+        if not fits_file_name(p.name):
+            raise UsageError(f"--receipt: a model called {p.name!r} cannot name files in {folder}; choose NAME=PATH")
     class_names = models[0].classes
     if positive is not None and (positive not in class_names or len(class_names) != 2):
         raise UsageError(

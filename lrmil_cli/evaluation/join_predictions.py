@@ -13,13 +13,7 @@ import numpy as np
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.predictions import Predictions
 from lrmil_cli.evaluation.wording import count_text
-from lrmil_cli.files.manifest import Manifest
-
-#: Where no table names patients. It must stand in every report: intervals and folds take each slide for a patient.
-UNKNOWN_PATIENTS = (
-    "patients unknown: slides are taken for patients, so other slides of the same patients may have been in training "
-    "(add a column patient_id)"
-)
+from lrmil_cli.files.manifest import UNKNOWN_PATIENTS, Manifest
 
 
 def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predictions]:

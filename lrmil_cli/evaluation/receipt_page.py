@@ -25,8 +25,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
             ["", *titles],
             rows,
             f"On the same {receipt['slides']} slides{_who(receipt)}; in brackets 95 % bootstrap intervals over "
-            "patients. "
-            "Always saying "
+            "patients. Always saying "
             f"{receipt['majority']['class']} has accuracy {receipt['majority']['share']:.3f}.",
         ),
     ]

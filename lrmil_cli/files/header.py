@@ -19,6 +19,7 @@ from typing import Any
 
 from lrmil_cli import __version__
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.names import fits_file_name
 
 FORMAT_VERSION = 1
 
@@ -108,6 +109,10 @@ def check_header(header: Any, kind: str, where: str) -> dict[str, Any]:
             f"{where}: written by a newer lrmil (format {version}, this one reads up to {FORMAT_VERSION}); "
             "upgrade lrmil-cli"
         )
+    slide = header.get("slide")
+    slide_id = slide.get("id") if isinstance(slide, dict) else None
+    if isinstance(slide_id, str) and not fits_file_name(slide_id):  # results are called after it
+        raise InputError(f"{where}: its slide is called {slide_id[:60]!r}, which cannot be part of a file name")
     steps = header.get("history")
     if not isinstance(steps, list) or not all(isinstance(h, dict) and isinstance(h.get("digest"), str) for h in steps):
         raise InputError(f"{where}: the header is damaged (history); make the file again with `{command}`")

@@ -28,6 +28,13 @@ SPLITS = ("train", "val", "test")
 TCGA = re.compile(r"(TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
 
 
+#: What is said wherever nobody named the patients: folds and intervals take each slide for one.
+UNKNOWN_PATIENTS = (
+    "patients unknown: slides are taken for patients, so other slides of the same patients may have been in training "
+    "(add a column patient_id)"
+)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One slide of a manifest.
@@ -94,7 +101,7 @@ class Manifest:
     def patients_warning(self) -> str:
         """What a report must say where patients are not known."""
         if self.patients_from == "slides":
-            return "patients unknown: slides are taken for patients, whose slides may stand on both sides of a split"
+            return UNKNOWN_PATIENTS
         return f"the patients of {_count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
 
     def _patients(self) -> str:
@@ -160,7 +167,7 @@ def read_manifest(
     columns, notes, ignored = find_columns(sheet, labels.column)
     check_columns(sheet, columns, need_labels, need_slides, labels.column)
     kept = {c.casefold() for c in labels.kept}
-    entries, missing, unknown = [], [], 0
+    entries, missing = [], []
     sources: Counter[str] = Counter()
     for row in sheet.rows:
         entry, source = _entry(row, sheet.path, columns, labels.renamed, kept)
@@ -175,9 +182,8 @@ def read_manifest(
     if need_labels and missing and not labels.drop_missing:
         rows = ", ".join(f"{n} ({text or 'empty'})" for n, text in missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise InputError(
-            f"{sheet.path}: {_count(len(missing), 'slide')} without label, row {rows}; fill them, add --drop-missing "
-            "to leave them "
-            "out, or --class NAME if a class is really called so"
+            f"{sheet.path}: {_count(len(missing), 'slide')} without label, row {rows}; fill them, add "
+            "--drop-missing to leave them out, or --class NAME if a class is really called so"
         )
     _check_ids(entries, sheet.path)
     _check_patients(entries, sheet.path)
@@ -186,13 +192,12 @@ def read_manifest(
         _check_spelling(entries, sheet.path)
         _check_classes(counts, sheet.path)
     patients_from = "column" if sources["column"] else "tcga" if sources["tcga"] else "slides"
-    unknown = sources["slides"]
     return Manifest(
         sheet.path,
         tuple(entries),
         tuple(sorted(counts)),
         patients_from,
-        unknown,
+        sources["slides"],
         columns.get("label", "label"),
         (*sheet.notes, *notes),
         ignored,
@@ -254,8 +259,7 @@ def _entry(
         if is_formula(value):
             raise InputError(
                 f"{path}: row {row.number}, {column} {value[:40]!r}: spreadsheets would run this as a formula, and it "
-                "would stand in every "
-                "table made from here; call it otherwise"
+                "would stand in every table made from here; call it otherwise"
             )
         if not value.isprintable():
             raise InputError(

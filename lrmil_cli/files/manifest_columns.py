@@ -77,8 +77,7 @@ def find_columns(sheet: Spreadsheet, label: str | None) -> tuple[dict[str, str],
         if len(there) > 1 and bare(there[0]) != bare(names[0]) and _differ(sheet, there):
             raise InputError(
                 f"{sheet.path}: the columns {' and '.join(map(repr, there))} could both be `{names[0]}`, and they "
-                "differ; "
-                f"call the one that counts {names[0]}"
+                f"differ; call the one that counts {names[0]}"
             )
         found[role] = there[0]
         if bare(there[0]) != bare(COLUMNS[role][0]):

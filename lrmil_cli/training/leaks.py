@@ -18,8 +18,7 @@ from lrmil_cli.training.folds import fold_names
 #: Said where numbers are transductive: the encoder knows test slides, if not what they are.
 SAW_TEST_PIXELS = (
     "note: the LR encoder saw the pixels (not the labels) of test slides; for inductive numbers make one encoder a "
-    "fold "
-    "(distill-encoder --slides --fold)"
+    "fold (distill-encoder --slides --fold)"
 )
 
 
@@ -44,8 +43,7 @@ def check_no_leak(
     if leaked:
         raise InputError(
             f"fold {fold}: the teacher's head was trained with slide {leaked[0]}, whose patient is tested in this "
-            "fold; "
-            "student and teacher must use the same folds.csv and the same patients"
+            "fold; student and teacher must use the same folds.csv and the same patients"
         )
 
 

@@ -233,3 +233,8 @@ def test_without_test_slides_there_is_a_model_and_no_receipt(chain, tmp_path, lr
         == 0
     )
     assert lrmil("evaluate", tmp_path / "m.safetensors", "--receipt", "-o", tmp_path / "e").code == 3
+
+
+def test_a_receipt_is_written_into_its_folder_alone(chain, tmp_path, lrmil):
+    said = lrmil("evaluate", f"../out={chain.model}", "--receipt", "-o", tmp_path / "e")
+    assert said.code == 2 and "cannot name files in" in said.err and not list(tmp_path.iterdir())

@@ -93,3 +93,10 @@ def test_there_is_a_reader_for_every_version_up_to_this_one():
     assert sorted(header_module.READERS) == list(range(1, header_module.FORMAT_VERSION + 1))
     now = header_of("folds")
     assert check_header(now, "folds", "t.csv") is now
+
+
+@pytest.mark.parametrize("slide_id", ["../x", "a/b", "..", "a\\b"])
+def test_a_slide_whose_id_would_leave_the_folder_is_refused(slide_id):
+    header = make_header("tiles", slide={**SLIDE, "id": slide_id}, settings={}, history=[step("x", {}, {})])
+    with pytest.raises(InputError, match="cannot be part of a file name"):
+        check_header(header, "tiles", "t.csv")
