@@ -58,7 +58,9 @@ def train_teacher(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
+    dtype: options.Dtype = None,
     device: options.Device = "auto",
+    memory: options.Memory = None,
     compile: options.Compile = False,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -78,8 +80,10 @@ def train_teacher(
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
     from lrmil_cli.training.recipes import train_settings
+    from lrmil_cli.training.streamed import room_for
 
     report = Report(json)
+    options.check_dtype(dtype)
     _check_source(
         tiles,
         encoder,
@@ -89,17 +93,19 @@ def train_teacher(
             "--input-size": input_size,
             "--random-init": random_init or None,
             "--compile": compile or None,
+            "--dtype": dtype,
             "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile,
         },
     )
     spec = head_spec(head, head_options.head_options(gated, proj_dim, classifier, head_option))
     settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING})
     where = pick_device(device)
+    room = room_for(where, options.memory_bytes(memory))
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)
     parts = make_folds(labelled, folds, seed)
     kept = Path(features) if features else Path(output) / "features"
     if encoder is None or tiles is None:
-        bags = read_cohort(labelled, kept, device=where, say=report.say)
+        bags = read_cohort(labelled, kept, device=where, room=room, say=report.say)
     else:
         tables = tile_tables(labelled, tiles)
         model = load_encoder(
@@ -119,9 +125,11 @@ def train_teacher(
             tables,
             kept,
             device=where,
+            room=room,
             batch_size=batch_size,
             workers=workers,
             on_bad_tile=on_bad_tile,
+            dtype=dtype,
             overwrite=overwrite,
             say=report.say,
         )

@@ -43,6 +43,7 @@ from lrmil_cli.training.follow_teacher import check_classes, check_features, fol
 from lrmil_cli.training.high_resolution import HighResolution, load_high
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_leak, patients_by_slide
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings, settings_of
+from lrmil_cli.training.streamed import Room
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
 
 #: Above this share of LR tiles without HR tiles, the two tissue rules probably disagree (distill/README 5.5).
@@ -119,14 +120,17 @@ def train_student(
     overwrite: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
+    room: Room,
     workers: int | None = None,
     on_bad_tile: str = "fail",
+    dtype: str | None = None,
 ) -> Result:
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
     Args:
         baseline: spec of the encoder of the LR-only student that is trained for comparison; "auto" for the one that the
             LR encoder was distilled from; None for no such student.
+        room: that bags may be kept in.
 
     Raises:
         UsageError, InputError, MachineError: as the parts.
@@ -158,16 +162,18 @@ def train_student(
         folder = Path(features) if features else guide.features
         wanted = taught | _slides(table, "test")  # those that are only tested serve the receipt, which can do without
         required = taught if distill.missing_teacher == "error" else set()
-        high = load_high(ids, wanted, folder, pairs, tables, device, required=required)
+        high = load_high(ids, wanted, folder, pairs, tables, device, room, required=required)
         check_features(guide, folder, ids, high, warn)
     embedded = partial(
         embed_cohort,
         manifest=manifest,
         tables=tables,
         device=device,
+        room=room,
         batch_size=batch_size,
         workers=workers,
         on_bad_tile=on_bad_tile,
+        dtype=dtype,
         overwrite=overwrite,
         say=say,
     )
@@ -204,10 +210,11 @@ def _slides(folds: pd.DataFrame, part: str) -> set[str]:
 
 def _leave_out_bad(high: HighResolution, low: Bags[Bag], tables: list[tuple[Path, dict[str, Any]]]) -> None:
     """Let the HR tiles find their LR tiles in bags from which those that cannot be decoded were left out."""
-    for slide, header, (table, _), bag in zip(high.slides, low.headers, tables, low.all):
+    for i, (slide, header, (table, _)) in enumerate(zip(high.slides, low.headers, tables)):
         if slide is not None and header.get("bad_tiles"):
-            assert bag.coords is not None, "feature files have corners"
-            slide.parent = to_read_rows(slide.parent, table, bag.coords)
+            coords = low.all.once(i).coords
+            assert coords is not None, "feature files have corners"
+            slide.parent = to_read_rows(slide.parent, table, coords)
 
 
 def _regions(
@@ -223,7 +230,7 @@ def _regions(
     if not taught or guide is None or high is None:
         return {}
     parents = [None if slide is None or s not in taught else slide.parent for s, slide in zip(ids, high.slides)]
-    counts = matched_counts(parents, [len(b.features) for b in low.all], high.ratio)
+    counts = matched_counts(parents, low.counts, high.ratio)
     regions = counts["matched"] + counts["unmatched"]
     say(
         f"regions of training slides: {counts['matched']} matched, {counts['unmatched']} without HR tiles, "
@@ -299,7 +306,7 @@ def _terms(
         tested = members(cohort.folds, fold_names(cohort.folds)[fold - 1])["test"]
         check_no_leak(header, tested, fold, patients_by_slide(manifest))
         train = [at[s] for s in train_ids]
-        n_lr = [len(b.features) for b in cohort.bags_of(fold).all]
+        n_lr = cohort.bags_of(fold).counts
         if distill.crossfit:
             targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, inner, fold, ids)
         else:

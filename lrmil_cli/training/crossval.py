@@ -102,9 +102,12 @@ def train_folds(
     at = {slide_id: i for i, slide_id in enumerate(ids)}
     labels = [manifest.classes.index(e.label) for e in manifest]
     results = []
+    bags: Bags[Bag | PyramidBag] | None = None
     for k, name in enumerate(fold_names(folds), 1):
         parts = members(folds, name)
         index = {part: [at[s] for s in slides] for part, slides in parts.items()}
+        if bags is not None and bags is not bags_of_fold(k):
+            bags.all.forget()
         bags = bags_of_fold(k)
         fit = known(k, parts)
         if fit is None:
@@ -124,11 +127,11 @@ def train_folds(
         best = fit.curves[fit.best_epoch - 1]
         kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
         say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}")
-        test = [bags.all[i] for i in index["test"]]
-        probabilities = predict_bags(fit.head, test) if test else np.zeros((0, len(manifest.classes)))
-        result = FoldResult(k, fit, parts, probabilities)
+        result = FoldResult(k, fit, parts, predict_bags(fit.head, bags.all, index["test"]))
         done(result)
         results.append(result)
+    if bags is not None:
+        bags.all.forget()
     return results
 
 
@@ -173,9 +176,7 @@ def score(manifest: Manifest, results: Sequence[FoldResult]) -> tuple[pd.DataFra
 
 def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: BagsOfFold) -> dict[str, Any]:
     """Temperature of the probabilities by each head's validation slides: no test slide has a say in it."""
-    return calibrate(
-        manifest, results, lambda r, index: predict_bags(r.fit.head, [bags_of_fold(r.fold).all[i] for i in index])
-    )
+    return calibrate(manifest, results, lambda r, index: predict_bags(r.fit.head, bags_of_fold(r.fold).all, index))
 
 
 def calibrate(
