@@ -18,7 +18,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.features import BagFile, open_features, read_features_header, write_features
 from lrmil_cli.files.foreign import is_foreign
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
-from lrmil_cli.files.tables import read_table
+from lrmil_cli.files.tables import checked_header, read_table
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.slide import Slide, open_slide, reopening
 from lrmil_cli.slides.tiles import boxes_of
@@ -103,7 +103,7 @@ def embed_table(
             f"{output} was made by another tool and is not overwritten; choose another folder (train-teacher trains on "
             "such features as they are with --features alone, without --tiles and --encoder)"
         )
-    header, tiles = read_table(tiles_path, "tiles")
+    header = checked_header(tiles_path, "tiles")
     seconds = Seconds()
     # What float32 is made from is what it was before there was a choice, so that files of then are up to date.
     forms = {"float16": {**settings, "dtype": "float16"}, "float32": settings}
@@ -124,7 +124,7 @@ def embed_table(
     settings = forms[dtype or "float16"]
     bad: list[int] = []
     started = time.perf_counter()
-    boxes = boxes_of(tiles)
+    boxes = boxes_of(read_table(tiles_path, "tiles")[1])
     with open_tiled_slide(header, slide_path, workers, on_bad_tile) as slide:
         seconds.add("open", time.perf_counter() - started)
         with read_ahead(
