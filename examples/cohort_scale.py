@@ -11,11 +11,11 @@ files are in the system's cache), each with `--memory` and with all bags kept.
 from __future__ import annotations
 
 import argparse
-import filecmp
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ from lrmil_cli.files.tables import write_table
 LR_MPP, HR_MPP, TILE_PX, RATIO, COLUMNS = 2.0, 0.5, 256, 4, 40
 ENCODER = "demo-vit"
 EPOCHS = 4
+#: --memory that keeps everything.
+ALL = "500GB"
 
 
 def tile_table(slide_id: str, mpp: float, count: int, columns: int) -> tuple[dict, pd.DataFrame]:
@@ -41,10 +43,11 @@ def tile_table(slide_id: str, mpp: float, count: int, columns: int) -> tuple[dic
         "mpp_source": "made up", "vendor": "made up", "fingerprint": digest({"slide": slide_id}, {}),
     }  # fmt: skip
     settings = {"mpp": mpp, "tile_px": TILE_PX, "min_tissue": 0.1, "allow_upsample": False}
-    header = make_header("tiles", slide=slide, settings=settings, level=0, level_mpp=mpp, history=[step("tile", settings, {"slide": slide["fingerprint"]})])  # fmt: skip
-    rows = pd.DataFrame({"x": n % columns * side, "y": n // columns * side, "width": side, "height": side,
-                         "col": n % columns, "row": n // columns, "tissue": 1.0})  # fmt: skip
-    return header, rows
+    history = [step("tile", settings, {"slide": slide["fingerprint"]})]
+    header = make_header("tiles", slide=slide, settings=settings, level=0, level_mpp=mpp, history=history)
+    rows = {"x": n % columns * side, "y": n // columns * side, "width": side, "height": side}
+    rows |= {"col": n % columns, "row": n // columns, "tissue": 1.0}
+    return header, pd.DataFrame(rows)
 
 
 def make_cohort(folder: Path, slides: int, hr_tiles: int, width: int) -> None:
@@ -88,13 +91,38 @@ def lrmil(*arguments: str) -> tuple[float, float]:
     return time.perf_counter() - started, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def measure(name: str, run, out: Path) -> tuple[str, float, float, float]:
-    """One epoch and all of them, twice: seconds an epoch between the two, whole seconds, peak memory."""
-    one = min(run(1, out / "one")[0] for _ in range(2))
-    whole, memory = run(EPOCHS, out / "all")
-    per_epoch = (whole - one) / (EPOCHS - 1)
-    print(f"{name:<44} {per_epoch:7.2f} s an epoch {whole:8.1f} s in all {memory:6.2f} GB", flush=True)
-    return name, per_epoch, whole, memory
+def teacher_line(folder: Path, slides: int, memory: str, epochs: int) -> list[str]:
+    """The command that trains the teacher of one fold."""
+    out = folder / f"out{slides}" / f"teacher-{memory}-{epochs}"
+    line = ["train-teacher", str(folder / f"slides{slides}.csv"), "--features", str(folder / "hr"), "-o", str(out)]
+    return [*line, "--memory", memory, "--epochs", str(epochs), "--overwrite"]
+
+
+def student_line(folder: Path, slides: int, memory: str, epochs: int) -> list[str]:
+    """The command that distils it, without the LR-only student."""
+    out = folder / f"out{slides}"
+    options = {
+        "--tiles": folder / "lr-tiles",
+        "--pairs": folder / "pairs",
+        "--encoder": ENCODER,
+        "--teacher": out / f"teacher-{memory}-{EPOCHS}",
+        "--features": folder / "hr",
+        "--lr-features": folder / "lr",
+        "--memory": memory,
+        "--epochs": epochs,
+        "-o": out / f"student-{memory}-{epochs}.safetensors",
+    }
+    line = ["distill-student", str(folder / f"slides{slides}.csv"), "--no-baseline", "--overwrite"]
+    return line + [str(word) for option in options.items() for word in option]
+
+
+def measure(line_of: Callable[..., list[str]], folder: Path, slides: int, memory: str) -> None:
+    """Run a command with one epoch and with all, and print seconds an epoch between the two and peak memory."""
+    lrmil(*line_of(folder, slides, memory, 1))  # files come into the system's cache
+    one, _ = lrmil(*line_of(folder, slides, memory, 1))
+    whole, peak = lrmil(*line_of(folder, slides, memory, EPOCHS))
+    name = f"{line_of(folder, slides, memory, 1)[0]}, {slides} slides, --memory {memory}"
+    print(f"{name:<44} {(whole - one) / (EPOCHS - 1):7.2f} s an epoch {whole:8.1f} s {peak:6.2f} GB", flush=True)
 
 
 def main() -> None:
@@ -106,35 +134,17 @@ def main() -> None:
     parser.add_argument("--memory", default="2GB")
     parser.add_argument("--all-kept", default="300", help="cohorts that are trained with all bags in memory too")
     a = parser.parse_args()
-    sizes = [int(n) for n in a.slides.split(",")]
-    make_cohort(a.folder, max(sizes), a.tiles, a.width)
-    for n in sizes:
+    for n in sorted(map(int, a.slides.split(",")), reverse=True):
         make_cohort(a.folder, n, a.tiles, a.width)
-    here = str(a.folder)
-    lrmil("match", f"{here}/lr-tiles", f"{here}/hr-tiles", "-o", f"{here}/pairs")
-    for n in sizes:
-        manifest, out = f"{here}/slides{n}.csv", a.folder / f"out{n}"
-        for memory in (a.memory, "500GB") if str(n) in a.all_kept.split(",") else (a.memory,):
-
-            def teacher(epochs: int, to: Path, memory: str = memory) -> tuple[float, float]:
-                return lrmil("train-teacher", manifest, "--features", f"{here}/hr", "--memory", memory, "--epochs",
-                             str(epochs), "--overwrite", "-o", f"{to}-teacher-{memory}")  # fmt: skip
-
-            def student(epochs: int, to: Path, memory: str = memory) -> tuple[float, float]:
-                return lrmil("distill-student", manifest, "--tiles", f"{here}/lr-tiles", "--pairs", f"{here}/pairs",
-                             "--teacher", f"{out}/all-teacher-{memory}", "--encoder", ENCODER, "--no-baseline",
-                             "--features", f"{here}/hr", "--lr-features", f"{here}/lr", "--memory", memory, "--epochs",
-                             str(epochs), "--overwrite", "-o", f"{to}-{memory}.safetensors")  # fmt: skip
-
-            measure(f"train-teacher, {n} slides, --memory {memory}", teacher, out)
-            measure(f"distill-student, {n} slides, --memory {memory}", student, out)
-        if str(n) in a.all_kept.split(","):
-            same = [
-                filecmp.cmp(out / f"all-teacher-{m}" / "predictions.csv", out / f"all-teacher-500GB" / "predictions.csv", False)
-                or np.allclose(_numbers(out / f"all-teacher-{m}"), _numbers(out / "all-teacher-500GB"), atol=1e-6, rtol=0)
-                for m in (a.memory,)
-            ]
-            print(f"predictions of both ways equal to 1e-6: {all(same)}")
+    lrmil("match", str(a.folder / "lr-tiles"), str(a.folder / "hr-tiles"), "-o", str(a.folder / "pairs"))
+    for n in map(int, a.slides.split(",")):
+        both = str(n) in a.all_kept.split(",")
+        for line_of in (teacher_line, student_line):
+            for memory in (a.memory, ALL) if both else (a.memory,):
+                measure(line_of, a.folder, n, memory)
+        if both:
+            known = [_numbers(a.folder / f"out{n}" / f"teacher-{m}-{EPOCHS}") for m in (a.memory, ALL)]
+            print(f"predictions of the two teachers differ by at most {np.abs(known[0] - known[1]).max():.1e}")
 
 
 def _numbers(teacher: Path) -> np.ndarray:

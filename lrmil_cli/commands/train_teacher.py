@@ -105,7 +105,7 @@ def train_teacher(
     parts = make_folds(labelled, folds, seed)
     kept = Path(features) if features else Path(output) / "features"
     if encoder is None or tiles is None:
-        bags = read_cohort(labelled, kept, device=where, room=room, say=report.say)
+        bags = read_cohort(labelled, kept, device=where, room=room, say=report.say, warn=report.warn)
     else:
         tables = tile_tables(labelled, tiles)
         model = load_encoder(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -244,7 +244,7 @@ def _checked_bytes(path: Path) -> bytearray | None:
         InputError: the checksum is another, or the file cannot be read.
     """
     try:
-        with open(path, "rb") as fh:
+        with open(path, "rb", buffering=0) as fh:
             data = bytearray(os.fstat(fh.fileno()).st_size)
             _fill(fh, data)
     except OSError as e:
@@ -257,11 +257,11 @@ def _checked_bytes(path: Path) -> bytearray | None:
     return data
 
 
-def _fill(fh: IO[bytes], target: Any) -> int:
+def _fill(fh: io.FileIO, target: Any) -> int:
     """Read into ``target``, as often as it takes (the system gives 2 GB at most at a time); how many bytes there
     were."""
     view, done = memoryview(target).cast("B"), 0
-    while done < len(view) and (n := fh.readinto(view[done:])):  # type: ignore[attr-defined] # binary files have it
+    while done < len(view) and (n := fh.readinto(view[done:])):
         done += n
     return done
 
@@ -273,7 +273,7 @@ def _section(path: Path, place: int, shape: tuple[int, int], dtype: np.dtype[Any
     """
     out = np.empty(shape, dtype)
     try:
-        with open(path, "rb") as fh:
+        with open(path, "rb", buffering=0) as fh:
             fh.seek(place)
             if _fill(fh, out) < out.nbytes:
                 raise InputError(f"{path}: became shorter while it was in use; make it again")

@@ -5,6 +5,7 @@ Bags are in the order of the manifest (training/README 1).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,6 +152,7 @@ def read_cohort(
     device: torch.device,
     room: Room,
     say: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Bags[Bag]:
     """Features of all slides as they are in ``folder``, ``<slide_id>.h5`` each: of lrmil, TRIDENT, CLAM or STAMP.
 
@@ -184,6 +186,15 @@ def read_cohort(
             listed(wrong, len(paths)) + "; the features of a training come from one tool, one encoder and one tile size"
         )
     say(f"features of {len(files)} slides as they are in {folder}: {first['made by']}, {first['width']} wide")
+    if slow := [f for f in files if f.in_chunks]:
+        started = time.perf_counter()
+        slow[0].features()
+        spent = time.perf_counter() - started
+        warn(
+            f"{len(slow)} feature files lie in a chunk a tile or so, which takes {spent:.2f} s to read for the "
+            f"{slow[0].nbytes / 1e6:.0f} MB of {slow[0].path.name}; `lrmil embed --repack {folder} -o DIR` writes them "
+            "in one piece"
+        )
     return stored_bags(files, device, room)
 
 
