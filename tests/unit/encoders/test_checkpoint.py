@@ -148,7 +148,7 @@ def test_positions_of_another_grid_are_interpolated_by_timm_and_noted(tiny, tmp_
 
 @needs_shared
 def test_a_real_dinov2_in_its_authors_layout(tmp_path):
-    real = SHARED / "encoders" / "vit_small_patch14_dinov2.fp16.safetensors"
+    real = SHARED / "data" / "encoders" / "vit_small_patch14_dinov2.fp16.safetensors"
     state = load_file(str(real))
     torch.save({"teacher": under("backbone.", chunked(state, (3, 3, 3, 3), True))}, tmp_path / "teacher_checkpoint.pth")
     plain, theirs = (load_encoder(f"vit_small_patch14_dinov2@{p}") for p in (real, tmp_path / "teacher_checkpoint.pth"))
