@@ -140,7 +140,8 @@ Dtype = Annotated[
     Optional[str],
     typer.Option(
         "--dtype",
-        help="float16 or float32: how features are stored; files that are there are taken as they are.  [default: float16; ours]",
+        help="float16 or float32: how features are stored; files that are there are taken as they are.  "
+        "[default: float16; ours]",
     ),
 ]
 Compile = Annotated[
