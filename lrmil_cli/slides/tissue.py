@@ -41,6 +41,7 @@ class TissueSettings:
 _BLUR_UM, _COARSE_UM = 8.0, 24.0
 _TEXTURE_FINE_UM, _TEXTURE_COARSE_UM, _TEXTURE_WINDOW_UM = 10.0, 30.0, 100.0
 _GLASS_MIN_LEVEL, _GLASS_MAX_CHROMA, _GLASS_MIN_SHARE = 165, 25, 0.05
+_GLASS_MIN_BRIGHTNESS, _GLASS_ALIKE = 0.85, 0.1
 _GLARE_MAX_OPEN, _GLARE_MAX_CUT = 0.2, 0.5
 _PEN_MIN_AREA_UM2, _PEN_HALO_UM, _PEN_RING_UM, _PEN_EMBEDDED = 5_000.0, 48.0, 120.0, 0.65
 _FAINT_MAX_LEVEL, _BLACK_BORDER = 240, 10
@@ -63,7 +64,7 @@ def tissue_mask(rgb: np.ndarray, mpp: Mpp, settings: TissueSettings = TissueSett
     texture = _texture(rgb, mpp)[::step, ::step]
     smooth = texture < settings.min_texture
     blurred = _blur(rgb, max(0.7, _BLUR_UM / mpp))
-    colour = _divide_by_glass(blurred, _glass_colour(blurred[::step, ::step], smooth))
+    colour = _divide_by_glass(blurred, _glass_colour(np.ascontiguousarray(blurred[::step, ::step]), smooth))
     coarse, coarse_mpp = np.ascontiguousarray(colour[::step, ::step]), mpp * step
 
     brightest, chroma = _brightest_and_chroma(colour)
@@ -141,20 +142,34 @@ def _texture(rgb: np.ndarray, mpp: float) -> np.ndarray:
 
 
 def _glass_colour(rgb: np.ndarray, smooth: np.ndarray) -> np.ndarray:
-    """Colour [3] of the glass: the commonest grey level among bright, pale, smooth pixels; white if there are few."""
-    brightest, chroma = _brightest_and_chroma(np.ascontiguousarray(rgb))
+    """Colour [3] of the glass; white where nothing looks like glass.
+
+    It is the commonest level among the smooth pixels that are about as bright as the brightest of them. What is pale
+    and nearly grey is glass wherever it lies; another tint is glass if most of the border has it.
+    """
+    brightest, chroma = _brightest_and_chroma(rgb)
     darkest = brightest - chroma
-    glass = smooth & (darkest >= _GLASS_MIN_LEVEL) & (chroma <= _GLASS_MAX_CHROMA)
+    scanned = brightest > _BLACK_BORDER
+    seen = smooth & scanned
     # Stitching margins are exactly white and say nothing of the glass, unless they are nearly all there is.
-    scanned = glass & (darkest < 254)
-    if scanned.sum() >= 0.2 * glass.sum():
-        glass = scanned
-    if glass.sum() < max(1, _GLASS_MIN_SHARE * smooth.size):
+    margin = darkest >= 254
+    if (seen & ~margin).sum() >= 0.2 * seen.sum():
+        scanned, seen = scanned & ~margin, seen & ~margin
+    if seen.any():
+        seen &= brightest >= _GLASS_MIN_BRIGHTNESS * np.percentile(brightest[seen], 95)
+    if seen.sum() < max(1, _GLASS_MIN_SHARE * smooth.size):
         return np.full(3, 255.0)
-    pixels = rgb[glass]
-    level = pixels.sum(axis=1, dtype=int) // 12  # bins of 4 grey levels
-    commonest = np.bincount(level).argmax()
-    return np.median(pixels[np.abs(level - commonest) <= 1], axis=0)
+    level = rgb.sum(axis=2, dtype=int) // 12  # bins of 4 grey levels
+    commonest = np.bincount(level[seen]).argmax()
+    glass: np.ndarray = np.median(rgb[seen & (np.abs(level - commonest) <= 1)], axis=0)
+    if glass.min() >= _GLASS_MIN_LEVEL and np.ptp(glass) <= _GLASS_MAX_CHROMA:
+        return glass
+    relative = rgb / glass
+    alike = smooth & (np.ptp(relative, axis=2) < _GLASS_ALIKE) & (np.abs(relative.max(axis=2) - 1) < _GLASS_ALIKE)
+    border = np.ones_like(smooth)
+    border[1:-1, 1:-1] = False
+    border &= scanned
+    return glass if 2 * (alike & border).sum() > border.sum() else np.full(3, 255.0)
 
 
 def _divide_by_glass(rgb: np.ndarray, glass: np.ndarray) -> np.ndarray:
