@@ -1,9 +1,10 @@
 """Where the tissue is: a mask of a slide seen at about 8 um per pixel, and the share of tissue in each tile.
 
-The rule, in the order of ``tissue_mask``: divide by the colour of the glass; call stained what is more chromatic than
-an Otsu threshold held between two clamps, and what is faintly coloured, darker than glass and textured; take away pen,
-black borders and coloured glare; close, fill small holes, drop small pieces. The clamps hold whatever
-the share of tissue in the slide, so that pure glass gives an empty mask and a field without glass a full one.
+The rule, in the order of ``tissue_mask`` (slides/README 2.6 says why, and what it was measured on): divide by the
+colour of the glass; call stained what is more chromatic than an Otsu threshold held between two clamps, and tissue also
+what is faintly coloured or grey, darker than glass and textured; take away pen, black borders and coloured glare; close,
+fill small holes, drop small pieces. The clamps hold whatever the share of tissue in the slide, so that pure glass gives
+an empty mask and a field without glass a full one.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ class TissueSettings:
 _BLUR_UM, _COARSE_UM = 8.0, 24.0
 _TEXTURE_FINE_UM, _TEXTURE_COARSE_UM, _TEXTURE_WINDOW_UM = 10.0, 30.0, 100.0
 _GLASS_MIN_LEVEL, _GLASS_MAX_CHROMA, _GLASS_MIN_SHARE = 165, 25, 0.05
-_GLASS_MIN_BRIGHTNESS, _GLASS_ALIKE = 0.85, 0.1
+_GLASS_MIN_BRIGHTNESS, _GLASS_ALIKE = 0.85, 0.1  # shares of the brightest, and of the glass
 _GLARE_MAX_OPEN, _GLARE_MAX_CUT = 0.2, 0.5
 _PEN_MIN_AREA_UM2, _PEN_HALO_UM, _PEN_RING_UM, _PEN_EMBEDDED = 5_000.0, 48.0, 120.0, 0.65
 _FAINT_MAX_LEVEL, _BLACK_BORDER = 240, 10
-_EDGE_UM, _GREY_MIN_WIDTH_UM = 48.0, 150.0
+_EDGE_UM, _GREY_MIN_WIDTH_UM = 48.0, 150.0  # edges have texture without tissue; bubble rims and cracks are thinner
+# Optical densities: of what is paler the hue is noise; red and blue as shares of green, in H&E of nine scanners 0.2 to
+# 1.1 and 0.3 to 0.75.
 _INK_MIN_DENSITY, _FAN_MIN_RED, _FAN_MAX_RED, _FAN_MAX_BLUE = 0.15, 0.25, 1.05, 0.8
 
 
@@ -218,8 +221,8 @@ def _inner_texture(rgb: np.ndarray, matter: np.ndarray, mpp: float, step: int) -
     fine, coarse = mean(max(0.8, _TEXTURE_FINE_UM / mpp)), mean(max(2.0, _TEXTURE_COARSE_UM / mpp))
     window = (max(3, round(_TEXTURE_WINDOW_UM / mpp)),) * 2
     detail = cv2.boxFilter(cv2.absdiff(fine, coarse) * weight, -1, window, borderType=cv2.BORDER_REFLECT)
-    detail /= np.maximum(cv2.boxFilter(weight, -1, window, borderType=cv2.BORDER_REFLECT), 1e-3)
-    return np.where(inside, detail[::step, ::step], np.float32(np.nan))
+    area = cv2.boxFilter(weight, -1, window, borderType=cv2.BORDER_REFLECT)
+    return np.where(inside, (detail / np.maximum(area, 1e-3))[::step, ::step], np.float32(np.nan))
 
 
 def _medians(label: np.ndarray, count: int, values: np.ndarray) -> np.ndarray:
@@ -255,8 +258,8 @@ def _pen(
     """Two bool [H, W]: pen strokes with their halo and black borders; and what looks like pen but lies in tissue.
 
     No common stain is greenest in green, so green and yellow go at once. Strong blue and red, black, and smooth pieces
-    of a hue that no mixture of haematoxylin and eosin has (:func:`_ink`) can be pigment, blood, mucin or the dark rim of
-    an air bubble: these go only where what is nearest to them is mostly not tissue.
+    of a hue that no mixture of haematoxylin and eosin has (:func:`_ink`) can be pigment, blood or mucin, or cross
+    tissue as the rim of an air bubble does: these go only where what is nearest to them is mostly not tissue.
     """
     red, green, blue = cv2.split(colour)
     brightest, chroma = _brightest_and_chroma(colour)
