@@ -2,9 +2,9 @@
 
 The rule, in the order of ``tissue_mask`` (slides/README 2.6 says why, and what it was measured on): divide by the
 colour of the glass; call stained what is more chromatic than an Otsu threshold held between two clamps, and tissue also
-what is faintly coloured or grey, darker than glass and textured; take away pen, black borders and coloured glare; close,
-fill small holes, drop small pieces. The clamps hold whatever the share of tissue in the slide, so that pure glass gives
-an empty mask and a field without glass a full one.
+what is faintly coloured or grey, darker than glass and textured; take away pen, black borders and coloured glare;
+close, fill small holes, drop small pieces. The clamps hold whatever the share of tissue in the slide, so that pure
+glass gives an empty mask and a field without glass a full one.
 """
 
 from __future__ import annotations
@@ -76,11 +76,12 @@ def tissue_mask(rgb: np.ndarray, mpp: Mpp, settings: TissueSettings = TissueSett
     threshold = _chroma_threshold(chroma[brightest > _BLACK_BORDER], settings)
     tissue = chroma > threshold
     stained = tissue[::step, ::step]
-    inner = _inner_texture(rgb, stained | (brightest[::step, ::step] < _FAINT_MAX_LEVEL), mpp, step)
+    matter = stained | (brightest[::step, ::step] < _FAINT_MAX_LEVEL)
+    inner = _inner_texture(rgb, matter, mpp, step)
     faint = _faint(coarse, texture, coarse_mpp, settings) | _grey(coarse, stained, inner, coarse_mpp, settings)
     unwanted = _glare(stained, smooth, coarse_mpp, settings)
     if settings.remove_pen:
-        pen, pigment = _pen(coarse, (stained | faint) & ~unwanted, inner, coarse_mpp, settings)
+        pen, pigment = _pen(coarse, matter & ~unwanted, (stained | faint) & ~unwanted, inner, coarse_mpp, settings)
         unwanted |= pen
         faint |= pigment
     if faint.any():
@@ -253,7 +254,12 @@ def _grey(
 
 
 def _pen(
-    colour: np.ndarray, stained: np.ndarray, inner: np.ndarray, mpp: float, settings: TissueSettings
+    colour: np.ndarray,
+    matter: np.ndarray,
+    stained: np.ndarray,
+    inner: np.ndarray,
+    mpp: float,
+    settings: TissueSettings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two bool [H, W]: pen strokes with their halo and black borders; and what looks like pen but lies in tissue.
 
@@ -271,7 +277,7 @@ def _pen(
     doubtful |= (cv2.subtract(red, cv2.max(green, blue)) > 105) & (cv2.subtract(blue, green) < 25)
     doubtful |= (brightest < 110) & ((chroma < 32) | ((chroma < 45) & (cv2.subtract(red, green) < 8)))
     smallest = _PEN_MIN_AREA_UM2 / mpp**2
-    doubtful |= _ink(colour, stained & ~sure, inner, smallest, settings)
+    doubtful |= _ink(colour, matter & ~sure, inner, smallest, settings)
     sure, doubtful = _drop_small(sure, smallest), _drop_small(doubtful & ~sure, smallest)
     pen = _dilate(sure, _PEN_HALO_UM / mpp)
     if doubtful.any():
@@ -281,7 +287,7 @@ def _pen(
 
 
 def _ink(
-    colour: np.ndarray, stained: np.ndarray, inner: np.ndarray, smallest: float, settings: TissueSettings
+    colour: np.ndarray, matter: np.ndarray, inner: np.ndarray, smallest: float, settings: TissueSettings
 ) -> np.ndarray:
     """Bool [H, W]: pieces of a hue outside the fan of haematoxylin and eosin, and smooth inside: faded pen of any
     colour, navy, brown, orange, crimson. Tissue that is blue or brown by its stain has texture.
@@ -289,7 +295,7 @@ def _ink(
     density = np.log10(255.0 / np.maximum(colour, 1)).astype(np.float32)
     red, green, blue = (density[..., i] for i in range(3))
     fan = (red >= _FAN_MIN_RED * green) & (red <= _FAN_MAX_RED * green) & (blue <= _FAN_MAX_BLUE * green)
-    odd = _drop_small(stained & ~fan & (density.max(axis=2) >= _INK_MIN_DENSITY), smallest)
+    odd = _drop_small(matter & ~fan & (density.max(axis=2) >= _INK_MIN_DENSITY), smallest)
     if not odd.any():
         return odd
     count, label = cv2.connectedComponents(odd.view(np.uint8))
