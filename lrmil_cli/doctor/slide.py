@@ -12,7 +12,7 @@ from lrmil_cli.doctor.machine import duration
 from lrmil_cli.errors import InputError, LrmilError, NoScaleError
 from lrmil_cli.slides.grid import make_grid
 from lrmil_cli.slides.slide import Slide, open_slide
-from lrmil_cli.slides.tiles import TileSettings, TissueMap, boxes_of, find_tissue, select_tiles, slide_level
+from lrmil_cli.slides.tiles import TileSettings, TissueMap, boxes_of, find_tissue, is_much, select_tiles, slide_level
 
 #: Side in px of the blocks that are read to find damage.
 BLOCK_PX = 256
@@ -151,7 +151,8 @@ def check_tiles(slide: Slide, tissue: TissueMap, settings: TileSettings, rate: f
     if not len(boxes):
         found += f"; no tile has {settings.min_tissue:.0%} of it"
         return [Check("tissue", FAIL, found, f"{look} of another slide, or lower --min-tissue")]
-    out = [Check("tissue", WARN, f"{found}, which is little", look) if share < 0.01 else Check("tissue", PASS, found)]
+    unlikely = "little" if share < 0.01 else "much" if is_much(slide, tissue.mask) else ""
+    out = [Check("tissue", WARN, f"{found}, which is {unlikely}", look) if unlikely else Check("tissue", PASS, found)]
     tiles = f"{len(boxes)} of {settings.tile_px} px at {settings.mpp:g} um/px"
     try:
         reading = reading_seconds(slide, boxes, level, settings.tile_px) * len(boxes)

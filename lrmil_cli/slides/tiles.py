@@ -81,12 +81,17 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMap:
         share = cv2.resize(slide.given.mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_AREA)
         return TissueMap(share >= 0.5, scale_x, scale_y, image)
     mask = tissue_mask(image, Mpp(slide.mpp * (scale_x + scale_y) / 2), settings)
-    if mask.mean() > MAX_TISSUE and slide.width * slide.height * slide.mpp**2 >= LARGE_UM2:
+    if is_much(slide, mask):
         slide.note(
             f"{mask.mean():.0%} of it is tissue, which is much for a whole slide: glass may pass for tissue; look at "
             "`lrmil tile --thumbnail`, and use --roi or --mask"
         )
     return TissueMap(mask, scale_x, scale_y, image)
+
+
+def is_much(slide: Slide, mask: np.ndarray) -> bool:
+    """Whether more of a slide is tissue than is likely, so that its glass may have been taken for tissue."""
+    return bool(mask.mean() > MAX_TISSUE) and slide.width * slide.height * slide.mpp**2 >= LARGE_UM2
 
 
 def slide_level(slide: Slide, settings: TileSettings) -> int:
