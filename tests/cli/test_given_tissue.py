@@ -99,6 +99,18 @@ def test_a_thumbnail_shows_that_there_is_no_tissue(glass, tmp_path, lrmil):
     assert cv2.imread(str(tmp_path / "a.png")).mean() > 230
 
 
+def test_a_slide_that_is_all_tissue_is_said_to_be(tmp_path, lrmil):
+    """5 x 5 mm; a crop of 4 x 4 mm may well be."""
+    patch = blob_image(1600, 1200)[360:840, 480:960]
+    large = write_tiff(tmp_path / "large.svs", cv2.resize(patch, (640, 640)), mpp=8.0)
+    small = write_tiff(tmp_path / "small.svs", cv2.resize(patch, (500, 500)), mpp=8.0)
+    line = ["--mpp", "8", "--tile-px", "64", "-o", tmp_path / "o"]
+    said = lrmil("tile", large, small, *line)
+    assert said.code == 0 and "large: 100% of it is tissue, which is much" in said.err and "small: 100%" not in said.err
+    said = lrmil("doctor", large, "--quick")
+    assert "which is much" in said.err + said.out
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Four slides: one by itself, one with a mask, one with a region and all of it, one that wants full tiles."""
@@ -124,6 +136,8 @@ def test_a_table_says_it_for_single_slides(table, tmp_path, lrmil, monkeypatch):
     assert a[0]["settings"]["min_tissue"] == 0.2 and a[1].tissue.between(0.2, 1).all() and a[1].tissue.min() < 1
     assert len(b[1]) == 4 and corners(c[1]) == EVERY and len(d[1]) and (d[1].tissue == 1).all()
     assert [r["status"] for r in lrmil(*line, "--json").records] == ["skipped"] * 4
+    said = lrmil("doctor", table, "--quick", "--mpp", "0.5", "--json").out
+    assert said.count("13.7% of the slide") == 1  # b, by its mask; found, it is more
     folder = tmp_path / "masks"
     folder.mkdir()
     for name in "abcd":
@@ -136,10 +150,9 @@ def test_a_table_says_it_for_single_slides(table, tmp_path, lrmil, monkeypatch):
 def test_predictions_hold_to_it(chain, table, tmp_path, lrmil):
     line = ["predict", table, "--model", chain.model, "-o", tmp_path / "p"]
     assert lrmil(*line).code == 0
-    sums = {}
-    for name in "bc":
-        header, rows = read_table(tmp_path / "p" / f"{name}.attention.csv", "attention")
-        sums[name] = len(pd.DataFrame(rows))
+    b, c = (read_table(tmp_path / "p" / f"{name}.attention.csv", "attention")[1] for name in "bc")
+    assert set(zip(b["x"], b["y"])) == {(512, 0), (512, 512)}  # what the mask covers
+    assert set(zip(c["x"], c["y"])) == {(0, 0), (0, 512)}  # all of the region
     about = json.loads((tmp_path / "p" / "b.prediction.json").read_text())["given"]
     assert about["mask_file"].endswith("b.png")
     alone = lrmil("predict", table.parent / "b.svs", "--model", chain.model, "-o", tmp_path / "p")
