@@ -39,7 +39,8 @@ def check_slide(
     """All checks of a slide.
 
     Args:
-        settings: how it would be tiled; mask, min_tissue: what a manifest says of it; blocks: to read at each level; rate: tiles a second that are encoded, if known.
+        settings: how it would be tiled; mask, min_tissue: what a manifest says of it.
+        blocks: to read at each level; rate: tiles a second that are encoded, if known.
     """
     try:
         slide = open_slide(
