@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrmil_cli.errors import InputError
@@ -89,6 +89,19 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def without(self, left_out: Collection[str]) -> Manifest:
+        """The manifest without the slides of these ids.
+
+        Raises:
+            InputError: fewer than two classes are left.
+        """
+        entries = tuple(e for e in self.entries if e.slide_id not in left_out)
+        classes = tuple(c for c in self.classes if any(e.label == c for e in entries))
+        if len(classes) < min(2, len(self.classes)):
+            lost = _count(len(left_out), "slide")
+            raise InputError(f"{self.path}: without {lost} that cannot be used no two classes are left")
+        return replace(self, entries=entries, classes=classes)
 
     def understood(self) -> str:
         """One line: slides, patients, classes, folds, what was taken for what, what was ignored."""
