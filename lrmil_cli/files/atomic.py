@@ -8,19 +8,32 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from lrmil_cli.errors import MachineError
 
-#: Temporary files say which process of which machine they are of, so that those of one that was killed can be told.
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+#: Temporary files say which process of which world they are of, so that those of one that was killed can be told.
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
 #: Folders that were looked through for them.
 _swept: set[Path] = set()
 #: Seconds between attempts to put a file in its place, or to remove it, see :func:`_patiently`.
 _PATIENCE = (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()
+
+#: Seconds after which nobody can still be writing a file that was not touched, whoever began it.
+_FORGOTTEN = 7 * 24 * 3600
+#: What a file system without locks says, or a server of them that does not answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 #: What a full disk, or a quota, says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,7 +49,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries
     # choose a format by it.
-    tmp = path.with_name(f".{path.stem[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
+    tmp = path.with_name(f".{path.stem[:40]}.{_world()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent not in _swept:
@@ -51,14 +64,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             tmp.unlink()
 
 
-def _patiently(step: Callable[[], None]) -> None:
+T = TypeVar("T")
+
+
+def _patiently(step: Callable[[], T]) -> T:
     """Do what Windows refuses while somebody has the file open; virus scanners do for a moment."""
     for wait in _PATIENCE:
         try:
             return step()
         except PermissionError:
             time.sleep(wait)
-    step()
+    return step()
 
 
 def _hint(e: OSError, path: Path) -> str:
@@ -67,16 +83,31 @@ def _hint(e: OSError, path: Path) -> str:
     return "free space or " if e.errno in FULL else ""
 
 
-def _machine() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+@cache
+def _world() -> str:
+    """Which processes a process number tells apart: those of one PID namespace of one boot of one machine.
+
+    Containers that share a folder may have one host name, and count their processes each from 1. Where Linux does not
+    say its namespace, the process is a world of its own, and what it leaves behind is swept by age alone.
+    """
+    parts = [socket.gethostname()]
+    if sys.platform == "linux":
+        try:
+            parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+        except OSError:
+            parts.append(secrets.token_hex(16))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files of processes of this machine that are no more: a SIGKILL leaves them behind."""
+    """Remove temporary files that are surely nobody's, which a SIGKILL leaves behind: of processes of this world that
+    are no more, and those that nobody has touched for a week."""
     for entry in folder.iterdir():
-        found = _TEMPORARY.match(entry.name)
-        if found and found[1] == _machine() and not _alive(int(found[2])):
-            with suppress(OSError):
+        if not (found := _TEMPORARY.match(entry.name)):
+            continue
+        with suppress(OSError):
+            dead = found[1] == _world() and not _alive(int(found[2]))
+            if dead or time.time() - entry.stat().st_mtime > _FORGOTTEN:
                 entry.unlink()
 
 
@@ -105,6 +136,72 @@ def remove(path: str | Path) -> None:
         pass  # what stands in the way of its folder is said when something is written
     except OSError as e:
         raise MachineError(f"cannot remove {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[bool]:
+    """Hold ``path`` alone among all who ask here, so that it can be read, changed and written without losing what
+    others write. The lock is a file beside it, ``.NAME.lock``; the system lets go of it when a process dies.
+
+    Yields:
+        False where the file system has no locks, and others may write at the same time.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, alone = _hold(lock)
+    except OSError as e:
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
+    try:
+        yield alone
+    finally:
+        if sys.platform == "win32":  # there, what is open cannot be removed
+            os.close(handle)
+            with suppress(OSError):
+                lock.unlink()
+        else:  # removed while it is held: who waits for it sees that it is gone
+            with suppress(OSError):
+                lock.unlink()
+            os.close(handle)
+
+
+def _hold(lock: Path) -> tuple[int, bool]:
+    """The lock file, open and locked; and whether it could be."""
+    while True:
+        handle = _patiently(lambda: os.open(lock, os.O_RDWR | os.O_CREAT, 0o666))
+        try:
+            if sys.platform == "win32":
+                _hold_byte(handle)
+            else:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                    return handle, True
+        except OSError as e:
+            if e.errno in _NO_LOCKS:
+                return handle, False
+            os.close(handle)
+            raise
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # who held it before has removed it
+
+
+if sys.platform == "win32":
+
+    def _hold_byte(handle: int) -> None:
+        """Lock the first byte, however long that takes; the system itself gives up after ten seconds."""
+        while True:
+            try:
+                return msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+            except OSError as e:
+                if e.errno != errno.EDEADLK:
+                    raise
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

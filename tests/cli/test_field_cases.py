@@ -3,6 +3,8 @@
 import csv
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -111,3 +113,47 @@ def test_jobs_of_an_array_keep_each_others_failures(folder, tmp_path, lrmil):
     shutil.copy(folder / "a.svs", tmp_path / "bad2.svs")
     assert lrmil("tile", tmp_path / "bad2.svs", "-o", f"{out}/").code == 0
     assert not (out / "failures.csv").exists()
+
+
+ENDING = """
+import sys
+from pathlib import Path
+from lrmil_cli.commands.batch import run_batch
+from lrmil_cli.commands.inputs import SlideInput
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import InputError
+
+def fail(item):
+    raise InputError(f"{item.path}: torn")
+
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(int(sys.argv[3])):
+    item = SlideInput(Path(f"{sys.argv[2]}-{n}.svs"), f"{sys.argv[2]}-{n}")
+    try:
+        run_batch("tile", [item], fail, Report(), failures_in=Path(sys.argv[1]))
+    except InputError:
+        pass
+"""
+
+
+def test_jobs_that_end_in_the_same_moment_lose_no_row(tmp_path):
+    jobs, each = 4, 25
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDING, str(tmp_path / "o"), f"job{n}", str(each)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(jobs)
+    ]
+    assert [job.stdout.readline() for job in started] == ["ready\n"] * jobs
+    for job in started:
+        job.stdin.write("\n")
+        job.stdin.flush()
+    for job in started:
+        job.communicate(timeout=120)
+        assert job.returncode == 0
+    assert set(failures(tmp_path / "o")) == {f"job{n}-{k}" for n in range(jobs) for k in range(each)}
+    assert [p.name for p in (tmp_path / "o").iterdir()] == ["failures.csv"]
