@@ -20,7 +20,7 @@ from lrmil_cli.errors import LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import locked, remove, write_text
 from lrmil_cli.files.manifest import is_formula
 from lrmil_cli.files.names import SEPARATORS
-from lrmil_cli.files.tables import table_suffix
+from lrmil_cli.files.tables import follow_slide, table_suffix
 
 if TYPE_CHECKING:
     from lrmil_cli.slides.slide import Slide
@@ -51,6 +51,12 @@ def planned(tiles: int, seconds: float, slide: Slide, output: str | Path) -> Out
         text,
         {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source, "expected_seconds": round(seconds, 2)},
     )
+
+
+def left_alone(target: str | Path, kind: str, slide: str | Path) -> Outcome:
+    """Of a table that is up to date; if its slide is not where it says, but at ``slide``, it is told so."""
+    followed = f"; its slide has moved: noted at {slide}" if follow_slide(target, kind, slide) else ""
+    return Outcome(str(target), "skipped", f"up to date ({target}){followed}")
 
 
 def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:

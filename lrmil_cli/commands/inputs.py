@@ -68,6 +68,15 @@ def expand_slides(
     return slides
 
 
+def where_slides_are(argument: str | None) -> dict[str, Path]:
+    """Slide id -> path, of a manifest or of a folder and its sub-folders; of nothing without one.
+
+    Raises:
+        InputError: as :func:`expand_slides`.
+    """
+    return {} if argument is None else {s.slide_id: s.path for s in expand_slides([argument], recursive=True)}
+
+
 def _from_folder(folder: Path, recursive: bool, say: Callable[[str], None]) -> list[SlideInput]:
     """The slides of a folder, sorted; a link that leads nowhere is one of them, so that it fails by its name."""
     depths = ("**/*",) if recursive else ("*", "*/*")  # one level down is looked at, to say what is left out

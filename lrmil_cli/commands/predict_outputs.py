@@ -139,3 +139,14 @@ def predicted_before(
         }
     except InputError:  # a further table is gone or damaged
         return None
+
+
+def follow_prediction(folder: Path, slide_id: str, header: dict[str, Any], slide: Path) -> dict[str, Any]:
+    """The header of a prediction that is up to date, with the place ``slide`` of its slide; its tables say so too."""
+    from lrmil_cli.files.tables import follow_slide
+    from lrmil_cli.slide_places import moved_header
+
+    for name in [*header.get("tables", []), ""]:  # the main table is written last, as always
+        file = f"{slide_id}.{name}.attention.csv" if name else f"{slide_id}.attention.csv"
+        follow_slide(folder / file, "attention", slide)
+    return moved_header(header, slide)

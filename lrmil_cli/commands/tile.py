@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -9,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, failures_folder, output_path, planned, run_batch
+from lrmil_cli.commands.batch import Outcome, failures_folder, left_alone, output_path, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
 from lrmil_cli.commands.report import Report
@@ -141,10 +142,14 @@ def tile(
                         "say that again to use it, or copy the slide again and add --overwrite"
                     )
                 # A picture from before the table was written is of another one.
-                if picture is None or (
-                    picture.exists() and picture.stat().st_mtime_ns >= Path(target).stat().st_mtime_ns
-                ):
-                    return Outcome(str(target), "skipped", f"up to date ({target})")
+                shown = picture is not None and picture.exists()
+                if picture is None or (shown and picture.stat().st_mtime_ns >= Path(target).stat().st_mtime_ns):
+                    if dry_run:
+                        return Outcome(str(target), "skipped", f"up to date ({target})")
+                    done = left_alone(target, "tiles", slide.path.absolute())
+                    if picture is not None:
+                        os.utime(picture)  # of the same tiles, though the table may have been written again
+                    return done
             began = time.perf_counter()
             rows, level, tissue = tile_slide(slide, settings, region)
             if dry_run:

@@ -194,7 +194,7 @@ def test_a_container_of_the_same_host_name_does_not_sweep_what_is_being_written(
     inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable]
     if not shutil.which("unshare") or subprocess.run([*inside, "-c", ""], capture_output=True).returncode:
         pytest.skip("this machine lets nobody make a namespace")
-    write = "import sys; from lrmil_cli.files.atomic import atomic_path, write_text; write_text(sys.argv[1], 'theirs')"
+    write = "import sys; from lrmil_cli.files.atomic import write_text; write_text(sys.argv[1], 'theirs')"
     with atomic_path(tmp_path / "ours.csv") as tmp:
         assert os.getpid() > 20  # so no process in the container has this number, and it is that of a dead one
         tmp.write_text("ours")
