@@ -91,14 +91,17 @@ def as_written(header: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         plain = {k: v for k, v in about.items() if k != "beside"}
         # A path that is not there any more says nothing of where the slide lies now.
         place = about["path"] if os.path.isfile(about["path"]) else about.get("beside", about["path"])
-        if folder is None or not os.path.isabs(place):
-            return plain
-        try:
-            return plain | {"beside": Path(os.path.relpath(place, folder)).as_posix()}
-        except ValueError:  # on another drive
-            return plain
+        return plain if folder is None or not os.path.isabs(place) else plain | as_seen_from(folder, place)
 
     return _each_slide(header, written)
+
+
+def as_seen_from(folder: str | Path, path: str | Path) -> dict[str, str]:
+    """``beside`` of a file that lies at ``path``, for a header in ``folder``; nothing where no way leads there."""
+    try:
+        return {"beside": Path(os.path.relpath(path, folder)).as_posix()}
+    except ValueError:  # on another drive of Windows
+        return {}
 
 
 def as_read(header: dict[str, Any], folder: Path | None) -> dict[str, Any]:

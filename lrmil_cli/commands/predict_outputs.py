@@ -13,6 +13,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import sealed
 from lrmil_cli.files.tables import write_table
+from lrmil_cli.slide_places import as_seen_from
 
 Output = Annotated[
     str,
@@ -95,6 +96,7 @@ def write_prediction(
     """
     main = folder / f"{slide_id}.attention.csv"
     remove(main)  # what stands beside it is about to change
+    record = {**record, "model": record["model"] | as_seen_from(folder, record["model"]["path"])}
     write_text(
         folder / f"{slide_id}.prediction.json", json_format.dumps(sealed(record), indent=1, allow_nan=False) + "\n"
     )

@@ -93,7 +93,7 @@ def _world() -> str:
     parts = [socket.gethostname()]
     if sys.platform == "linux":
         try:
-            parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+            parts += [Path("/proc/sys/kernel/random/boot_id").read_text("ascii"), os.readlink("/proc/self/ns/pid")]
         except OSError:
             parts.append(secrets.token_hex(16))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]

@@ -1,6 +1,7 @@
 """A project that was moved, or whose slides were: the commands find them, and say which table looks for them."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,12 +9,13 @@ from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import dumps_csv, read_table, write_table
 from tests.conftest import blob_image, write_tiff
 
+ARCHIVE = Path(__file__).parents[1] / "archive" / "v0.1.0"
 ENCODER = ["--encoder", "demo-vit", "--device", "cpu"]
 
 
 @pytest.fixture
 def project(tmp_path, lrmil):
-    """Two slides with tiles and pairs, made in ``old`` and moved as a whole to ``new``; the tables lie in sub-folders."""
+    """Two slides with tiles and pairs, made in ``old``, moved as a whole to ``new``; tables lie in sub-folders."""
     old = tmp_path / "old"
     for n, name in enumerate("ab"):
         write_tiff(old / "slides" / f"{name}.svs", blob_image(700, 600, seed=n))
@@ -93,6 +95,36 @@ def test_pictures_of_slides_that_moved(project, tmp_path, lrmil):
     assert lrmil(*args, "--slides", tmp_path / "archive", "--slide", "x.svs").code == 2
     assert lrmil(*args, "--slides", tmp_path / "archive").code == 0
     assert sorted(p.name for p in (project / "maps").glob("*.png")) == ["a.overlay.png", "b.overlay.png"]
+
+
+def test_predictions_that_moved(tmp_path, lrmil, monkeypatch):
+    """By a model of the archive, which knows both slides: it says so from any folder, and where the model is gone."""
+    made = tmp_path / "made"
+    shutil.copytree(ARCHIVE / "slides", made / "slides")
+    shutil.copy(ARCHIVE / "lrmil.safetensors", made / "m.safetensors")
+    (made / "slides.csv").write_text("slide,label,patient_id\nslides/n1.svs,normal,p1\nslides/t1.svs,tumor,p2\n")
+    monkeypatch.chdir(made)
+    predict = ["predict", "slides", "-m", "m.safetensors", "-o", "out/p", "--device", "cpu"]
+    assert lrmil(*predict).code == 0
+    monkeypatch.chdir(tmp_path)
+    made.rename(tmp_path / "moved")
+    (tmp_path / "moved/m.safetensors").rename(tmp_path / "moved/out/renamed.safetensors")
+
+    def said():
+        args = ["evaluate", "moved/out/p", "--slides", "moved/slides.csv", "-o", "e", "--bootstrap", "0", "--overwrite"]
+        return lrmil(*args).err
+
+    assert "trained or selected on 2 of these 2 slides" in said() and "not checked" not in said()
+    (tmp_path / "moved/out/renamed.safetensors").rename(tmp_path / "moved/m.safetensors")
+    assert "trained or selected on 2 of these 2 slides" in said() and "not checked" not in said()
+    # predicting again makes nothing, and says where the slides are now
+    monkeypatch.chdir(tmp_path / "moved")
+    assert lrmil(*predict).err.count("up to date") == 2
+    assert place("out/p/t1.attention.csv", "attention") == str(tmp_path / "moved/slides/t1.svs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moved/m.safetensors").unlink()
+    assert "trained or selected on 2 of these 2 slides" in said()
+    assert "trained on other slides of the same patients is not checked" in said()
 
 
 def test_another_slide_is_not_taken(project, tmp_path, lrmil):
