@@ -8,16 +8,17 @@ refused.
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.manifest_columns import SPLIT_WORDS, bare, check_columns, find_columns, is_missing
-from lrmil_cli.files.names import as_file, fits_file_name
+from lrmil_cli.files.manifest_checks import clashing_ids, count, spelled_twice, too_few, torn_patients
+from lrmil_cli.files.manifest_columns import SPLIT_WORDS, check_columns, find_columns, is_missing, parse_number
+from lrmil_cli.files.names import fits_file_name
 from lrmil_cli.files.spreadsheet import Row, read_spreadsheet
 from lrmil_cli.slide_names import slide_id_of
 from lrmil_cli.units import Mpp
@@ -41,6 +42,7 @@ class Entry:
 
     Attributes:
         path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
+        row: as a spreadsheet counts; the header is row 1.
     """
 
     slide_id: str
@@ -50,6 +52,7 @@ class Entry:
     mpp: Mpp | None = None
     split: str | None = None
     folds: dict[str, str] = field(default_factory=dict)
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Manifest:
         unknown_patients: slides whose patient nobody names; label_column: the column the labels were taken from.
         notes: how the file was read, and columns that were found by another name; ignored: columns that were not used.
         dropped: slides left out for want of a label, on request; has_paths: whether it names slide files.
+        columns: what each column is for: role -> its name in the table.
+        unlabelled: row and cell of slides without label; form: separator and encoding, or the workbook's sheet.
     """
 
     path: Path
@@ -75,6 +80,9 @@ class Manifest:
     ignored: tuple[str, ...] = ()
     dropped: int = 0
     has_paths: bool = True
+    columns: Mapping[str, str] = field(default_factory=dict)
+    unlabelled: tuple[tuple[int, str], ...] = ()
+    form: str = ""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -85,7 +93,7 @@ class Manifest:
     def understood(self) -> str:
         """One line: slides, patients, classes, folds, what was taken for what, what was ignored."""
         counts = Counter(e.label for e in self.entries if e.label is not None)
-        parts = [_count(len(self.entries), "slide"), self._patients()]
+        parts = [count(len(self.entries), "slide"), self._patients()]
         if counts:
             parts.append(", ".join(f"{c} {counts[c]}" for c in self.classes))
         if unlabelled := sum(e.label is None for e in self.entries) if counts else 0:
@@ -102,15 +110,15 @@ class Manifest:
         """What a report must say where patients are not known."""
         if self.patients_from == "slides":
             return UNKNOWN_PATIENTS
-        return f"the patients of {_count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
+        return f"the patients of {count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
 
     def _patients(self) -> str:
         known = {e.patient_id for e in self.entries}
         if self.patients_from == "slides":
             return "patients unknown (each slide is taken for one)"
-        text = _count(len(known), "patient") + (" by their TCGA ids" if self.patients_from == "tcga" else "")
+        text = count(len(known), "patient") + (" by their TCGA ids" if self.patients_from == "tcga" else "")
         return text + (
-            f", {_count(self.unknown_patients, 'slide')} of unknown patients" if self.unknown_patients else ""
+            f", {count(self.unknown_patients, 'slide')} of unknown patients" if self.unknown_patients else ""
         )
 
     def _split(self) -> str:
@@ -120,9 +128,9 @@ class Manifest:
         columns = {k for e in self.entries for k in e.folds}
         numbered = len(columns - {"fold"})
         if numbered:
-            return _count(numbered, "fold") + " as given"
+            return count(numbered, "fold") + " as given"
         return (
-            f"{_count(len({e.folds['fold'] for e in self.entries if 'fold' in e.folds}), 'fold')} as given"
+            f"{count(len({e.folds['fold'] for e in self.entries if 'fold' in e.folds}), 'fold')} as given"
             if columns
             else ""
         )
@@ -145,6 +153,15 @@ class Labels:
     drop_missing: bool = False
 
 
+class Problem(NamedTuple):
+    """Something that a manifest is refused for: what it is ``about`` (``rows``, ``ids``, ``patients``, ``labels`` or
+    ``classes``), whether by ``training`` commands alone, and the sentence, what to do after its last semicolon."""
+
+    about: str
+    training: bool
+    text: str
+
+
 def read_manifest(
     path: str | Path, *, need_labels: bool = False, need_slides: bool = True, labels: Labels = Labels()
 ) -> Manifest:
@@ -163,46 +180,79 @@ def read_manifest(
         InputError: no table that can be read without guessing, a missing column or label, labels that differ by their
             spelling alone, a duplicate slide_id, a bad mpp or split, a patient in two splits, ...
     """
+    manifest, problems = survey_manifest(path, need_labels=need_labels, need_slides=need_slides, labels=labels)
+    for problem in problems:
+        if need_labels or not problem.training:
+            raise InputError(f"{manifest.path}: {problem.text}")
+    return manifest
+
+
+def survey_manifest(
+    path: str | Path, *, need_labels: bool = False, need_slides: bool = True, labels: Labels = Labels()
+) -> tuple[Manifest, list[Problem]]:
+    """As :func:`read_manifest`, with all that the manifest would be refused for in place of an error for the first.
+
+    Rows that cannot be understood are left out of the manifest, and are among the problems.
+
+    Raises:
+        InputError: no table that can be read without guessing, without slides, or without a column that is needed.
+    """
     sheet = read_spreadsheet(path)
     columns, notes, ignored = find_columns(sheet, labels.column)
     check_columns(sheet, columns, need_labels, need_slides, labels.column)
     kept = {c.casefold() for c in labels.kept}
     entries, missing = [], []
+    problems: list[Problem] = []
     sources: Counter[str] = Counter()
     for row in sheet.rows:
-        entry, source = _entry(row, sheet.path, columns, labels.renamed, kept)
+        try:
+            entry, source = _entry(row, sheet.path, columns, labels.renamed, kept)
+        except InputError as e:
+            problems.append(Problem("rows", False, str(e).removeprefix(f"{sheet.path}: ")))
+            continue
         if entry.label is None:
             missing.append((row.number, row.cells.get(columns.get("label", ""), "")))
             if labels.drop_missing:
                 continue
         sources[source] += 1
         entries.append(entry)
-    if not sheet.rows or not entries:
+    if not entries and not problems:
         raise InputError(f"{sheet.path}: no slides in it; write one row a slide under the header `slide,label`")
-    if need_labels and missing and not labels.drop_missing:
-        rows = ", ".join(f"{n} ({text or 'empty'})" for n, text in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise InputError(
-            f"{sheet.path}: {_count(len(missing), 'slide')} without label, row {rows}; fill them, add "
-            "--drop-missing to leave them out, or --class NAME if a class is really called so"
-        )
-    _check_ids(entries, sheet.path)
-    _check_patients(entries, sheet.path)
-    counts = Counter(e.label for e in entries if e.label is not None)
-    if need_labels:
-        _check_spelling(entries, sheet.path)
-        _check_classes(counts, sheet.path)
-    patients_from = "column" if sources["column"] else "tcga" if sources["tcga"] else "slides"
-    return Manifest(
+    known = [e.label for e in entries if e.label is not None]
+    manifest = Manifest(
         sheet.path,
         tuple(entries),
-        tuple(sorted(counts)),
-        patients_from,
+        tuple(sorted(set(known))),
+        "column" if sources["column"] else "tcga" if sources["tcga"] else "slides",
         sources["slides"],
         columns.get("label", "label"),
         (*sheet.notes, *notes),
         ignored,
         len(missing) if labels.drop_missing else 0,
         "slide" in columns,
+        columns,
+        tuple(missing),
+        sheet.form,
+    )
+    if "label" in columns and missing and not labels.drop_missing:
+        problems.append(Problem("labels", True, _unlabelled(missing)))
+    problems += [Problem("ids", False, text) for text in clashing_ids([e.slide_id for e in entries])]
+    patients = [e.patient_id for e in entries]
+    parts = {"split": [e.split for e in entries]}
+    parts |= {c: [e.folds.get(c) for e in entries] for c in sorted({k for e in entries for k in e.folds})}
+    for column, own in parts.items():
+        problems += [Problem("patients", False, text) for text in torn_patients(patients, column, own)]
+    if "label" in columns:
+        problems += [Problem("labels", True, text) for text in spelled_twice(known)]
+        problems += [Problem("classes", True, text) for text in too_few(known)]
+    return manifest, problems
+
+
+def _unlabelled(missing: Sequence[tuple[int, str]]) -> str:
+    rows = ", ".join(f"{n} ({text or 'empty'})" for n, text in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return (
+        f"{count(len(missing), 'slide')} without label, row {rows}; fill them, add --drop-missing to leave them out, "
+        "or --class NAME if a class is really called so"
     )
 
 
@@ -217,18 +267,6 @@ def is_formula(text: str) -> bool:
     name.
     """
     return text[:1] in ("=", "@") or (text[:1] in ("+", "-") and any(c in text for c in "(|!="))
-
-
-def parse_number(text: str) -> float:
-    """A number with a point or a comma for decimals.
-
-    Raises:
-        ValueError: it is none, or not finite.
-    """
-    value = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def _entry(
@@ -278,6 +316,7 @@ def _entry(
         _mpp(cell("mpp"), row.number, path),
         None if split is None else SPLIT_WORDS[split],
         folds,
+        row.number,
     ), source
 
 
@@ -286,67 +325,3 @@ def _mpp(text: str, number: int, path: Path) -> Mpp | None:
         return Mpp(parse_number(text)) if text else None
     except ValueError as e:
         raise InputError(f"{path}: row {number}, mpp {text!r} is not a number") from e
-
-
-def _check_ids(entries: list[Entry], path: Path) -> None:
-    """Results are named after the slide id, so that no two may be one file."""
-    counts = Counter(as_file(e.slide_id) for e in entries)
-    for e in entries:
-        if (count := counts[as_file(e.slide_id)]) > 1:
-            raise InputError(
-                f"{path}: slide_id {e.slide_id!r} stands in {count} rows; make them unique (column slide_id)"
-            )
-
-
-def _check_spelling(entries: list[Entry], path: Path) -> None:
-    """Labels that differ by case, spaces or the form of a number alone are one class, written twice."""
-    spellings: dict[object, dict[str, int]] = defaultdict(dict)
-    for e in entries:
-        if e.label is not None:
-            own = spellings[_meaning(e.label)]
-            own[e.label] = own.get(e.label, 0) + 1
-    for own in spellings.values():
-        if len(own) > 1:
-            text = ", ".join(f"{name!r} in {_count(n, 'slide')}" for name, n in own.items())
-            first, second = list(own)[:2]
-            raise InputError(
-                f"{path}: labels that may be one class: {text}; write them alike, or say --class-map {second}={first}"
-            )
-
-
-def _meaning(label: str) -> object:
-    try:
-        return parse_number(label)
-    except ValueError:
-        return bare(label)
-
-
-def _check_classes(counts: Counter[str], path: Path) -> None:
-    single = sorted(c for c, n in counts.items() if n == 1)
-    if single:
-        raise InputError(
-            f"{path}: label {single[0]!r} stands in one slide only; a class needs several slides to be learnt"
-        )
-    if len(counts) < 2:
-        raise InputError(
-            f"{path}: only one label ({next(iter(counts), '')!r}); a classifier needs two classes at least"
-        )
-
-
-def _check_patients(entries: list[Entry], path: Path) -> None:
-    """A patient's slides must stay together in every split the manifest defines."""
-    columns = sorted({k for e in entries for k in e.folds})
-    for column in ["split", *columns]:
-        seen: dict[str, str | None] = {}
-        for e in entries:
-            value = e.split if column == "split" else e.folds.get(column)
-            if e.patient_id in seen and seen[e.patient_id] != value:
-                raise InputError(
-                    f"{path}: patient {e.patient_id!r} is in two parts of column {column!r} "
-                    f"({seen[e.patient_id]} and {value}); all slides of a patient belong to one part"
-                )
-            seen[e.patient_id] = value
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

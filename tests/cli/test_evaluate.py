@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lrmil_cli.evaluation.training_slides import saw_in_training
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.files.tables import dumps_csv, write_table
-from lrmil_cli.files.tensors import save_tensors
+from lrmil_cli.files.tensors import read_tensor_header, save_tensors
 from tests.conftest import without_checksum
 
 FAST = ["--bootstrap", "50"]
@@ -416,6 +417,9 @@ def test_slides_held_out_of_every_fold_are_no_leak(tmp_path, lrmil, unpainted):
     assert said.code == 0 and said.err.count("warning") == 0
     judged = said.records[0]["models"][0]
     assert judged["leaks"] == [] and all(r.startswith("patients unknown") for r in judged["remarks"])
+    header = read_tensor_header(model, "model")
+    assert [saw_in_training(s, model, header) for s in ("s0", "s8", "other")] == ["nothing", "labels", "nothing"]
+    assert saw_in_training("s0", tmp_path / "model.int8.onnx", header) == "nothing"
     write_model(model, ids, heads=2)  # of two folds, one trained on them
     assert (
         "trained or selected on 6"
