@@ -280,11 +280,13 @@ def _entry(
 
     slide, slide_id = cell("slide"), cell("slide_id")
     if not slide and "slide" in columns:
-        raise InputError(f"{path}: row {row.number} has no slide")
+        raise InputError(f"{path}: row {row.number} has no slide; fill it, or take the row out")
     if not slide and not slide_id:
-        raise InputError(f"{path}: row {row.number} has no slide_id")
+        raise InputError(f"{path}: row {row.number} has no slide_id; fill it, or take the row out")
     if slide_id and not fits_file_name(slide_id):
-        raise InputError(f"{path}: row {row.number}, slide_id {slide_id!r} cannot be part of a file name")
+        raise InputError(
+            f"{path}: row {row.number}, slide_id {slide_id!r} cannot be part of a file name; call it otherwise"
+        )
     slide_id = slide_id_of(slide_id or slide)  # a column of ids often holds file names
     text = row.cells.get(columns.get("label", ""), "")
     text = renamed.get(text, text)
@@ -306,7 +308,9 @@ def _entry(
             )
     split = cell("split").casefold() or None
     if split is not None and split not in SPLIT_WORDS:
-        raise InputError(f"{path}: row {row.number}, split {split!r} is none of {', '.join(SPLITS)}")
+        raise InputError(
+            f"{path}: row {row.number}, split {split!r} is none of {', '.join(SPLITS)}; write one of these"
+        )
     folds = {role: cell(role) for role in columns if re.fullmatch(r"fold(_\d+)?", role) and cell(role)}
     return Entry(
         slide_id,
@@ -324,4 +328,4 @@ def _mpp(text: str, number: int, path: Path) -> Mpp | None:
     try:
         return Mpp(parse_number(text)) if text else None
     except ValueError as e:
-        raise InputError(f"{path}: row {number}, mpp {text!r} is not a number") from e
+        raise InputError(f"{path}: row {number}, mpp {text!r} is not a number; write um per pixel, such as 0.25") from e

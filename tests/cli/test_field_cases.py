@@ -53,6 +53,62 @@ def test_a_table_is_understood_aloud(folder, tmp_path, lrmil):
     assert said.code == 2 and "give OLD=NEW" in said.err
 
 
+def test_a_table_is_shown_and_judged_before_a_run(tmp_path, lrmil):
+    """As comma-separated text and as a workbook, to the same effect, in 80 columns."""
+    openpyxl = pytest.importorskip("openpyxl")
+    rows = [["Slide", "Diagnosis", "PATIENT", "Fold", "a column of a very long name that nobody has asked for"]]
+    rows += [[f"slides/{n}.svs", "MSI" if n % 2 else "MSS", f"p{n // 2}", n // 4, "?"] for n in range(8)]
+    rows += [["slides/8.svs", "msi", "p9", 0, ""], ["slides/gone.svs", "NA", "p0", 1, ""]]
+    for n in range(9):
+        write_tiff(tmp_path / "slides" / f"{n}.svs", blob_image(300, 300, seed=n))
+    with open(tmp_path / "t.csv", "w", newline="") as fh:
+        csv.writer(fh).writerows(rows)
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    seen = {}
+    for name in ("t.csv", "t.xlsx"):
+        said = lrmil("info", tmp_path / name, "--label", "diagnosis")
+        assert said.code == 3 and "patient 'p0' is in two parts" in said.err  # of a column, so by every command
+        assert all(len(line) <= 80 or " " not in line.strip() for line in said.out.splitlines()[1:])
+        judged = lrmil("doctor", tmp_path / name, "--label", "diagnosis", "--table-only", "--quick", "--json")
+        table = judged.records[1]
+        assert judged.code == 3 and table["kind"] == "table" and len(judged.records) == 2
+        form = table["checks"][0]["found"].partition(";")[0]
+        seen[name] = said.out.partition("columns")[2], table["checks"][1:]
+        assert form == ("UTF-8 text, separated by comma" if name == "t.csv" else "Excel workbook, sheet 'Sheet'")
+    assert seen["t.csv"] == seen["t.xlsx"]
+    shown, checks = seen["t.csv"]
+    for text in (
+        "9 of 10 found",
+        "row 11:",
+        "5 by column PATIENT, 4 with several slides",
+        "MSS: 4 slides, 4 patients",
+        "1 slide without label: row 11 (NA)",
+        "fold: 0 (5 slides), 1 (5 slides)",
+        "-> write them alike, or say --class-map msi=MSI",
+    ):
+        assert text in shown, shown
+    assert [c["name"] for c in checks if c["status"] == "FAIL"] == ["slides", "patients", "labels", "labels", "classes"]
+
+    rows[-1:] = []
+    with open(tmp_path / "t.csv", "w", newline="") as fh:
+        csv.writer(fh).writerows(rows)
+    mended = ["--label", "diagnosis", "--class-map", "msi=MSI", "--quick"]
+    said = lrmil("info", tmp_path / "t.csv", *mended[:-1])
+    assert said.code == 0 and "refused" not in said.out and "all 9 found" in said.out
+    said = lrmil("doctor", tmp_path / "t.csv", *mended, "--json")
+    assert [r["kind"] for r in said.records] == ["machine", "table"] + ["slide"] * 9
+    assert said.records[1]["status"] == "pass" and said.records[1]["checks"][-1]["found"] == "2 folds, as given"
+
+
+def test_options_of_labels_are_about_tables(folder, tmp_path, lrmil):
+    assert lrmil("info", folder / "a.svs", "--label", "x").code == 2
+    assert lrmil("doctor", folder / "a.svs", "--drop-missing").code == 2
+    assert lrmil("doctor", "--table-only").code == 2
+
+
 def test_whatever_one_slide_raises_the_batch_goes_on(folder, tmp_path, lrmil, monkeypatch):
     from lrmil_cli.slides import slide as module
 
