@@ -18,7 +18,7 @@ def render_manifest(path: str, about: dict[str, Any]) -> str:
     """What :func:`lrmil_cli.files.manifest_about.describe_manifest` found, as lines."""
     rows = [
         ("read as", [about["form"]]),
-        ("columns", [f"{_ROLES.get(role, role)}: {name}" for role, name in about["columns"].items()]),
+        ("columns", [f"{_ROLES.get(role, role)}: {name}" for role, name in about["column_of"].items()]),
         ("ignored", [", ".join(about["ignored"])] if about["ignored"] else []),
         ("slides", _slides(about)),
         ("patients", _patients(about)),
@@ -56,7 +56,7 @@ def _slides(about: dict[str, Any]) -> list[str]:
 def _patients(about: dict[str, Any]) -> list[str]:
     if about["patients_from"] == "slides":
         return ["unknown: each slide is taken for a patient of its own, and figures are too good where that is wrong"]
-    how = "TCGA ids" if about["patients_from"] == "tcga" else f"column {about['columns']['patient_id']}"
+    how = "TCGA ids" if about["patients_from"] == "tcga" else f"column {about['column_of']['patient_id']}"
     texts = [f"{about['patients']} by {how}, {about['patients_with_several_slides']} with several slides"]
     if about["unknown_patients"]:
         texts.append(f"{count(about['unknown_patients'], 'slide')} without patient, each taken for one of its own")
@@ -68,7 +68,7 @@ def _patients(about: dict[str, Any]) -> list[str]:
 
 
 def _classes(about: dict[str, Any]) -> list[str]:
-    if "label" not in about["columns"]:
+    if "label" not in about["column_of"]:
         return ["no column of labels; --label COLUMN names one"]
     known = about["patients_from"] != "slides"
     texts = [

@@ -147,8 +147,8 @@ def tile(
                     if dry_run:
                         return Outcome(str(target), "skipped", f"up to date ({target})")
                     done = left_alone(target, "tiles", slide.path.absolute())
-                    if picture is not None:
-                        os.utime(picture)  # of the same tiles, though the table may have been written again
+                    if picture is not None and picture.stat().st_mtime_ns < Path(target).stat().st_mtime_ns:
+                        os.utime(picture)  # of the same tiles, though the table was written again
                     return done
             began = time.perf_counter()
             rows, level, tissue = tile_slide(slide, settings, region)

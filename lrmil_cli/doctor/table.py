@@ -38,7 +38,7 @@ def check_table(
     if copies := _copies(there, compare):
         checks.append(copies)
     checks += [*_told("patients", problems), _patients(about)]
-    if "label" not in about["columns"]:
+    if "label" not in about["column_of"]:
         text = "no column of labels: enough for tile and predict; to train, name one with --label"
         return [*checks, Check("labels", PASS, text)], there
     troubles = [*_told("labels", problems), *_told("classes", problems)]
@@ -58,7 +58,7 @@ def _told(about: str, problems: Sequence[Problem]) -> list[Check]:
 
 
 def _understood(about: dict[str, Any]) -> Check:
-    columns = ", ".join(name if role == name else f"{name} as {role}" for role, name in about["columns"].items())
+    columns = ", ".join(name if role == name else f"{name} as {role}" for role, name in about["column_of"].items())
     ignored = f"; ignored: {', '.join(about['ignored'])}" if about["ignored"] else ""
     return Check("table", PASS, f"{about['form']}; {count(about['slides'], 'slide')}; columns {columns}{ignored}")
 
@@ -100,7 +100,7 @@ def _patients(about: dict[str, Any]) -> Check:
         return Check("patients", WARN, "unknown; each slide is taken for a patient of its own", fix)
     if unknown := about["unknown_patients"]:
         return Check("patients", WARN, f"{count(unknown, 'slide')} without one, each taken for one of its own", fix)
-    how = "by TCGA ids" if about["patients_from"] == "tcga" else f"by column {about['columns']['patient_id']}"
+    how = "by TCGA ids" if about["patients_from"] == "tcga" else f"by column {about['column_of']['patient_id']}"
     several = about["patients_with_several_slides"]
     return Check("patients", PASS, f"{about['patients']} {how}, {several} with several slides")
 

@@ -35,7 +35,7 @@ def describe_manifest(manifest: Manifest, problems: Sequence[Problem]) -> dict[s
         "kind": "manifest",
         "understood": manifest.understood(),
         "form": manifest.form,
-        "columns": dict(manifest.columns),
+        "column_of": dict(manifest.columns),
         "read_as": list(manifest.notes),
         "ignored": list(manifest.ignored),
         "slides": len(manifest),

@@ -182,9 +182,9 @@ def follow_slide(path: str | Path, kind: str, slide: str | Path) -> bool:
     Raises:
         InputError, MachineError: the table cannot be read, or not be written.
     """
-    header, rows = read_table(path, kind)
-    if os.path.isfile(header["slide"]["path"]) or not os.path.isfile(slide):
+    if os.path.isfile(read_table_header(path, kind)["slide"]["path"]) or not os.path.isfile(slide):
         return False
+    header, rows = read_table(path, kind)
     write_table(path, moved_header(header, slide), rows)
     return True
 

@@ -20,7 +20,7 @@ def project(tmp_path, lrmil):
     for n, name in enumerate("ab"):
         write_tiff(old / "slides" / f"{name}.svs", blob_image(700, 600, seed=n))
     for out, mpp in (("lr", "2.0"), ("hr", "0.5")):
-        args = ["--mpp", mpp, "--tile-px", "64", "-o", old / "tiles" / out]
+        args = ["--mpp", mpp, "--tile-px", "64", "-o", old / "tiles" / out, *(["--thumbnail"] if out == "lr" else [])]
         assert lrmil("tile", old / "slides", *args).code == 0
     assert lrmil("match", old / "tiles/lr", old / "tiles/hr", "-o", old / "pairs").code == 0
     old.rename(tmp_path / "new")
@@ -42,8 +42,14 @@ def test_a_moved_project_goes_on(project, lrmil):
     said = distil(project, lrmil)
     assert said.code == 0, said.err
     # tiling again makes nothing, and the tables know the new place; pairs follow
-    said = lrmil("tile", project / "slides", "--mpp", "2.0", "--tile-px", "64", "-o", project / "tiles/lr")
+    tile = ["tile", project / "slides", "--mpp", "2.0", "--tile-px", "64", "-o", project / "tiles/lr", "--thumbnail"]
+    before = (project / "tiles/lr/a.tiles.csv").read_bytes()
+    said = lrmil(*tile, "--dry-run")
+    assert "2 up to date" in said.err and (project / "tiles/lr/a.tiles.csv").read_bytes() == before
+    said = lrmil(*tile)
     assert said.code == 0 and said.err.count("up to date") == said.err.count("its slide has moved") == 2
+    said = lrmil(*tile)  # the pictures are of these tables
+    assert said.err.count("up to date") == 2 and "has moved" not in said.err
     said = lrmil("match", project / "tiles/lr", project / "tiles/hr", "-o", project / "pairs")
     assert said.code == 0 and said.err.count("up to date") == said.err.count("its slide has moved") == 2
     assert place(project / "tiles/lr/a.tiles.csv") == place(project / "pairs/a.pairs.csv", "pairs")
