@@ -96,7 +96,7 @@ def as_written(header: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     return _each_slide(header, written)
 
 
-def as_seen_from(folder: str | Path, path: str | Path) -> dict[str, str]:
+def as_seen_from(folder: str | Path, path: str | Path) -> dict[str, Any]:
     """``beside`` of a file that lies at ``path``, for a header in ``folder``; nothing where no way leads there."""
     try:
         return {"beside": Path(os.path.relpath(path, folder)).as_posix()}

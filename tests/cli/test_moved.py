@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import dumps_csv, read_table, write_table
+from lrmil_cli.training.teacher import read_teacher
 from tests.conftest import blob_image, write_tiff
+from tests.layouts import write_trident
 
 ARCHIVE = Path(__file__).parents[1] / "archive" / "v0.1.0"
 ENCODER = ["--encoder", "demo-vit", "--device", "cpu"]
@@ -101,6 +104,21 @@ def test_pictures_of_slides_that_moved(project, tmp_path, lrmil):
     assert lrmil(*args, "--slides", tmp_path / "archive", "--slide", "x.svs").code == 2
     assert lrmil(*args, "--slides", tmp_path / "archive").code == 0
     assert sorted(p.name for p in (project / "maps").glob("*.png")) == ["a.overlay.png", "b.overlay.png"]
+
+
+def test_a_teacher_finds_its_features_in_a_moved_project(tmp_path, lrmil):
+    old = tmp_path / "old"
+    rng = np.random.default_rng(0)
+    rows = ["slide_id,label,patient_id"]
+    for n in range(6):
+        write_trident(old / "data/hr" / f"s{n}.h5", np.arange(8).reshape(4, 2) * 256, rng.normal(size=(4, 8)) + n % 2)
+        rows.append(f"s{n},{'xy'[n % 2]},p{n}")
+    (old / "slides.csv").write_text("\n".join(rows))
+    args = ["--features", old / "data/hr", "--head", "meanpool", "--epochs", "1", "--folds", "3"]
+    assert lrmil("train-teacher", old / "slides.csv", *args, "-o", old / "runs/teacher").code == 0
+    old.rename(tmp_path / "new")
+    found = read_teacher(tmp_path / "new/runs/teacher").features
+    assert found.samefile(tmp_path / "new/data/hr")
 
 
 def test_predictions_that_moved(tmp_path, lrmil, monkeypatch):
