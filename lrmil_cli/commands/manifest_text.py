@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrmil_cli.commands.layout import beside
-from lrmil_cli.files.manifest_checks import count
+from lrmil_cli.files.manifest_checks import count, listed
 
 #: Lines shown of a list that may be long.
-MOST = 5
+MOST, MOST_CLASSES = 5, 20
 #: What the roles of columns are called for people.
 _ROLES = {"slide": "slides", "slide_id": "ids", "patient_id": "patients", "label": "labels", "mpp": "um/px"}
 
@@ -24,7 +24,7 @@ def render_manifest(path: str, about: dict[str, Any]) -> str:
         ("patients", _patients(about)),
         ("classes", _classes(about)),
         ("folds", _folds(about)),
-        ("refused", [t for p in _some(about["problems"]) for t in _problem(p)] + _and_more(about["problems"])),
+        ("refused", _refused(about["problems"])),
     ]
     lines = [f"{path}: manifest, {count(about['slides'], 'slide')}"]
     for name, texts in rows:
@@ -32,13 +32,9 @@ def render_manifest(path: str, about: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _some(items: Sequence[Any]) -> list[Any]:
-    """The first of many; what comes of the others is for the caller to say."""
-    return list(items[:MOST])
-
-
-def _and_more(items: Sequence[Any]) -> list[str]:
-    return [f"and {len(items) - MOST} more"] if len(items) > MOST else []
+def _first(texts: Sequence[str], most: int = MOST) -> list[str]:
+    """Lines of a list that may be long."""
+    return [*texts[:most], *([f"and {len(texts) - most} more"] if len(texts) > most else [])]
 
 
 def _slides(about: dict[str, Any]) -> list[str]:
@@ -49,8 +45,8 @@ def _slides(about: dict[str, Any]) -> list[str]:
         texts = [f"all {about['found']} found"]
     else:
         texts = [f"{about['found']} of {about['slides']} found, as seen from the folder of the table; missing:"]
-        texts += [f"row {row}: {path}" for row, path in _some(list(zip(rows, missing)))] + _and_more(missing)
-    return texts + [f"one file under several ids: {', '.join(ids)}" for ids in _some(about["same_file"])]
+        texts += _first([f"row {row}: {path}" for row, path in zip(rows, missing)])
+    return texts + _first([f"one file under several ids: {listed(ids)}" for ids in about["same_file"]])
 
 
 def _patients(about: dict[str, Any]) -> list[str]:
@@ -61,9 +57,7 @@ def _patients(about: dict[str, Any]) -> list[str]:
     if about["unknown_patients"]:
         texts.append(f"{count(about['unknown_patients'], 'slide')} without patient, each taken for one of its own")
     if both := about["patients_with_two_labels"]:
-        texts.append(
-            f"{len(both)} with slides of several classes: {', '.join(_some(both))}" + (", ..." * (len(both) > MOST))
-        )
+        texts.append(f"{len(both)} with slides of several classes: {listed(both)}")
     return texts
 
 
@@ -75,10 +69,11 @@ def _classes(about: dict[str, Any]) -> list[str]:
         f"{name}: {count(n, 'slide')}" + (f", {count(about['patients_of_class'][name], 'patient')}" if known else "")
         for name, n in about["classes"].items()
     ]
+    texts = _first(texts, MOST_CLASSES)
     if rows := about["without_label_rows"]:
         what = "left out without label" if about["dropped"] else "without label"
-        which = ", ".join(f"row {row} ({text or 'empty'})" for row, text in _some(rows))
-        texts.append(f"{count(len(rows), 'slide')} {what}: {which}" + (", ..." if len(rows) > MOST else ""))
+        which = listed([f"row {row} ({text or 'empty'})" for row, text in rows])
+        texts.append(f"{count(len(rows), 'slide')} {what}: {which}")
     return texts
 
 
@@ -91,7 +86,11 @@ def _folds(about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _problem(problem: dict[str, Any]) -> list[str]:
-    found, _, fix = problem["text"].rpartition("; ")
-    by = "training: " if problem["training"] else ""
-    return [f"{by}{found or fix}"] + ([f"-> {fix}"] if found else [])
+def _refused(problems: Sequence[dict[str, Any]]) -> list[str]:
+    """What is wrong, and what to do, a line each."""
+    texts = []
+    for problem in problems[:MOST]:
+        found, _, fix = problem["text"].rpartition("; ")
+        by = "training: " if problem["training"] else ""
+        texts += [f"{by}{found or fix}", *([f"-> {fix}"] if found else [])]
+    return texts + ([f"and {len(problems) - MOST} more"] if len(problems) > MOST else [])

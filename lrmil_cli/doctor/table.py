@@ -12,11 +12,12 @@ from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Entry, Labels, Manifest, Problem, survey_manifest
 from lrmil_cli.files.manifest_about import describe_manifest
-from lrmil_cli.files.manifest_checks import count
+from lrmil_cli.files.manifest_checks import count, listed
 from lrmil_cli.slide_places import fingerprint
 
 #: Of troubles of one kind so many are told one by one.
 MOST = 5
+MOST_CLASSES = 20
 
 
 def check_table(
@@ -89,7 +90,7 @@ def _copies(entries: Sequence[Entry], compare: bool) -> Check | None:
     twice = [ids for ids in own.values() if len(set(ids)) > 1]
     if not twice:
         return None
-    which = "; ".join(" = ".join(ids) for ids in twice[:MOST]) + ("; ..." if len(twice) > MOST else "")
+    which = "; ".join(listed(ids, " = ") for ids in twice[:MOST]) + ("; ..." if len(twice) > MOST else "")
     fix = "keep one row of each: a copy in training makes figures on the other too good"
     return Check("copies", WARN, f"{count(len(twice), 'slide')} under several ids: {which}", fix)
 
@@ -108,9 +109,9 @@ def _patients(about: dict[str, Any]) -> Check:
 def _classes(about: dict[str, Any]) -> Check:
     of = about["patients_of_class"]
     named = about["patients_from"] != "slides"
-    text = ", ".join(
-        f"{c} {count(n, 'slide')}" + (f" of {count(of[c], 'patient')}" if named else "")
-        for c, n in about["classes"].items()
+    text = listed(
+        [f"{c} {count(n, 'slide')}" + (f" of {count(of[c], 'patient')}" * named) for c, n in about["classes"].items()],
+        most=MOST_CLASSES,
     )
     return Check("classes", PASS, text + (f"; {about['dropped']} left out without label" if about["dropped"] else ""))
 

@@ -59,6 +59,11 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+def listed(items: Sequence[str], between: str = ", ", most: int = 5) -> str:
+    """The first of them, and dots for the others."""
+    return between.join([*items[:most], *(["..."] if len(items) > most else [])])
+
+
 def _meaning(label: str) -> object:
     try:
         return parse_number(label)
