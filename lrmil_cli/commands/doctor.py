@@ -67,7 +67,7 @@ def doctor(
     """
     from dataclasses import replace
 
-    from lrmil_cli.commands.inputs import SlideInput, expand_slides
+    from lrmil_cli.commands.inputs import expand_slides, of_entry
     from lrmil_cli.device import pick_device
     from lrmil_cli.doctor.check import FAIL, failed
     from lrmil_cli.doctor.machine import PROBE_SECONDS, check_machine, check_speed, encoder_speed, probe_speed
@@ -102,7 +102,7 @@ def doctor(
         for table in tables:
             checks, entries = check_table(table, labels, folds, compare=not quick)
             found.append(_tell(report, "table", table, checks))
-            slides += [] if table_only else [SlideInput(e.path, e.slide_id, e.mpp) for e in entries]
+            slides += [] if table_only else [of_entry(e) for e in entries]
         others = [p for p in paths or [] if p not in tables and not p.endswith((".safetensors", ".onnx"))]
         slides += expand_slides(others, say=report.say)
         opened = []
@@ -126,6 +126,8 @@ def doctor(
                 slide_id=item.slide_id,
                 slide_mpp=slide_mpp,
                 manifest_mpp=item.mpp,
+                mask=item.mask,
+                min_tissue=item.min_tissue,
                 reader=reader,
                 image=image,
                 blocks=12 if quick else 40,

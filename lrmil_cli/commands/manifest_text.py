@@ -46,6 +46,7 @@ def _slides(about: dict[str, Any]) -> list[str]:
     else:
         texts = [f"{about['found']} of {about['slides']} found, as seen from the folder of the table; missing:"]
         texts += _first([f"row {row}: {path}" for row, path in zip(rows, missing)])
+    texts += _first([f"row {row}, {column} not found: {path}" for row, column, path in about["missing_files"]])
     return texts + _first([f"one file under several ids: {listed(ids)}" for ids in about["same_file"]])
 
 

@@ -36,6 +36,10 @@ def check_table(
     about = describe_manifest(manifest, problems)
     there = [e for e in manifest if os.path.isfile(e.path)] if manifest.has_paths else []
     checks = [_understood(about), *_told("rows", problems), _found(about), *_told("ids", problems)]
+    if lost := about["missing_files"]:
+        which = listed([f"{path} (row {row}, {column})" for row, column, path in lost])
+        fix = "correct the paths, which are relative to the folder of the table, or empty the cells"
+        checks.append(Check("masks", FAIL, f"{len(lost)} masks or regions are not there: {which}", fix))
     if copies := _copies(there, compare):
         checks.append(copies)
     checks += [*_told("patients", problems), _patients(about)]

@@ -27,6 +27,7 @@ def describe_manifest(manifest: Manifest, problems: Sequence[Problem]) -> dict[s
     same: dict[str, list[str]] = defaultdict(list)
     for e in manifest if manifest.has_paths else ():
         same[os.path.realpath(e.path)].append(e.slide_id)
+    named = [(e.row, column, path) for e in manifest for column, path in (("mask", e.mask), ("roi", e.roi)) if path]
     columns = sorted({k for e in manifest for k in e.folds})
     parts = {k: Counter(e.folds.get(k, "") for e in manifest) for k in columns}
     if splits := Counter(e.split for e in manifest if e.split):
@@ -42,6 +43,7 @@ def describe_manifest(manifest: Manifest, problems: Sequence[Problem]) -> dict[s
         "found": len(manifest) - len(lost) if manifest.has_paths else None,
         "missing": [str(e.path) for e in lost],
         "missing_rows": [e.row for e in lost],
+        "missing_files": [[row, column, str(path)] for row, column, path in named if not path.exists()],
         "same_file": [ids for ids in same.values() if len(set(ids)) > 1],
         "patients": len(patients),
         "patients_from": manifest.patients_from,

@@ -29,6 +29,7 @@ def prediction_record(
         settings={"tiles": predictor.tiles.as_json()},
         history=history,
         roi=region.about if region else None,
+        **({"given": slide.given.about} if slide.given.about else {}),
         model={
             "path": str(Path(predictor.path).absolute()),
             "digest": last_digest(header),

@@ -55,6 +55,7 @@ def test_a_good_table(slides):
         (table(), 4, "folds", "FAIL", "class 'x' has 3 patient.s., too few for 4 folds"),
         (table(patients=lambda n: n // 6), 3, "folds", "FAIL", "class 'x' has 2 patient"),
         ("slide,label,mpp\ns0.svs,x,half\ns1.svs,y,0.5\n", 3, "rows", "FAIL", "row 2, mpp 'half'"),
+        ("slide,mask,roi\ns0.svs,m.png,r.geojson\n", 3, "masks", "FAIL", "2 masks .*m.png .row 2, mask., .*r.geojson"),
         ("thing\n1\n", 3, "table", "FAIL", "no column `slide`"),
         ("slide_id,label\ns0,x\ns1,y\n", 3, "slides", "PASS", "ids alone"),
         ("slide\ns0.svs\n", 3, "labels", "PASS", "name one with --label"),
