@@ -6,8 +6,6 @@ VMS, Sakura) and those TIFFs whose colours or places tifffile does not know. The
 
 from __future__ import annotations
 
-import hashlib
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,21 +243,3 @@ def describe_images(handle: TiffHandle) -> list[dict[str, Any]]:
         }
         for i, m in enumerate(handle.images)
     ]
-
-
-def fingerprint(path: str | Path) -> str:
-    """Digest of a file's size and of 18 samples of 16 kB spread over it, first and last included.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        size = os.path.getsize(path)
-        h = hashlib.sha256(str(size).encode())
-        with open(path, "rb") as fh:
-            for k in range(18):
-                fh.seek(max(0, (size - 16384) * k // 17))
-                h.update(fh.read(16384))
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-    return h.hexdigest()[:32]

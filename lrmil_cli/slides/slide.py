@@ -17,9 +17,10 @@ import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slide_names import slide_id_of
+from lrmil_cli.slide_places import fingerprint
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
 from lrmil_cli.slides.given import Given
-from lrmil_cli.slides.handles import Source, check_file, fingerprint, open_source
+from lrmil_cli.slides.handles import Source, check_file, open_source
 from lrmil_cli.slides.mpp import Scale, parse_number, resolve_mpp
 from lrmil_cli.slides.samples import WHITE, to_rgb8
 from lrmil_cli.slides.scales import Level, settle_levels, snap_downsample
