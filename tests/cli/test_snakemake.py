@@ -33,7 +33,7 @@ folds: 2
 options:
   tile: --tile-px 128
   train-teacher: --epochs 2 --lr 1e-3
-  distill-encoder: --epochs 60 --patience 60 --lr 3e-4 --warmup 2 --batch-size 4
+  distill-encoder: --epochs 6 --lr 3e-4 --warmup 2 --batch-size 8
   distill-student: --epochs 2 --lr 1e-3
 """
 
