@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(SNAKEMAKE is None, reason="Snakemake is not on this machine"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
 ]
-NAMES = ["a b", "ümläut", "it's", "semi;colon & co", "e", "f"]
+NAMES = ["it's ümläut", "semi;colon & co", "c", "d", "e", "f"]
 CONFIG = """
 slides: slides.csv
 encoder: demo-vit
@@ -33,7 +33,7 @@ folds: 2
 options:
   tile: --tile-px 128
   train-teacher: --epochs 2 --lr 1e-3
-  distill-encoder: --epochs 6 --lr 3e-4 --warmup 2 --batch-size 8
+  distill-encoder: --epochs 4 --lr 3e-4 --warmup 2 --batch-size 8
   distill-student: --epochs 2 --lr 1e-3
 """
 
@@ -48,17 +48,23 @@ def start():
         server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=env, text=True)
         assert server.stdout.readline() == "ready\n"
 
+        started = []
+
         def call(cwd, *words):
             line = [SNAKEMAKE, "-s", str(ROOT / "examples" / "Snakefile"), *words]
-            return subprocess.Popen(line, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            started.append(subprocess.Popen(line, cwd=cwd, env=env, **streams))
+            return started[-1]
 
         yield call
+        for process in started:
+            process.kill()
         server.kill()
         server.wait()
 
 
 def ended(process):
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate(timeout=600)[0]
     return process.returncode, said
 
 
@@ -86,7 +92,9 @@ def test_from_slides_to_the_receipt(start, tmp_path):
         rows.append(f"slides/{name}.svs,{'tumor' if i % 2 else 'normal'},p{i}")
     (tmp_path / "slides.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     (tmp_path / "config.yaml").write_text(CONFIG)
-    line, run = ["--configfile", "config.yaml", "--cores", "2", "--resources", "gpu=1"], tmp_path / "run"
+    maps = [f"run/results/{name}.heatmap.geojson.gz" for name in NAMES[:2]]
+    line = ["run/model.receipt.html", *maps, "--configfile", "config.yaml", "--cores", "2", "--resources", "gpu=1"]
+    run = tmp_path / "run"
 
     first = start(tmp_path, *line)
     log = run / "logs" / "distill-encoder" / "fold1.log"
@@ -102,13 +110,15 @@ def test_from_slides_to_the_receipt(start, tmp_path):
     assert (run / "tiles-hr" / "e.tiles.csv").stat().st_mtime_ns == tiled
     receipt = json.loads((run / "model.receipt.json").read_text())
     assert receipt["slides"] == 6 and receipt["folds"] == 2 and not receipt["encoder_saw_test_pixels"]
-    for name in NAMES:
+    for name in NAMES[:2]:
         document = json.loads(gzip.decompress((run / "results" / f"{name}.heatmap.geojson.gz").read_bytes()))
         assert document["features"] and document["lrmil"]["slide_id"] == name
     logs, benchmarks = (
         {p.relative_to(run / k).with_suffix("") for p in (run / k).rglob("*.*")} for k in ("logs", "benchmarks")
     )
-    assert logs == benchmarks and len(logs) == 6 * 6 + 2 * 3 + 2  # jobs of slides, of folds, and those that collect
+    assert (
+        logs == benchmarks and len(logs) == 6 * 4 + 2 * 2 + 2 * 3 + 2
+    )  # jobs of slides, of folds, and those that collect
 
     code, said = ended(start(tmp_path, *line))
     assert code == 0 and "Nothing to be done" in said, said
