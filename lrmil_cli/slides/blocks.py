@@ -7,6 +7,7 @@ knows where every block lies and how to decode it; that is all a reader of tiles
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ from lrmil_cli.units import LevelPx
 #: TIFF's number of JPEG with shared tables, as scanners write it.
 _JPEG = 7
 _OLD_JPEG = 6
+_JPEGS = (_OLD_JPEG, _JPEG, 33007, 34892)
+#: Pixels that a JPEG may be larger by than its block: it is made of squares of up to 32 px.
+_MCU = 32
 #: Rows that strips without compression are cut into, or joined to, so that a tile needs few of them.
 _RAW_ROWS = 64
 
@@ -106,7 +110,23 @@ def _decode(page: Any, index: int, direct: dict[str, Any] | None = None, out: np
         if keyframe.compression in (_OLD_JPEG, _JPEG)
         else {}
     )
+    if keyframe.compression in _JPEGS and (claimed := _claimed_pixels((keyframe.jpegheader or b"") + data)):
+        width, height = _block_size(keyframe)
+        if claimed > (width + _MCU) * (height + _MCU):  # libjpeg fills with gray what is not there
+            raise ValueError(f"a block of {width} x {height} px that claims {claimed:,} px")
     return keyframe.decode(data, index, **more)[0][0]
+
+
+def _claimed_pixels(data: bytes) -> int:
+    """Pixels that a JPEG says it has; 0 where it does not say."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return int(height) * int(width)
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
 
 
 def new_block(height: int, width: int) -> np.ndarray:
@@ -145,6 +165,13 @@ def open_blocks(pages: tuple[Any, ...], above: Blocks | None) -> Blocks:
     along_x, along_y = (max(1, round(a / b)) for a, b in ((above.cols, found.cols), (above.rows, found.rows)))
     over = {i // above.cols // along_y * found.cols + i % above.cols // along_x for i in above.missing}
     return replace(found, missing=found.missing | over)
+
+
+def block_count(page: Any) -> tuple[int, int]:
+    """How many blocks a page of its size has, those of all planes, and how many of them lie in a row."""
+    width, height = _block_size(page)
+    cols, rows = -(-int(page.imagewidth) // width), -(-int(page.imagelength) // height)
+    return cols * rows * (int(page.samplesperpixel) if page.planarconfig != 1 else 1), cols if page.is_tiled else 0
 
 
 def block_bytes(page: Any) -> int:

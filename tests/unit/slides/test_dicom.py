@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lrmil_cli.slides.dicom import one_per_series, read_dicom, series_spacings
+from lrmil_cli.slides.dicom import one_per_series, read_dicom, series_of, series_spacings
 from lrmil_cli.slides.reader import read_tile
 from lrmil_cli.slides.slide import open_slide
 from tests.conftest import blob_image
@@ -46,7 +46,7 @@ def test_headers_are_read_without_the_pixels(tmp_path):
     header = read_dicom(folder / "L1.dcm")
     assert (header.series, header.image_type, header.width, header.height) == ("1.2.9", "VOLUME", 576, 512)
     assert header.spacing == pytest.approx((1.0, 1.0))
-    assert series_spacings(folder / "L0.dcm")[(1100, 900)] == pytest.approx((0.5, 0.5))
+    assert series_spacings(series_of(folder / "L0.dcm"))[(1100, 900)] == pytest.approx((0.5, 0.5))
     (tmp_path / "no.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\2\0")
     (tmp_path / "text.dcm").write_text("nothing")
     assert read_dicom(tmp_path / "no.dcm") is None and read_dicom(tmp_path / "text.dcm") is None
