@@ -123,9 +123,9 @@ def _candidates(
         found += [(x, y), ratios]
     # Cut or padded: a whole factor that leaves the size off by less than some tiles.
     powers = [2**n for n in range(1, 13)]
-    for whole in sorted({*(round(r) for r in ratios), *powers}):
+    for whole in sorted({*(round(r) for r in ratios if r > 1.5), *powers}):
         off = [s - f / whole for f, s in zip(full, size)]
-        if whole > 1 and all(-PATCH_PX / 4 < o < min(_MAX_PADDING, 2 * f / whole) for o, f in zip(off, full)):
+        if all(-PATCH_PX / 4 < o < min(_MAX_PADDING, 2 * f / whole) for o, f in zip(off, full)):
             found.append((float(whole), float(whole)))
     return list(dict.fromkeys(found))
 
