@@ -1,5 +1,6 @@
 """Headers that claim what cannot be: refused by our own errors, before anybody takes memory by them."""
 
+import re
 import struct
 import tracemalloc
 
@@ -11,6 +12,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.slides.slide import open_slide
 from tests.dicom_slides import write_level
 from tests.fuzz_slides import MPP, write_ndpi
+from tests.mirax import write_mirax
 
 IMAGE = np.random.default_rng(0).integers(90, 250, (320, 384, 3)).astype(np.uint8)
 PLAIN = {"photometric": "rgb", "metadata": None, "tile": (64, 64)}
@@ -122,3 +124,23 @@ def test_dicom_slides_with_more_tiles_than_frames(tmp_path, group):
     other.write_bytes(data)
     said = refusal(path)  # OpenSlide opens the whole series
     assert str(other) in said and "16,777,472" in said and "has 9 of them" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("IMAGENUMBER_X", 2_000_000),
+        ("IMAGENUMBER_Y", 40_000),
+        ("FILE_COUNT", 10**9),
+        ("CameraImageDivisionsPerSide", 10**5),
+    ],
+)
+def test_mirax_slides_that_claim_too_much(tmp_path, key, value):
+    """OpenSlide would be killed by some of these."""
+    path = write_mirax(tmp_path / "s.mrxs", IMAGE[:256, :256], (4, 4), (1, 1), mpp=MPP)
+    with open_slide(path) as slide:
+        assert (slide.width, slide.height) == (1024, 1024)
+    ini = tmp_path / "s" / "Slidedat.ini"
+    text = ini.read_text()
+    ini.write_text(re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE))
+    assert "damaged" in refusal(path)
