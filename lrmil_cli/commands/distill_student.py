@@ -99,7 +99,7 @@ def distill_student(
     from lrmil_cli.distill.student_encoders import EncoderArgs
     from lrmil_cli.evaluation.receipt_page import headline
     from lrmil_cli.training.crossval import has_projection, head_spec
-    from lrmil_cli.training.recipes import train_settings
+    from lrmil_cli.training.recipes import recipe_options, train_settings
 
     report = Report(json)
     target = Path(output)
@@ -113,7 +113,8 @@ def distill_student(
     values = ctx.params
     asked = {name: values[name] for name in OF_SETTINGS if values[name] is not None}
     distill = preset_settings(preset, asked)
-    spec = head_spec(head, head_options.head_options(gated, proj_dim, classifier, head_option))
+    own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
+    spec = head_spec(head, own)
     settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING})
     if distill.hard == "feature" and distill.lambda_hard and not has_projection(spec):
         report.warn(

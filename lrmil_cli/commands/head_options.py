@@ -70,7 +70,7 @@ Recipe = Annotated[
     typer.Option(
         "--recipe",
         help="common: the same training for every head, for comparisons; "
-        "published: as its authors trained the head (optimiser, rates, epochs, stopping, sampling). "
+        "published: as its authors trained the head (optimiser, rates, epochs, stopping, sampling, instance loss). "
         "Options given beside it win.  [default: common; ours]",
         show_default=False,
     ),

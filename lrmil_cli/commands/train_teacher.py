@@ -77,7 +77,7 @@ def train_teacher(
     from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
-    from lrmil_cli.training.recipes import train_settings
+    from lrmil_cli.training.recipes import recipe_options, train_settings
 
     report = Report(json)
     _check_source(
@@ -92,7 +92,8 @@ def train_teacher(
             "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile,
         },
     )
-    spec = head_spec(head, head_options.head_options(gated, proj_dim, classifier, head_option))
+    own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
+    spec = head_spec(head, own)
     settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING})
     where = pick_device(device)
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lrmil_cli.encoders.aliases import ALIASES, CONCH
+from lrmil_cli.encoders.checkpoint import State
 from lrmil_cli.encoders.vit import Encoder, EncoderInfo, ViT
-from lrmil_cli.encoders.weights import State, load_weights, timm_format
+from lrmil_cli.encoders.weights import load_weights, timm_format
 from lrmil_cli.errors import UsageError
 
 #: Arguments that are ours to decide, or that would make timm read other files; never taken from a config or a file.
@@ -39,8 +40,7 @@ def build_encoder(
         info = replace(info, image_size=input_size)
     if embedding is not None:
         info = replace(info, embedding=embedding)
-    weights = {k: v.float() for k, v in tensors.items()}
-    return Encoder(model_with_weights(info.architecture, info.image_size, info.arch_args, weights, where).eval(), info)
+    return Encoder(model_with_weights(info.architecture, info.image_size, info.arch_args, tensors, where).eval(), info)
 
 
 def create_vit(architecture: str, image_size: int | None, arch_args: dict[str, Any]) -> ViT:
@@ -110,15 +110,20 @@ def unknown_architecture(architecture: str) -> UsageError:
 def model_with_weights(
     architecture: str, size: int, args: dict[str, Any], tensors: State, where: str, *, convert: bool = False
 ) -> ViT:
-    """The model with ``tensors`` for parameters. None are drawn at random first, which takes 3 s for a ViT-L.
+    """The model with ``tensors``, in float32, for parameters. None are drawn at random first, which takes 3 s for a
+    ViT-L.
+
+    Args:
+        convert: the tensors may be in names that timm has to change.
 
     Raises:
-        UsageError, InputError: as :func:`create_vit` and :func:`load_weights`.
+        UsageError, InputError: as :func:`create_vit`, :func:`timm_format` and :func:`load_weights`.
     """
+    tensors = {k: v.float() for k, v in tensors.items()}
     with torch.device("meta"):
         model = create_vit(architecture, size, args)
-    load_weights(model, timm_format(tensors, model) if convert else tensors, where)
+    load_weights(model, timm_format(tensors, model, where) if convert else tensors, where)
     if any(b.is_meta for b in model.buffers()):  # tables of rotary positions are computed, not stored
         model = create_vit(architecture, size, args)
-        load_weights(model, timm_format(tensors, model) if convert else tensors, where)
+        load_weights(model, timm_format(tensors, model, where) if convert else tensors, where)
     return model

@@ -8,17 +8,9 @@ from typing import Any
 
 from lrmil_cli.encoders.aliases import CONCH, Alias, find_alias
 from lrmil_cli.encoders.build import OWN_ARGS, unknown_architecture
-from lrmil_cli.encoders.weights import (
-    State,
-    conch_state,
-    folder_config,
-    hub_config,
-    hub_file,
-    hub_state,
-    read_state,
-    read_weights,
-    strip_prefixes,
-)
+from lrmil_cli.encoders.checkpoint import MARK, State, find_trunk, read_state, unwrapped
+from lrmil_cli.encoders.hub import folder_config, hub_config, hub_file, hub_state
+from lrmil_cli.encoders.weights import conch_state
 from lrmil_cli.errors import UsageError
 
 
@@ -30,7 +22,7 @@ class Source:
         name, architecture, arch_args, base, license: as in :class:`lrmil_cli.encoders.vit.EncoderInfo`.
         rgb: mean and std; None where nobody says. native: input side in px; patch: side in px, None if not known yet.
         tensors: the weights; None for random ones, or for those that timm gets itself.
-        convert: timm may have to rename them. embedding: what its authors use for MIL.
+        choice: which of several encoders in a checkpoint they are. embedding: what its authors use for MIL.
     """
 
     name: str
@@ -42,7 +34,7 @@ class Source:
     base: str
     license: str
     arch_args: dict[str, Any] = field(default_factory=dict)
-    convert: bool = False
+    choice: str = ""
     embedding: str = "cls"
 
 
@@ -69,14 +61,24 @@ def find_source(spec: str, random_init: bool = False) -> Source:
         return _timm_config(spec, *hub_config(spec), hub_state(spec))
     if timm.is_model(name):
         cfg = timm.get_pretrained_cfg(name)
-        tensors = read_weights(Path(file)) if file else None
+        tensors = read_state(Path(file)) if file else None
         source = _timm_config(
             f"{name}@{Path(file).name}" if file else name, cfg.to_dict() if cfg else {}, name, {}, tensors
         )
-        return replace(source, base=name, convert=False)
+        return replace(source, base=name)
     if Path(spec).is_dir():
         return _folder(Path(spec))
+    if Path(spec).is_file():
+        raise weights_alone(spec)
     raise unknown_architecture(name)
+
+
+def weights_alone(spec: str) -> UsageError:
+    """The error for weights that do not say of which architecture they are."""
+    return UsageError(
+        f"encoder {spec}: weights alone do not say of which architecture they are; name it, as NAME@{spec} "
+        "(NAME: an alias of `lrmil info --encoders`, or an architecture of timm such as vit_small_patch14_dinov2)"
+    )
 
 
 def _alias(alias: Alias, name: str, file: Path | None, random_init: bool) -> Source:
@@ -91,10 +93,13 @@ def _alias(alias: Alias, name: str, file: Path | None, random_init: bool) -> Sou
         _, architecture, own = hub_config(f"hf-hub:{alias.hub}", alias)
         args = {**args, **_without_own(own)}
         tensors = hub_state(f"hf-hub:{alias.hub}", alias)
-    if tensors is not None:
-        tensors = conch_state(tensors) if architecture == CONCH else strip_prefixes(tensors)
+    shown, choice = f"{name}@{file.name}" if file else name, ""
+    if tensors is not None and architecture == CONCH:
+        tensors = conch_state(unwrapped(tensors))
+    elif tensors is not None:
+        tensors, choice = find_trunk(tensors, shown)
     return Source(
-        f"{name}@{file.name}" if file else name,
+        shown,
         architecture,
         alias.rgb,
         alias.native,
@@ -103,6 +108,7 @@ def _alias(alias: Alias, name: str, file: Path | None, random_init: bool) -> Sou
         f"hf-hub:{alias.hub}",
         alias.license,
         args,
+        choice=choice,
         embedding=alias.embedding,
     )
 
@@ -119,9 +125,12 @@ def _timm_config(
     Native input side and patch side are those that the weights show, which may differ from timm's entry.
     """
     rgb = (about["mean"], about["std"]) if about.get("mean") and about.get("std") else None
+    choice = ""
+    if tensors is not None:
+        tensors, choice = find_trunk(tensors, name)
     native, patch = int((about.get("input_size") or (3, 224, 224))[-1]), None
-    if tensors is not None and "patch_embed.proj.weight" in tensors:
-        patch = int(tensors["patch_embed.proj.weight"].shape[-1])
+    if tensors is not None and MARK in tensors:
+        patch = int(tensors[MARK].shape[-1])
         if "pos_embed" in tensors:  # class and register tokens never reach the next square
             native = int(tensors["pos_embed"].shape[1] ** 0.5) * patch
     return Source(
@@ -134,7 +143,7 @@ def _timm_config(
         name,
         str(about.get("license") or "unknown"),
         _without_own(args),
-        convert=True,
+        choice=choice,
     )
 
 

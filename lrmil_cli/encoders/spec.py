@@ -10,11 +10,12 @@ import torch
 from lrmil_cli.encoders.aliases import IMAGENET, find_alias
 from lrmil_cli.encoders.build import as_vit, create_vit, model_with_weights
 from lrmil_cli.encoders.encoder_file import load_encoder_file
+from lrmil_cli.encoders.hub import hub_client, unreachable
 from lrmil_cli.encoders.sizes import default_input_size
-from lrmil_cli.encoders.source import Source, find_source
+from lrmil_cli.encoders.source import Source, find_source, weights_alone
 from lrmil_cli.encoders.vit import EMBEDDINGS, Encoder, EncoderInfo, ViT
-from lrmil_cli.encoders.weights import unreachable
 from lrmil_cli.errors import UsageError
+from lrmil_cli.files.tensors import read_tensor_metadata
 
 DEMO_VIT = Path(__file__).with_name("demo_vit.safetensors")
 
@@ -52,6 +53,8 @@ def load_encoder(
             f"--random-init makes no sense with the weights of {spec}; give an alias or a timm architecture"
         )
     if ours is not None:
+        if ours != DEMO_VIT and "lrmil" not in read_tensor_metadata(ours):
+            raise weights_alone(spec)
         encoder = load_encoder_file(ours, input_size=input_size, embedding=embedding)
     else:
         encoder = _from_source(find_source(spec, random_init), tile_px, ratio, input_size, embedding, random_init, warn)
@@ -92,9 +95,11 @@ def _from_source(
     size = input_size or default_input_size(patch, source.native, tile_px, ratio)
     architecture, args = source.architecture, source.arch_args
     if source.tensors is not None:
-        model = model_with_weights(architecture, size, args, source.tensors, source.name, convert=source.convert)
+        model = model_with_weights(architecture, size, args, source.tensors, source.name, convert=True)
     else:
         model = create_vit(architecture, size, args) if random_init else _pretrained(source.name, size)
+    if source.choice:
+        warn(source.choice)
     if source.rgb is None:
         warn(f"encoder {source.name}: its config names no mean and std; ImageNet's are taken")
     mean, std = source.rgb or IMAGENET
@@ -102,6 +107,9 @@ def _from_source(
     notes = ["random weights, not pretrained"] if random_init else []
     if source.embedding not in ("cls", chosen):
         notes.append(f"its authors use --embedding {source.embedding} for MIL")
+    before, now = (v.get("pos_embed") for v in (source.tensors or {}, model.state_dict()))
+    if before is not None and now is not None and before.shape[1] != now.shape[1]:
+        notes.append(f"position embeddings interpolated from {before.shape[1]} to {now.shape[1]}")
     info = EncoderInfo(
         name=source.name,
         architecture=architecture,
@@ -133,8 +141,9 @@ def _pretrained(name: str, size: int) -> ViT:
             f"encoder {name}: timm has no pretrained weights for it; give a file as {name}@FILE, or --random-init"
         )
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, img_size=size)
-    except Exception as e:  # the hub client has dozens of errors; all mean that the weights cannot be had
+        with hub_client():
+            model = timm.create_model(name, pretrained=True, num_classes=0, img_size=size)
+    except Exception as e:  # all of the client's errors mean that the weights cannot be had
         raise unreachable(name, e) from e
     return as_vit(model, name)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import check_header, check_seal, parse_header, sealed
+from lrmil_cli.files.stand_ins import stand_in
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def read_tensor_metadata(path: str | Path) -> dict[str, str]:
     """The string metadata of any safetensors file, without reading its tensors.
 
     Raises:
-        InputError: no such file, or not safetensors.
+        InputError: no such file, or not safetensors; what it is instead is said where that is known.
     """
     try:
         with open(path, "rb") as fh:
@@ -71,7 +72,8 @@ def read_tensor_metadata(path: str | Path) -> dict[str, str]:
     except IsADirectoryError as e:
         raise InputError(f"{path}: this is a folder; a .safetensors file is needed") from e
     except (OSError, ValueError, struct.error, AttributeError, RecursionError) as e:
-        raise InputError(f"{path}: not a complete safetensors file; copy or make it again") from e
+        other = stand_in(path)
+        raise InputError(f"{path}: {other or 'not a complete safetensors file; copy or make it again'}") from e
 
 
 def read_tensor_header(path: str | Path, kind: str) -> dict[str, Any]:

@@ -111,6 +111,10 @@ class MILHead(nn.Module):
         """Scalars of one bag that the training curves show beside the losses, such as the share of instances kept."""
         return {}
 
+    def clipped_parts(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients are clipped together, where training clips; all of them by default."""
+        return [list(self.parameters())]
+
     def config(self) -> dict[str, Any]:
         """All that rebuilds the head: ``build_head(**config)``."""
         return {

@@ -22,7 +22,7 @@ class _CLAM(MILHead):
         size: "small" or "big" scorer; hidden: its width, in place of ``size``; gated: tanh * sigmoid.
         k: instances at either end of the attention; subtyping: classes exclude each other, so that the most attended
             instances are also examples of what the other classes do not look like.
-        inst_loss: "ce" or "svm" (smooth top-1 SVM, what the published commands use).
+        inst_loss: "ce" or "svm" (smooth top-1 SVM, what the published commands and ``--recipe published`` use).
         bag_weight: of the bag loss; the instance loss has the rest. init: "default" or "xavier".
         classifier: of bags, "linear" or "cka" (Chebyshev polynomials); degree: of cka.
     """
@@ -37,7 +37,7 @@ class _CLAM(MILHead):
         "gated": "official code",
         "k": "official code",
         "subtyping": "official code",
-        "inst_loss": "official code (the class; the published commands say svm)",
+        "inst_loss": "official code (the class; the published commands and --recipe published say svm)",
         "bag_weight": "official code",
         "init": "official code (since April 2024, xavier before)",
         "classifier": "official code",

@@ -145,3 +145,8 @@ class DTFD(MILHead):
     ) -> dict[str, tuple[float, Tensor]]:
         tier1 = torch.stack([bag_cross_entropy(t, label, class_weights) for t in out.extra["tier1_logits"]]).mean()
         return {"tier1": (1.0, tier1), "tier2": (1.0, bag_cross_entropy(out.logits, label, class_weights))}
+
+    def clipped_parts(self) -> list[list[nn.Parameter]]:
+        """Embedding, scorer and classifier of tier 1, and tier 2, each by itself (official code)."""
+        parts = ((self.project,), (self.scorer,), (self.classifier,), (self.scorer2, self.classifier2))
+        return [[p for module in part for p in module.parameters()] for part in parts]

@@ -7,8 +7,10 @@ of a bag. Each is compared with torch before it is kept (inference/README 6).
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +130,11 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise MachineError(f"making an ONNX graph needs the package {e.name}: pip install 'lrmil-cli[onnx]'") from e
-    import contextlib
-    import logging
-
     free = torch.export.Dim("n", min=2, max=10_000_000)
     shapes = tuple({0: free} for _ in inputs)
-    log = logging.getLogger("torch.onnx")
-    level = log.level
+    silent = io.StringIO()  # it prints whole programs
     try:
-        log.setLevel(logging.ERROR)
-        silent = io.StringIO()  # it prints whole programs
-        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        with _errors_only("torch.onnx"), redirect_stdout(silent), redirect_stderr(silent):
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -149,15 +145,13 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
                 dynamic_shapes=shapes if len(inputs) == 1 and not isinstance(module, _Heads) else (shapes,),
             )
         assert program is not None  # so it is with dynamo
-        body = program.model_proto.SerializeToString()
+        body = _without_traces(program.model_proto)
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as e:  # the exporter has dozens of errors, all of which mean the same to a user
         raise UsageError(
             f"{what} cannot be made an ONNX graph ({type(e).__name__}); predict it with --runtime torch"
         ) from e
-    finally:
-        log.setLevel(level)
     if len(body) > MAX_BYTES:
         raise UsageError(f"{what} is over 2 GB, which an ONNX file does not hold; predict it with --runtime torch")
     return body
@@ -180,21 +174,48 @@ def _compare(body: bytes, inputs: dict[str, Tensor], expected: Sequence[Tensor],
             raise LrmilError(f"{what} does not say what torch says; predict with --runtime torch")
 
 
-def quantise(path: str | Path, output: str | Path, header: dict[str, Any]) -> None:
-    """The encoders' graph with int8 weights, one scale an output channel, activations scaled as they come (dynamic).
+def quantise(path: str | Path) -> bytes:
+    """The graph of a file with int8 weights, one scale an output channel, activations scaled as they come (dynamic).
 
     Raises:
-        MachineError: a package is missing, or the file cannot be written.
+        MachineError: a package is missing.
     """
     try:
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as e:
         raise MachineError("quantising needs onnx and onnxruntime: pip install 'lrmil-cli[onnx]'") from e
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "int8.onnx"
-        quantize_dynamic(str(path), str(target), per_channel=True, weight_type=QuantType.QInt8)
-        import onnx
+        with _errors_only(""):  # it warns of what it leaves as it is, such as the pixels
+            quantize_dynamic(str(path), str(target), per_channel=True, weight_type=QuantType.QInt8)
+        return _without_traces(onnx.load(str(target)))
 
-        graph = onnx.load(str(target))
-        del graph.metadata_props[:]
-        write_graph(output, graph.SerializeToString(), header)
+
+def _without_traces(graph: Any) -> bytes:
+    """A graph (``onnx.ModelProto``), serialized without what its makers noted: stack traces with paths of this machine,
+    which would be most of a small graph."""
+
+    def clear(message: Any) -> None:
+        for name in ("doc_string", "metadata_props"):
+            if name in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(name)
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                for inner in [value] if hasattr(value, "DESCRIPTOR") else value:
+                    clear(inner)
+
+    clear(graph)
+    return bytes(graph.SerializeToString())
+
+
+@contextmanager
+def _errors_only(logger: str) -> Iterator[None]:
+    """Only errors of a logger of Python within this."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.graphs import read_graph
+from lrmil_cli.files.graphs import read_graph, write_graph
+from lrmil_cli.files.header import digest
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.inference.onnx_predictor import OnnxPredictor, open_graphs
 from lrmil_cli.inference.runtime import graph_paths
@@ -65,14 +66,15 @@ def export_files(
         target = graph_paths(model, int8=True)[0]
         known = _up_to_date((target,), header["content"], overwrite)
         out.effect = read_graph(target)[0].get("int8") if known else None
-        if not known or slides:
+        measured = measured_on(slides) if slides else None
+        if not known or (slides and (out.effect or {}).get("measured_on") != measured):
             from lrmil_cli.inference.onnx_export import quantise
 
-            about = {**read_graph(paths[0])[0]}
-            quantise(paths[0], target, about)
+            about, body = read_graph(paths[0])[0], quantise(paths[0])
+            write_graph(target, body, about)
             if slides:
-                out.effect = int8_effect(model, header, slides)
-                quantise(paths[0], target, {**about, "int8": out.effect})
+                out.effect = {**int8_effect(model, header, slides), "measured_on": measured}
+                write_graph(target, body, {**about, "int8": out.effect})
             known = False
         out.files[target] = known
     return out
@@ -91,6 +93,19 @@ def _up_to_date(paths: Sequence[Path], weights: str, overwrite: bool) -> bool:
             raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it")
         return False
     return len(there) == len(paths)
+
+
+def measured_on(slides: Sequence[tuple[Path, str, float | None]]) -> str:
+    """Which slides these are, at which scale; where they stand and in which order does not matter.
+
+    Raises:
+        InputError: one cannot be opened.
+    """
+    known = []
+    for path, slide_id, mpp in slides:
+        with open_slide(path, slide_id=slide_id, manifest_mpp=mpp) as slide:
+            known.append([slide.fingerprint, slide.mpp])
+    return digest({"slides": sorted(known)}, {})
 
 
 def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path, str, float | None]]) -> dict[str, Any]:

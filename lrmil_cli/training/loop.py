@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrmil_cli.device import optimizer_for, seed_everything
+from lrmil_cli.device import seed_everything
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag
+from lrmil_cli.training.optimizers import head_optimizer
 
 #: What a head is called with: ``head(*bag)``.
 AnyBag = Bag | PyramidBag
@@ -30,11 +31,12 @@ class TrainSettings:
     """How a head is trained. Defaults and their sources: training/README 3.1.
 
     Attributes:
-        optimizer: "adam" or "radam".
+        optimizer: "adam", "radam" or "lookahead-radam" (:mod:`lrmil_cli.training.optimizers`).
+        accumulate: bags a step; the last one of an epoch may have fewer.
         schedule: "constant", "cosine" (to a twentieth), "step" (a fifth from half time on) or "plateau" (half after
             :data:`PLATEAU` epochs without a better validation loss).
-        clip: gradient norm at most, 0 for no limit; min_epochs: no stopping before.
-        select_from: epochs up to this one are not chosen.
+        clip: gradient norm at most, of each part that a head clips by itself, 0 for no limit.
+        min_epochs: no stopping before; select_from: epochs up to this one are not chosen.
         monitor: "auc" (ties by cross-entropy) or "loss", on validation.
     """
 
@@ -52,9 +54,11 @@ class TrainSettings:
     min_epochs: int = 0
     select_from: int = 0
     monitor: str = "auc"
+    accumulate: int = 1
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without ``accumulate`` where it is 1, so that heads from before there was such a setting are up to date."""
+        return {k: v for k, v in asdict(self).items() if k != "accumulate" or v != 1}
 
 
 def settings_of(values: dict[str, Any]) -> TrainSettings:
@@ -102,13 +106,8 @@ def fit_head(
     device = next(head.parameters()).device
     targets = torch.as_tensor(list(labels), device=device)
     weights = class_weights(labels, train, head.num_classes).to(device) if settings.class_weights else None
-    optimizer = optimizer_for(
-        settings.optimizer,
-        head.parameters(),
-        device,
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
+    optimizer = head_optimizer(
+        settings.optimizer, head, device, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
     plateau = (
         torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=PLATEAU)
@@ -126,17 +125,20 @@ def fit_head(
                 group["lr"] = settings.lr * rate(settings, epoch)
         lr = optimizer.param_groups[0]["lr"]
         head.train()
-        for i in draw_order(labels, train, settings.balanced_sampling, rng):
+        order = draw_order(labels, train, settings.balanced_sampling, rng)
+        for n, i in enumerate(order, 1):
             out = head(*bags[i])
             terms = head.loss_terms(out, targets[i], weights)
             if extra_terms is not None:
                 terms |= extra_terms(i, out)
             loss = sum((w * t for w, t in terms.values()), torch.zeros((), device=device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if settings.clip:
-                torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip)
-            optimizer.step()
+            (loss / settings.accumulate).backward()
+            if n % settings.accumulate == 0 or n == len(order):
+                if settings.clip:
+                    for part in head.clipped_parts():
+                        torch.nn.utils.clip_grad_norm_(part, settings.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             noted = {name: t for name, (_, t) in terms.items()} | head.notes(out) | {"total": loss}
             for name, t in noted.items():
                 sums[name] = sums.get(name, 0.0) + float(t.detach())

@@ -21,19 +21,42 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "abmil": {"lr": 5e-4, "weight_decay": 1e-4, "epochs": 20},
     "dmin": {**_CLAM, "lr": 3e-4, "select_from": 49},
     "dsmil": {"betas": (0.5, 0.9), "weight_decay": 1e-3, "schedule": "cosine", "epochs": 50, "patience": 10},
-    "transmil": {"optimizer": "radam", "lr": 2e-4, "weight_decay": 1e-5, "patience": 10, "monitor": "loss"},
+    "transmil": {
+        "optimizer": "lookahead-radam",
+        "accumulate": 2,
+        "lr": 2e-4,
+        "weight_decay": 1e-5,
+        "patience": 10,
+        "monitor": "loss",
+    },
     "zoommil": {"epochs": 100, "patience": 100, "schedule": "plateau", "balanced_sampling": True, "monitor": "loss"},
     "dtfd": {"weight_decay": 1e-4, "schedule": "step", "clip": 5.0, "select_from": 160, "min_epochs": 200},
 }
 
+#: Options of heads that belong to how their authors trained them, where the default is another.
+PUBLISHED_OPTIONS: dict[str, dict[str, Any]] = {"clam_sb": {"inst_loss": "svm"}, "clam_mb": {"inst_loss": "svm"}}
+
 #: What stays different from what the authors did; ``lrmil info --heads`` shows it.
 DIFFERENCES: dict[str, str] = {
-    "clam_sb": "the instance loss is cross-entropy unless --head-option inst_loss=svm",
-    "clam_mb": "the instance loss is cross-entropy unless --head-option inst_loss=svm",
     "dsmil": "the loss is cross-entropy unless --head-option loss=bce",
-    "transmil": "no Lookahead, a step every bag (published: every second), coupled weight decay (published: decoupled)",
-    "dtfd": "gradients are clipped over all parameters together (published: each module by itself)",
+    "transmil": "Lookahead has its own paper's k = 5, and single precision throughout (published: mixed)",
 }
+
+
+def check_recipe(recipe: str) -> None:
+    """Raises UsageError: no such recipe."""
+    if recipe not in RECIPES:
+        raise UsageError(f"--recipe {recipe}: choose one of {', '.join(RECIPES)}")
+
+
+def recipe_options(recipe: str, head: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a head by a recipe, with those that the user gave on top.
+
+    Raises:
+        UsageError: no such recipe.
+    """
+    check_recipe(recipe)
+    return {**(PUBLISHED_OPTIONS.get(head, {}) if recipe == "published" else {}), **given}
 
 
 def train_settings(recipe: str, head: str, given: dict[str, Any]) -> TrainSettings:
@@ -45,8 +68,7 @@ def train_settings(recipe: str, head: str, given: dict[str, Any]) -> TrainSettin
     Raises:
         UsageError: no such recipe, or a learning rate that is not above 0.
     """
-    if recipe not in RECIPES:
-        raise UsageError(f"--recipe {recipe}: choose one of {', '.join(RECIPES)}")
+    check_recipe(recipe)
     own = PUBLISHED[head] if recipe == "published" else {}
     asked = {k: v for k, v in given.items() if v is not None and v is not False}
     if asked.get("lr", 1.0) <= 0:

@@ -17,11 +17,19 @@ SMALL = {
     "dtfd": ["embed_dim=32", "hidden=16", "distill=maxmins"],
 }
 
+#: What ``--recipe published`` must have set, of those that are trained by it here.
+PUBLISHED = {
+    "clam_sb": {"options": {"embed_dim": 32, "hidden": 16, "subtyping": True, "inst_loss": "svm"}},
+    "transmil": {"optimizer": "lookahead-radam", "accumulate": 2, "weight_decay": 1e-5},
+    "dtfd": {"clip": 5.0, "accumulate": 1},
+}
+
 
 @pytest.mark.parametrize("head", SMALL)
 def test_every_head_is_teacher_and_student_and_shows_its_attention(head, chain, tmp_path, lrmil):
     own = [v for o in SMALL[head] for v in ("--head-option", o)]
     common = ["--head", head, *own, "--epochs", "2", "--lr", "1e-3"]
+    common += ["--recipe", "published" if head in PUBLISHED else "common"]
     said = lrmil(
         "train-teacher",
         chain.manifest,
@@ -36,6 +44,8 @@ def test_every_head_is_teacher_and_student_and_shows_its_attention(head, chain, 
         tmp_path / "teacher",
     )
     assert said.code == 0, said.err
+    settings = json.loads((tmp_path / "teacher" / "teacher.json").read_text())["settings"]
+    assert {"accumulate": 1, **settings}.items() >= PUBLISHED.get(head, {}).items()
     said = lrmil(
         "distill-student",
         chain.manifest,

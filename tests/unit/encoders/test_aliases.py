@@ -331,6 +331,7 @@ def hub(monkeypatch, config=None, state=None, error=None):
 
         return get
 
+    monkeypatch.setattr("lrmil_cli.encoders.hub.no_answer", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer(None))
     monkeypatch.setattr(timm.models, "load_model_config_from_hf", answer(config))
     monkeypatch.setattr(timm.models, "load_state_dict_from_hf", answer(state))

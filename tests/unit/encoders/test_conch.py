@@ -168,7 +168,7 @@ def test_the_class_token_is_the_default_and_the_pooler_is_advised(conch):
     e = load_encoder(f"conch@{conch}")
     assert (e.info.embedding, e.info.note, e.info.license) == (
         "cls",
-        "its authors use --embedding pool for MIL",
+        "its authors use --embedding pool for MIL; position embeddings interpolated from 785 to 257",
         "CC-BY-NC-ND-4.0",
     )
 

@@ -16,7 +16,6 @@ from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.sizes import default_input_size
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder, EncoderInfo, check_grid, parse_layers
-from lrmil_cli.encoders.weights import read_weights
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import step
 
@@ -301,35 +300,7 @@ def test_demo_vit_says_what_it_is(tiny):
     assert "demonstration" in tiny.info.note and tiny.info.license == "Apache-2.0"
 
 
-# ---- local weights -----------------------------------------------------------------
-def test_local_weights_with_prefixes_strictly(tmp_path):
-    from safetensors.torch import save_file
-
-    torch.manual_seed(1)
-    source = load_encoder("vit_tiny_patch16_224", random_init=True)
-    state = source.weights()
-    save_file({f"backbone.{k}": v.clone() for k, v in state.items()}, tmp_path / "w.safetensors")
-    loaded = load_encoder(f"vit_tiny_patch16_224@{tmp_path / 'w.safetensors'}")
-    assert loaded.digest() == source.digest()
-    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.pt")
-    assert load_encoder(f"vit_tiny_patch16_224@{tmp_path / 'w.pt'}").digest() == source.digest()
-    del state["norm.weight"]
-    save_file({**state, "extra.w": torch.zeros(1)}, tmp_path / "bad.safetensors")
-    with pytest.raises(InputError, match="missing: norm.weight; unexpected: extra.w"):
-        load_encoder(f"vit_tiny_patch16_224@{tmp_path / 'bad.safetensors'}")
-
-
-def test_a_pickle_with_more_than_tensors_is_not_loaded(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "was-run"), "w"))
-
-    torch.save({"w": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="not loaded"):
-        read_weights(tmp_path / "evil.pt")
-    assert not (tmp_path / "was-run").exists()
-
-
+# ---- specs -------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("spec", "error", "says"),
     [
@@ -345,22 +316,6 @@ def test_a_pickle_with_more_than_tensors_is_not_loaded(tmp_path):
 def test_specs_that_cannot_work(spec, error, says):
     with pytest.raises(error, match=says):
         load_encoder(spec, random_init=not ("@" in spec or spec.startswith("/")))
-
-
-def test_unreachable_weights_are_an_environment_error(monkeypatch):
-    import timm
-
-    from lrmil_cli.errors import MachineError
-
-    def unreachable(*args, pretrained=False, **kwargs):
-        if pretrained:
-            raise OSError("no network")
-        return original(*args, pretrained=pretrained, **kwargs)
-
-    original = timm.create_model
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(MachineError, match="NAME@FILE"):
-        load_encoder("vit_tiny_patch16_224")
 
 
 def test_encode_batch_size_changes_nothing(tiny):
@@ -421,16 +376,3 @@ def test_paths_of_windows_come_through_whole():
         load_encoder("local-dir:C:\\lab\\vit")
     with pytest.raises(UsageError, match="local weights go with an alias"):
         load_encoder("hf-hub:some/page@C:\\lab\\w.bin")
-
-
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "teacher.backbone.", "model.backbone.", "model.module.", "module.model.visual.trunk."]
-)
-def test_the_trunk_is_found_under_nested_prefixes(prefix):
-    from lrmil_cli.encoders.weights import strip_prefixes
-
-    trunk = {"patch_embed.proj.weight": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.ones(1)}
-    found = strip_prefixes(
-        {**{prefix + k: v for k, v in trunk.items()}, **({"head.weight": torch.zeros(1)} if prefix else {})}
-    )
-    assert found == trunk

@@ -200,7 +200,7 @@ def test_class_weights_and_balanced_sampling():
 def test_recipes_and_what_the_user_says_on_top():
     from lrmil_cli.errors import UsageError
     from lrmil_cli.heads import head_names
-    from lrmil_cli.training.recipes import PUBLISHED, train_settings
+    from lrmil_cli.training.recipes import PUBLISHED, recipe_options, train_settings
 
     assert set(PUBLISHED) == {*head_names(), "zoommil"}
     assert train_settings("common", "clam_sb", {"lr": None, "class_weights": False, "seed": 3}) == TrainSettings(seed=3)
@@ -213,6 +213,11 @@ def test_recipes_and_what_the_user_says_on_top():
         "loss",
         20,
     )
+    assert recipe_options("published", "clam_mb", {"k": 4}) == {"inst_loss": "svm", "k": 4}
+    assert recipe_options("published", "clam_sb", {"inst_loss": "ce"}) == {"inst_loss": "ce"}
+    assert recipe_options("common", "clam_sb", {}) == recipe_options("published", "abmil", {}) == {}
+    transmil = train_settings("published", "transmil", {})
+    assert (transmil.optimizer, transmil.accumulate, transmil.lr) == ("lookahead-radam", 2, 2e-4)
     dmin = train_settings("published", "dmin", {})  # never an epoch before the 50th, but where there are fewer
     assert (dmin.lr, dmin.select_from, train_settings("published", "dmin", {"epochs": 40}).select_from) == (3e-4, 49, 9)
     short = train_settings("published", "dtfd", {"epochs": 50})
@@ -220,6 +225,8 @@ def test_recipes_and_what_the_user_says_on_top():
     for recipe, asked in (("paper", {}), ("common", {"lr": 0.0})):
         with pytest.raises(UsageError):
             train_settings(recipe, "abmil", asked)
+    with pytest.raises(UsageError, match="--recipe paper"):
+        recipe_options("paper", "abmil", {})
 
 
 def test_schedules_stopping_and_selection():
