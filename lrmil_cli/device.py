@@ -49,13 +49,54 @@ def likely_gpu() -> bool:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A tensor of ``array`` on ``device``; from pinned memory and without waiting where the device allows it."""
+    """A tensor of ``array`` on ``device``, as :func:`send`."""
     import torch
 
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
+    return send(torch.from_numpy(array), device)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``; from pinned memory and without waiting where the device allows it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU with memory of its own; 0 on others, which share the machine's."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the machine has free, or less where its container or batch job has a
+    limit."""
+    import psutil
+
+    return min([psutil.virtual_memory().available, *_limits()])
+
+
+def _limits() -> list[int]:
+    """What is left of the memory of each control group that the process is in (Linux)."""
+    from pathlib import Path
+
+    found, root = [], Path("/sys/fs/cgroup")
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::")[2].splitlines()[0].strip("/")
+    except (OSError, IndexError):
+        own = ""
+    for group in [root / own, *(root / own).parents]:
+        try:
+            limit = (group / "memory.max").read_text(encoding="utf-8").strip()
+            if limit.isdigit():
+                used = int((group / "memory.current").read_text(encoding="utf-8"))
+                stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+                # Pages of files that were read count as used, and are given up at once.
+                found.append(max(0, int(limit) - used + int(stat["inactive_file"])))
+        except (OSError, ValueError, KeyError):
+            pass  # not a group that limits
+    return found
 
 
 def has_bf16() -> bool:

@@ -192,7 +192,8 @@ def chain(tmp_path_factory, cohort) -> Chain:
         at / "teacher",
         at / "model.safetensors",
     )
-    heads = ["--epochs", "8", "--lr", "1e-3"]
+    # float32, so that what a model predicts is what training saw to the last digits that tests look at.
+    heads = ["--epochs", "8", "--lr", "1e-3", "--dtype", "float32"]
     for line in (
         ["tile", cohort, "--mpp", "2.0", "--tile-px", "128", "-o", c.tiles_lr],
         ["tile", cohort, "--mpp", "0.5", "--tile-px", "128", "-o", c.tiles_hr],

@@ -67,6 +67,7 @@ def distill_student(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    fold: head_options.Fold = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
     epochs: student_options.Epochs = None,
@@ -80,7 +81,9 @@ def distill_student(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
+    dtype: options.Dtype = None,
     device: options.Device = "auto",
+    memory: options.Memory = None,
     onnx: student_options.Onnx = False,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -100,8 +103,10 @@ def distill_student(
     from lrmil_cli.evaluation.receipt_page import headline
     from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.recipes import recipe_options, train_settings
+    from lrmil_cli.training.streamed import room_for
 
     report = Report(json)
+    options.check_dtype(dtype)
     target = Path(output)
     if target.suffix != ".safetensors":
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
@@ -120,6 +125,7 @@ def distill_student(
         report.warn(
             "--hard feature without --proj-dim changes neither attention nor prediction: the features are frozen"
         )
+    where = pick_device(device)
     result = train_student(
         cohort.read_cohort(report, manifest, values),
         tiles=tiles,
@@ -134,15 +140,21 @@ def distill_student(
         distill=distill,
         training=settings,
         folds=folds,
+        fold=fold,
         output=target,
-        device=pick_device(device),
+        device=where,
+        room=room_for(where, options.memory_bytes(memory)),
         batch_size=batch_size,
         overwrite=overwrite,
         say=report.say,
         warn=report.warn,
         workers=workers,
         on_bad_tile=on_bad_tile,
+        dtype=dtype,
     )
+    if fold is not None and not result.there:
+        report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")
+        return report.result({"command": "distill-student", "status": "ok", "output": str(target), "fold": fold})
     if onnx:
         from lrmil_cli.inference.onnx_files import export_files
 

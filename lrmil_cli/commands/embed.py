@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -32,16 +32,33 @@ Output = Annotated[
 ]
 
 
+Repack = Annotated[
+    bool,
+    typer.Option(
+        "--repack",
+        help="Write feature files of TRIDENT, CLAM, STAMP or AtlasPatch anew, so that training reads each in one go "
+        "(they lie in a chunk a tile).  Takes feature files in place of tile tables; --dtype float16 halves them.",
+    ),
+]
+FeatureSet = Annotated[
+    Optional[str],
+    typer.Option("--feature-set", metavar="NAME", help="With --repack: of files with several sets the one to keep."),
+]
+
+
 def embed(
     tiles: Tiles,
-    encoder: encoder_options.Encoder,
     output: Output,
+    encoder: encoder_options.EncoderOrNone = None,
     embedding: encoder_options.Embedding = None,
     input_size: encoder_options.InputSize = None,
     random_init: encoder_options.RandomInit = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
+    dtype: options.Dtype = None,
+    repack: Repack = False,
+    feature_set: FeatureSet = None,
     device: options.Device = "auto",
     compile: options.Compile = False,
     json: options.Json = False,
@@ -60,6 +77,15 @@ def embed(
     from lrmil_cli.files.tables import list_tables, read_table_header
 
     report = Report(json)
+    options.check_dtype(dtype)
+    if repack:
+        return _repack(report, tiles, output, feature_set, dtype, overwrite, fail_fast, encoder)
+    if encoder is None or feature_set is not None:
+        raise UsageError(
+            "--encoder is missing: which encoder is to read the tiles"
+            if encoder is None
+            else "--feature-set goes with --repack"
+        )
     items: list[TableInput] = []
     for arg in tiles:
         if Path(arg).is_dir():
@@ -85,7 +111,7 @@ def embed(
 
     def one(item: TableInput) -> Turn:
         target = Path(output) if single_file else Path(output) / f"{item.slide_id}.h5"
-        features, there, seconds = yield from embed_table(
+        file, there, seconds = yield from embed_table(
             model,
             item.path,
             target,
@@ -95,14 +121,15 @@ def embed(
             workers=workers,
             on_bad_tile=on_bad_tile,
             overwrite=overwrite,
+            dtype=dtype,
             progress=lambda: report.progress(item.slide_id, None),
         )
         if there:
             return Outcome(str(target), "skipped", f"up to date ({target})")
-        n, d = features.features.shape
+        n, d = file.shape
         phases = seconds.rounded()
         spent = ", ".join(f"{k} {v:.1f} s" for k, v in phases.items())
-        bad = features.header.get("bad_tiles", 0)
+        bad = file.header.get("bad_tiles", 0)
         if bad:
             report.warn(options.bad_tiles_text(item.slide_id, bad, n))
         return Outcome(
@@ -120,3 +147,39 @@ def embed(
         failures_in=failures_folder(output, many),
         ahead=slides_ahead(where),
     )
+
+
+def _repack(
+    report: Report,
+    given: list[str],
+    output: str,
+    feature_set: str | None,
+    dtype: str | None,
+    overwrite: bool,
+    fail_fast: bool,
+    encoder: str | None,
+) -> None:
+    from lrmil_cli.files.foreign import SUFFIXES
+    from lrmil_cli.files.repack import repack
+
+    if encoder is not None:
+        raise UsageError("--repack rewrites features that are there; leave out --encoder")
+    found = [p for arg in given for p in (sorted(Path(arg).iterdir()) if Path(arg).is_dir() else [Path(arg)])]
+    files = [p for p in found if p.suffix.lower() in SUFFIXES or str(p) in given]
+    if not files:
+        raise InputError(f"{given[0]}: no feature files ({' '.join(SUFFIXES)}) in this folder")
+    many = len(files) > 1 or not output.endswith(SUFFIXES)
+
+    def one(item: TableInput) -> Outcome:
+        target = Path(output) / item.path.name if many else Path(output)
+        if target.resolve() == item.path.resolve():
+            raise UsageError(f"{target}: the file would replace itself; choose another --output")
+        if target.exists() and not overwrite:
+            return Outcome(str(target), "skipped", f"there already ({target}); --overwrite writes it again")
+        size = repack(item.path, target, feature_set=feature_set, dtype=dtype)
+        return Outcome(
+            str(target), message=f"{item.path.stat().st_size / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({target})"
+        )
+
+    items = [TableInput(p.stem, p) for p in files]
+    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))

@@ -57,12 +57,15 @@ def _is_our_table(path: Path) -> bool:
 
 def _hdf5(path: str) -> dict[str, Any]:
     from lrmil_cli.files.features import read_features
-    from lrmil_cli.files.foreign import describe_foreign, made_by_us, read_foreign
+    from lrmil_cli.files.foreign import describe_foreign, features_on_disk, made_by_us, read_foreign
 
     if made_by_us(path):
         features = read_features(path)
         return {**features.header, "shape": list(features.features.shape)}
-    return describe_foreign(read_foreign(path))
+    tiles = read_foreign(path)
+    if tiles.dataset is not None:
+        features_on_disk(tiles, {}, lambda: tiles.coords).features()  # what people ask when a training refuses it
+    return describe_foreign(tiles)
 
 
 def _json(path: str) -> dict[str, Any]:

@@ -68,11 +68,7 @@ def match(
         lr_header, lr_rows = read_table(item.path, "tiles")
         slide_id = lr_header["slide"]["id"]
         target = output if output == "-" else output_path(output, slide_id, "pairs", many)
-        high = (
-            read_foreign(item.hr, features=False)
-            if item.hr.lower().endswith(SUFFIXES)
-            else read_table(item.hr, "tiles")
-        )
+        high = read_foreign(item.hr) if item.hr.lower().endswith(SUFFIXES) else read_table(item.hr, "tiles")
         hr_digest = high.digest if isinstance(high, ForeignTiles) else last_digest(high[0])
         inputs = {"lr": last_digest(lr_header), "hr": hr_digest}
         if output != "-" and up_to_date(target, digest({}, inputs), lambda p: read_table(p, "pairs")[0], overwrite):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Annotated, Any, Optional, get_args
@@ -126,6 +127,23 @@ Workers = Annotated[
     Optional[int],
     typer.Option("--workers", min=1, help="Threads that read slides.  [default: one a core, at most 8]"),
 ]
+Memory = Annotated[
+    Optional[str],
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Memory that features may be kept in while training (8GB); what does not fit is read again each epoch.  "
+        "[default: half of what is free]",
+    ),
+]
+Dtype = Annotated[
+    Optional[str],
+    typer.Option(
+        "--dtype",
+        help="float16 or float32: how features are stored; files that are there are taken as they are.  "
+        "[default: float16; ours]",
+    ),
+]
 Compile = Annotated[
     bool,
     typer.Option(
@@ -134,6 +152,30 @@ Compile = Annotated[
         "up to a minute at the start, then about a tenth faster on a CPU, more on a GPU.",
     ),
 ]
+
+
+def check_dtype(dtype: str | None) -> None:
+    """``--dtype`` is a type that features are stored in.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if dtype not in (None, "float16", "float32"):
+        raise UsageError(f"--dtype {dtype}: choose float16 or float32")
+
+
+def memory_bytes(size: str | None) -> int | None:
+    """Bytes of ``--memory``: ``8GB``, ``500 MB``, ``1.5G``.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if size is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?\s*", size, re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"--memory {size}: give a size as 8GB or 500MB")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
 def bad_tiles_text(slide_id: str, bad: int, read: int) -> str:

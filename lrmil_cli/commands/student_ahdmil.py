@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lrmil_cli.commands import options
 from lrmil_cli.commands.cohort import read_cohort
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.selective_options import screen_changes
@@ -16,6 +17,7 @@ def distill_screened(report: Report, values: dict[str, Any]) -> None:
     from lrmil_cli.device import pick_device
     from lrmil_cli.selective.asymmetric_distillation import screen_settings
     from lrmil_cli.selective.train_ahdmil import train_screened
+    from lrmil_cli.training.streamed import room_for
 
     method, output = values["method"], values["output"]
     for option in ("teacher", "pairs"):
@@ -25,12 +27,14 @@ def distill_screened(report: Report, values: dict[str, Any]) -> None:
                 "give --teacher and --pairs"
             )
     settings = screen_settings(method, screen_changes(values))
+    where = pick_device(values["device"])
     result = train_screened(
         read_cohort(report, values["manifest"], values),
         method=method,
         settings=settings,
         output=Path(output),
-        device=pick_device(values["device"]),
+        device=where,
+        room=room_for(where, options.memory_bytes(values["memory"])),
         say=report.say,
         warn=report.warn,
         **{

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.commands import head_options
+from lrmil_cli.commands import head_options, options
 from lrmil_cli.commands.cohort import read_cohort
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
@@ -18,6 +18,7 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     from lrmil_cli.selective.train_zoommil import train_zoom
     from lrmil_cli.training.crossval import HeadSpec
     from lrmil_cli.training.recipes import train_settings
+    from lrmil_cli.training.streamed import room_for
 
     if values["pairs"] is None:
         raise UsageError("--method zoommil needs --pairs, which say what lies under each LR tile")
@@ -28,6 +29,7 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
         raise UsageError("--head-option levels does nothing: --pairs make two levels, --mid-pairs three")
     build_head("zoommil", 8, 2, own)
     target = Path(values["output"])
+    where = pick_device(values["device"])
     result = train_zoom(
         read_cohort(report, values["manifest"], values),
         **{
@@ -47,13 +49,15 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
                 "overwrite",
                 "workers",
                 "on_bad_tile",
+                "dtype",
             )
         },
         lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"),
         head=HeadSpec("zoommil", own),
         training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in head_options.OF_TRAINING}),
         output=target,
-        device=pick_device(values["device"]),
+        device=where,
+        room=room_for(where, options.memory_bytes(values["memory"])),
         say=report.say,
         warn=report.warn,
     )

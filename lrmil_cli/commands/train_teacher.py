@@ -45,6 +45,7 @@ def train_teacher(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    fold: head_options.Fold = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
     epochs: head_options.Epochs = None,
@@ -58,7 +59,9 @@ def train_teacher(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
+    dtype: options.Dtype = None,
     device: options.Device = "auto",
+    memory: options.Memory = None,
     compile: options.Compile = False,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -78,8 +81,10 @@ def train_teacher(
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
     from lrmil_cli.training.recipes import recipe_options, train_settings
+    from lrmil_cli.training.streamed import room_for
 
     report = Report(json)
+    options.check_dtype(dtype)
     _check_source(
         tiles,
         encoder,
@@ -89,6 +94,7 @@ def train_teacher(
             "--input-size": input_size,
             "--random-init": random_init or None,
             "--compile": compile or None,
+            "--dtype": dtype,
             "--on-bad-tile": None if on_bad_tile == "fail" else on_bad_tile,
         },
     )
@@ -96,11 +102,12 @@ def train_teacher(
     spec = head_spec(head, own)
     settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING})
     where = pick_device(device)
+    room = room_for(where, options.memory_bytes(memory))
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)
     parts = make_folds(labelled, folds, seed)
     kept = Path(features) if features else Path(output) / "features"
     if encoder is None or tiles is None:
-        bags = read_cohort(labelled, kept, device=where, say=report.say)
+        bags = read_cohort(labelled, kept, device=where, room=room, say=report.say, warn=report.warn)
     else:
         tables = tile_tables(labelled, tiles)
         model = load_encoder(
@@ -120,15 +127,20 @@ def train_teacher(
             tables,
             kept,
             device=where,
+            room=room,
             batch_size=batch_size,
             workers=workers,
             on_bad_tile=on_bad_tile,
+            dtype=dtype,
             overwrite=overwrite,
             say=report.say,
         )
     header, there = teacher.train_teacher(
-        labelled, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say
+        labelled, parts, bags, spec, settings, output, kept, fold=fold, overwrite=overwrite, say=report.say
     )
+    if header is None:
+        report.say(f"{output}: fold {fold} is there; the same command without --fold puts the teacher together")
+        return report.result({"command": "train-teacher", "status": "ok", "output": output, "fold": fold})
     m = header["metrics"]
     scores = (
         f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"

@@ -38,16 +38,17 @@ def compare_attention(student: Tensor, teacher: Tensor, matched: Tensor, k: int)
     return {"regions": n, "rank_correlation": correlation, "k": k, "overlap": len(top[0] & top[1]) / k, "chance": k / n}
 
 
-def slide_agreement(
-    teacher: MILHead, student: MILHead, hr: Bag, lr: Bag, parent: Tensor, k: int, how: str = "logmeanexp"
-) -> dict[str, Any]:
-    """:func:`compare_attention` of one slide.
+def teacher_regions(teacher: MILHead, hr: Bag, parent: Tensor, n_lr: int, how: str) -> tuple[Tensor, Tensor]:
+    """The teacher's region scores [N_l] and bool [N_l], which regions have HR tiles.
 
     Args:
-        hr, lr: its N_h and N_l tiles; parent: int64 [N_h], LR tile of each HR tile, -1 for none.
-        how: from HR tiles to regions, as in ``region_scores``.
+        hr: N_h tiles; parent: int64 [N_h], LR tile of each, -1 for none; how: as in ``region_scores``.
     """
     with torch.inference_mode():
-        scores, own = teacher(*hr).scores, student(*lr).scores
-    region, matched = region_scores(scores, parent, len(lr.features), how)
-    return compare_attention(own, region, matched, k)
+        return region_scores(teacher(*hr).scores, parent, n_lr, how)
+
+
+def slide_agreement(region: Tensor, matched: Tensor, student: MILHead, lr: Bag, k: int) -> dict[str, Any]:
+    """:func:`compare_attention` of one slide; ``region, matched`` of :func:`teacher_regions`, ``lr`` its N_l tiles."""
+    with torch.inference_mode():
+        return compare_attention(student(*lr).scores, region, matched, k)

@@ -25,7 +25,6 @@ from lrmil_cli.files.tables import list_tables, write_table
 from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.matching.paired_slide import PairedSlide, one_tile_a_cell, only_readable, read_pairs
 from lrmil_cli.matching.tile_rows import align
-from lrmil_cli.training.bags import bag_of
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import folds_like
@@ -267,9 +266,9 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
                 f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used"
             )
         path = cohort.teacher.features / f"{paired.slide_id}.h5"
-        features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
-        rows = align(paired, features, str(path))
+        hr = read_bag(path, paired.header["hr"]["slide"]["mpp"])
+        rows = align(paired, hr.coords, hr.header, str(path))
         with torch.inference_mode():
-            attention = head(*bag_of(features, torch.device("cpu"))).attention.numpy()
+            attention = head(torch.from_numpy(hr.features), torch.from_numpy(hr.coords)).attention.numpy()
         out[paired.slide_id] = np.where(rows >= 0, attention[rows], 0).astype(np.float32)
     return out

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lrmil_cli.distill.attention_agreement import slide_agreement
+from lrmil_cli.distill.attention_agreement import slide_agreement, teacher_regions
 from lrmil_cli.distill.settings import DistillSettings
 from lrmil_cli.evaluation.receipt import FILES, cost_of
 from lrmil_cli.files.atomic import remove
@@ -90,17 +90,19 @@ def agreement_table(
     """
     at = {s: i for i, s in enumerate(ids)}
     rows = []
-    for who, student in students.items():
-        for r in student.results:
-            teacher, lr = guide.head(r.fold)[1].to(device), student.bags_of(r.fold).all
-            for slide_id in r.parts["test"]:
-                hr = high.slides[at[slide_id]]
-                if hr is None:
-                    continue
-                found = slide_agreement(
-                    teacher, r.fit.head, hr.bag, lr[at[slide_id]], hr.parent, distill.k, distill.region_attention
-                )
-                rows.append({"student": who, "slide_id": slide_id, "fold": r.fold, **found})
+    for of_fold in zip(*(student.results for student in students.values())):
+        fold, tested = of_fold[0].fold, of_fold[0].parts["test"]
+        teacher = guide.head(fold)[1].to(device)
+        for i in (at[s] for s in tested if high.slides[at[s]] is not None):
+            slide = high.slides[i]
+            assert slide is not None, "those were left out"
+            n_lr = next(iter(students.values())).bags_of(fold).counts[i]
+            region, matched = teacher_regions(teacher, high.bags.once(i), slide.parent, n_lr, distill.region_attention)
+            for (who, student), r in zip(students.items(), of_fold):
+                found = slide_agreement(region, matched, r.fit.head, student.bags_of(fold).all.once(i), distill.k)
+                rows.append({"student": who, "slide_id": ids[i], "fold": fold, **found})
+    order = list(students)
+    rows.sort(key=lambda row: order.index(row["student"]))
     return pd.DataFrame(rows).astype({"rank_correlation": float, "overlap": float, "chance": float}) if rows else None
 
 
@@ -108,9 +110,9 @@ def costs(ids: list[str], tested: set[str], lr: Bags[Bag], high: HighResolution 
     """Tiles and seconds of the held-out slides, at both resolutions where HR features are there."""
     index = [i for i, s in enumerate(ids) if s in tested]
     if high is None:
-        return cost_of({"lr": [lr.headers[i] for i in index]}, {"lr": [len(lr.all[i].features) for i in index]})
+        return cost_of({"lr": [lr.headers[i] for i in index]}, {"lr": [lr.counts[i] for i in index]})
     both = [(i, hr) for i in index if (hr := high.slides[i]) is not None]
     return cost_of(
         {"hr": [hr.header for _, hr in both], "lr": [lr.headers[i] for i, _ in both]},
-        {"hr": [len(hr.bag.features) for _, hr in both], "lr": [len(lr.all[i].features) for i, _ in both]},
+        {"hr": [hr.count for _, hr in both], "lr": [lr.counts[i] for i, _ in both]},
     )

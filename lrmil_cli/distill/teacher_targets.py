@@ -77,7 +77,7 @@ def fold_targets(
         if own is None or not bool((own.parent >= 0).any()):
             missing.append(ids[i])
             continue
-        targets[i] = make_target(head, own.bag, own.parent, n_lr[i], settings, labels[i])
+        targets[i] = make_target(head, high.bags.once(i), own.parent, n_lr[i], settings, labels[i])
     if missing and settings.missing_teacher == "error":
         raise InputError(
             f"slide {missing[0]}: no HR features or no pairs, so the teacher says nothing of it "
@@ -112,7 +112,6 @@ def crossfit_targets(
 
     labels = np.array([manifest.classes.index(e.label) for e in manifest])
     patients = np.array([e.patient_id for e in manifest])
-    bags = [Bag(torch.zeros(1, 1)) if s is None else s.bag for s in high.slides]
     usable = np.array([i for i in train if high.slides[i] is not None], np.int64)  # also where there is none
     if min(len(set(patients[usable][labels[usable] == c])) for c in range(len(manifest.classes))) < settings.crossfit:
         raise InputError(
@@ -120,13 +119,13 @@ def crossfit_targets(
         )
     splitter = StratifiedGroupKFold(settings.crossfit, shuffle=True, random_state=training.seed)
     targets: dict[int, Target] = {}
-    first = bags[int(usable[0])].features
     for n, (inner, held) in enumerate(splitter.split(usable, labels[usable], patients[usable])):
         seed, groups = training.seed + 100 * fold + n, patients[usable][inner]
         early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=seed)
         fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
-        head = seeded_head(spec, first.shape[1], len(manifest.classes), seed).to(first.device)
-        fit_head(head, bags, labels.tolist(), fitted, watched, training)
+        head = seeded_head(spec, high.bags.dim, len(manifest.classes), seed).to(high.bags.device)
+        fit_head(head, high.bags, labels.tolist(), fitted, watched, training)
         targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
+    high.bags.forget()
     missing = [i for i in train if i not in targets]  # of these no head can say anything
     return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrmil_cli import __version__
+from lrmil_cli.device import available_memory
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check
 from lrmil_cli.errors import LrmilError, MachineError
 
@@ -92,28 +93,9 @@ def check_device(device: str = "auto") -> list[Check]:
     return [Check("device", PASS, found)]
 
 
-def available_memory() -> int | None:
-    """Bytes that a new program can have, the limit of a container included; None where the system does not say."""
-    found = []
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-        if limit.isdigit():
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8")))
-    except (OSError, KeyError, ValueError):
-        pass
-    # macOS says only how much there is.
-    if not found and sys.platform != "win32" and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found, default=None)
-
-
 def check_memory() -> Check:
     """Room for an encoder and a batch."""
     free = available_memory()
-    if free is None:
-        return Check("memory", WARN, "this system does not say how much is free", "have 8 GB or more")
     found = f"{free / GB:.1f} GB available"
     fix = "close other programs, or ask the scheduler for more; --batch-size 4 needs less"
     if free < 1 * GB:

@@ -15,10 +15,10 @@ from lrmil_cli.device import device_label
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, Tiles, encode_tiles, read_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.features import Features, read_features, read_features_header, write_features
+from lrmil_cli.files.features import BagFile, open_features, read_features_header, write_features
 from lrmil_cli.files.foreign import is_foreign
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
-from lrmil_cli.files.tables import read_table
+from lrmil_cli.files.tables import checked_header, read_table
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.slide import Slide, open_slide, reopening
 from lrmil_cli.slides.tiles import boxes_of
@@ -76,8 +76,9 @@ def embed_table(
     on_bad_tile: str = "fail",
     overwrite: bool = False,
     slide_path: str | Path | None = None,
+    dtype: str | None = None,
     progress: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda n: None),
-) -> Generator[None, None, tuple[Features, bool, Seconds]]:
+) -> Generator[None, None, tuple[BagFile, bool, Seconds]]:
     """Embed the tiles of a tile table into a feature file, unless it is there and up to date.
 
     A generator for :func:`lrmil_cli.ahead.in_turn`: what stands before its ``yield`` can be done ahead of its turn.
@@ -87,10 +88,11 @@ def embed_table(
         slide_path: where the slide is now; default: where the table says it was.
         on_bad_tile: ``fail``, or ``skip``: tiles that cannot be decoded are left out; the header says how many
             (``bad_tiles``).
+        dtype: float16 or float32 as the features are to be stored; None writes float16 and takes either.
         progress: opened when it is the slide's turn, gives a function that is called with the number of tiles done.
 
     Returns:
-        the features, True if they were there already, seconds.
+        the feature file, True if it was there already, seconds.
 
     Raises:
         InputError: the slide cannot be read, or is not the one that was tiled.
@@ -101,11 +103,15 @@ def embed_table(
             f"{output} was made by another tool and is not overwritten; choose another folder (train-teacher trains on "
             "such features as they are with --features alone, without --tiles and --encoder)"
         )
-    header, tiles = read_table(tiles_path, "tiles")
+    header = checked_header(tiles_path, "tiles")
     seconds = Seconds()
-    if up_to_date(output, digest(settings, {"tiles": last_digest(header)}), read_features_header, overwrite):
+    # What float32 is made from is what it was before there was a choice, so that files of then are up to date.
+    forms = {"float16": {**settings, "dtype": "float16"}, "float32": settings}
+    inputs = {"tiles": last_digest(header)}
+    wanted = [digest(forms[d], inputs) for d in ([dtype] if dtype else forms)]
+    if up_to_date(output, wanted, read_features_header, overwrite):
         try:
-            there = read_features(output)
+            there = open_features(output)
             if there.header.get("bad_tiles") and on_bad_tile == "fail":
                 raise InputError(
                     f"{output}: {there.header['bad_tiles']} tiles of the slide cannot be decoded and were left out "
@@ -115,9 +121,10 @@ def embed_table(
         except InputError:
             if not overwrite:
                 raise
+    settings = forms[dtype or "float16"]
     bad: list[int] = []
     started = time.perf_counter()
-    boxes = boxes_of(tiles)
+    boxes = boxes_of(read_table(tiles_path, "tiles")[1])
     with open_tiled_slide(header, slide_path, workers, on_bad_tile) as slide:
         seconds.add("open", time.perf_counter() - started)
         with read_ahead(
@@ -140,10 +147,10 @@ def embed_table(
         seconds=seconds.rounded(),
         device=device_label(device),
         **({"bad_tiles": len(bad)} if bad else {}),
-        history=[*header["history"], step("embed", settings, {"tiles": last_digest(header)})],
+        history=[*header["history"], step("embed", settings, inputs)],
     )
-    write_features(output, new, array, boxes[:, :2])
-    return Features(new, array, boxes[:, :2]), False, seconds
+    write_features(output, new, array, boxes[:, :2], dtype or "float16")
+    return open_features(output), False, seconds
 
 
 def open_tiled_slide(

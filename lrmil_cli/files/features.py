@@ -6,15 +6,23 @@ import hashlib
 import io
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import write_bytes
-from lrmil_cli.files.header import check_header, check_seal, parse_header, sealed
+from lrmil_cli.files.hdf5 import DAMAGE, open_hdf5, own_dataset
+from lrmil_cli.files.header import check_header, check_seal, parse_header
+
+#: How features may be stored. Two bytes a value are half of four to read, and what they lose (2^-11 of a value) is less
+#: than what a head sees (files/README 2.2).
+DTYPES = ("float16", "float32")
+#: A dataset in more chunks is read slowly: each is looked up by itself.
+MANY_CHUNKS = 256
 
 
 @dataclass(frozen=True)
@@ -26,35 +34,106 @@ class Features:
     coords: np.ndarray
 
 
+@dataclass
+class BagFile:
+    """A feature file that stays on disk: what it says of itself is known, its features are read when they are asked
+    for.
+
+    The first reading also checks them; later ones, if nobody wrote to the file since it was opened, do not.
+
+    Attributes:
+        header: as of :class:`Features`; shape: N tiles, D features of each.
+        dtype: of the features as they are stored, float16 or float32.
+        in_chunks: stored in more than :data:`MANY_CHUNKS` chunks (often one a row), which is slow to read.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    in_chunks: bool
+    _features: Callable[[bool], np.ndarray]
+    _coords: Callable[[], np.ndarray]
+    _checked: bool = field(default=False, init=False)
+    _stamp: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stamp = _stamp(self.path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features as they are stored."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def features(self) -> np.ndarray:
+        """``dtype`` [N, D], an array of the caller's own.
+
+        Raises:
+            InputError: the file is not there any more, was written to since it was opened, is damaged, or holds values
+                that are not finite.
+        """
+        if _stamp(self.path) != self._stamp:
+            raise InputError(
+                f"{self.path}: changed while it was in use (does another job write there?); run the command again"
+            )
+        values = self._features(not self._checked)
+        if values.shape != self.shape:
+            raise InputError(f"{self.path}: changed while it was in use; run the command again")
+        if not self._checked and (bad := values.size - int(np.isfinite(values).sum())):
+            raise InputError(f"{self.path}: {bad} of its feature values are not finite; encode the slide again")
+        self._checked = True
+        return values
+
+    def coords(self) -> np.ndarray:
+        """int64 [N, 2], level-0 x, y of the tiles' corners.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        return self._coords()
+
+    def read(self) -> Features:
+        """All of it, in float32.
+
+        Raises:
+            InputError: as :meth:`features`.
+        """
+        return Features(self.header, self.features().astype(np.float32, copy=False), self.coords())
+
+
 #: What stands behind the end of HDF5, which its readers do not look at: a checksum of all bytes before it. The library
 #: itself crashes on some damaged files, so ours are looked at before it is.
 _MARK = b"\nlrmil blake2b-128 "
-#: How many times its size on disk a dataset may take in memory; a damaged one claims anything.
-MOST_UNPACKED = 200
 
 
-def write_features(path: str | Path, header: dict[str, Any], features: np.ndarray, coords: np.ndarray) -> None:
-    """Write a feature file atomically.
+def write_features(
+    path: str | Path, header: dict[str, Any], features: np.ndarray, coords: np.ndarray, dtype: str = "float16"
+) -> None:
+    """Write a feature file atomically, each dataset in one piece, so that a bag is one sequential read.
 
     Args:
         header: kind ``features``; its ``tiles`` entry gives ``mpp`` and ``tile_px``, its ``slide`` entry the scale.
-        features: [N, D]; coords: [N, 2], level-0 px.
+        features: [N, D]; coords: [N, 2], level-0 px; dtype: one of :data:`DTYPES`.
 
     Raises:
-        MachineError: the file cannot be written.
+        UsageError: values beyond what ``dtype`` can hold. MachineError: the file cannot be written.
     """
     import h5py
 
     slide, tiles = header["slide"], header["tiles"]
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(features, dtype=dtype)
+    if np.isinf(stored).any() and np.isfinite(features).all():
+        raise UsageError(
+            f"{path}: features up to {np.abs(features).max():.3g}, which float16 cannot hold; add --dtype float32"
+        )
     # In memory first: HDF5 reports a full disk late and in words of its own.
     sink = io.BytesIO()
     with h5py.File(sink, "w") as h5:
-        features = np.ascontiguousarray(features, dtype=np.float32)
-        coords = np.ascontiguousarray(coords, dtype=np.int64)
-        data = h5.create_dataset("features", data=features)
+        data = h5.create_dataset("features", data=stored)
         data.attrs["encoder"] = header["encoder"]["name"]
         data.attrs["name"] = slide["id"]
-        at = h5.create_dataset("coords", data=coords)
+        at = h5.create_dataset("coords", data=np.ascontiguousarray(coords, dtype=np.int64))
         # The attribute names of TRIDENT, so that its readers know what a coordinate means.
         for key, value in {
             "patch_size": tiles["tile_px"],
@@ -67,112 +146,157 @@ def write_features(path: str | Path, header: dict[str, Any], features: np.ndarra
             "name": slide["id"],
         }.items():
             at.attrs[key] = value
-        h5.attrs["lrmil"] = json.dumps(sealed(header, features, coords), allow_nan=False)
+        h5.attrs["lrmil"] = json.dumps(header, allow_nan=False)
     data = sink.getvalue()
-    write_bytes(path, data + _MARK + _checksum(data))
+    write_bytes(path, data + _MARK + hashlib.blake2b(data, digest_size=16).digest())
+
+
+def open_features(path: str | Path) -> BagFile:
+    """Open a feature file made by ``lrmil embed`` or by the training commands, without reading its features.
+
+    Raises:
+        InputError: no such file, not one of ours, cut short, or its parts do not fit.
+    """
+    path = Path(path)
+    try:
+        with open_hdf5(path) as h5:
+            header = _header(h5, path)
+            data, at = own_dataset(h5, "features", path), own_dataset(h5, "coords", path)
+            shape, dtype, in_chunks, place = data.shape, data.dtype, many_chunks(data), data.id.get_offset()
+            if len(shape) != 2 or at.shape != (shape[0], 2) or not shape[0] or dtype.kind != "f":
+                raise InputError(f"{path}: features {shape} and coords {at.shape} do not fit; make it again")
+    except InputError:
+        raise
+    except DAMAGE as e:
+        raise InputError(f"{path}: not a complete HDF5 feature file ({type(e).__name__}); make it again") from e
+    kept = np.dtype(np.float16 if dtype.itemsize == 2 else np.float32)
+    whole = place is not None and dtype == kept and place % dtype.itemsize == 0
+
+    def values(check: bool) -> np.ndarray:
+        if check:
+            checked = _checked_bytes(path)
+            if checked is None:  # its checksum went with a copy by another tool, or it is of old
+                return _sealed_values(path, kept)
+            if whole:
+                return np.frombuffer(checked, dtype, shape[0] * shape[1], place).reshape(shape)
+        if whole:
+            return _section(path, place, shape, dtype)
+        return _dataset(path, "features", kept)
+
+    return BagFile(
+        path,
+        {k: v for k, v in header.items() if k != "content"},
+        shape,
+        kept,
+        in_chunks,
+        values,
+        lambda: _dataset(path, "coords", np.dtype(np.int64)),
+    )
 
 
 def read_features(path: str | Path) -> Features:
-    """Read a feature file made by ``lrmil embed`` or by the training commands.
+    """Read a feature file made by ``lrmil embed`` or by the training commands, in float32.
 
     Raises:
         InputError: no such file, not one of ours, damaged, or not finite.
     """
-    _check_bytes(path)
-    try:
-        with open_hdf5(path) as h5:
-            header = _header(h5, path)
-            features = np.asarray(own_dataset(h5, "features", path), dtype=np.float32)
-            coords = np.asarray(own_dataset(h5, "coords", path), dtype=np.int64)
-    except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as e:
-        raise InputError(f"{path}: not a complete HDF5 feature file ({type(e).__name__}); make it again") from e
-    if features.ndim != 2 or coords.shape != (len(features), 2) or not len(features):
-        raise InputError(f"{path}: features {features.shape} and coords {coords.shape} do not fit; make it again")
-    if not np.isfinite(features).all():
-        raise InputError(f"{path}: the features hold values that are not finite; make it again")
-    return Features(check_seal(header, str(path), features, coords), features, coords)
+    _checked_bytes(Path(path))  # before the library opens it, which crashes on some damaged files
+    return open_features(path).read()
 
 
 def read_features_header(path: str | Path) -> dict[str, Any]:
     """The lrmil header of a feature file.
 
     Raises:
-        InputError: as :func:`read_features`.
+        InputError: as :func:`open_features`.
     """
     try:
         with open_hdf5(path) as h5:
             return _header(h5, path)
     except InputError:
         raise
-    except (OSError, KeyError, RuntimeError, TypeError) as e:
+    except DAMAGE as e:
         raise InputError(f"{path}: not a complete HDF5 feature file ({type(e).__name__}); make it again") from e
 
 
-def open_hdf5(path: str | Path) -> Any:
-    """An HDF5 file, for reading and without a lock: network file systems may have none (ENOLCK), and a job of another
-    machine may hold one. What we write is renamed into place whole, so nobody reads half of it.
+def many_chunks(data: Any) -> bool:
+    """Whether a dataset lies in more than :data:`MANY_CHUNKS` chunks."""
+    return data.chunks is not None and data.size > MANY_CHUNKS * int(np.prod(data.chunks))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when somebody writes to a file.
 
     Raises:
-        InputError: the system cannot read it, which says nothing of what is in it. OSError: it is no HDF5 file.
+        InputError: it is not there.
     """
-    import h5py
-
     try:
-        return h5py.File(path, "r", locking=False)
+        about = os.stat(path)
     except OSError as e:
-        if not e.errno or isinstance(e, FileNotFoundError):
-            raise
-        raise InputError(
-            f"{path}: cannot be read ({os.strerror(e.errno)}, errno {e.errno}); it may be whole: try again, or copy it "
-            "to another disk"
-        ) from e
+        raise InputError(f"{path}: cannot be read ({e.strerror}); was it there when the command started?") from e
+    return about.st_size, about.st_mtime_ns
 
 
-def _checksum(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _check_bytes(path: str | Path) -> None:
-    """Of files that carry a checksum behind their end, whether it is right.
+def _checked_bytes(path: Path) -> bytearray | None:
+    """All bytes of a file that carries a checksum behind its end; None if it carries none.
 
     Raises:
-        InputError: it is not.
+        InputError: the checksum is another, or the file cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError:  # said in better words by who opens it
-        return
+        with open(path, "rb", buffering=0) as fh:
+            data = bytearray(os.fstat(fh.fileno()).st_size)
+            _fill(fh, data)
+    except OSError as e:
+        raise InputError(f"{path}: {'no such file' if isinstance(e, FileNotFoundError) else e.strerror}") from e
     end = len(data) - 16 - len(_MARK)
-    if end >= 0 and data[end : end + len(_MARK)] == _MARK and _checksum(data[:end]) != data[-16:]:
+    if end < 0 or data[end : end + len(_MARK)] != _MARK:
+        return None
+    if hashlib.blake2b(memoryview(data)[:end], digest_size=16).digest() != data[-16:]:
         raise InputError(f"{path}: changed after it was written (a damaged copy?); make it again, or copy it again")
+    return data
 
 
-def own_dataset(h5: Any, key: str, path: str | Path) -> Any:
-    """A dataset whose values stand in the file itself.
+def _fill(fh: io.FileIO, target: Any) -> int:
+    """Read into ``target``, as often as it takes (the system gives 2 GB at most at a time); how many bytes there
+    were."""
+    view, done = memoryview(target).cast("B"), 0
+    while done < len(view) and (n := fh.readinto(view[done:])):
+        done += n
+    return done
 
-    Raises:
-        InputError: it is a link, or its values lie in another file, which is not followed; or it is impossibly large.
-        KeyError: it is not there.
+
+def _section(path: Path, place: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> np.ndarray:
+    """A dataset that lies in one piece, read past the library, which lets no other thread run meanwhile.
+
+    Not mapped into memory: a mapped file that shrinks ends the process.
     """
-    import h5py
+    out = np.empty(shape, dtype)
+    try:
+        with open(path, "rb", buffering=0) as fh:
+            fh.seek(place)
+            if _fill(fh, out) < out.nbytes:
+                raise InputError(f"{path}: became shorter while it was in use; make it again")
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+    return out
 
-    link = h5.get(key, getlink=True)
-    found = h5[key] if isinstance(link, h5py.HardLink) else None
-    if link is not None and (not isinstance(found, h5py.Dataset) or found.external or found.is_virtual):
-        raise InputError(
-            f"{path}: {key} points to another place or file, which is not followed; "
-            "write its values into the file itself"
-        )
-    size = os.path.getsize(path)
-    if found is not None and found.nbytes > MOST_UNPACKED * size + 2**26:
-        raise InputError(
-            f"{path}: {key} claims {found.nbytes / 1e9:.0f} GB in a file of {size / 1e6:.1f} MB; it is damaged"
-        )
-    return h5[key]
+
+def _dataset(path: Path, key: str, dtype: np.dtype[Any]) -> np.ndarray:
+    try:
+        with open_hdf5(path) as h5:
+            return np.asarray(own_dataset(h5, key, path), dtype=dtype)
+    except InputError:
+        raise
+    except DAMAGE as e:
+        raise InputError(f"{path}: not a complete HDF5 feature file ({type(e).__name__}); make it again") from e
+
+
+def _sealed_values(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    """Features of a file without a checksum behind its end, by the one in its header if there is one."""
+    features, coords = _dataset(path, "features", dtype), _dataset(path, "coords", np.dtype(np.int64))
+    check_seal(read_features_header(path), str(path), features, coords)
+    return features
 
 
 def _header(h5: Any, path: str | Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Feature and coordinate files of TRIDENT, CLAM and STAMP, read as they are.
+"""Feature and coordinate files of TRIDENT, CLAM, STAMP and AtlasPatch, read as they are.
 
 A coordinate is the top-left corner of a tile in all of them; what else they say differs:
 
@@ -9,6 +9,10 @@ A coordinate is the top-left corner of a tile in all of them; what else they say
   and that level's ``downsample``; ``h5_files/<slide>.h5``: ``features`` and ``coords`` without any attribute.
 - STAMP from version 2, ``<slide>.h5``: ``feats``, ``coords`` in um; attributes of the file: ``unit``, ``tile_size_um``
   (``tile_size`` before 2.1), ``tile_size_px``, ``extractor``.
+- AtlasPatch, ``patches/<slide>.h5``: ``coords`` [N, 5], whose first two columns are x, y in level-0 px; a group
+  ``features`` with a dataset for each encoder; TRIDENT's attributes, of the file.
+
+What they say of themselves is read in ``foreign_layouts.py``.
 """
 
 from __future__ import annotations
@@ -17,18 +21,23 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.features import Features, open_hdf5, own_dataset, read_features
+from lrmil_cli.files.features import BagFile, Features, many_chunks, open_features, read_features
+from lrmil_cli.files.foreign_layouts import layout
+from lrmil_cli.files.hdf5 import DAMAGE, open_hdf5, own_dataset
 from lrmil_cli.files.header import digest, make_header
 from lrmil_cli.units import LevelPx, Mpp
 
 SUFFIXES = (".h5", ".hdf5")
-NAMES = {"trident": "TRIDENT", "clam": "CLAM", "stamp": "STAMP", "lrmil": "lrmil"}
+NAMES = {"trident": "TRIDENT", "clam": "CLAM", "stamp": "STAMP", "atlaspatch": "AtlasPatch", "lrmil": "lrmil"}
+#: Rows of features, spread over the slide, that tell them from those of another encoder.
+ROWS_IN_DIGEST = 64
 #: A corner in um must fall on a whole pixel of its grid to within this many level-0 px, or something was lost.
 MAX_SNAP_PX = 1.0
 
@@ -40,19 +49,19 @@ class ForeignTiles:
     Attributes:
         made_by: a key of :data:`NAMES`.
         coords: [N, 2] x, y of top-left corners in ``unit``: ``px`` (level 0) or ``um``.
-        features: float32 [N, D]; None in coordinate files, and where they were not asked for.
-        width: D as stored, None in coordinate files.
+        dataset: where in the file the features are, None in coordinate files; width, dtype: D and type as stored.
+        in_chunks: as of :class:`BagFile`.
         tile_px: side of the tiles as they were encoded; side: the same in ``unit``, None where the file does not say.
         level: pyramid level whose pixels ``tile_px`` counts, where ``side`` has to be found with the slide.
         magnification: as asked of the tool; overlap: in px of the tile; size: width, height of the slide in level-0 px.
-        digest: of the content.
+        digest: of the coordinates and of what is said of them; features_digest: of :data:`ROWS_IN_DIGEST` rows of the
+            features.
     """
 
     path: str
     made_by: str
     unit: str
     coords: np.ndarray
-    features: np.ndarray | None
     width: int | None
     tile_px: LevelPx | None
     side: float | None
@@ -63,6 +72,10 @@ class ForeignTiles:
     size: tuple[float, float] | None = None
     encoder: str | None = None
     name: str | None = None
+    dataset: str | None = None
+    dtype: str | None = None
+    features_digest: str | None = None
+    in_chunks: bool = False
 
     @property
     def tool(self) -> str:
@@ -96,23 +109,23 @@ def is_foreign(path: str | Path) -> bool:
         return False
 
 
-def read_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> Features:
-    """The features of one slide, from a file of lrmil, TRIDENT, CLAM or STAMP.
+def open_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> BagFile:
+    """Open the features of one slide, of lrmil or of another tool, without reading them.
 
     Args:
         slide_mpp: level-0 um/px, or a function that finds it, called for files that count in um only.
 
     Raises:
-        InputError: no such file, none of these, damaged, without features, not finite; a corner in um is no whole
-            pixel.
+        InputError: no such file, none of these, cut short, without features; a corner in um is no whole pixel.
     """
     if made_by_us(path):
-        return read_features(path)
+        return open_features(path)
     tiles = read_foreign(path)
-    if tiles.features is None:
+    if tiles.dataset is None or tiles.width is None:
         raise InputError(f"{path}: coordinates of {tiles.tool} without features; give the folder of its feature files")
-    mpp = None if tiles.unit == "px" else slide_mpp() if callable(slide_mpp) else slide_mpp
-    coords, side = level0(tiles, None if mpp is None else Mpp(mpp))
+    found = None if tiles.unit == "px" else slide_mpp() if callable(slide_mpp) else slide_mpp
+    mpp = None if found is None else Mpp(found)
+    _, side = level0(tiles, mpp)
     known = {
         "tile_px": tiles.tile_px,
         "side_level0_px": side,
@@ -127,9 +140,31 @@ def read_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> Featur
         made_by=tiles.made_by,
         tiles=known,
         encoder={"name": tiles.encoder, "embedding": None, "made_by": tiles.made_by},
-        history=[origin(tiles)],
+        history=[{**origin(tiles), "digest": digest({}, {"tiles": tiles.digest, "rows": str(tiles.features_digest)})}],
     )
-    return Features(header, tiles.features, coords)
+    return features_on_disk(tiles, header, lambda: level0(read_foreign(path), mpp)[0])
+
+
+def features_on_disk(tiles: ForeignTiles, header: dict[str, Any], coords: Callable[[], np.ndarray]) -> BagFile:
+    """The features of a file that has some.
+
+    Args:
+        header, coords: as of :class:`BagFile`.
+    """
+    assert tiles.dataset is not None and tiles.width is not None, "who calls has looked"
+    shape = (len(tiles.coords), tiles.width)
+    dtype = np.dtype(np.float16 if tiles.dtype == "float16" else np.float32)
+    values = partial(_values, tiles.path, tiles.dataset, shape, dtype)
+    return BagFile(Path(tiles.path), header, shape, dtype, tiles.in_chunks, lambda check: values(), coords)
+
+
+def read_bag(path: str | Path, slide_mpp: float | Callable[[], float]) -> Features:
+    """The features of one slide, from a file of lrmil or of another tool, in float32.
+
+    Raises:
+        InputError: as :func:`open_bag` (arguments as there), damaged, or not finite.
+    """
+    return read_features(path) if made_by_us(path) else open_bag(path, slide_mpp).read()
 
 
 def origin(tiles: ForeignTiles) -> dict[str, str]:
@@ -137,39 +172,61 @@ def origin(tiles: ForeignTiles) -> dict[str, str]:
     return {"command": tiles.tool, "digest": tiles.digest}
 
 
-def read_foreign(path: str | Path, *, features: bool = True) -> ForeignTiles:
-    """Read a feature or coordinate file of TRIDENT, CLAM or STAMP.
-
-    Args:
-        features: False leaves the features on disk; ``digest`` then covers the coordinates alone.
+def read_foreign(path: str | Path) -> ForeignTiles:
+    """Read what a feature or coordinate file of another tool says, and its coordinates; its features stay on disk.
 
     Raises:
-        InputError: no such file, none of these, one of ours, damaged, empty, or not finite.
+        InputError: no such file, none of these, one of ours, damaged, or empty.
     """
     if made_by_us(path):
         raise InputError(f"{path}: a feature file of lrmil; give the tile table it was made from in its place")
     with _open(path) as h5:
         try:
-            for key in ("coords", "features", "feats"):
-                if h5.get(key, getlink=True) is not None:
-                    own_dataset(h5, key, path)
-            said = _stamp(h5, path) if "feats" in h5 else _trident_or_clam(h5, path)
-            raw = np.asarray(h5["coords"])
-            data = h5.get("feats" if "feats" in h5 else "features")
-            shape = None if data is None else data.shape
-            stored = np.asarray(data) if data is not None and features else None
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as e:
-            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
-            raise InputError(f"{path}: cannot be read ({reason}); copy it again, or make it again") from e
-    coords = _coords(raw, said["unit"], path)
-    tool, n = NAMES[said["made_by"]], len(coords)
-    width = None if shape is None else _width(shape, n, tool, path)
-    values = None if stored is None or width is None else _finite(stored, path).reshape(n, width)
-    key = digest(
-        {k: v for k, v in said.items() if k != "name"},
-        {"coords": _sha(raw), **({"features": _sha(stored)} if stored is not None else {})},
-    )
-    return ForeignTiles(path=str(path), coords=coords, features=values, width=width, digest=key, **said)
+            said = layout(h5, path)
+            raw = np.asarray(own_dataset(h5, "coords", path))
+            if said["made_by"] == "atlaspatch":
+                raw = raw[:, :2]
+            coords = _coords(raw, said["unit"], path)
+            key = digest({k: v for k, v in said.items() if k not in ("name", "dataset")}, {"coords": _sha(raw)})
+            if said["dataset"] is not None:
+                data = own_dataset(h5, said["dataset"], path)
+                said |= {
+                    "width": _width(data.shape, len(coords), NAMES[said["made_by"]], path),
+                    "dtype": str(data.dtype),
+                    "in_chunks": many_chunks(data),
+                }
+                if data.dtype.kind != "f":
+                    raise InputError(
+                        f"{path}: features of type {data.dtype}, but floats are needed; make the file again"
+                    )
+                said["features_digest"] = _sha(_some_rows(data, len(coords)))
+        except DAMAGE as e:
+            raise _damaged(path, e) from e
+    return ForeignTiles(path=str(path), coords=coords, digest=key, **{"width": None, **said})
+
+
+def _some_rows(data: Any, n: int) -> np.ndarray:
+    """:data:`ROWS_IN_DIGEST` rows of features that may have further axes of one."""
+    rows = np.unique(np.linspace(0, n - 1, min(n, ROWS_IN_DIGEST)).astype(int))
+    axis = data.shape.index(n) if n > 1 else 0
+    at: list[Any] = [slice(None)] * len(data.shape)
+    return np.stack([np.asarray(data[tuple([*at[:axis], int(r), *at[axis + 1 :]])]) for r in rows])
+
+
+def _values(path: str | Path, dataset: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> np.ndarray:
+    with _open(path) as h5:
+        try:
+            stored = np.asarray(own_dataset(h5, dataset, path))
+        except DAMAGE as e:
+            raise _damaged(path, e) from e
+    if stored.size != shape[0] * shape[1]:
+        raise InputError(f"{path}: changed while it was in use; run the command again")
+    return np.ascontiguousarray(stored, dtype=dtype).reshape(shape)
+
+
+def _damaged(path: str | Path, e: Exception) -> InputError:
+    reason = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
+    return InputError(f"{path}: cannot be read ({reason}); copy it again, or make it again")
 
 
 def describe_foreign(tiles: ForeignTiles) -> dict[str, Any]:
@@ -248,84 +305,8 @@ def _snap(tiles: ForeignTiles, mpp: Mpp) -> tuple[np.ndarray, float]:
 def _open(path: str | Path) -> Any:
     try:
         return open_hdf5(path)
-    except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
     except OSError as e:
         raise InputError(f"{path}: not an HDF5 file, or cut short; copy it again, or make it again") from e
-
-
-def _stamp(h5: Any, path: str | Path) -> dict[str, Any]:
-    unit, kind = _text(h5.attrs.get("unit")), _text(h5.attrs.get("feat_type")) or "tile"
-    side = _number(h5.attrs.get("tile_size_um", h5.attrs.get("tile_size")))
-    if kind != "tile":
-        raise InputError(
-            f"{path}: STAMP's features of a whole {kind}; those of its tiles are needed (`stamp preprocess`)"
-        )
-    if "coords" not in h5 or unit != "um" or side is None:
-        raise InputError(
-            f"{path}: STAMP features whose coordinates are not said to be in um (made before STAMP 2?), so they cannot "
-            "be placed on the slide; encode them again with STAMP 2"
-        )
-    tile_px = _number(h5.attrs.get("tile_size_px"))
-    return {
-        "made_by": "stamp",
-        "unit": "um",
-        "side": side,
-        "tile_px": None if tile_px is None else round(tile_px),
-        "encoder": _text(h5.attrs.get("extractor")),
-    }
-
-
-def _trident_or_clam(h5: Any, path: str | Path) -> dict[str, Any]:
-    has = ", ".join(sorted(h5)) or "nothing"
-    if "coords" not in h5 or "imgs" in h5:
-        raise InputError(
-            f"{path}: not a feature or coordinate file of lrmil, TRIDENT, CLAM or STAMP (it holds {has[:80]}; "
-            "`coords`, with `features` or `feats`, were looked for)"
-        )
-    at = h5["coords"].attrs
-    about = h5["features"].attrs if "features" in h5 else {}
-    said: dict[str, Any] = {
-        "unit": "px",
-        "name": _text(at.get("name")) or _text(about.get("name")),
-        "encoder": _text(about.get("encoder")),
-        "overlap": round(_number(at.get("overlap")) or 0),
-    }
-    tile_px = _number(at.get("patch_size"))
-    said["tile_px"] = None if tile_px is None else round(tile_px)
-    base, target = _number(at.get("level0_magnification")), _number(at.get("target_magnification"))
-    side = _number(at.get("patch_size_level0"))
-    if side is None and tile_px and base and target:
-        side = tile_px * base / target
-    if side is not None:
-        size = tuple(_number(at.get(k)) for k in ("level0_width", "level0_height"))
-        said["size"] = None if None in size else size
-        return {**said, "made_by": "trident", "side": side, "magnification": target}
-    level = _number(at.get("patch_level"))
-    if level is not None and tile_px:
-        return {**said, "made_by": "clam", **_clam_level(at, round(level), tile_px, path)}
-    if "features" not in h5:
-        raise InputError(
-            f"{path}: coordinates that do not say how large a tile is (no patch_size_level0, no patch_size and "
-            "patch_level)"
-        )
-    return {**said, "made_by": "trident" if "savetodir" in about else "clam", "side": None}
-
-
-def _clam_level(at: Any, level: int, tile_px: float, path: str | Path) -> dict[str, Any]:
-    if (_number(at.get("custom_downsample")) or 1) != 1:
-        raise InputError(
-            f"{path}: custom_downsample {at['custom_downsample']} leaves open how large its tiles are; patch the "
-            "slides without it"
-        )
-    downsample, dim = at.get("downsample"), at.get("level_dim")
-    factors = None if downsample is None else np.broadcast_to(np.asarray(downsample, np.float64).ravel(), 2)
-    if factors is None and level == 0:
-        factors = np.ones(2)
-    if factors is None:
-        return {"side": None, "level": level}
-    size = None if dim is None else tuple(float(v) for v in np.asarray(dim, np.float64).ravel()[:2] * factors)
-    return {"side": float(tile_px * factors.mean()), "level": level, "size": size}
 
 
 def _coords(raw: np.ndarray, unit: str, path: str | Path) -> np.ndarray:
@@ -353,37 +334,7 @@ def _width(shape: tuple[int, ...], n: int, tool: str, path: str | Path) -> int:
     return width
 
 
-def _finite(stored: np.ndarray, path: str | Path) -> np.ndarray:
-    """float32 of features stored in any float type.
-
-    Raises:
-        InputError: no floats, or some that are not finite.
-    """
-    if stored.dtype.kind != "f":
-        raise InputError(f"{path}: features of type {stored.dtype}, but floats are needed; make the file again")
-    values = np.ascontiguousarray(stored, dtype=np.float32)
-    bad = values.size - int(np.isfinite(values).sum())
-    if bad:
-        raise InputError(f"{path}: {bad} of its feature values are not finite; encode the slide again")
-    return values
-
-
 def _sha(array: np.ndarray) -> str:
     hashed = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     hashed.update(np.ascontiguousarray(array).data)
     return hashed.hexdigest()
-
-
-def _number(value: Any) -> float | None:
-    """A number from an HDF5 attribute (scalar, array of one, text), or None; TRIDENT writes "None" for nothing."""
-    try:
-        number = float(np.asarray(value).ravel()[0]) if value is not None else math.nan
-    except (ValueError, TypeError, IndexError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return str(value) if value is not None and str(value) not in ("", "None") else None

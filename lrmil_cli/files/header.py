@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -202,8 +202,10 @@ def last_digest(header: dict[str, Any]) -> str:
     return header["history"][-1]["digest"] if header.get("history") else ""
 
 
-def up_to_date(path: str | Path, wanted: str, read_header: Callable[[Path], dict[str, Any]], overwrite: bool) -> bool:
-    """True if ``path`` exists and was made by the same inputs and settings (digest ``wanted``).
+def up_to_date(
+    path: str | Path, wanted: str | Sequence[str], read_header: Callable[[Path], dict[str, Any]], overwrite: bool
+) -> bool:
+    """True if ``path`` exists and was made by the same inputs and settings (digest ``wanted``, or one of several).
 
     Args:
         read_header: function of a path that returns its header, raising InputError if it cannot.
@@ -216,7 +218,7 @@ def up_to_date(path: str | Path, wanted: str, read_header: Callable[[Path], dict
     if not path.exists():
         return False
     try:
-        if last_digest(read_header(path)) == wanted:
+        if last_digest(read_header(path)) in ([wanted] if isinstance(wanted, str) else wanted):
             return True
         reason = "was made from other inputs or settings"
     except InputError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.features import Features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.matching.paired_slide import PairedSlide
 
@@ -45,16 +45,19 @@ def find_rows(wanted: np.ndarray, corners: np.ndarray) -> np.ndarray:
     return np.array([at.get(c, -1) for c in map(tuple, wanted.tolist())], np.int64)
 
 
-def align(paired: PairedSlide, features: Features, where: str) -> np.ndarray:
+def align(paired: PairedSlide, coords: np.ndarray, header: dict[str, Any], where: str) -> np.ndarray:
     """Row in a feature file of each HR tile of a pairs table, int64 [P]; -1 for tiles that could not be decoded.
+
+    Args:
+        coords, header: of the feature file.
 
     Raises:
         InputError: they come from different tile tables.
     """
-    n, bad = len(features.coords), int(features.header.get("bad_tiles", 0))
-    if paired.hr_index.max() < n and (features.coords[paired.hr_index] == paired.hr_boxes[:, :2]).all():
+    n, bad = len(coords), int(header.get("bad_tiles", 0))
+    if paired.hr_index.max() < n and (coords[paired.hr_index] == paired.hr_boxes[:, :2]).all():
         return paired.hr_index
-    rows = find_rows(paired.hr_boxes[:, :2], features.coords) if bad else np.full(1, -1)
+    rows = find_rows(paired.hr_boxes[:, :2], coords) if bad else np.full(1, -1)
     if (rows < 0).sum() > bad or not (rows >= 0).any():
         raise InputError(
             f"{where}: its HR tiles are not those of the pairs table of {paired.slide_id}; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from lrmil_cli.heads.base import bag_cross_entropy
 from lrmil_cli.heads.dmin import DMIN, straight_through, union_rate
 from lrmil_cli.selective.screener import Screener, Screening, cross_ema, refresh_statistics, screen, seeded_screener
 from lrmil_cli.training.loop import Fit, draw_order
+from lrmil_cli.training.streamed import counts_of, in_order
 
 #: How often a fold starts anew, with another seed, where no epoch kept a share within the window.
 RESTARTS = 3
@@ -88,8 +89,7 @@ def screen_settings(method: str, changes: dict[str, Any]) -> ScreenSettings:
     return s
 
 
-@dataclass
-class Instances:
+class Instances(NamedTuple):
     """One slide for step 2: HR features [N, D] and screening images uint8 [N, s, s, 3] of the same tiles."""
 
     features: Tensor
@@ -181,15 +181,16 @@ def _fit_once(
     """One start. ``best_epoch`` is 0 where no epoch could be kept."""
     seed_everything(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    device = slides[0].features.device
-    head = copy.deepcopy(teacher).to(device).requires_grad_(not settings.freeze_dmin)
+    device = next(teacher.parameters()).device
+    head = copy.deepcopy(teacher).requires_grad_(not settings.freeze_dmin)
     screener = seeded_screener(head.num_classes, settings.branches, settings.seed).to(device)
     decay = settings.weight_decay
     optimizer = optimizer_for("adam", screener.parameters(), device, lr=settings.lipn_lr, weight_decay=decay)
     tuner = None
     if not settings.freeze_dmin:
         tuner = optimizer_for("adam", head.parameters(), device, lr=settings.dmin_lr, weight_decay=decay)
-    usable = [i for i in train if len(slides[i].images) > 1]  # one image has no batch statistics
+    counts = counts_of(slides)
+    usable = [i for i in train if counts[i] > 1]  # one image has no batch statistics
     if not usable:
         raise LrmilError("every training slide has a single HR tile; the screener cannot learn from them")
     curves: list[dict[str, Any]] = []
@@ -200,13 +201,13 @@ def _fit_once(
         means = _epoch(head, screener, slides, labels, order, optimizer, tuner, settings, rng)
         cross_ema(screener, settings.cross_ema)
         if not settings.official_modes:
-            refresh_statistics(screener, [slides[i].images for i in usable])
+            refresh_statistics(screener, (s.images for s in in_order(slides, usable)))
         row: dict[str, Any] = {"epoch": epoch, **{f"train_{k}": v for k, v in means.items()}}
         if not np.isfinite(row["train_total"]) or not np.isfinite(row.get("train_ce", 0.0)):
             raise LrmilError(
                 f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lipn-lr or --dmin-lr"
             )
-        row |= validate(head, screener, [slides[i] for i in val], [labels[i] for i in val])
+        row |= validate(head, screener, slides, labels, val)
         curves.append(row)
         inside = settings.window is None or settings.window[0] <= row["val_kept"] <= settings.window[1]
         if row["val_ce"] < best and inside:
@@ -243,8 +244,7 @@ def _epoch(
         means of all terms and kept rates.
     """
     noted: dict[str, list[float]] = {}
-    for i in order:
-        slide = slides[i]
+    for i, slide in zip(order, in_order(slides, order)):
         with torch.no_grad():
             target = head.train(settings.official_modes).relevance(slide.features)
         scores = screener.train()(slide.images)
@@ -271,13 +271,16 @@ def _epoch(
     return {name: float(np.mean(own)) for name, own in noted.items()}
 
 
-def predict(head: DMIN, screener: Screener, slides: Sequence[Instances]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities float64 [n, C], kept rate (before fallbacks) and share of HR tiles read [n], in evaluation mode."""
+def predict(
+    head: DMIN, screener: Screener, slides: Sequence[Instances], index: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities float64 [n, C], kept rate (before fallbacks) and share of HR tiles read [n], in evaluation mode, of
+    ``slides[i]`` for each i of ``index``."""
     head.eval()
     screener.eval()
     said, kept, read = [np.zeros((0, head.num_classes))], [], []
     with torch.no_grad():
-        for slide in slides:
+        for slide in in_order(slides, index):
             logits, screening = answer(head, screener, slide)
             said.append(torch.softmax(logits.cpu().double(), 0).numpy()[None])
             kept.append(screening.kept_rate)
@@ -285,19 +288,22 @@ def predict(head: DMIN, screener: Screener, slides: Sequence[Instances]) -> tupl
     return np.concatenate(said), np.array(kept), np.array(read)
 
 
-def validate(head: DMIN, screener: Screener, slides: Sequence[Instances], labels: Sequence[int]) -> dict[str, Any]:
-    """How good head and screener are on a set of slides.
+def validate(
+    head: DMIN, screener: Screener, slides: Sequence[Instances], labels: Sequence[int], index: Sequence[int]
+) -> dict[str, Any]:
+    """How good head and screener are on the slides of ``index``.
 
     Returns:
         ``val_ce``, ``val_auc`` (None if undefined), ``val_kept`` of the fused masks, and ``val_agreement``, the share
         of mask entries that are DMIN's own.
     """
-    probabilities, kept, _ = predict(head, screener, slides)
-    truth = np.asarray(labels)
+    probabilities, kept, _ = predict(head, screener, slides, index)
+    truth = np.asarray([labels[i] for i in index])
     picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)
     with torch.no_grad():
         same = [
-            float(((head.relevance(s.features) > 0) == screen(screener, s.images).mask).float().mean()) for s in slides
+            float(((head.relevance(s.features) > 0) == screen(screener, s.images).mask).float().mean())
+            for s in in_order(slides, index)
         ]
     return {
         "val_ce": float(-np.log(picked).mean()),

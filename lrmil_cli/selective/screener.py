@@ -5,6 +5,7 @@ Layout, fusion and what it costs: selective/README 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,7 +129,7 @@ def screening_of(scores: Tensor, threshold: float = 0.0) -> Screening:
 
 
 @torch.no_grad()
-def refresh_statistics(screener: Screener, slides: list[Tensor]) -> None:
+def refresh_statistics(screener: Screener, slides: Iterable[Tensor]) -> None:
     """Running statistics of batch norm as the mean over slides, each a batch, of what they are with the weights of now.
 
     The moving average that training keeps lags behind weights that move fast, and the screener then keeps all or

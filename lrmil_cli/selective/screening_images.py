@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 
 from lrmil_cli.encoders.embed import open_tiled_slide
-from lrmil_cli.errors import UsageError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
@@ -27,6 +28,8 @@ SOURCES = ("lr-tiles", "thumbnail")
 MIN_PX = 16
 #: LR tiles read at a time.
 BATCH = 32
+#: What reading a damaged file of them raises.
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 
 
 def check_windows(tile_px: int, ratio: int, screen_px: int, source: str) -> None:
@@ -153,7 +156,28 @@ def cells_of(paired: PairedSlide) -> np.ndarray:
     return row * paired.ratio + col
 
 
-def load_images(
+@dataclass(frozen=True)
+class StoredImages:
+    """Screening images of a slide that are in the cache: the file, and which of its tiles there are, bool [N]."""
+
+    file: Path
+    there: np.ndarray
+
+    def load(self) -> np.ndarray:
+        """uint8 [N, s, s, 3].
+
+        Raises:
+            InputError: the file is not there any more, or damaged.
+        """
+        try:
+            with np.load(self.file, allow_pickle=False) as arrays:
+                images: np.ndarray = arrays["images"]
+        except _DAMAGED as e:
+            raise InputError(f"{self.file}: cannot be read any more; run the command again") from e
+        return images
+
+
+def cached_images(
     slides: list[PairedSlide],
     paths: list[Path],
     screen_px: int,
@@ -162,10 +186,8 @@ def load_images(
     say: Callable[[str], None],
     workers: int | None = None,
     on_bad_tile: str = "fail",
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Screening images of a cohort from ``cache``, as :func:`make_images` gives them.
-
-    What is missing there is cut from the slides and written first.
+) -> list[StoredImages]:
+    """Screening images of a cohort in ``cache``; what is missing there is cut from the slides and written first.
 
     Args:
         paths: where each slide is now; where it is not, the path that its tables name.
@@ -187,7 +209,7 @@ def load_images(
                 f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px"
                 + (f" ({bad} lie in LR tiles that cannot be decoded and are left out)" if bad else "")
             )
-        out.append(found)
+        out.append(StoredImages(file, found[1]))
     return out
 
 
@@ -195,7 +217,7 @@ def _stored(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, there = arrays["images"], arrays["there"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
     fits = images.shape == shape and images.dtype == np.uint8 and there.shape == shape[:1] and there.dtype == bool
     return (images, there) if fits else None

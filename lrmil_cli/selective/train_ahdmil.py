@@ -28,7 +28,7 @@ from lrmil_cli.heads.dmin import DMIN
 from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, ScreenSettings, fit_screened, predict
-from lrmil_cli.selective.screening_images import check_windows, load_images
+from lrmil_cli.selective.screening_images import StoredImages, cached_images, check_windows
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import tile_tables
 from lrmil_cli.training.crossval import FoldResult
@@ -36,6 +36,7 @@ from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighSlide, load_high
 from lrmil_cli.training.leaks import check_no_leak, patients_by_slide
+from lrmil_cli.training.streamed import Room, Streamed
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
 
 #: Panels of the curves: title, columns.
@@ -85,6 +86,7 @@ def train_screened(
     overwrite: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
+    room: Room,
     workers: int | None = None,
     on_bad_tile: str = "fail",
 ) -> Result:
@@ -92,6 +94,7 @@ def train_screened(
 
     Args:
         tiles: folder of LR tile tables; encoder: spec of the HR encoder that the teacher's features are of.
+        room: that features and images may be kept in.
         on_bad_tile: ``fail``, or ``skip``: HR tiles in an LR tile that cannot be decoded are left out.
 
     Raises:
@@ -107,7 +110,7 @@ def train_screened(
     if note := licence_warning(high_encoder.info):
         warn(note)
     folder = Path(features) if features else guide.features
-    high = load_high(ids, set(ids), folder, pairs, tables, torch.device("cpu"), required=set(ids))
+    high = load_high(ids, set(ids), folder, pairs, tables, torch.device("cpu"), room, required=set(ids))
     check_features(guide, folder, ids, high, warn)
     sides = [s for s in high.slides if s is not None]
     assert len(sides) == len(ids), "load_high was asked for all"
@@ -129,8 +132,8 @@ def train_screened(
 
     paired = [read_pairs(find_table(pairs, i, "pairs")) for i in ids]
     cache, paths = output.with_suffix(".screen"), [e.path for e in manifest]
-    images = load_images(paired, paths, settings.screen_px, settings.source, cache, say, workers, on_bad_tile)
-    slides = _instances(paired, images, sides, device, say)
+    images = cached_images(paired, paths, settings.screen_px, settings.source, cache, say, workers, on_bad_tile)
+    slides = _instances(paired, images, sides, high.bags.dim, device, room, say)
     results = _folds(manifest, table, guide, slides, settings, device, say, warn)
     metrics_rows, pooled = crossval.score(manifest, results)
     predictions, kept = _predictions(manifest, results, slides)
@@ -154,12 +157,12 @@ def train_screened(
         starts=[r.fit.starts for r in results],
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibrate(
-            manifest, results, lambda r, index: predict(r.fit.head, r.fit.screener, [slides[i] for i in index])[0]
+            manifest, results, lambda r, index: predict(r.fit.head, r.fit.screener, slides, index)[0]
         ),
         license=high_encoder.info.license,
         slides=ids,
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
-        hr_instances={s: len(slides[at[s]].features) for s in predictions["slide_id"]},
+        hr_instances={s: slides.counts[at[s]] for s in predictions["slide_id"]},
     )
     common: dict[str, Any] = {"settings": {}, "history": history}
     stem = output.with_suffix("")
@@ -216,37 +219,43 @@ def _teachers_encoder(guide: Teacher, spec: str, input_size: int | None, embeddi
 
 def _instances(
     paired: list[PairedSlide],
-    images: list[tuple[np.ndarray, np.ndarray]],
+    images: list[StoredImages],
     sides: list[HighSlide],
+    width: int,
     device: torch.device,
+    room: Room,
     say: Callable[[str], None],
-) -> list[Instances]:
+) -> Streamed[Instances]:
     """HR features and screening images of the tiles that have both, in the order of the pairs.
 
     Raises:
         InputError: a slide has none.
     """
-    out, ignored = [], 0
-    for p, (pictures, there), hr in zip(paired, images, sides):
-        use = np.flatnonzero(there & (hr.rows >= 0))
-        if not use.size:
+    used, ignored = [], 0
+    for p, pictures, hr in zip(paired, images, sides):
+        used.append(np.flatnonzero(pictures.there & (hr.rows >= 0)))
+        if not used[-1].size:
             raise InputError(
                 f"slide {p.slide_id}: none of its HR tiles has both features and a screening image; "
                 "leave it out of the manifest"
             )
-        features = hr.bag.features[torch.from_numpy(hr.rows[use])]
-        out.append(Instances(features.to(device), torch.from_numpy(pictures[use]).to(device)))
-        ignored += len(hr.bag.features) - int((hr.rows >= 0).sum())
+        ignored += hr.count - int((hr.rows >= 0).sum())
     if ignored:
         say(f"{ignored} HR tile(s) lie in no LR tile and are left out; prediction will not find them either")
-    return out
+
+    def load(index: int) -> Instances:
+        use, hr = used[index], sides[index]
+        features = torch.from_numpy(hr.file.features()[hr.rows[use]])
+        return Instances(features, torch.from_numpy(images[index].load()[use]))
+
+    return Streamed(load, [len(use) for use in used], width, room, device)
 
 
 def _folds(
     manifest: Manifest,
     table: pd.DataFrame,
     guide: Teacher,
-    slides: list[Instances],
+    slides: Streamed[Instances],
     settings: ScreenSettings,
     device: torch.device,
     say: Callable[[str], None],
@@ -278,13 +287,13 @@ def _folds(
             f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, "
             f"kept {best['val_kept']:.2f}, mask as DMIN's {best['val_agreement']:.2f}"
         )
-        probabilities = predict(fit.head, fit.screener, [slides[i] for i in index["test"]])[0]
+        probabilities = predict(fit.head, fit.screener, slides, index["test"])[0]
         results.append(ScreenedFold(k, fit, parts, probabilities))
     return results
 
 
 def _predictions(
-    manifest: Manifest, results: list[ScreenedFold], slides: list[Instances]
+    manifest: Manifest, results: list[ScreenedFold], slides: Streamed[Instances]
 ) -> tuple[pd.DataFrame, float | None]:
     """Out-of-fold predictions, and the mean kept rate.
 
@@ -295,11 +304,11 @@ def _predictions(
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     kept, read, there = [], [], []
     for r in results:
-        test = [slides[at[s]] for s in r.parts["test"]]
-        _, _, shares = predict(r.fit.head, r.fit.screener, test)
+        test = [at[s] for s in r.parts["test"]]
+        _, _, shares = predict(r.fit.head, r.fit.screener, slides, test)
         kept += shares.tolist()
-        there += [len(s.features) for s in test]
-        read += [round(share * len(s.features)) for share, s in zip(shares, test)]
+        there += [slides.counts[i] for i in test]
+        read += [round(share * slides.counts[i]) for share, i in zip(shares, test)]
     table = table.assign(
         kept_rate=np.array(kept, float), hr_tiles=np.array(there, np.int64), hr_read=np.array(read, np.int64)
     )

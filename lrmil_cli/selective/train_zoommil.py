@@ -14,7 +14,7 @@ from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.embed import features_settings
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.features import Features, read_features
+from lrmil_cli.files.features import BagFile, open_features
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import find_table, write_table
@@ -30,6 +30,7 @@ from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, folds_like
 from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.streamed import Room, Streamed
 from lrmil_cli.training.teacher import manifest_digest, read_teacher, write_curves
 
 
@@ -64,14 +65,17 @@ def train_zoom(
     overwrite: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
+    room: Room,
     workers: int | None = None,
     on_bad_tile: str = "fail",
+    dtype: str | None = None,
 ) -> Result:
     """Train a head a fold on pyramids of 5x and 20x tiles, or with one magnification more, and write the model file.
 
     Args:
         tiles: folder of LR tile tables; pairs: of the lowest level with the next.
         mid_pairs, mid_features: for three levels, pairs of the middle one with the highest, and its features.
+        room: that pyramids may be kept in.
         features: of the highest level; None for those of the teacher, which otherwise only gives its folds.
 
     Raises:
@@ -114,9 +118,11 @@ def train_zoom(
         tables,
         lr_features,
         device=device,
+        room=room,
         batch_size=batch_size,
         workers=workers,
         on_bad_tile=on_bad_tile,
+        dtype=dtype,
         overwrite=overwrite,
         say=say,
     )
@@ -144,11 +150,11 @@ def train_zoom(
     }
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date")
-    pyramids = [
-        make_pyramid(bag, [level[n] for level in deep], [level[n] for level in paired]).to(device)
-        for n, bag in enumerate(low.all)
-    ]
-    bags = Bags(pyramids, low.headers)
+
+    def load(n: int) -> PyramidBag:
+        return make_pyramid(low.all.once(n), [level[n] for level in deep], [level[n] for level in paired])
+
+    bags = Bags(Streamed(load, low.counts, low.dim, room, device), low.headers)
     results = crossval.train_folds(manifest, table, lambda fold: bags, HeadSpec(head.name, options), training, say=say)
     rows, pooled = crossval.score(manifest, results)
     history = [step("distill-student", own, inputs)]
@@ -178,7 +184,7 @@ def train_zoom(
     return Result(False, pooled, crossval.summary("zoommil", rows, len(results)))
 
 
-def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> PyramidBag:
+def make_pyramid(low: Bag, deep: list[BagFile], paired: list[PairedSlide]) -> PyramidBag:
     """The pyramid of one slide.
 
     A tile that has no features, since it cannot be decoded, is not in it, nor are those below it.
@@ -192,8 +198,9 @@ def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> P
     """
     assert low.coords is not None, "feature files have corners"
     levels, children, corners = [low.features.cpu()], [], low.coords.cpu().numpy()
-    for features, pairs in zip(deep, paired):
-        rows = align(pairs, features, f"features of {pairs.slide_id}")
+    for file, pairs in zip(deep, paired):
+        coords = file.coords()
+        rows = align(pairs, coords, file.header, f"features of {pairs.slide_id}")
         parents = find_rows(pairs.lr_boxes[:, :2], corners)
         there = parents >= 0
         if not there.any():
@@ -203,18 +210,18 @@ def make_pyramid(low: Bag, deep: list[Features], paired: list[PairedSlide]) -> P
         kin = np.full((len(corners), pairs.children.shape[1]), -1, np.int64)
         kin[parents[there]] = np.where(pairs.children >= 0, np.append(rows, -1)[pairs.children], -1)[there]
         children.append(torch.from_numpy(kin))
-        levels.append(torch.from_numpy(features.features))
-        corners = features.coords
+        levels.append(torch.from_numpy(file.features()))
+        corners = coords
     return PyramidBag(tuple(levels), tuple(children))
 
 
-def _features(path: Path, encoder_digest: str, spec: str) -> Features:
+def _features(path: Path, encoder_digest: str, spec: str) -> BagFile:
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; make the features of each level with `lrmil embed` and the same --encoder, "
             "or give the folder of train-teacher"
         )
-    found = read_features(path)
+    found = open_features(path)
     if found.header["settings"].get("encoder") != encoder_digest:
         raise InputError(f"{path}: not made by {spec} as it is used here; all levels of a pyramid need one encoder")
     return found

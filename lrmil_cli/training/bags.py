@@ -5,6 +5,7 @@ Bags are in the order of the manifest (training/README 1).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +19,16 @@ from lrmil_cli.encoders.embed import embed_table, features_settings
 from lrmil_cli.encoders.pipeline import BatchSize, Seconds, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.features import Features
-from lrmil_cli.files.foreign import NAMES, read_bag
+from lrmil_cli.files.features import BagFile
+from lrmil_cli.files.foreign import NAMES, open_bag
 from lrmil_cli.files.manifest import Entry, Manifest
 from lrmil_cli.files.tables import find_table, read_table_header
 from lrmil_cli.heads import Bag, PyramidBag
 from lrmil_cli.slides.slide import open_slide
+from lrmil_cli.training.streamed import Room, Streamed
+
+#: Files that a message names; a cohort may have hundreds that are wrong in the same way.
+MOST_LISTED = 5
 
 B = TypeVar("B", bound=Bag | PyramidBag, covariant=True)
 
@@ -33,21 +38,27 @@ class Bags(Generic[B]):
     """Bags of all slides of a manifest, in its order.
 
     Attributes:
-        all: float32 features [N_i, D] and int64 coords [N_i, 2] each, or pyramids of them.
+        all: float32 features [N_i, D] and int64 coords [N_i, 2] each, or pyramids of them, read when they are asked
+            for.
         headers: of the feature files (of a pyramid, those of its lowest level).
     """
 
-    all: Sequence[B]
+    all: Streamed[B]
     headers: list[dict[str, Any]]
 
     @property
     def dim(self) -> int:
         """Width D of the features."""
-        return self.all[0].features.shape[1]
+        return self.all.dim
+
+    @property
+    def counts(self) -> list[int]:
+        """N_i, tiles of each slide."""
+        return self.all.counts
 
     @property
     def device(self) -> torch.device:
-        return self.all[0].features.device
+        return self.all.device
 
 
 def tile_tables(manifest: Manifest, folder: str | Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -75,30 +86,33 @@ def embed_cohort(
     folder: str | Path,
     *,
     device: torch.device,
+    room: Room,
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_tile: str = "fail",
+    dtype: str | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bags[Bag]:
-    """Feature files of all slides in ``folder``: those up to date are read, the others made.
+    """Feature files of all slides in ``folder``: those up to date are taken, the others made.
 
     Args:
+        room: that bags may be kept in.
         batch_size: tiles encoded at a time, by the device if None; workers: threads that read, a core each if None.
-        on_bad_tile: as of :func:`lrmil_cli.encoders.embed.embed_table`.
+        on_bad_tile, dtype: as of :func:`lrmil_cli.encoders.embed.embed_table`.
 
     Raises:
         InputError: a slide cannot be read, or features of another encoder are in the folder.
         UsageError: features of another tool are in the folder.
     """
     encoder.to(device)
-    bags: list[Features] = []
+    files: list[BagFile] = []
     made = 0
     batch, settings = BatchSize(batch_size, device, say), features_settings(encoder)
 
     def one(
         item: tuple[Entry, tuple[Path, dict[str, Any]]],
-    ) -> Generator[None, None, tuple[Features, bool, Seconds]]:
+    ) -> Generator[None, None, tuple[BagFile, bool, Seconds]]:
         entry, (path, _) = item
         return embed_table(
             encoder,
@@ -110,28 +124,35 @@ def embed_cohort(
             workers=workers,
             on_bad_tile=on_bad_tile,
             overwrite=overwrite,
+            dtype=dtype,
             slide_path=entry.path if entry.path.exists() else None,
         )
 
     turns = in_turn(one, list(zip(manifest, tables)), slides_ahead(device))
     for k, (entry, embedded) in enumerate(zip(manifest, turns), 1):
-        features, there, seconds = embedded()
+        file, there, seconds = embedded()
         made += not there
         if not there:
-            bad = features.header.get("bad_tiles")
+            bad = file.header.get("bad_tiles")
             say(
-                f"embedded {entry.slide_id} ({k}/{len(manifest)}): {len(features.coords)} tiles"
+                f"embedded {entry.slide_id} ({k}/{len(manifest)}): {file.shape[0]} tiles"
                 + (f" ({bad} that cannot be decoded left out)" if bad else "")
                 + f", {sum(seconds.phases.values()):.1f} s"
             )
-        bags.append(features)
+        files.append(file)
     if made < len(manifest):
         say(f"features of {len(manifest) - made} slides were up to date in {folder}")
-    return _bags(bags, device)
+    return stored_bags(files, device, room)
 
 
 def read_cohort(
-    manifest: Manifest, folder: str | Path, *, device: torch.device, say: Callable[[str], None] = lambda text: None
+    manifest: Manifest,
+    folder: str | Path,
+    *,
+    device: torch.device,
+    room: Room,
+    say: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Bags[Bag]:
     """Features of all slides as they are in ``folder``, ``<slide_id>.h5`` each: of lrmil, TRIDENT, CLAM or STAMP.
 
@@ -147,35 +168,88 @@ def read_cohort(
             f"{len(missing)} of {len(paths)} missing)"
             + ("; the .pt files there hold no coordinates, CLAM keeps both in the folder `h5_files`" if only_pt else "")
         )
-    bags = [read_bag(p, partial(_slide_mpp, e)) for p, e in zip(paths, manifest)]
-    first = _kind(bags[0])
-    for path, bag in zip(paths, bags):
-        other = next(((k, v) for k, v in _kind(bag).items() if v != first[k]), None)
+    files, wrong = [], []
+    for entry, path in zip(manifest, paths):
+        try:
+            files.append(open_bag(path, partial(_slide_mpp, entry)))
+        except InputError as e:
+            wrong.append(str(e))
+    if wrong:
+        raise InputError(listed(wrong, len(paths)))
+    first = _kind(files[0])
+    for file in files:
+        other = next(((k, v) for k, v in _kind(file).items() if v != first[k]), None)
         if other:
-            raise InputError(
-                f"{path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}; "
-                "the features of a training come from one tool, one encoder and one tile size"
-            )
-    say(f"features of {len(bags)} slides as they are in {folder}: {first['made by']}, {first['width']} wide")
-    return _bags(bags, device)
+            wrong.append(f"{file.path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}")
+    if wrong:
+        raise InputError(
+            listed(wrong, len(paths)) + "; the features of a training come from one tool, one encoder and one tile size"
+        )
+    say(f"features of {len(files)} slides as they are in {folder}: {first['made by']}, {first['width']} wide")
+    if slow := [f for f in files if f.in_chunks]:
+        started = time.perf_counter()
+        slow[0].features()
+        spent = time.perf_counter() - started
+        warn(
+            f"{len(slow)} feature files lie in a chunk a tile or so, which takes {spent:.2f} s to read for the "
+            f"{slow[0].nbytes / 1e6:.0f} MB of {slow[0].path.name}; `lrmil embed --repack {folder} -o DIR` writes them "
+            "in one piece"
+        )
+    return stored_bags(files, device, room)
 
 
-def _bags(bags: list[Features], device: torch.device) -> Bags[Bag]:
-    return Bags([bag_of(f, device) for f in bags], [f.header for f in bags])
+def listed(wrong: Sequence[str], of: int) -> str:
+    """One message of what is wrong with some of ``of`` files, each with its path."""
+    if len(wrong) == 1:
+        return wrong[0]
+    shown = "; ".join(wrong[:MOST_LISTED])
+    more = f"; and {len(wrong) - MOST_LISTED} more" if len(wrong) > MOST_LISTED else ""
+    return f"{len(wrong)} of {of} feature files cannot be used: {shown}{more}"
 
 
-def bag_of(features: Features, device: torch.device) -> Bag:
-    """The bag of a feature file on ``device``."""
-    return Bag(torch.from_numpy(features.features), torch.from_numpy(features.coords)).to(device)
+def stored_bags(files: Sequence[BagFile], device: torch.device, room: Room) -> Bags[Bag]:
+    """The bags of feature files, which stay on disk.
+
+    Reading a bag that cannot be used raises an InputError that names all such files of the cohort.
+    """
+
+    def load(index: int) -> Bag:
+        try:
+            return loaded(files[index])
+        except InputError:
+            raise InputError(listed(unusable(files), len(files))) from None
+
+    bags = Streamed(load, [f.shape[0] for f in files], files[0].shape[1], room, device)
+    return Bags(bags, [f.header for f in files])
 
 
-def _kind(bag: Features) -> dict[str, Any]:
+def loaded(file: BagFile) -> Bag:
+    """The bag of a feature file in memory, in the type that it is stored in.
+
+    Raises:
+        InputError: as :meth:`BagFile.features`.
+    """
+    return Bag(torch.from_numpy(file.features()), torch.from_numpy(file.coords()))
+
+
+def unusable(files: Sequence[BagFile]) -> list[str]:
+    """What is wrong with those of the files whose features cannot be used."""
+    wrong = []
+    for file in files:
+        try:
+            file.features()
+        except InputError as e:
+            wrong.append(str(e))
+    return wrong
+
+
+def _kind(bag: BagFile) -> dict[str, Any]:
     """What must be alike in all slides, by the name that a message gives it."""
     tiles, settings = bag.header["tiles"], bag.header["settings"]
     own = "made_by" not in bag.header
     return {
         "made by": NAMES[bag.header.get("made_by", "lrmil")],
-        "width": bag.features.shape[1],
+        "width": bag.shape[1],
         "encoder": bag.header["encoder"]["name"],
         "embedding": bag.header["encoder"]["embedding"],
         "weights": settings.get("encoder"),

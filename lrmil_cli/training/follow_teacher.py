@@ -77,9 +77,9 @@ def check_features(
     """
     width = guide.header["in_dim"]
     for slide_id, slide in zip(ids, high.slides):
-        if slide is not None and slide.bag.features.shape[1] != width:
+        if slide is not None and slide.file.shape[1] != width:
             raise InputError(
-                f"{folder}: the features of {slide_id} are {slide.bag.features.shape[1]} wide, "
+                f"{folder}: the features of {slide_id} are {slide.file.shape[1]} wide, "
                 f"the teacher was trained on {width}; --features names the folder that train-teacher used"
             )
     known = guide.header.get("feature_digests", {})

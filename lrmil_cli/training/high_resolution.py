@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.foreign import read_bag
+from lrmil_cli.files.features import BagFile
+from lrmil_cli.files.foreign import open_bag
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tables import find_table
 from lrmil_cli.heads import Bag
 from lrmil_cli.matching.paired_slide import read_pairs
 from lrmil_cli.matching.tile_rows import align, region_parents
-from lrmil_cli.training.bags import bag_of
+from lrmil_cli.training.bags import loaded
+from lrmil_cli.training.streamed import Room, Streamed
 
 
 @dataclass
@@ -26,14 +28,23 @@ class HighSlide:
     """The HR side of one slide.
 
     Attributes:
-        bag: N_h tiles; parent: int64 [N_h], LR tile of each, -1 for none; header: of the feature file.
+        file: its N_h tiles; parent: int64 [N_h], LR tile of each, -1 for none.
         rows: row in the bag of each HR tile of the pairs table, see :func:`align`.
     """
 
-    bag: Bag
+    file: BagFile
     parent: Tensor
-    header: dict[str, Any]
     rows: np.ndarray
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Of the feature file."""
+        return self.file.header
+
+    @property
+    def count(self) -> int:
+        """N_h."""
+        return self.file.shape[0]
 
 
 @dataclass
@@ -42,10 +53,12 @@ class HighResolution:
 
     Attributes:
         slides: in manifest order; None for one that was not asked for, or has no features or pairs.
+        bags: of the slides, which must not be None.
         inputs: digests of what was read; ratio: HR tiles along the side of an LR tile.
     """
 
     slides: list[HighSlide | None]
+    bags: Streamed[Bag]
     inputs: dict[str, str] = field(default_factory=dict)
     ratio: int = 1
 
@@ -57,6 +70,7 @@ def load_high(
     pairs: str,
     lr_tables: list[tuple[Path, dict[str, Any]]],
     device: torch.device,
+    room: Room,
     *,
     required: Collection[str],
 ) -> HighResolution:
@@ -64,22 +78,23 @@ def load_high(
 
     Args:
         folder: of the HR feature files; pairs: folder of pairs tables.
-        lr_tables: path and header of each slide's LR tiles.
+        lr_tables: path and header of each slide's LR tiles; room: that bags may be kept in.
         required: of them, those whose features and pairs must be there; others are left out where they lack one.
 
     Raises:
         InputError: features or pairs of a required slide are missing, or some do not fit the tiles.
     """
-    out = HighResolution([])
+    slides: list[HighSlide | None] = []
+    inputs: dict[str, str] = {}
     ratios = set()
     for slide_id, (_, lr_header) in zip(ids, lr_tables):
-        out.slides.append(None)
+        slides.append(None)
         if slide_id not in wanted:
             continue
         path = folder / f"{slide_id}.h5"
         try:
             paired = read_pairs(find_table(pairs, slide_id, "pairs"))
-            features = read_bag(path, paired.header["hr"]["slide"]["mpp"])
+            file = open_bag(path, paired.header["hr"]["slide"]["mpp"])
         except InputError:
             if slide_id in required:
                 raise
@@ -89,15 +104,24 @@ def load_high(
                 f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; "
                 "run `lrmil match` again"
             )
-        rows = align(paired, features, str(path))
-        parent = torch.from_numpy(region_parents(paired, len(features.coords), rows)).to(device)
-        out.slides[-1] = HighSlide(bag_of(features, device), parent, features.header, rows)
-        out.inputs |= {
-            f"hr/{slide_id}": last_digest(features.header),
+        rows = align(paired, file.coords(), file.header, str(path))
+        parent = torch.from_numpy(region_parents(paired, file.shape[0], rows)).to(device)
+        slides[-1] = HighSlide(file, parent, rows)
+        inputs |= {
+            f"hr/{slide_id}": last_digest(file.header),
             f"pairs/{slide_id}": last_digest(paired.header),
         }
         ratios.add(paired.ratio)
     if len(ratios) > 1:
         raise InputError(f"{pairs}: pairs of different ratios ({sorted(ratios)}); tile all slides alike")
-    out.ratio = next(iter(ratios), 1)
-    return out
+    return HighResolution(slides, _bags(slides, device, room), inputs, next(iter(ratios), 1))
+
+
+def _bags(slides: Sequence[HighSlide | None], device: torch.device, room: Room) -> Streamed[Bag]:
+    def load(index: int) -> Bag:
+        slide = slides[index]
+        assert slide is not None, "who asks has looked"
+        return loaded(slide.file)
+
+    shapes = [(0, 0) if s is None else s.file.shape for s in slides]
+    return Streamed(load, [n for n, _ in shapes], max((d for _, d in shapes), default=0), room, device)

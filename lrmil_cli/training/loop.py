@@ -16,6 +16,7 @@ from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag
 from lrmil_cli.training.optimizers import head_optimizer
+from lrmil_cli.training.streamed import in_order
 
 #: What a head is called with: ``head(*bag)``.
 AnyBag = Bag | PyramidBag
@@ -91,7 +92,7 @@ def fit_head(
     """Train ``head`` in place.
 
     Args:
-        bags: every slide, on the head's device; labels: class index of every slide.
+        bags: every slide, on the head's device, or :class:`Streamed`; labels: class index of every slide.
         train, val: indices into ``bags``.
         extra_terms: distillation terms, called for training bags only.
 
@@ -126,8 +127,8 @@ def fit_head(
         lr = optimizer.param_groups[0]["lr"]
         head.train()
         order = draw_order(labels, train, settings.balanced_sampling, rng)
-        for n, i in enumerate(order, 1):
-            out = head(*bags[i])
+        for n, (i, bag) in enumerate(zip(order, in_order(bags, order)), 1):
+            out = head(*bag)
             terms = head.loss_terms(out, targets[i], weights)
             if extra_terms is not None:
                 terms |= extra_terms(i, out)
@@ -174,8 +175,8 @@ def validate(head: MILHead, bags: Sequence[AnyBag], labels: Sequence[int], index
     head.eval()
     said, notes = [], []
     with torch.inference_mode():
-        for i in index:
-            out = head(*bags[i])
+        for bag in in_order(bags, index):
+            out = head(*bag)
             said.append(_probabilities(out))
             notes.append({name: float(t) for name, t in head.notes(out).items()})
     probabilities, truth = np.stack(said), np.array([labels[i] for i in index])
@@ -187,11 +188,12 @@ def validate(head: MILHead, bags: Sequence[AnyBag], labels: Sequence[int], index
     }
 
 
-def predict_bags(head: MILHead, bags: Sequence[AnyBag]) -> np.ndarray:
-    """Class probabilities float64 [n, C] of bags, in evaluation mode."""
+def predict_bags(head: MILHead, bags: Sequence[AnyBag], index: Sequence[int]) -> np.ndarray:
+    """Class probabilities float64 [n, C] of ``bags[i]`` for each i of ``index``, in evaluation mode."""
     head.eval()
     with torch.inference_mode():
-        return np.stack([_probabilities(head(*b)) for b in bags])
+        said = [_probabilities(head(*bag)) for bag in in_order(bags, index)]
+    return np.stack(said) if said else np.zeros((0, head.num_classes))
 
 
 def _probabilities(out: MILOutput) -> np.ndarray:

@@ -194,7 +194,7 @@ def test_encoders_give_the_same_features(version, encoder, tiles, features, ente
 
     folder = enter(version)
     tile = next(line for line in EXPECTED[version]["commands"] if output(line) == tiles)
-    embed = ["embed", tmp_path / "t", "--encoder", encoder, "-o", tmp_path / "f"]
+    embed = ["embed", tmp_path / "t", "--encoder", encoder, "--dtype", "float32", "-o", tmp_path / "f"]
     for line in (changed(tile, o=tmp_path / "t"), embed):
         said = lrmil(*line)
         assert said.code == 0, said.err

@@ -10,7 +10,7 @@ import tifffile
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.files.features import Features, read_features
+from lrmil_cli.files.features import open_features, read_features, write_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.heads import Bag
@@ -20,6 +20,7 @@ from lrmil_cli.slides.reader import iter_batches, overview, read_rows
 from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.training.teacher import read_teacher
 from tests.conftest import blob_image, write_tiff
+from tests.unit.files.test_files import features_header
 
 
 def damage(path, level, blocks):
@@ -338,6 +339,8 @@ def test_methods_that_read_both_magnifications_leave_out_what_they_cannot_decode
         *head,
         "--epochs",
         "2",
+        "--dtype",
+        "float32",
         *skip,
         "-o",
         tmp_path / "teacher",
@@ -413,7 +416,8 @@ def test_a_middle_level_that_lacks_tiles_keeps_its_children(damaged, tmp_path):
         {k: read_table(at[k] / "s13.tiles.csv", "tiles")[1][["x", "y"]].to_numpy() for k in ("lr", "hr")},
     )
     lr, hr = (np.delete(tables[k], gone, axis=0) for k, gone in (("lr", [0, 3]), ("hr", [1, 5, 6])))
-    features = Features({"bad_tiles": 3}, np.zeros((len(hr), 2), np.float32), hr)
+    write_features(tmp_path / "hr.h5", {**features_header(), "bad_tiles": 3}, np.zeros((len(hr), 2)), hr)
+    features = open_features(tmp_path / "hr.h5")
     pyramid = make_pyramid(Bag(torch.zeros(len(lr), 2), torch.from_numpy(lr)), [features], [paired])
     children = pyramid.children[0].numpy()
     for row, kin in enumerate(children):

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.files.features import read_features
+from lrmil_cli.files.features import open_features, read_features
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.heads import Bag
 from lrmil_cli.matching.paired_slide import read_pairs
 from lrmil_cli.selective.model_parts import load_zoom
 from lrmil_cli.selective.train_zoommil import make_pyramid
 from lrmil_cli.slides.slide import open_slide
-from lrmil_cli.training.bags import bag_of
 from tests.cli.test_bad_tiles import damage
 
 HEAD = [
@@ -31,6 +30,10 @@ HEAD = [
     "--lr",
     "1e-3",
 ]
+
+
+def bag_of(features):
+    return Bag(torch.from_numpy(features.features), torch.from_numpy(features.coords))
 
 
 def student(chain, output, *more):
@@ -48,6 +51,8 @@ def student(chain, output, *more):
         "--teacher",
         chain.teacher,
         *HEAD,
+        "--dtype",
+        "float32",
         "-o",
         output,
         *more,
@@ -77,9 +82,7 @@ def test_prediction_reads_only_children_of_picked_tiles_and_equals_the_whole_pyr
     assert said.code == 0, said.err
     record = json.loads((tmp_path / "s13.prediction.json").read_text())
     paired, lr = read_pairs(chain.pairs / "s13.pairs.csv"), read_features(zoom.with_suffix(".features") / "s13.h5")
-    pyramid = make_pyramid(
-        bag_of(lr, torch.device("cpu")), [read_features(chain.teacher / "features" / "s13.h5")], [paired]
-    )
+    pyramid = make_pyramid(bag_of(lr), [open_features(chain.teacher / "features" / "s13.h5")], [paired])
     head = load_zoom(zoom).base.heads[0]
     with torch.inference_mode():
         out = head(*pyramid)
@@ -118,7 +121,7 @@ def test_three_levels(chain, tmp_path, lrmil):
         ["tile", chain.manifest, "--mpp", "1.0", "--tile-px", "128", "-o", mid],
         ["match", chain.tiles_lr, mid, "-o", tmp_path / "low"],
         ["match", mid, chain.tiles_hr, "-o", tmp_path / "high"],
-        ["embed", mid, "--encoder", "demo-vit", "-o", tmp_path / "mid-features"],
+        ["embed", mid, "--encoder", "demo-vit", "--dtype", "float32", "-o", tmp_path / "mid-features"],
     ):
         said = lrmil(*line)
         assert said.code == 0, said.err
@@ -141,8 +144,8 @@ def test_three_levels(chain, tmp_path, lrmil):
     assert [judged[f"{k}_tiles"] for k in ("lr", "mid", "hr")] == [record["tiles_read"][k] for k in ("lr", "mid", "hr")]
     low, high = (read_pairs(tmp_path / n / "s13.pairs.csv") for n in ("low", "high"))
     bag = make_pyramid(
-        bag_of(read_features(tmp_path / "z.features" / "s13.h5"), torch.device("cpu")),
-        [read_features(tmp_path / "mid-features" / "s13.h5"), read_features(chain.teacher / "features" / "s13.h5")],
+        bag_of(read_features(tmp_path / "z.features" / "s13.h5")),
+        [open_features(tmp_path / "mid-features" / "s13.h5"), open_features(chain.teacher / "features" / "s13.h5")],
         [low, high],
     )
     with torch.inference_mode():
@@ -151,13 +154,13 @@ def test_three_levels(chain, tmp_path, lrmil):
 
 
 def test_pyramids_follow_the_pairs(chain):
-    paired, features = read_pairs(chain.pairs / "s13.pairs.csv"), read_features(chain.teacher / "features" / "s13.h5")
+    paired, features = read_pairs(chain.pairs / "s13.pairs.csv"), open_features(chain.teacher / "features" / "s13.h5")
     _, lr = read_table(chain.tiles_lr / "s13.tiles.csv", "tiles")
     bag = make_pyramid(Bag(torch.zeros(len(lr), 3), torch.from_numpy(lr[["x", "y"]].to_numpy())), [features], [paired])
     _, pairs = read_table(chain.pairs / "s13.pairs.csv", "pairs")
     for p in pairs.itertuples():
         row = bag.children[0][p.lr_index, p.cell_row * 4 + p.cell_col]
-        assert row >= 0 and (features.coords[row] == [p.hr_x, p.hr_y]).all()
+        assert row >= 0 and (features.coords()[row] == [p.hr_x, p.hr_y]).all()
     assert int((bag.children[0] >= 0).sum()) == len(pairs)
 
 
@@ -216,7 +219,7 @@ def test_where_the_children_of_a_pick_are_damaged_the_next_best_is_read(chain, t
             for col in range(x // 256, (x + side) // 256)
         ],
     )
-    skip = ["--on-bad-tile", "skip"]
+    skip, exact = ["--on-bad-tile", "skip"], ["--dtype", "float32"]
     said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p", *skip)
     assert said.code == 0, said.err
     record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
@@ -225,20 +228,27 @@ def test_where_the_children_of_a_pick_are_damaged_the_next_best_is_read(chain, t
     for name, mpp in (("lr", "2.0"), ("hr", "0.5")):
         for line in (
             ["tile", slide, "--mpp", mpp, "--tile-px", "128", "-o", tmp_path / name / "s13.tiles.csv", *skip],
-            ["embed", tmp_path / name / "s13.tiles.csv", "--encoder", "demo-vit", "-o", tmp_path / f"{name}.h5", *skip],
+            [
+                "embed",
+                tmp_path / name / "s13.tiles.csv",
+                "--encoder",
+                "demo-vit",
+                *exact,
+                "-o",
+                tmp_path / f"{name}.h5",
+                *skip,
+            ],
         ):
             said = lrmil(*line)
             assert said.code == 0, said.err
-        features[name] = read_features(tmp_path / f"{name}.h5")
+        features[name] = open_features(tmp_path / f"{name}.h5")
     assert (
         lrmil(
             "match", tmp_path / "lr" / "s13.tiles.csv", tmp_path / "hr" / "s13.tiles.csv", "-o", tmp_path / "pairs.csv"
         ).code
         == 0
     )
-    pyramid = make_pyramid(
-        bag_of(features["lr"], torch.device("cpu")), [features["hr"]], [read_pairs(tmp_path / "pairs.csv")]
-    )
+    pyramid = make_pyramid(bag_of(features["lr"].read()), [features["hr"]], [read_pairs(tmp_path / "pairs.csv")])
     with torch.inference_mode():
         out = load_zoom(model).base.heads[0](*pyramid)
     assert list(record["probabilities"].values()) == pytest.approx(

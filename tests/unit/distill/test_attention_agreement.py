@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lrmil_cli.distill.attention_agreement import compare_attention, slide_agreement
+from lrmil_cli.distill.attention_agreement import compare_attention, slide_agreement, teacher_regions
 from lrmil_cli.heads import Bag, build_head
 
 ALL = torch.ones(6, dtype=torch.bool)
@@ -41,5 +41,6 @@ def test_a_head_agrees_with_itself_when_each_region_holds_one_tile():
     torch.manual_seed(0)
     head, bag = build_head("abmil", 5, 2).eval(), Bag(torch.randn(9, 5))
     order = torch.randperm(9)
-    out = slide_agreement(head, head, Bag(bag.features[order]), bag, order, 3)
+    region, matched = teacher_regions(head, Bag(bag.features[order]), order, 9, "logmeanexp")
+    out = slide_agreement(region, matched, head, bag, 3)
     assert out["rank_correlation"] == pytest.approx(1) and out["overlap"] == 1

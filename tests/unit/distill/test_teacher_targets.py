@@ -9,14 +9,18 @@ from lrmil_cli.distill.settings import DistillSettings, preset_settings, preset_
 from lrmil_cli.distill.student_loss import distillation_terms, terms_of_fold
 from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets, make_target
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.features import open_features, write_features
 from lrmil_cli.files.manifest import Entry, Manifest
 from lrmil_cli.heads import Bag, MILHead, MILOutput, build_head
 from lrmil_cli.matching.pairs import match_tables
 from lrmil_cli.matching.tile_rows import matched_counts
+from lrmil_cli.training.bags import loaded
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.high_resolution import HighResolution, HighSlide
 from lrmil_cli.training.leaks import check_no_leak, encoder_leak
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.streamed import Room, Streamed
+from tests.unit.files.test_files import features_header
 
 
 def tile_table(cols, rows, mpp, width=4096, height=4096, fingerprint="f", slide_mpp=0.5):
@@ -133,11 +137,12 @@ def test_a_teacher_that_saw_a_test_slide_is_refused():
             check_no_leak({"train": ["a", "b"], "val": ["c"]}, ["d", seen], 1)
 
 
-def test_slides_without_a_teacher_are_an_error_or_asked_for():
+def test_slides_without_a_teacher_are_an_error_or_asked_for(tmp_path):
     head = build_head("abmil", 3, 2).eval()
-    bag, rows = Bag(torch.randn(4, 3)), np.arange(4)
-    taught = HighSlide(bag, torch.tensor([0, 0, 1, 1]), {}, rows)
-    high = HighResolution([taught, None, HighSlide(bag, torch.full((4,), -1), {}, rows)])
+    write_features(tmp_path / "a.h5", features_header(), np.ones((4, 3)), np.zeros((4, 2)))
+    file, rows = open_features(tmp_path / "a.h5"), np.arange(4)
+    slides = [HighSlide(file, torch.tensor([0, 0, 1, 1]), rows), None, HighSlide(file, torch.full((4,), -1), rows)]
+    high = HighResolution(slides, Streamed(lambda i: loaded(file), [4] * 3, 3, Room(0, 0), torch.device("cpu")))
     with pytest.raises(InputError, match=r"slide b.*2 slide\(s\).*ce-only"):
         fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"], [0, 1, 0])
     assert list(
@@ -151,7 +156,16 @@ def test_cross_fitting_without_any_hr_features_says_so(tmp_path):
     entries = tuple(Entry(f"s{i}", tmp_path / f"s{i}.svs", "ab"[i % 2], f"p{i}") for i in range(4))
     manifest = Manifest(tmp_path / "slides.csv", entries, ("a", "b"))
     settings = DistillSettings(crossfit=2, missing_teacher="ce-only")
-    args = (HighResolution([None] * 4), [2] * 4, settings, HeadSpec("abmil", {}), TrainSettings(), 1, list("abcd"))
+    none = Streamed(lambda i: Bag(torch.zeros(1, 1)), [0] * 4, 3, Room(0, 0), torch.device("cpu"))
+    args = (
+        HighResolution([None] * 4, none),
+        [2] * 4,
+        settings,
+        HeadSpec("abmil", {}),
+        TrainSettings(),
+        1,
+        list("abcd"),
+    )
     with pytest.raises(InputError, match="too few patients"):
         crossfit_targets(manifest, [0, 1, 2, 3], *args)
 

@@ -139,10 +139,15 @@ def features_header():
 def test_features_round_trip_and_damage(tmp_path):
     path = tmp_path / "s.h5"
     x, at = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32), np.arange(14).reshape(7, 2)
-    write_features(path, features_header(), x, at)
-    back = read_features(path)
-    np.testing.assert_array_equal(back.features, x)
-    np.testing.assert_array_equal(back.coords, at)
+    for dtype in ("float32", "float16"):
+        write_features(path, features_header(), x, at, dtype)
+        back = read_features(path)
+        assert back.features.dtype == np.float32
+        np.testing.assert_array_equal(back.features, x.astype(dtype))
+        np.testing.assert_array_equal(back.coords, at)
+    with pytest.raises(UsageError, match="up to 1e.05, which float16 cannot hold; add --dtype float32"):
+        write_features(tmp_path / "t.h5", features_header(), x * 0 + 1e5, at)
+    assert not (tmp_path / "t.h5").exists()
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(InputError, match="HDF5"):
         read_features(path)
