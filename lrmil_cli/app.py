@@ -19,7 +19,7 @@ import typer
 from lrmil_cli import __version__
 from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.options import debug, with_common_options
-from lrmil_cli.commands.report import printable
+from lrmil_cli.commands.report import tell
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
@@ -123,7 +123,7 @@ def _usage(e: Any) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
+    tell(f"error: {text}")
     return code
 
 
