@@ -60,7 +60,7 @@ def run_demo(folder: Path, manifest_path: Path, seed: int, run: Run, say: Say) -
         StepError: a command failed.
     """
     manifest = read_manifest(manifest_path)
-    seconds = run_chain("lrmil demo", demo_settings(manifest_path, seed), folder, 1, run, say, overwrite=True)
+    seconds = run_chain("lrmil demo", demo_settings(manifest_path, seed), folder, manifest, run, say, overwrite=True)
     shown = _shown([e for e in manifest if e.split == "test"], folder)
     summary = summarize(folder, manifest, seed, seconds)
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")

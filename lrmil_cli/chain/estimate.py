@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from lrmil_cli.chain.plan import Settings, chain_steps
+from lrmil_cli.chain.run import as_table, count_folds
 from lrmil_cli.chain.steps import Run, Step
 from lrmil_cli.chain.work import TRAINING, Tiles, passes, stage1_options
 from lrmil_cli.device import autocast, pick_device, synchronize
@@ -26,7 +26,7 @@ from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder, parse_layers
 from lrmil_cli.errors import StepError
 from lrmil_cli.files.atomic import write_text
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.loop import TrainSettings
 
@@ -57,12 +57,13 @@ class Estimate:
     free: int
 
 
-def estimate(settings: Settings, out: Path, manifest: Manifest, folds: int, run: Run) -> Estimate:
+def estimate(settings: Settings, out: Path, manifest: Manifest, run: Run) -> Estimate:
     """What the run takes from its beginning. Nothing is written into ``out``.
 
     Raises:
         StepError: no slide can be tiled. LrmilError: as what loads encoder and head.
     """
+    folds = count_folds(manifest, settings)
     steps = chain_steps(settings, out, folds)
     found = find_tiles(settings, manifest, run)
     tiles = found.tiles
@@ -102,7 +103,7 @@ def find_tiles(settings: Settings, manifest: Manifest, run: Run) -> Found:
         table = settings.slides
         if len(some) < len(manifest):
             table = str(Path(folder) / "slides.csv")
-            write_text(table, as_table([manifest.entries[i] for i in some]))
+            write_text(table, as_table([manifest.entries[i] for i in some], patients=False))
         for step in chain_steps(settings, Path(folder) / "none", 1)[:2]:
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
@@ -116,15 +117,6 @@ def find_tiles(settings: Settings, manifest: Manifest, run: Run) -> Found:
             seconds[step.name] = sum(r["expected_seconds"] for r in there) * scale
             failed = max(failed, len(records) - len(there))
     return Found(Tiles(len(manifest), *numbers), len(records), seconds, failed)
-
-
-def as_table(slides: Sequence[Entry]) -> str:
-    """Some slides of a cohort as a table, with paths that hold anywhere."""
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["slide", "slide_id", "mpp"])
-    rows.writerows([e.path.absolute(), e.slide_id, e.mpp or ""] for e in slides)
-    return out.getvalue()
 
 
 def seconds_a_tile(encoder: Encoder, tile_px: int, device: torch.device) -> float:
@@ -205,17 +197,18 @@ def as_text(e: Estimate) -> str:
     """An estimate for a terminal of 80 columns, with how each number was found."""
     tiles, gigabytes = e.found.tiles, sum(e.bytes.values()) / 1e9
     lines = [
-        f"{tiles.lr} LR and {tiles.hr} HR tiles, by `tile --dry-run` on {e.found.looked_at} of {tiles.slides} slides"
+        f"{tiles.lr} LR and {tiles.hr} HR tiles, by `tile --dry-run` of {e.found.looked_at} of {tiles.slides} slides"
     ]
     if e.found.failed:
-        lines.append(f"{e.found.failed} of these slides fail, and the run would stop there; see what is said above")
+        lines.append(f"{e.found.failed} of these slides fail, as said above: correct the table, or --on-bad-slide skip")
     lines += [f"{'step':<20}{'at most':>12}{'GB':>10}"]
     for name, size in e.bytes.items():
-        lines.append(f"{name:<20}{duration(e.seconds.get(name, 0.0)):>12}{size / 1e9:>10.3g}")
+        lines.append(f"{name:<20}{duration(e.seconds.get(name, 0.0)):>12}{size / 1e9:>10.2f}")
     lines += [
-        f"{'all':<20}{duration(sum(e.seconds.values())):>12}{gigabytes:>10.3g}  ({e.free / 1e9:.3g} GB are free)",
-        "Hours: one batch of this encoder and one bag of the head, timed now on this device, times tiles and",
-        f"epochs; a training step of the encoder counted as {TRAINING}. All epochs are counted, which early stopping",
-        "spares in part; reading is taken to keep up. GB: from numbers a tile and the size of the encoder.",
+        f"{'all':<20}{duration(sum(e.seconds.values())):>12}{gigabytes:>10.2f}  ({e.free / 1e9:.0f} GB are free)",
+        "Hours: a batch of this encoder and a bag of the head were timed here and now,",
+        f"and count for all tiles and epochs; training the encoder on a tile counts as {TRAINING}",
+        "passes. Early stopping spares a part; reading is taken to keep up with encoding.",
+        "GB: from the numbers kept of a tile, and the size of the encoder.",
     ]
     return "\n".join(lines)

@@ -32,12 +32,13 @@ def _as_is(option: str, *steps: str) -> dict[str, str]:
     return {step: option for step in steps}
 
 
+LABELS = ("label", "drop-missing", "class", "class-map")
+#: The table of slides that could be tiled, where others are left out.
+LEFT = "slides.csv"
+
 #: Options of ``lrmil run`` -> steps they go to -> what they are called there.
 ROUTES: dict[str, dict[str, str]] = {
-    "label": _as_is("label", *_TRAIN),
-    "drop-missing": _as_is("drop-missing", *_TRAIN),
-    "class": _as_is("class", *_TRAIN),
-    "class-map": _as_is("class-map", *_TRAIN),
+    **{name: _as_is(name, *_TRAIN) for name in LABELS},
     "mpp": {"tile-lr": "mpp"},
     "hr-mpp": {"tile-hr": "mpp"},
     "tile-px": _as_is("tile-px", *_TILE),
@@ -69,6 +70,8 @@ CONNECTIONS: dict[str, set[str]] = {
     "predict": {"model"},
 }
 OF_THE_RUN = {"output", "json", "overwrite", "dry-run", "quiet", "verbose", "debug"}
+#: Options of the run that are no option of a step.
+OWN = {"one-encoder", "on-bad-slide"}
 #: What may differ between two runs of the same numbers.
 OF_THE_MACHINE = {"device", "batch-size", "workers", "memory"}
 
@@ -93,6 +96,11 @@ class Settings:
         """Whether all folds share one LR encoder."""
         return bool(self.options.get("one-encoder"))
 
+    @property
+    def skip_slides(self) -> bool:
+        """Whether slides that cannot be tiled are left out, and do not end the run."""
+        return self.options.get("on-bad-slide") == "skip"
+
     def of(self, step: str) -> dict[str, Value]:
         """Options of a step: those routed to it, then those of its command, then its own."""
         routed = {to[step]: self.options[name] for name, to in ROUTES.items() if step in to and name in self.options}
@@ -105,7 +113,8 @@ def chain_steps(settings: Settings, out: Path, folds: int, overwrite: bool = Fal
     Args:
         folds: that the cohort has; overwrite: replace what was made by other settings.
     """
-    slides, encoder = settings.slides, settings.encoder
+    slides, encoder, skip = settings.slides, settings.encoder, settings.skip_slides
+    cohort = str(out / LEFT) if skip else slides  # what can be trained on
     tiles_lr, tiles_hr, pairs, teacher, results = (
         str(out / name) for name in ("tiles-lr", "tiles-hr", "pairs", "teacher", "results")
     )
@@ -114,16 +123,18 @@ def chain_steps(settings: Settings, out: Path, folds: int, overwrite: bool = Fal
 
     def step(name: str, inputs: Sequence[str], wired: dict[str, Value], made: str, marker: str = "") -> Step:
         own = settings.of(name)
-        if name == "distill-encoder" and settings.one_encoder:  # it reads no labels
-            own = {
-                key: value for key, value in own.items() if key not in ("label", "drop-missing", "class", "class-map")
-            }
+        useless: set[str] = set()
+        if name == "distill-encoder" and settings.one_encoder:
+            useless = set(LABELS)  # it reads none
+        elif skip and name in _TRAIN:
+            useless = set(LABELS) - {"class"}  # the table has them as they are to be
+        own = {key: value for key, value in own.items() if key not in useless}
         again = ["--overwrite"] if overwrite else []
         args = [COMMANDS[name], *inputs, *words(wired | own), "-o", made, *again]
-        return Step(name, tuple(args), Path(made, marker))
+        return Step(name, tuple(args), Path(made, marker), skip and name not in _TRAIN)
 
     def stage1(fold: int | None) -> Step:
-        one: dict[str, Value] = {} if fold is None else {"slides": slides, "teacher": teacher, "fold": fold}
+        one: dict[str, Value] = {} if fold is None else {"slides": cohort, "teacher": teacher, "fold": fold}
         made = lr_encoder.replace("{fold}", str(fold))
         return step("distill-encoder", [pairs], {**one, "encoder": encoder, "cache": str(out / "targets")}, made)
 
@@ -132,9 +143,9 @@ def chain_steps(settings: Settings, out: Path, folds: int, overwrite: bool = Fal
         step("tile-lr", [slides], {"mpp": 2.0}, tiles_lr),
         step("tile-hr", [slides], {"mpp": 0.5}, tiles_hr),
         step("match", [tiles_lr, tiles_hr], {}, pairs),
-        step("train-teacher", [slides], {"tiles": tiles_hr, "encoder": encoder}, teacher, "teacher.json"),
+        step("train-teacher", [cohort], {"tiles": tiles_hr, "encoder": encoder}, teacher, "teacher.json"),
         *(stage1(k) for k in ([None] if settings.one_encoder else range(1, folds + 1))),
-        step("distill-student", [slides], trained, model),
+        step("distill-student", [cohort], trained, model),
         step("predict", [slides], {"model": model}, results),
         step("export-geojson", [results], {}, results),
     ]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrmil_cli.chain.plan import Settings, chain_steps
+from lrmil_cli.chain.plan import LEFT, Settings, chain_steps
 from lrmil_cli.chain.run_file import keep_settings
 from lrmil_cli.chain.steps import Done, Run, Say, run_steps
 from lrmil_cli.chain.work import count_tiles, passes, seconds_left
-from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.errors import InputError
+from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.tables import list_tables
 from lrmil_cli.training.folds import fold_names, make_folds
+
+#: Steps after which all tiles are there.
+TILED = 2
 
 
 def count_folds(manifest: Manifest, settings: Settings) -> int:
@@ -23,8 +31,47 @@ def count_folds(manifest: Manifest, settings: Settings) -> int:
     return len(fold_names(make_folds(manifest, int(str(own["folds"])), int(str(own["seed"])))))
 
 
+def keep_tiled(manifest: Manifest, out: Path, say: Say) -> None:
+    """Write the table of the slides that have tiles on both sides: ids, labels, patients and folds as they were read.
+
+    Raises:
+        InputError: none has.
+    """
+    sides = [list_tables(out / name, "tiles").keys() for name in ("tiles-lr", "tiles-hr")]
+    there = [e for e in manifest if all(e.slide_id in side for side in sides)]
+    if not there:
+        raise InputError(f"{manifest.path}: no slide could be tiled; see {out / 'tiles-lr' / 'failures.csv'}")
+    if len(there) < len(manifest):
+        say(
+            f"{len(manifest) - len(there)} of {len(manifest)} slides cannot be tiled and are left out "
+            f"(failures.csv in {out / 'tiles-lr'} and {out / 'tiles-hr'} says why)"
+        )
+    write_text(out / LEFT, as_table(there, patients=manifest.patients_from != "slides"))
+
+
+def as_table(slides: Sequence[Entry], *, patients: bool) -> str:
+    """Slides of a cohort as a table, with paths that hold anywhere; ``patients``: with a column of them."""
+    rows = [
+        {
+            "slide": str(e.path.absolute()),
+            "slide_id": e.slide_id,
+            "label": e.label or "",
+            "mpp": "" if e.mpp is None else repr(e.mpp),
+            **({"patient_id": e.patient_id} if patients else {}),
+            **({"split": e.split} if e.split else {}),
+            **e.folds,
+        }
+        for e in slides
+    ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
 def run_chain(
-    of: str, settings: Settings, out: Path, folds: int, run: Run, say: Say, *, overwrite: bool = False
+    of: str, settings: Settings, out: Path, manifest: Manifest, run: Run, say: Say, *, overwrite: bool = False
 ) -> dict[str, float]:
     """Run the chain into ``out``; what is up to date is left alone by each step.
 
@@ -38,15 +85,17 @@ def run_chain(
         UsageError: the folder is of other settings. StepError: a step failed.
     """
     keep_settings(out, settings, overwrite)
-    steps = chain_steps(settings, out, folds, overwrite)
+    steps = chain_steps(settings, out, count_folds(manifest, settings), overwrite)
     work: list[float] = []
 
-    def left(done: Sequence[Done]) -> float | None:
-        if not work and len(done) > 2 and (tiles := count_tiles(out)):  # both sides are tiled
-            work.extend(passes(settings, tiles, steps))
+    def before(done: Sequence[Done]) -> float | None:
+        if len(done) == TILED:
+            work.extend(passes(settings, count_tiles(out), steps))
+            if settings.skip_slides:
+                keep_tiled(manifest, out, say)
         return seconds_left(steps, work, done) if work else None
 
     seconds: dict[str, float] = {}
-    for done in run_steps(of, steps, run, say, left):
+    for done in run_steps(of, steps, run, say, before):
         seconds[done.step.name] = round(seconds.get(done.step.name, 0.0) + done.seconds, 2)
     return seconds

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrmil_cli.doctor.machine import duration
-from lrmil_cli.errors import StepError
+from lrmil_cli.errors import PartialError, StepError
 
 #: Runs the words after ``lrmil`` and returns the exit code.
 Run = Callable[[list[str]], int]
@@ -30,11 +30,13 @@ class Step:
     Attributes:
         name: in the chain; steps of one name (a fold each) are timed together.
         args: the words after ``lrmil``; made: what is there when it is done, and written anew only if there was work.
+        some_may_fail: slides that fail (exit code 4) do not end the chain.
     """
 
     name: str
     args: tuple[str, ...]
     made: Path
+    some_may_fail: bool = False
 
     @property
     def line(self) -> str:
@@ -56,27 +58,27 @@ def run_steps(
     steps: Sequence[Step],
     run: Run,
     say: Say,
-    seconds_left: Callable[[Sequence[Done]], float | None] = lambda done: None,
+    before: Callable[[Sequence[Done]], float | None] = lambda done: None,
 ) -> list[Done]:
     """Run the steps in order (chain/README 1).
 
     Args:
         of: the command that a user says to go on, for messages.
-        seconds_left: what the steps that are left will take, by those that are done; None where that is not known.
+        before: called before each step with what is done; returns the seconds that are left, None if not known.
 
     Raises:
         StepError: a step ended with another exit code than 0.
     """
     done: list[Done] = []
     for number, step in enumerate(steps, 1):
-        left = seconds_left(done)
+        left = before(done)
         spent = sum(d.seconds for d in done)
         times = (f", {duration(spent)} so far" if done else "") + (f", about {duration(left)} left" if left else "")
         say(f"\nstep {number} of {len(steps)}: {step.name}{times}\n$ {step.line}")
-        before, started = _written(step.made), time.perf_counter()
+        written, started = _written(step.made), time.perf_counter()
         code = run(list(step.args))
-        done.append(Done(step, time.perf_counter() - started, _written(step.made) != before))
-        if code:
+        done.append(Done(step, time.perf_counter() - started, _written(step.made) != written))
+        if code and not (step.some_may_fail and code == PartialError.exit_code):
             raise StepError(
                 f"step {number} of {len(steps)} ended with exit code {code}: `{step.line}`; what is done is kept, and "
                 f"the same `{of}` goes on from there",

@@ -52,12 +52,9 @@ def passes(settings: Settings, tiles: Tiles, steps: Sequence[Step]) -> list[floa
     ]
 
 
-def count_tiles(folder: Path) -> Tiles | None:
-    """The tiles that a run has found, None before it has."""
-    sides = [folder / "tiles-lr", folder / "tiles-hr"]
-    if not all(side.is_dir() for side in sides):
-        return None
-    lr, hr = ([_rows(path) for path in list_tables(side, "tiles").values()] for side in sides)
+def count_tiles(folder: Path) -> Tiles:
+    """The tiles that a run has found."""
+    lr, hr = ([_rows(p) for p in list_tables(folder / f"tiles-{side}", "tiles").values()] for side in ("lr", "hr"))
     return Tiles(len(hr), sum(lr), sum(hr))
 
 

@@ -40,6 +40,7 @@ def run(
     workers: options.Workers = None,
     memory: options.Memory = None,
     dtype: options.Dtype = None,
+    on_bad_slide: run_options.OnBadSlide = "fail",
     on_bad_tile: options.OnBadTile = "fail",
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -67,7 +68,7 @@ def run(
     labels = {name: settings.of("train-teacher").get(name) for name in ("label", "drop-missing", "class", "class-map")}
     values = {"classes": labels.pop("class"), **{name.replace("-", "_"): value for name, value in labels.items()}}
     manifest = cohort.read_cohort(report, settings.slides, values)
-    number = count_folds(manifest, settings)
+    folds_there = count_folds(manifest, settings)
     voice = options.voice()
 
     def step(args: list[str]) -> int:
@@ -76,18 +77,18 @@ def run(
     if dry_run:
         from lrmil_cli.chain.estimate import as_record, as_text, estimate
 
-        found = estimate(settings, out, manifest, number, step)
-        report.say("\n".join(f"$ {s.line}" for s in chain_steps(settings, out, number, overwrite)))
+        found = estimate(settings, out, manifest, step)
+        report.say("\n".join(f"$ {s.line}" for s in chain_steps(settings, out, folds_there, overwrite)))
         report.say(f"dry run, nothing was written\n{as_text(found)}")
         report.result({"command": "run", "status": "planned", "output": output, **as_record(found)})
         return
-    if settings.one_encoder and number > 1:
+    if settings.one_encoder:
         report.warn(
             "--one-encoder: it learns from the pixels of all slides, those that a fold tests on too; the figures are "
             "not quite inductive"
         )
     with logged(out / "log.txt", f"lrmil {__version__}: {command_line.get()}"):
-        seconds = run_chain("lrmil run", settings, out, number, step, report.say, overwrite=overwrite)
+        seconds = run_chain("lrmil run", settings, out, manifest, step, report.say, overwrite=overwrite)
         report.say(
             f"\n{out / 'model.receipt.html'}: what distillation bought, on held-out slides\n"
             f"{out / 'results'}: what the model says of all slides, also of those it was trained on\n"

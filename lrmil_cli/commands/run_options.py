@@ -61,6 +61,14 @@ OneEncoder = Annotated[
         "[default: one a fold; ours]",
     ),
 ]
+OnBadSlide = Annotated[
+    str,
+    typer.Option(
+        "--on-bad-slide",
+        help="fail, or skip: leave out slides that cannot be tiled, and say which.  [default: fail; ours]",
+        show_default=False,
+    ),
+]
 Stage1Epochs = Annotated[
     int,
     typer.Option(
@@ -94,14 +102,14 @@ def read_settings(ctx: typer.Context, config: str | None) -> Settings:
     Raises:
         UsageError: no slides or no encoder, or a --set that no step has. InputError: the file, or a name in it.
     """
-    from lrmil_cli.chain.plan import COMMANDS, CONNECTIONS, OF_THE_RUN, ROUTES, Settings
+    from lrmil_cli.chain.plan import COMMANDS, CONNECTIONS, OF_THE_RUN, OWN, ROUTES, Settings
     from lrmil_cli.chain.run_file import read_run_file
 
     assert ctx.parent is not None
     commands: Mapping[str, Any] = getattr(ctx.parent.command, "commands")  # noqa: B009  of a group
     this = commands["run"].callback
     own = {"slides": next(p for p in declared(this) if not p.names), **options_of(this)}
-    saved = {"slides", "encoder", "one-encoder", *ROUTES}
+    saved = ["slides", "encoder", *ROUTES, *sorted(OWN)]
     values: dict[str, Value] = {}
     steps: dict[str, dict[str, Value]] = {}
     connections = {**CONNECTIONS, "tile": CONNECTIONS["tile-lr"]}
@@ -137,7 +145,7 @@ def read_settings(ctx: typer.Context, config: str | None) -> Settings:
         if name not in values:
             raise UsageError(f"give {what}, or --config with a file that has `{name}`")
     slides, encoder = str(values.pop("slides")), str(values.pop("encoder"))
-    return Settings(slides, encoder, {name: values[name] for name in ROUTES if name in values} | _one(values), steps)
+    return Settings(slides, encoder, {name: values[name] for name in saved if name in values}, steps)
 
 
 def check_settings(settings: Settings) -> None:
@@ -151,6 +159,8 @@ def check_settings(settings: Settings) -> None:
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.recipes import recipe_options
 
+    if settings.options.get("on-bad-slide", "fail") not in ("fail", "skip"):
+        raise UsageError(f"--on-bad-slide {settings.options['on-bad-slide']}: choose fail or skip")
     for step in ("train-teacher", "distill-student"):
         own: dict[str, Any] = settings.of(step)
         options.check_dtype(own.get("dtype"))
@@ -163,10 +173,6 @@ def check_settings(settings: Settings) -> None:
     preset_settings(preset, {})
     if preset == "lr-only":
         raise UsageError("--preset lr-only distils nothing; the receipt of every run has the LR-only student too")
-
-
-def _one(values: dict[str, Value]) -> dict[str, Value]:
-    return {"one-encoder": True} if values.get("one-encoder") else {}
 
 
 def _set(given: list[str]) -> dict[str, dict[str, list[str]]]:
