@@ -78,6 +78,16 @@ Manifest = Annotated[
         help="Table with the columns slide, label (and slide_id, patient_id, split or fold, mpp).",
     ),
 ]
+SlidePlaces = Annotated[
+    Optional[str],
+    typer.Option(
+        "--slides",
+        metavar="slides.csv|DIR",
+        help="Where the slides are, if they have moved: a manifest, or a folder with sub-folders. "
+        "[default: where the tables say, or where they lie as seen from the tables]",
+        show_default=False,
+    ),
+]
 Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Of folders also the slides in their sub-folders.")]
 SlideMpp = Annotated[
     Optional[float],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,18 @@ class Result:
 
 
 def collect(
-    pairs: list[str], manifest: Manifest | None, fold: int | None, folds: int, teacher: str | None, seed: int
+    pairs: list[str],
+    manifest: Manifest | None,
+    fold: int | None,
+    folds: int,
+    teacher: str | None,
+    seed: int,
+    places: Mapping[str, Path] = MappingProxyType({}),
 ) -> Cohort:
     """Read the pairs tables and split the slides.
+
+    Args:
+        manifest: of ``fold``, both None without one; places: where slides may be now, by their ids.
 
     Raises:
         InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs, or
@@ -78,7 +88,7 @@ def collect(
         if double := sorted(paths.keys() & found.keys()):
             raise InputError(f"{arg}: pairs of slide {double[0]} were given before; give each slide once")
         paths |= found
-    whole = [read_pairs(p) for p in paths.values()]
+    whole = [replace(p, slide_path=places.get(p.slide_id)) for p in map(read_pairs, paths.values())]
     slides = [one_tile_a_cell(p) for p in whole]
     number = sum(len(p.hr_index) for p in whole)
     left_out = number - sum(len(p.hr_index) for p in slides)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lrmil_cli.device import to_device
-from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import InputError
 from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
 from lrmil_cli.slides.reader import read_tile
@@ -64,9 +63,9 @@ class TileReader:
         if number in self._open:
             self._open[number] = self._open.pop(number)
         else:
-            header = self._slides[number].header["lr"]
-            handle = open_tiled_slide(header, workers=1)
-            self._open[number] = handle, tile_level(handle, header)
+            paired = self._slides[number]
+            handle = paired.open_slide("lr", workers=1)
+            self._open[number] = handle, tile_level(handle, paired.header["lr"])
             if len(self._open) > OPEN_SLIDES:
                 self._open.pop(next(iter(self._open)))[0].close()
         return self._open[number]

@@ -5,6 +5,7 @@ Rectangles are given in the pixels of the level; what lies outside the slide com
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,10 @@ import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slide_names import slide_id_of
+from lrmil_cli.slide_places import fingerprint
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
-from lrmil_cli.slides.handles import Source, check_file, fingerprint, open_source
+from lrmil_cli.slides.given import Given
+from lrmil_cli.slides.handles import Source, check_file, open_source
 from lrmil_cli.slides.mpp import Scale, parse_number, resolve_mpp
 from lrmil_cli.slides.samples import WHITE, to_rgb8
 from lrmil_cli.slides.scales import Level, settle_levels, snap_downsample
@@ -41,6 +44,7 @@ class Slide:
         notes: what the user should know of how it is read.
         damaged: levels below the first that did not decode when the slide was opened.
         lost: whether anything damaged passed for glass.
+        given: what the user says of its tissue.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Slide:
         self.notes = list(source.notes)
         self.damaged: dict[int, InputError] = {}
         self.lost = False
+        self.given = Given()
         self._handle = source.handle
         self._tiff = source.handle if isinstance(source.handle, TiffHandle) else None
         self.width, self.height = (Level0Px(int(v)) for v in self._handle.dimensions)
@@ -82,6 +87,11 @@ class Slide:
         if dropped:
             which = ", ".join("{} x {} px".format(*sizes[i]) for i in dropped)
             self.notes.append(f"what is stored as a level ({which}) does not show the slide, and is not read")
+
+    def note(self, text: str) -> None:
+        """Add to what the user should know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def __enter__(self) -> Slide:
         return self
@@ -150,7 +160,7 @@ class Slide:
     def made_of(self) -> dict[str, Any]:
         """What of the slide decides tiles and predictions, for digests."""
         own = {"slide": self.fingerprint, "mpp": repr(self.mpp)}
-        return own | ({"read_as": self.read_as} if self.read_as else {})
+        return own | ({"read_as": self.read_as} if self.read_as else {}) | self.given.made_of
 
     @property
     def read_as(self) -> dict[str, Any]:
@@ -294,16 +304,26 @@ class Slide:
 
     def _read_region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels of a rectangle inside a level, by the library that opened the slide."""
-        index = self.levels[level].index
-        # It takes level-0 coordinates and divides by its own downsample; rounding up lands in the pixel meant.
-        own = self._handle.level_downsamples[index]
-        where = (int(np.ceil(x * own)), int(np.ceil(y * own)))
+        of = self.levels[level]
+        # It takes level-0 coordinates and divides by its own downsample; rounding up lands in the pixel meant. Where
+        # that is not the level's factor (padded levels), a rest would move the picture by more than a pixel.
+        own = self._handle.level_downsamples[of.index]
+        padded = abs(own - of.downsample) > 0.005 * of.downsample
+        left, top = (_before_whole(v, own) if padded else 0 for v in (x, y))
+        where = (math.ceil(round((x - left) * own, 6)), math.ceil(round((y - top) * own, 6)))
         try:
-            return to_rgb8(self._handle.read_region(where, index, (width, height)))
+            pixels = self._handle.read_region(where, of.index, (width + left, height + top))
+            return to_rgb8(pixels[top:, left:])
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as e:  # every codec has errors of its own
             raise self._damaged(level, x, y, e) from e
+
+
+def _before_whole(at: int, factor: float) -> int:
+    """How many px before ``at``, of 32, a multiple of ``factor`` is a whole number, or nearest below one."""
+    products = [round((at - k) * factor, 6) for k in range(min(32, at + 1))]
+    return min(range(len(products)), key=lambda k: math.ceil(products[k]) - products[k])
 
 
 def default_workers() -> int:

@@ -2,13 +2,15 @@
 
 import csv
 import io
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError, MachineError
-from lrmil_cli.files.manifest import Labels, Manifest, read_manifest
+from lrmil_cli.files.manifest import Labels, Manifest, read_manifest, survey_manifest
+from lrmil_cli.files.manifest_about import describe_manifest
 from lrmil_cli.files.manifest_columns import MISSING
 from lrmil_cli.slide_names import slide_id_of
 
@@ -28,6 +30,15 @@ def test_defaults(tmp_path):
     assert m.patients_from == "slides" and "patients unknown" in m.understood()
 
 
+def test_settings_of_single_slides(tmp_path):
+    m = manifest(tmp_path, 'slide,Mask,roi,min tissue\na.svs,m/a.png,,\nb.svs,NA,r/b.geojson.gz,0\nc.svs,,,"0,5"\n')
+    a, b, c = m.entries
+    assert (a.mask, a.roi, a.min_tissue) == (tmp_path / "m/a.png", None, None)
+    assert (b.mask, b.roi, b.min_tissue) == (None, tmp_path / "r/b.geojson.gz", 0.0)
+    assert (c.mask, c.roi, c.min_tissue) == (None, None, 0.5)
+    assert "mask of 1 slide, roi of 1 slide, min_tissue of 2 slides" in m.understood() and not m.ignored
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -44,6 +55,10 @@ def test_defaults(tmp_path):
         ("slide,label,split\na.svs,x,later\n", "'later' is none of"),
         ("slide,label,mpp\na.svs,x,half\n", "'half' is not a number"),
         ("slide,label,mpp\na.svs,x,nan1\n", "'nan1' is not a number"),
+        ("slide,label,min_tissue\na.svs,x,0.1\nb.svs,y,10\n", "row 3, min_tissue '10' is not a number from 0 to 1"),
+        ("slide,label,min_tissue\na.svs,x,little\n", "row 2, min_tissue 'little' is not a number from 0 to 1"),
+        ("slide,label,mask\na.svs,x,yes\n", "row 2, mask 'yes' is no file that ends in .png"),
+        ("slide,label,roi\na.svs,x,a.png\n", "row 2, roi 'a.png' is no file that ends in .geojson"),
         ("slide,label,slide_id\na.svs,x,../../etc\n", "cannot be part of a file name"),
         ("# lrmil {}\nx,y\n", "not a manifest"),
         ("slide,label,Label\na.svs,x,y\n", "2 columns are called 'label'"),
@@ -220,3 +235,35 @@ def test_what_was_written_is_read_or_refused_by_its_spelling(tmp_path_factory, l
         assert "formula" in str(e)
         return
     assert [e.label for e in m] == labels and m.ignored == tuple(extra)
+
+
+ROW = st.tuples(
+    st.sampled_from(["a.svs", "b.svs", "c.svs", "d.svs", ""]),
+    st.sampled_from(["x", "X", "y", "NA", ""]),
+    st.sampled_from(["p", "q", ""]),
+    st.sampled_from(["train", "test", "val", "later", ""]),
+)
+
+
+@given(st.lists(ROW, max_size=6), st.booleans(), st.booleans())
+def test_a_manifest_is_refused_for_the_first_of_what_a_survey_finds(tmp_path_factory, rows, need_labels, drop):
+    path = tmp_path_factory.mktemp("survey") / "slides.csv"
+    path.write_text("\n".join(["slide,label,patient_id,split", *map(",".join, rows)]))
+    asked = {"need_labels": need_labels, "labels": Labels(drop_missing=drop)}
+    try:
+        survey, problems = survey_manifest(path, **asked)
+    except InputError as e:  # nothing that could be surveyed
+        with pytest.raises(InputError) as refused:
+            read_manifest(path, **asked)
+        assert str(refused.value) == str(e)
+        return
+    about = describe_manifest(survey, problems)
+    assert json.loads(json.dumps(about)) == about
+    assert about["slides"] == sum(about["classes"].values()) + about["without_label"]
+    told = [p for p in problems if need_labels or not p.training]
+    if not told:
+        assert read_manifest(path, **asked) == survey
+        return
+    with pytest.raises(InputError) as refused:
+        read_manifest(path, **asked)
+    assert str(refused.value) == f"{path}: {told[0].text}"
