@@ -37,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
     "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> "
-    "export-geojson. Start with `lrmil demo DIR`. Research use only.",
+    "export-geojson; `lrmil run` is all of it. Start with `lrmil demo DIR`. Research use only.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, function in COMMANDS.items():

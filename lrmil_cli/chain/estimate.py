@@ -92,8 +92,6 @@ def estimate(settings: Settings, out: Path, manifest: Manifest, run: Run) -> Est
 def find_tiles(settings: Settings, manifest: Manifest, run: Run) -> Found:
     """Tiles by ``tile --dry-run`` on :data:`LOOKED_AT` slides at most, spread over the table.
 
-    Of a longer table, regions and masks that it names are not looked at.
-
     Raises:
         StepError: no slide can be tiled; why was said by the step.
     """

@@ -64,9 +64,9 @@ ROUTES: dict[str, dict[str, str]] = {
 CONNECTIONS: dict[str, set[str]] = {
     "tile-lr": {"mpp", "mag"},
     "tile-hr": {"mpp", "mag"},
-    "train-teacher": {"tiles", "encoder", "folds"},
+    "train-teacher": {"tiles", "encoder", "fold", "folds"},
     "distill-encoder": {"slides", "fold", "folds", "teacher", "encoder"},
-    "distill-student": {"tiles", "pairs", "teacher", "encoder", "method", "folds"},
+    "distill-student": {"tiles", "pairs", "teacher", "encoder", "method", "fold", "folds"},
     "predict": {"model"},
 }
 OF_THE_RUN = {"output", "json", "overwrite", "dry-run", "quiet", "verbose", "debug"}

@@ -19,6 +19,8 @@ from lrmil_cli.training.folds import fold_names, make_folds
 
 #: Steps after which all tiles are there.
 TILED = 2
+#: Columns of a table that may be empty.
+OF_A_SLIDE = ("mpp", "mask", "roi", "min_tissue")
 
 
 def count_folds(manifest: Manifest, settings: Settings) -> int:
@@ -50,13 +52,13 @@ def keep_tiled(manifest: Manifest, out: Path, say: Say) -> None:
 
 
 def as_table(slides: Sequence[Entry], *, patients: bool) -> str:
-    """Slides of a cohort as a table, with paths that hold anywhere; ``patients``: with a column of them."""
+    """All that a table says of slides, with paths that hold anywhere; ``patients``: with a column of them."""
     rows = [
         {
-            "slide": str(e.path.absolute()),
+            "slide": e.path.absolute(),
             "slide_id": e.slide_id,
             "label": e.label or "",
-            "mpp": "" if e.mpp is None else repr(e.mpp),
+            **{name: value for name in OF_A_SLIDE if (value := getattr(e, name)) is not None},
             **({"patient_id": e.patient_id} if patients else {}),
             **({"split": e.split} if e.split else {}),
             **e.folds,
@@ -64,7 +66,8 @@ def as_table(slides: Sequence[Entry], *, patients: bool) -> str:
         for e in slides
     ]
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

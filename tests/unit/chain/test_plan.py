@@ -1,6 +1,7 @@
 """The plan of a run: its command lines, what they cost, and the file that keeps its settings."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import typer
@@ -116,13 +117,13 @@ def test_a_folder_of_other_settings_is_left_alone(tmp_path):
 
 
 def test_the_table_of_slides_that_are_left_says_what_the_whole_said(tmp_path):
-    """Labels renamed, ids, patients, folds and scale, whatever the folder is called."""
-    lines = ["slide,kind,patient_id,fold,mpp", "a.svs,x,p1,1,0.5", "b.svs,y,p2,2,", "c.svs,x,p2,2,0.25"]
-    (tmp_path / 'a, "b"').mkdir()
-    (tmp_path / 'a, "b"' / "s.csv").write_text("\n".join(lines) + "\n")
-    whole = read_manifest(
-        tmp_path / 'a, "b"' / "s.csv", labels=Labels("kind", {"x": "z"}, (), False), need_slides=False
-    )
+    """Labels renamed, ids, patients, folds, scale, tissue, whatever the folder is called."""
+    folder = tmp_path / 'a, "b"'
+    (folder / "m").mkdir(parents=True)
+    lines = ["slide,kind,patient_id,fold,mpp,mask,min_tissue", "a.svs,x,p1,1,0.5,,", "b.svs,y,p2,2,,m/b.png,"]
+    (folder / "s.csv").write_text("\n".join([*lines, "c.svs,x,p2,2,0.25,,0.3"]) + "\n")
+    whole = read_manifest(folder / "s.csv", labels=Labels("kind", {"x": "z"}, (), False), need_slides=False)
     (tmp_path / "left.csv").write_text(as_table(list(whole)[1:], patients=True), encoding="utf-8")
     left = read_manifest(tmp_path / "left.csv", need_slides=False)
-    assert list(left) == list(whole)[1:] and left.classes == ("y", "z")
+    assert [replace(e, row=0) for e in left] == [replace(e, row=0) for e in list(whole)[1:]]
+    assert left.classes == ("y", "z") and left.entries[0].mask == folder / "m" / "b.png"
