@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lrmil_cli.app import run
@@ -110,7 +109,7 @@ def test_its_file_repeats_the_lines_and_a_dry_run_writes_nothing(ran, table, tmp
     names = {line.split()[-1] for line in (w.partition(",")[0] for w in told.splitlines()) if line[:5] == "step "}
     assert plan["status"] == "planned" and plan["bytes"].keys() == names
     assert all(plan["expected_seconds"][name] > 0 for name in names - {"match", "export-geojson"})
-    features = sum(np.prod(read_features(p)[1].shape) * 2 for p in (out / "teacher" / "features").glob("*.h5"))
+    features = sum(read_features(p).features.size * 2 for p in (out / "teacher" / "features").glob("*.h5"))
     assert plan["bytes"]["train-teacher"] == features
     assert "nothing was written" in said.err and "GB" in said.err
     # What is said on the command line wins.
