@@ -32,6 +32,7 @@ from lrmil_cli.distill.regions import pooling_matrix
 from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.distill.slide_pairs import SlidePairs
 from lrmil_cli.distill.stage1_checkpoint import Progress, resume, save_checkpoint
+from lrmil_cli.distill.stage1_estimate import say_cost
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import LrmilError
@@ -105,10 +106,12 @@ def distill(
 
     Raises:
         InputError: a slide cannot be read, or there are no pairs.
+        MachineError: the disk cannot hold the HR targets, or takes no more.
         LrmilError: the loss is no longer finite.
     """
-    seed_everything(settings.seed)
     teacher = teacher.to(device).eval()
+    say_cost(teacher, train, val, settings, cache=cache, device=device, workers=workers, world=world, say=say)
+    seed_everything(settings.seed)
     final = settings.final_loss != "none"
 
     def regions(slides: list[SlidePairs]) -> Regions:

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from lrmil_cli.app import run
-from lrmil_cli.distill import region_batches
+from lrmil_cli.distill import region_batches, stage1_estimate
 from lrmil_cli.distill.distill_encoder import collect
 from lrmil_cli.distill.encoder_training import distill
 from lrmil_cli.distill.hr_tokens import load_targets
 from lrmil_cli.distill.region_batches import Regions, epoch_order
 from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.distill.slide_pairs import drawn
+from lrmil_cli.distill.stage1_estimate import say_cost
+from lrmil_cli.distributed import World
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.matching.paired_slide import keep_targets
@@ -124,6 +126,38 @@ def test_a_full_disk_is_one_line_and_what_was_done_is_kept(cohort, tmp_path):
     (kept,) = tmp_path.iterdir()
     before = kept.stat().st_mtime_ns
     assert len(load_targets(encoder, [few, *cohort.train], *args)) == 2 and kept.stat().st_mtime_ns == before
+
+
+def test_what_a_run_will_cost_is_measured_and_said_first(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1_estimate, "WORTH_MEASURING", 1)
+    plain, _ = train(cohort, tmp_path / "a", 1)
+    monkeypatch.setattr(stage1_estimate, "WORTH_MEASURING", 10**9)
+    same, said = train(cohort, tmp_path / "b", 1)
+    assert same.curves == plain.curves  # measuring leaves no trace
+    need = cohort.train[0].targets * 2 * 192 * 2 / 1e6
+    assert f"5 LR tiles, 44 HR tiles, HR targets of {need:.1f} MB in {tmp_path / 'b'} ({need:.1f} MB to be" in said[0]
+    assert "epoch" not in said[0]
+    monkeypatch.setattr(stage1_estimate, "WORTH_MEASURING", 1)
+    monkeypatch.setattr(stage1_estimate, "tile_seconds", lambda *a: 3600 / 44)
+    monkeypatch.setattr(stage1_estimate, "step_seconds", lambda *a: (300.0, 100.0))
+    encoder, device = load_encoder("demo-vit", tile_px=128, ratio=4), torch.device("cpu")
+    rest = dict(device=device, workers=1, world=World(), say=said.append)
+    slow = Stage1Settings((0, 1), epochs=40, batch_size=4)  # two steps and two batches of validation an epoch
+    say_cost(encoder, cohort.train, cohort.train, slow, cache=tmp_path / "c", **rest)
+    assert "about 2.0 h for them and 13 min an epoch, 10.9 h for 40 (measured" in said[-1]
+    say_cost(encoder, cohort.train, [], slow, cache=tmp_path / "b", **rest)
+    assert "about 10 min an epoch, 6.7 h for 40" in said[-1] and "to be made" not in said[-1]
+
+
+def test_a_disk_that_cannot_hold_the_targets_is_said_before_any_work(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1_estimate, "_free", lambda folder: 1000)
+    with pytest.raises(MachineError, match=r"need 0.0 MB, and 0.0 MB are free there; .*--cache DIR.*--max-tiles-per"):
+        train(cohort, tmp_path / "cache", 1)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.undo()
+    train(cohort, tmp_path / "cache", 1)
+    monkeypatch.setattr(stage1_estimate, "_free", lambda folder: 0)
+    train(cohort, tmp_path / "cache", 2)  # what is there needs no room
 
 
 def test_an_epoch_takes_each_region_once_and_opens_each_slide_once(monkeypatch):
