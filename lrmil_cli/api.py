@@ -204,7 +204,7 @@ def predict(
     ready = load_model(model) if isinstance(model, (str, Path)) else model
     region = _region(slide, roi, min_inside)
     found = next(in_turn(lambda s: ready.predict(s, region, lambda: nullcontext(lambda done: None)), [slide], 0))()
-    made_of = {"slide": slide.fingerprint, "mpp": repr(slide.mpp)} | ({"roi": region.digest} if region else {})
+    made_of = slide.made_of | ({"roi": region.digest} if region else {})
     record = prediction_record(ready, found, slide, [step("predict", ready.settings, made_of)], region)
     header, columns = attention_table(ready, found, record)
     return Answer(record["predicted"], record["probabilities"], as_frame(columns), record, header)

@@ -9,6 +9,9 @@ OPENSLIDE_SUFFIXES = (".mrxs", ".dcm", ".vms", ".vmu", ".svslide")
 #: What a folder is searched for; a file that is named is opened whatever its suffix says.
 SLIDE_SUFFIXES = TIFF_SUFFIXES + OPENSLIDE_SUFFIXES
 
+#: Pictures that hold a mask of the tissue. JPEG is none of them: it makes black grey.
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+
 #: Suffixes before the last one that belong to the format and not to the name.
 INNER_SUFFIXES = (".ome",)
 

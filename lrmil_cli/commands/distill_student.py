@@ -67,6 +67,7 @@ def distill_student(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    fold: head_options.Fold = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
     epochs: student_options.Epochs = None,
@@ -139,6 +140,7 @@ def distill_student(
         distill=distill,
         training=settings,
         folds=folds,
+        fold=fold,
         output=target,
         device=where,
         room=room_for(where, options.memory_bytes(memory)),
@@ -150,6 +152,9 @@ def distill_student(
         on_bad_tile=on_bad_tile,
         dtype=dtype,
     )
+    if fold is not None and not result.there:
+        report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")
+        return report.result({"command": "distill-student", "status": "ok", "output": str(target), "fold": fold})
     if onnx:
         from lrmil_cli.inference.onnx_files import export_files
 

@@ -104,6 +104,8 @@ def doctor(
                 slide_id=item.slide_id,
                 slide_mpp=slide_mpp,
                 manifest_mpp=item.mpp,
+                mask=item.mask,
+                min_tissue=item.min_tissue,
                 reader=reader,
                 image=image,
                 blocks=12 if quick else 40,

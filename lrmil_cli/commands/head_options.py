@@ -65,6 +65,14 @@ Folds = Annotated[
         show_default=False,
     ),
 ]
+Fold = Annotated[
+    Optional[int],
+    typer.Option(
+        "--fold",
+        help="Train this fold alone, as a job of its own, and keep its head in the output's folder; the same call "
+        "without --fold then puts all together.",
+    ),
+]
 Recipe = Annotated[
     str,
     typer.Option(

@@ -20,11 +20,18 @@ from lrmil_cli.slide_names import SLIDE_SUFFIXES, slide_id_of
 
 @dataclass(frozen=True)
 class SlideInput:
-    """One slide to work on."""
+    """One slide to work on.
+
+    Attributes:
+        mpp, mask, roi, min_tissue: what the manifest says of it, None where it says nothing.
+    """
 
     path: Path
     slide_id: str
     mpp: float | None = None
+    mask: Path | None = None
+    roi: Path | None = None
+    min_tissue: float | None = None
 
 
 def expand_slides(
@@ -51,7 +58,7 @@ def expand_slides(
         elif arg.lower().endswith(SPREADSHEETS):
             manifest = read_manifest(arg)
             say(f"{arg}: {manifest.understood()}")
-            listed += [SlideInput(e.path, e.slide_id, e.mpp) for e in manifest]
+            listed += [SlideInput(e.path, e.slide_id, e.mpp, e.mask, e.roi, e.min_tissue) for e in manifest]
         elif Path(arg).is_dir():
             slides += _from_folder(Path(arg), recursive, say)
         else:

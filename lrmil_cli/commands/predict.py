@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,7 @@ def predict(
     min_inside: regions.MinInside = None,
     origin: regions.Origin = "auto",
     image_size: regions.ImageSize = None,
+    mask: regions.Mask = None,
     slide_mpp: options.SlideMpp = None,
     reader: options.Reader = "auto",
     image: options.Image = None,
@@ -98,8 +100,9 @@ def predict(
     check_outputs(output, overlay, geojson, many, json)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
     size = parse_image_size(image_size)
-    read_region = regions.region_reader(roi, roi_class, min_inside, origin, image_size, many, report)
-    if (origin != "auto" or size) and geojson is None and roi is None:
+    read_region = regions.region_reader(roi, roi_class, min_inside, origin, image_size, inputs, report)
+    read_mask = regions.mask_reader(mask, many)
+    if (origin != "auto" or size) and geojson is None and roi is None and not any(item.roi for item in inputs):
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     started = time.perf_counter()
     predictor = open_predictor(
@@ -144,7 +147,8 @@ def predict(
         ) as slide:
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
             report.notes(slide)
-            region = read_region(slide)
+            slide.given = replace(read_mask(slide, item), min_tissue=item.min_tissue)
+            region = read_region(slide, item)
             made_of = slide.made_of | ({"roi": region.digest} if region else {})
             there = (
                 None
@@ -159,10 +163,13 @@ def predict(
                 message = f"{record['predicted']}, up to date ({table})"
                 yield  # pictures and GeoJSON are made in turn
             elif dry_run:
-                return planned(*predictor.plan(slide, region), slide, table)
+                tiles, seconds = predictor.plan(slide, region)
+                report.notes(slide)
+                return planned(tiles, seconds, slide, table)
             else:
                 opened = time.perf_counter() - began
                 p = yield from predictor.predict(slide, region, lambda: report.progress(item.slide_id, None))
+                report.notes(slide)
                 p.seconds = {"open": round(opened, 3), **p.seconds}
                 record = prediction_record(predictor, p, slide, [step("predict", predictor.settings, made_of)], region)
                 header, rows = attention_table(predictor, p, record)

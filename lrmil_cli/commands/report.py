@@ -31,6 +31,7 @@ class Report:
         self.quiet = options.quiet.get()
         self.verbose = options.verbose.get()
         self.muted = False
+        self._noted: set[tuple[str, str]] = set()
 
     def mute(self) -> None:
         """Say nothing from now on: another process of the same run speaks."""
@@ -52,9 +53,11 @@ class Report:
             print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
     def notes(self, slide: Slide) -> None:
-        """What the user should know of how a slide is read."""
+        """What the user should know of how a slide is read, as far as it was not said before."""
         for note in slide.notes:
-            self.warn(f"{slide.slide_id}: {note}")
+            if (slide.slide_id, note) not in self._noted:
+                self._noted.add((slide.slide_id, note))
+                self.warn(f"{slide.slide_id}: {note}")
 
     def encoder(self, info: EncoderInfo) -> None:
         """What encoder it is that the command loaded, with ``--verbose``."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -11,9 +13,9 @@ import typer
 from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, failures_folder, output_path, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
-from lrmil_cli.commands.regions import ImageSize, MinInside, Origin, Roi, RoiClass, region_reader
+from lrmil_cli.commands.regions import ImageSize, Mask, MinInside, Origin, Roi, RoiClass, mask_reader, region_reader
 from lrmil_cli.commands.report import Report
-from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.errors import InputError, NoTissueError, UsageError
 
 Output = Annotated[
     str,
@@ -46,7 +48,8 @@ MinTissue = Annotated[
         "--min-tissue",
         min=0.0,
         max=1.0,
-        help="Share of a tile that must be tissue.  [default: 0.1; ours: the official code cuts no tiles]",
+        help="Share of a tile that must be tissue; 0 with --roi takes every tile of the regions. A manifest's column "
+        "`min_tissue` wins.  [default: 0.1; ours: the official code cuts no tiles]",
         show_default=False,
     ),
 ]
@@ -57,7 +60,9 @@ AllowUpsample = Annotated[
 KeepPen = Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks out of the tissue mask.")]
 Thumbnail = Annotated[
     bool,
-    typer.Option("--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles."),
+    typer.Option(
+        "--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles, also where there are none."
+    ),
 ]
 
 
@@ -73,6 +78,7 @@ def tile(
     min_inside: MinInside = None,
     origin: Origin = "auto",
     image_size: ImageSize = None,
+    mask: Mask = None,
     slide_mpp: options.SlideMpp = None,
     reader: options.Reader = "auto",
     image: options.Image = None,
@@ -93,7 +99,7 @@ def tile(
     from lrmil_cli.files.tables import read_table, read_table_header, table_suffix, write_table
     from lrmil_cli.qupath.pictures import rings, tile_picture
     from lrmil_cli.slides.slide import open_slide
-    from lrmil_cli.slides.tiles import TileSettings, tile_slide
+    from lrmil_cli.slides.tiles import TileSettings, find_tissue, tile_slide
     from lrmil_cli.slides.tissue import TissueSettings
     from lrmil_cli.units import LevelPx, Mpp
 
@@ -111,8 +117,9 @@ def tile(
         raise UsageError("-o - takes the table of one slide, without --json and --thumbnail")
     if output != "-":
         output_path(output, "any", "tiles", many)  # a name that cannot be meant is said before any work
-    read_region = region_reader(roi, roi_class, min_inside, origin, image_size, many, report)
-    if roi is None and (origin != "auto" or image_size):
+    read_region = region_reader(roi, roi_class, min_inside, origin, image_size, inputs, report)
+    read_mask = mask_reader(mask, many)
+    if roi is None and not any(item.roi for item in inputs) and (origin != "auto" or image_size):
         raise UsageError("--origin and --image-size say where the regions of --roi lie; give that too")
 
     def one(item: SlideInput) -> Outcome:
@@ -128,8 +135,10 @@ def tile(
             on_bad_tile=on_bad_tile,
         ) as slide:
             report.notes(slide)
-            own = settings.as_json()
-            region = read_region(slide)
+            slide.given = read_mask(slide, item)
+            here = settings if item.min_tissue is None else replace(settings, min_tissue=item.min_tissue)
+            own = here.as_json()
+            region = read_region(slide, item)
             made_of = slide.made_of | ({"roi": region.digest} if region else {})
             picture = Path(str(target).removesuffix(table_suffix(target) or "") + ".png") if thumbnail else None
             if output != "-" and up_to_date(
@@ -146,7 +155,17 @@ def tile(
                 ):
                     return Outcome(str(target), "skipped", f"up to date ({target})")
             began = time.perf_counter()
-            rows, level, tissue = tile_slide(slide, settings, region)
+            outlines = rings(region.area) if region else ()
+            try:
+                rows, level, tissue = tile_slide(slide, here, region)
+            except NoTissueError as e:
+                if picture is None or dry_run:
+                    raise
+                tile_picture(picture, find_tissue(slide, here.tissue), None, outlines)
+                if Path(target).exists():  # a table by other settings must not take this picture for its own
+                    os.utime(picture, (0, 0))
+                raise NoTissueError(f"{e}; what was found is in {picture}") from e
+            report.notes(slide)
             if dry_run:
                 return planned(len(rows), time.perf_counter() - began, slide, target)
             header = make_header(
@@ -156,6 +175,7 @@ def tile(
                 level=level,
                 level_mpp=slide.mpp * slide.levels[level].downsample,
                 roi=region.about if region else None,
+                **({"given": slide.given.about} if slide.given.about else {}),
                 **({"damaged": True} if slide.lost else {}),
                 history=[step("tile", own, made_of)],
             )
@@ -163,7 +183,7 @@ def tile(
                 remove(picture)  # of another table; killed before the new one, this run must not look complete
             write_table(target, header, rows)
             if picture is not None:
-                tile_picture(picture, tissue, rows, rings(region.area) if region else ())
+                tile_picture(picture, tissue, rows, outlines)
             text = (
                 f"{len(rows)} tiles of {tile_px} px at {settings.mpp:g} um/px, tissue {tissue.mask.mean():.0%}, "
                 f"slide {slide.mpp:.4g} um/px ({slide.mpp_source})"

@@ -45,6 +45,7 @@ def train_teacher(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    fold: head_options.Fold = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
     epochs: head_options.Epochs = None,
@@ -135,8 +136,11 @@ def train_teacher(
             say=report.say,
         )
     header, there = teacher.train_teacher(
-        labelled, parts, bags, spec, settings, output, kept, overwrite=overwrite, say=report.say
+        labelled, parts, bags, spec, settings, output, kept, fold=fold, overwrite=overwrite, say=report.say
     )
+    if header is None:
+        report.say(f"{output}: fold {fold} is there; the same command without --fold puts the teacher together")
+        return report.result({"command": "train-teacher", "status": "ok", "output": output, "fold": fold})
     m = header["metrics"]
     scores = (
         f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"

@@ -6,19 +6,20 @@ The losses are in ``student_loss.py``, what the teacher says in ``teacher_target
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from lrmil_cli.distill.settings import DistillSettings, preset_warning
+from lrmil_cli.distill.student_cohort import StudentCohort, all_inputs, fold_files, slides_of
 from lrmil_cli.distill.student_encoders import (
     EncoderArgs,
-    StudentEncoders,
     compare_embeddings,
     load_baseline,
     load_encoders,
@@ -29,7 +30,7 @@ from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.receipt import existing_receipt, write_receipt
-from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
+from lrmil_cli.files.header import digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag
@@ -37,14 +38,15 @@ from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.crossval import HeadSpec
+from lrmil_cli.training.crossval import FoldResult, HeadSpec
+from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_leak, patients_by_slide
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings, settings_of
 from lrmil_cli.training.streamed import Room
-from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
+from lrmil_cli.training.teacher import Teacher, read_teacher
 
 #: Above this share of LR tiles without HR tiles, the two tissue rules probably disagree (distill/README 5.5).
 UNMATCHED_WARNING = 0.2
@@ -64,41 +66,6 @@ class Result:
     receipt: dict[str, Any] | None
 
 
-@dataclass
-class _Cohort:
-    """What the students are trained and judged on; lists are in the order of the manifest.
-
-    Attributes:
-        folds: who is train, val and test in which fold; tiles: settings of the LR tiles.
-        low: LR bags, a set for each of ``encoders``; baseline: those of the LR-only student, None for no such student.
-        guide, high: the teacher, and the HR side of the slides it speaks of; None without one.
-        taught: slides that learn from the teacher; counts: their regions, see :func:`matched_counts`.
-    """
-
-    manifest: Manifest
-    folds: pd.DataFrame
-    tiles: dict[str, Any]
-    encoders: StudentEncoders
-    low: list[Bags[Bag]]
-    baseline: Bags[Bag] | None
-    guide: Teacher | None
-    high: HighResolution | None
-    taught: set[str]
-    counts: dict[str, int]
-
-    @property
-    def ids(self) -> list[str]:
-        return [e.slide_id for e in self.manifest]
-
-    @property
-    def tested(self) -> set[str]:
-        return _slides(self.folds, "test")
-
-    def bags_of(self, fold: int) -> Bags[Bag]:
-        """The LR bags that a fold (from 1) reads."""
-        return self.low[self.encoders.of_fold[fold - 1]]
-
-
 def train_student(
     manifest: Manifest,
     *,
@@ -114,6 +81,7 @@ def train_student(
     distill: DistillSettings,
     training: TrainSettings,
     folds: int,
+    fold: int | None = None,
     output: Path,
     device: torch.device,
     batch_size: int | None,
@@ -130,6 +98,7 @@ def train_student(
     Args:
         baseline: spec of the encoder of the LR-only student that is trained for comparison; "auto" for the one that the
             LR encoder was distilled from; None for no such student.
+        fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the model together.
         room: that bags may be kept in.
 
     Raises:
@@ -145,7 +114,8 @@ def train_student(
     table = folds_like(manifest, guide, folds, training.seed)
     tables = tile_tables(manifest, tiles)
     tile_px = tables[0][1]["settings"]["tile_px"]
-    encoders = load_encoders(encoder, len(fold_names(table)), tile_px, warn)
+    check_fold_number(fold, len(fold_names(table)))
+    encoders = load_encoders(encoder, len(fold_names(table)), tile_px, warn, fold)
     encoders.check_labels(table, patients_by_slide(manifest))
     info = encoders.first.info
     plain = load_baseline(baseline, encoders.first, tile_px, warn)
@@ -156,11 +126,11 @@ def train_student(
             warn(note)
 
     ids = [e.slide_id for e in manifest]
-    taught = _slides(table, "train") if distill.uses_teacher else set()
+    taught = slides_of(table, "train") if distill.uses_teacher else set()
     high = None
     if guide is not None and pairs is not None:  # before tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
-        wanted = taught | _slides(table, "test")  # those that are only tested serve the receipt, which can do without
+        wanted = taught | slides_of(table, "test")  # those that are only tested serve the receipt, which can do without
         required = taught if distill.missing_teacher == "error" else set()
         high = load_high(ids, wanted, folder, pairs, tables, device, room, required=required)
         check_features(guide, folder, ids, high, warn)
@@ -177,14 +147,14 @@ def train_student(
         overwrite=overwrite,
         say=say,
     )
-    one = len(encoders.all) == 1
-    folders = [lr_features if one else lr_features / f"fold{n}" for n in range(1, len(encoders.all) + 1)]
-    low = [embedded(e, folder=folder) for e, folder in zip(encoders.all, folders)]
+    low = [embedded(e, folder=lr_features / name) for e, name in zip(encoders.all, encoders.names)]
     plain_bags = embedded(plain, folder=lr_features / "lr-only") if plain is not None else None
     if high is not None:
         _leave_out_bad(high, low[0], tables)
     counts = _regions(taught, ids, guide, high, low[0], say, warn)
-    cohort = _Cohort(manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, guide, high, taught, counts)
+    cohort = StudentCohort(
+        manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, guide, high, taught, counts
+    )
 
     own = {
         "head": head.name,
@@ -195,17 +165,23 @@ def train_student(
         "folds": table.to_dict("list"),
         "baseline": plain.digest() if plain is not None else None,
     }
-    inputs = _inputs(cohort)
+    kept = fold_files(cohort, own, output.with_suffix(".folds"), fold)
+    if fold is not None:
+        with ExitStack() as jobs:
+            for files in kept.values():
+                jobs.enter_context(only_job(files.path(fold), fold))
+            _train(cohort, head, distill, training, device, kept, say, warn, fold)
+        return Result(False, {}, f"fold {fold}", None)
+    inputs = all_inputs(cohort)
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         receipt = existing_receipt(output) if cohort.tested else None
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", receipt)
-    students = _train(cohort, head, distill, training, device, say, warn)
-    return _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say)
-
-
-def _slides(folds: pd.DataFrame, part: str) -> set[str]:
-    """Slides that are in ``part`` of some fold."""
-    return {s for name in fold_names(folds) for s in members(folds, name)[part]}
+    for files in kept.values():
+        files.check_collected(len(fold_names(table)))
+    students = _train(cohort, head, distill, training, device, kept, say, warn)
+    result = _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say)
+    shutil.rmtree(output.with_suffix(".folds"), ignore_errors=True)  # all of it is in the model now
+    return result
 
 
 def _leave_out_bad(high: HighResolution, low: Bags[Bag], tables: list[tuple[Path, dict[str, Any]]]) -> None:
@@ -249,31 +225,32 @@ def _regions(
     return counts
 
 
-def _inputs(cohort: _Cohort) -> dict[str, str]:
-    """Digests of all files that decide the model."""
-    bags = enumerate(cohort.low)
-    return {
-        "manifest": manifest_digest(cohort.manifest),
-        **(cohort.high.inputs if cohort.high is not None else {}),
-        **({"teacher": last_digest(cohort.guide.header)} if cohort.guide is not None else {}),
-        **{f"lr{n}/{i}": last_digest(h) for n, b in bags for i, h in zip(cohort.ids, b.headers)},
-    }
-
-
 def _train(
-    cohort: _Cohort,
+    cohort: StudentCohort,
     head: HeadSpec,
     distill: DistillSettings,
     training: TrainSettings,
     device: torch.device,
+    kept: dict[str, FoldFiles],
     say: Callable[[str], None],
     warn: Callable[[str], None],
+    fold: int | None = None,
 ) -> dict[str, Student]:
-    """The distilled student and, if it is wanted, the LR-only one, which learns from the labels alone."""
-    fit = partial(crossval.train_folds, cohort.manifest, cohort.folds, spec=head, settings=training)
+    """The distilled student and, if it is wanted, the LR-only one, which learns from the labels alone.
+
+    Args:
+        kept: where the heads of each are kept; fold: the one to train, None for all.
+    """
+
+    def fit(who: str, say: Callable[[str], None], **how: Any) -> list[FoldResult]:
+        files = kept[who]
+        how |= {"known": files.taken_over(say), "done": files.keep, "only": fold, "say": say}
+        return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=training, **how)
+
     untaught: set[str] = set()
     terms = _terms(cohort, distill, training, device, untaught)
-    students = {"distilled": Student(fit(bags_of_fold=cohort.bags_of, extra_terms=terms, say=say), cohort.bags_of)}
+    results = fit("distilled", say, bags_of_fold=cohort.bags_of, extra_terms=terms)
+    students = {"distilled": Student(results, cohort.bags_of)}
     if untaught:
         warn(
             f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone "
@@ -281,13 +258,13 @@ def _train(
         )
     if (bags := cohort.baseline) is not None:
         same = lambda fold: bags
-        results = fit(bags_of_fold=same, say=lambda text: say(f"LR-only, {text}"))
+        results = fit("lr_only", lambda text: say(f"LR-only, {text}"), bags_of_fold=same)
         students["lr_only"] = Student(results, same)
     return students
 
 
 def _terms(
-    cohort: _Cohort, distill: DistillSettings, training: TrainSettings, device: torch.device, untaught: set[str]
+    cohort: StudentCohort, distill: DistillSettings, training: TrainSettings, device: torch.device, untaught: set[str]
 ) -> Callable[[int, list[str]], ExtraTerms | None]:
     """For a fold and its training slides: the distillation terms, by the teacher's head of that fold alone.
 
@@ -319,7 +296,7 @@ def _terms(
 
 def _write(
     output: Path,
-    cohort: _Cohort,
+    cohort: StudentCohort,
     students: dict[str, Student],
     own: dict[str, Any],
     history: list[dict[str, Any]],

@@ -28,10 +28,18 @@ class EncoderArgs:
 
 @dataclass(frozen=True)
 class StudentEncoders:
-    """LR encoders; ``of_fold``: which of them each fold uses."""
+    """LR encoders.
+
+    Attributes:
+        of_fold: which of them each fold uses.
+        names: what the features of each are called, empty for one that all folds share.
+        only: the one fold (from 1) that they are for; None for all.
+    """
 
     all: list[Encoder]
     of_fold: list[int]
+    names: list[str]
+    only: int | None = None
 
     @property
     def first(self) -> Encoder:
@@ -44,6 +52,8 @@ class StudentEncoders:
             InputError: one has.
         """
         for n, (i, name) in enumerate(zip(self.of_fold, fold_names(folds)), 1):
+            if self.only not in (None, n):
+                continue
             check_no_label_leak(self.all[i].info.distilled, members(folds, name)["test"], n, patients)
 
     def saw_test_pixels(self, folds: pd.DataFrame, patients: Mapping[str, str]) -> bool:
@@ -52,14 +62,17 @@ class StudentEncoders:
         return any(encoder_leak(self.all[i].info.distilled, folds, [name], patients) for i, name in by_fold)
 
 
-def load_encoders(args: EncoderArgs, folds: int, tile_px: int, warn: Callable[[str], None]) -> StudentEncoders:
-    """One shared encoder, or one a fold where the spec holds ``{fold}``.
+def load_encoders(
+    args: EncoderArgs, folds: int, tile_px: int, warn: Callable[[str], None], only: int | None = None
+) -> StudentEncoders:
+    """One shared encoder, or one a fold where the spec holds ``{fold}``; that of the fold ``only`` alone, if given.
 
     Raises:
         UsageError, InputError, MachineError: as :func:`load_encoder`.
     """
     a_fold = "{fold}" in args.spec
-    specs = [args.spec.replace("{fold}", str(k)) for k in range(1, folds + 1)] if a_fold else [args.spec]
+    own = [k for k in range(1, folds + 1) if only in (None, k)] if a_fold else []
+    specs = [args.spec.replace("{fold}", str(k)) for k in own] or [args.spec]
     encoders = [
         load_encoder(
             spec,
@@ -71,7 +84,9 @@ def load_encoders(args: EncoderArgs, folds: int, tile_px: int, warn: Callable[[s
         )
         for spec in specs
     ]
-    return StudentEncoders(encoders, list(range(folds)) if len(specs) > 1 else [0] * folds)
+    of_fold = list(range(folds)) if len(specs) > 1 else [0] * folds
+    # Two folds at least have encoders of their own: that of one fold is the model's.
+    return StudentEncoders(encoders, of_fold, [f"fold{k}" for k in own] if folds > 1 and own else [""], only)
 
 
 def load_baseline(baseline: str | None, lr: Encoder, tile_px: int, warn: Callable[[str], None]) -> Encoder | None:

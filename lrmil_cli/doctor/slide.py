@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
 from lrmil_cli.doctor.machine import duration
 from lrmil_cli.errors import InputError, LrmilError, NoScaleError
+from lrmil_cli.slides.given import Given, read_mask
 from lrmil_cli.slides.grid import make_grid
 from lrmil_cli.slides.slide import Slide, open_slide
-from lrmil_cli.slides.tiles import TileSettings, TissueMap, boxes_of, find_tissue, select_tiles, slide_level
+from lrmil_cli.slides.tiles import TileSettings, TissueMap, boxes_of, find_tissue, is_much, select_tiles, slide_level
 
 #: Side in px of the blocks that are read to find damage.
 BLOCK_PX = 256
@@ -27,6 +29,8 @@ def check_slide(
     slide_id: str | None = None,
     slide_mpp: float | None = None,
     manifest_mpp: float | None = None,
+    mask: Path | None = None,
+    min_tissue: float | None = None,
     reader: str | None = None,
     image: int | None = None,
     blocks: int = 40,
@@ -35,7 +39,8 @@ def check_slide(
     """All checks of a slide.
 
     Args:
-        settings: how it would be tiled; blocks: to read at each level; rate: tiles a second that are encoded, if known.
+        settings: how it would be tiled; mask, min_tissue: what a manifest says of it.
+        blocks: to read at each level; rate: tiles a second that are encoded, if known.
     """
     try:
         slide = open_slide(
@@ -45,6 +50,11 @@ def check_slide(
         return _unopened(path, e, reader, image)
     with slide:
         checks = [_opened(slide), check_scale(slide), check_pyramid(slide, settings)]
+        try:
+            slide.given = Given() if mask is None else read_mask(mask, slide.width, slide.height)
+        except InputError as e:
+            return [*checks, failed("tissue", e, str(path))]
+        settings = settings if min_tissue is None else replace(settings, min_tissue=min_tissue)
         try:
             tissue = find_tissue(slide, settings.tissue)  # reads all of one level
         except InputError as e:
@@ -151,7 +161,8 @@ def check_tiles(slide: Slide, tissue: TissueMap, settings: TileSettings, rate: f
     if not len(boxes):
         found += f"; no tile has {settings.min_tissue:.0%} of it"
         return [Check("tissue", FAIL, found, f"{look} of another slide, or lower --min-tissue")]
-    out = [Check("tissue", WARN, f"{found}, which is little", look) if share < 0.01 else Check("tissue", PASS, found)]
+    unlikely = "little" if share < 0.01 else "much" if is_much(slide, tissue.mask) else ""
+    out = [Check("tissue", WARN, f"{found}, which is {unlikely}", look) if unlikely else Check("tissue", PASS, found)]
     tiles = f"{len(boxes)} of {settings.tile_px} px at {settings.mpp:g} um/px"
     try:
         reading = reading_seconds(slide, boxes, level, settings.tile_px) * len(boxes)

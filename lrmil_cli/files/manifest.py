@@ -19,7 +19,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest_columns import SPLIT_WORDS, bare, check_columns, find_columns, is_missing
 from lrmil_cli.files.names import as_file, fits_file_name
 from lrmil_cli.files.spreadsheet import Row, read_spreadsheet
-from lrmil_cli.slide_names import slide_id_of
+from lrmil_cli.slide_names import MASK_SUFFIXES, slide_id_of
 from lrmil_cli.units import Mpp
 
 SPLITS = ("train", "val", "test")
@@ -27,6 +27,9 @@ SPLITS = ("train", "val", "test")
 #: ``TCGA-XX-XXXX-...``: the first three fields are the patient.
 TCGA = re.compile(r"(TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
 
+
+#: How files end that the column ``roi`` names.
+REGIONS = (".geojson", ".json", ".gz", ".zip")
 
 #: What is said wherever nobody named the patients: folds and intervals take each slide for one.
 UNKNOWN_PATIENTS = (
@@ -41,6 +44,8 @@ class Entry:
 
     Attributes:
         path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
+        mask: picture of the tissue; roi: GeoJSON of the regions to use; min_tissue: share of a tile. None where the
+            command's own count.
     """
 
     slide_id: str
@@ -50,6 +55,9 @@ class Entry:
     mpp: Mpp | None = None
     split: str | None = None
     folds: dict[str, str] = field(default_factory=dict)
+    mask: Path | None = None
+    roi: Path | None = None
+    min_tissue: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Manifest:
             parts.append(f"{unlabelled} without label")
         if self.dropped:
             parts.append(f"{self.dropped} left out without label")
-        parts.append(self._split())
+        parts += [self._split(), self._own_settings()]
         text = ", ".join(p for p in parts if p)
         for what, names in (("read as", self.notes), ("ignored", self.ignored)):
             text += f"; {what}: {', '.join(names)}" if names else ""
@@ -112,6 +120,10 @@ class Manifest:
         return text + (
             f", {_count(self.unknown_patients, 'slide')} of unknown patients" if self.unknown_patients else ""
         )
+
+    def _own_settings(self) -> str:
+        counts = {s: sum(getattr(e, s) is not None for e in self.entries) for s in ("mask", "roi", "min_tissue")}
+        return ", ".join(f"{name} of {_count(n, 'slide')}" for name, n in counts.items() if n)
 
     def _split(self) -> str:
         if any(e.split for e in self.entries):
@@ -152,8 +164,8 @@ def read_manifest(
 
     Columns (any case; ``COLUMNS`` has the names of other tools): ``slide`` (path, relative to the table), ``label``;
     optional ``slide_id`` (default: the file's name without the suffix of a slide format), ``patient_id``, ``split`` or
-    ``fold`` or ``fold_1``..., ``mpp``. A patient that nobody names is taken from TCGA ids; else each slide is its own
-    patient, and the manifest says so.
+    ``fold`` or ``fold_1``..., ``mpp``, ``mask`` and ``roi`` (paths, relative to the table), ``min_tissue``. A patient
+    that nobody names is taken from TCGA ids; else each slide is its own patient, and the manifest says so.
 
     Args:
         need_labels: for training: every slide has a label, and there are two classes of several slides at least.
@@ -278,6 +290,9 @@ def _entry(
         _mpp(cell("mpp"), row.number, path),
         None if split is None else SPLIT_WORDS[split],
         folds,
+        _picked(cell("mask"), "mask", MASK_SUFFIXES, row.number, path),
+        _picked(cell("roi"), "roi", REGIONS, row.number, path),
+        _share(cell("min_tissue"), row.number, path),
     ), source
 
 
@@ -286,6 +301,23 @@ def _mpp(text: str, number: int, path: Path) -> Mpp | None:
         return Mpp(parse_number(text)) if text else None
     except ValueError as e:
         raise InputError(f"{path}: row {number}, mpp {text!r} is not a number") from e
+
+
+def _picked(text: str, column: str, suffixes: tuple[str, ...], number: int, path: Path) -> Path | None:
+    """A file that a row names, relative to the table."""
+    if text and not text.lower().endswith(suffixes):
+        raise InputError(f"{path}: row {number}, {column} {text!r} is no file that ends in {', '.join(suffixes)}")
+    return (path.parent / text).absolute() if text else None
+
+
+def _share(text: str, number: int, path: Path) -> float | None:
+    try:
+        share = parse_number(text) if text else None
+    except ValueError:
+        share = -1.0
+    if share is not None and not 0 <= share <= 1:
+        raise InputError(f"{path}: row {number}, min_tissue {text!r} is not a number from 0 to 1")
+    return share
 
 
 def _check_ids(entries: list[Entry], path: Path) -> None:

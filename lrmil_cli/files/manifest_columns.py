@@ -31,6 +31,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split", "set", "dataset", "partition", "subset"),
     "fold": ("fold",),
     "mpp": ("mpp", "slide_mpp", "mpp_x", "um_per_px"),
+    "mask": ("mask", "tissue_mask", "mask_path"),
+    "roi": ("roi", "roi_path"),
+    "min_tissue": ("min_tissue",),
 }
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),

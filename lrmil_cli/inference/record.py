@@ -27,6 +27,7 @@ def prediction_record(
         settings={"tiles": predictor.tiles.as_json()},
         history=history,
         roi=region.about if region else None,
+        **({"given": slide.given.about} if slide.given.about else {}),
         model={
             "path": predictor.path,
             "digest": last_digest(header),

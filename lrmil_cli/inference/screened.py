@@ -82,7 +82,8 @@ def find_candidates(slide: Slide, lr: TileSettings, hr: TileSettings, ratio: int
         NoTissueError: there are none. InputError: the slide is damaged, or too coarse.
     """
     low, lr_level, tissue = find_tiles(slide, lr, region)
-    high = find_children(slide, low, hr, ratio, tissue if hr.tissue == lr.tissue else None)
+    known = tissue if hr.tissue == lr.tissue else None
+    high = find_children(slide, low, hr, ratio, known, chosen=region is not None)
     if not high.parent.size:
         raise NoTissueError(
             f"{slide.path}: no HR tile with tissue lies in an LR tile; look at `lrmil tile --thumbnail`"

@@ -53,7 +53,8 @@ def find_levels(slide: Slide, model: ZoomModel, region: Region | None) -> list[L
     out = [Level(tiles, boxes_of(tiles), level)]
     for settings, ratio in zip(model.levels, model.ratios):
         above = out[-1]
-        found = find_children(slide, above.tiles, settings, ratio, tissue if settings.tissue == own.tissue else None)
+        known = tissue if settings.tissue == own.tissue else None
+        found = find_children(slide, above.tiles, settings, ratio, known, chosen=region is not None)
         above.children = np.full((len(above.boxes), ratio**2), -1, np.int64)
         above.children[found.parent, found.cell] = np.arange(len(found.parent))
         out.append(Level(found.tiles, boxes_of(found.tiles), found.level))

@@ -35,6 +35,8 @@ def find_children(
     ratio: int,
     tissue: TissueMap | None,
     min_inside: float = MIN_INSIDE,
+    *,
+    chosen: bool = False,
 ) -> Children:
     """The pairs that `tile` and `match` would give, straight from the slide; none where none has tissue enough.
 
@@ -42,12 +44,13 @@ def find_children(
         low: columns ``col, row`` of the coarser tiles; settings: of the finer ones, ``ratio`` of them along a side.
         tissue: of the slide, where it was looked for by the same settings before.
         min_inside: share of a tile that must lie on the slide.
+        chosen: the user chose where the coarser tiles lie (:func:`lrmil_cli.slides.tiles.find_tiles`).
 
     Raises:
         InputError: the slide is damaged, or too coarse.
     """
     try:
-        tiles, level, _ = find_tiles(slide, settings, tissue=tissue)
+        tiles, level, _ = find_tiles(slide, settings, tissue=tissue, chosen=chosen)
     except NoTissueError:  # its rule for tissue may be the stricter one
         nothing = np.empty(0, np.int64)
         return Children(dict.fromkeys(("x", "y", "width", "height", "col", "row"), nothing), 0, nothing, nothing)

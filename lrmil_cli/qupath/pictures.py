@@ -42,10 +42,13 @@ def rings(area: Any) -> list[np.ndarray]:
     ]
 
 
-def tile_picture(path: str | Path, tissue: TissueMap, rows: pd.DataFrame, outlines: Sequence[np.ndarray] = ()) -> None:
+def tile_picture(
+    path: str | Path, tissue: TissueMap, rows: pd.DataFrame | None, outlines: Sequence[np.ndarray] = ()
+) -> None:
     """PNG of the slide with the outline of the tissue (green), the kept tiles (blue) and chosen regions (orange).
 
     Args:
+        rows: None where no tile was kept.
         outlines: rings [n, 2] in level-0 px.
 
     Raises:
@@ -56,7 +59,7 @@ def tile_picture(path: str | Path, tissue: TissueMap, rows: pd.DataFrame, outlin
     line = max(1, round(max(image.shape[:2]) / 900))
     for contour in contours:
         cv2.polylines(image, [np.rint((contour + 0.5) * scale - 0.5).astype(np.int32)], True, TISSUE_COLOUR, line)
-    for x, y, w, h in rows[["x", "y", "width", "height"]].to_numpy():
+    for x, y, w, h in [] if rows is None else rows[["x", "y", "width", "height"]].to_numpy():
         a = (round(x / tissue.scale_x * scale), round(y / tissue.scale_y * scale))
         b = (round((x + w) / tissue.scale_x * scale), round((y + h) / tissue.scale_y * scale))
         cv2.rectangle(image, a, b, TILE_COLOUR, line)

@@ -18,6 +18,7 @@ import numpy as np
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slide_names import slide_id_of
 from lrmil_cli.slides.blocks import Blocks, new_block, open_blocks, paste_block
+from lrmil_cli.slides.given import Given
 from lrmil_cli.slides.handles import Source, check_file, fingerprint, open_source
 from lrmil_cli.slides.mpp import Scale, parse_number, resolve_mpp
 from lrmil_cli.slides.samples import WHITE, to_rgb8
@@ -41,6 +42,7 @@ class Slide:
         notes: what the user should know of how it is read.
         damaged: levels below the first that did not decode when the slide was opened.
         lost: whether anything damaged passed for glass.
+        given: what the user says of its tissue.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Slide:
         self.notes = list(source.notes)
         self.damaged: dict[int, InputError] = {}
         self.lost = False
+        self.given = Given()
         self._handle = source.handle
         self._tiff = source.handle if isinstance(source.handle, TiffHandle) else None
         self.width, self.height = (Level0Px(int(v)) for v in self._handle.dimensions)
@@ -82,6 +85,11 @@ class Slide:
         if dropped:
             which = ", ".join("{} x {} px".format(*sizes[i]) for i in dropped)
             self.notes.append(f"what is stored as a level ({which}) does not show the slide, and is not read")
+
+    def note(self, text: str) -> None:
+        """Add to what the user should know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def __enter__(self) -> Slide:
         return self
@@ -150,7 +158,7 @@ class Slide:
     def made_of(self) -> dict[str, Any]:
         """What of the slide decides tiles and predictions, for digests."""
         own = {"slide": self.fingerprint, "mpp": repr(self.mpp)}
-        return own | ({"read_as": self.read_as} if self.read_as else {})
+        return own | ({"read_as": self.read_as} if self.read_as else {}) | self.given.made_of
 
     @property
     def read_as(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from lrmil_cli.errors import InputError, NoTissueError
@@ -19,11 +20,11 @@ from lrmil_cli.units import LevelPx, Mpp
 if TYPE_CHECKING:
     import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 #: A mask of more pixels is made at half the resolution.
 MAX_MASK_PIXELS = 2_500_000
+
+#: More tissue than this on a slide of at least so many square micrometres (5 x 5 mm) is rather glass taken for tissue.
+MAX_TISSUE, LARGE_UM2 = 0.9, 25e6
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class TissueMap:
 
 
 def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMap:
-    """Tissue mask of a slide at about ``settings.mask_mpp`` um/px.
+    """Tissue mask of a slide at about ``settings.mask_mpp`` um/px, or the one that is given.
 
     At twice that where the slide is so large that the mask would cost memory (twice again for the largest); tissue is
     the same to within a percent.
@@ -76,8 +77,21 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMap:
     while slide.width * slide.height * (slide.mpp / mpp) ** 2 > MAX_MASK_PIXELS:
         mpp *= 2
     image, scale_x, scale_y = overview(slide, mpp)
+    if slide.given.mask is not None:
+        share = cv2.resize(slide.given.mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_AREA)
+        return TissueMap(share >= 0.5, scale_x, scale_y, image)
     mask = tissue_mask(image, Mpp(slide.mpp * (scale_x + scale_y) / 2), settings)
+    if is_much(slide, mask):
+        slide.note(
+            f"{mask.mean():.0%} of it is tissue, which is much for a whole slide: glass may pass for tissue; look at "
+            "`lrmil tile --thumbnail`, and use --roi or --mask"
+        )
     return TissueMap(mask, scale_x, scale_y, image)
+
+
+def is_much(slide: Slide, mask: np.ndarray) -> bool:
+    """Whether more of a slide is tissue than is likely, so that its glass may have been taken for tissue."""
+    return bool(mask.mean() > MAX_TISSUE) and slide.width * slide.height * slide.mpp**2 >= LARGE_UM2
 
 
 def slide_level(slide: Slide, settings: TileSettings) -> int:
@@ -98,8 +112,11 @@ def slide_level(slide: Slide, settings: TileSettings) -> int:
     return level
 
 
-def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, np.ndarray]:
+def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float, *, bare: bool = False) -> dict[str, np.ndarray]:
     """Columns of the tile table: tiles whose tissue share is at least ``min_tissue``, in raster order.
+
+    Args:
+        bare: also tiles without any tissue.
 
     Returns:
         ``x, y, width, height, col, row`` int64 [N] in level-0 px and grid indices, ``tissue`` float64 [N].
@@ -108,19 +125,25 @@ def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float) -> dict[str, 
     side = np.full(col.size, grid.step)
     x, y = col * grid.step, row * grid.step
     share = tissue_fractions(tissue.mask, tissue.scale_x, tissue.scale_y, x, y, side, side)
-    # A share of zero is glass whatever the threshold says.
-    keep = (share >= min_tissue) & (share > 0)
+    # A share of zero is glass whatever the threshold says, unless the user says where to look.
+    keep = (share >= min_tissue) & (bare | (share > 0))
     col, row = col[keep], row[keep]
     return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
 
 
 def find_tiles(
-    slide: Slide, settings: TileSettings, region: Region | None = None, *, tissue: TissueMap | None = None
+    slide: Slide,
+    settings: TileSettings,
+    region: Region | None = None,
+    *,
+    tissue: TissueMap | None = None,
+    chosen: bool = False,
 ) -> tuple[dict[str, np.ndarray], int, TissueMap]:
-    """Tile one slide, or the part of it that lies in ``region``.
+    """Tile one slide, or the part of it that lies in ``region``; with 0 as the least share of tissue, all of that part.
 
     Args:
         tissue: of the slide by ``settings.tissue``, where it was looked for before.
+        chosen: the user chose the part that counts, and it is picked out of the answer later.
 
     Returns:
         the columns of the tile table, level read from, the tissue.
@@ -132,17 +155,19 @@ def find_tiles(
     level = slide_level(slide, settings)
     tissue = find_tissue(slide, settings.tissue) if tissue is None else tissue
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
-    tiles = select_tiles(tissue, grid, settings.min_tissue)
+    least = settings.min_tissue if slide.given.min_tissue is None else slide.given.min_tissue
+    bare = least == 0 and (chosen or region is not None)
+    tiles = select_tiles(tissue, grid, least, bare=bare)
     if not len(tiles["x"]):
         found = f"{tissue.mask.mean():.1%} of the slide is tissue"
         raise NoTissueError(
-            f"{slide.path}: no tile with at least {settings.min_tissue:.0%} tissue ({found}); "
-            "look at `lrmil tile --thumbnail`, or lower --min-tissue"
+            f"{slide.path}: no tile with at least {least:.0%} tissue ({found}); look at `lrmil tile --thumbnail`, and "
+            "lower --min-tissue, or say where the tissue is: --mask, or --roi and --min-tissue 0"
         )
-    return tiles if region is None else _inside(tiles, slide, region), level, tissue
+    return tiles if region is None else _inside(tiles, slide, region, bare), level, tissue
 
 
-def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region) -> dict[str, np.ndarray]:
+def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region, bare: bool) -> dict[str, np.ndarray]:
     """The tiles that lie inside a region; at the slide's edge the part of a tile that is on the slide counts.
 
     Raises:
@@ -154,9 +179,10 @@ def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region) -> dict[
     keep = (share >= region.min_inside) & (share > 0)
     if not keep.any():
         raise NoTissueError(
-            f"{slide.path}: none of {len(x)} tiles with tissue lies at least {region.min_inside:.0%} inside the "
-            f"regions of {region.about['file']} (the best {share.max():.0%}); lower --min-inside, or draw larger "
-            "regions over tissue"
+            f"{slide.path}: none of {len(x)} tiles{'' if bare else ' with tissue'} lies at least "
+            f"{region.min_inside:.0%} inside the regions of {region.about['file']} (the best {share.max():.0%}); lower "
+            "--min-inside, draw larger regions over tissue"
+            + ("" if bare else ", or take all tiles of the regions (--min-tissue 0, or min_tissue in a manifest)")
         )
     return {k: v[keep] for k, v in tiles.items()}
 

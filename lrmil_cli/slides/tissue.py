@@ -1,9 +1,10 @@
 """Where the tissue is: a mask of a slide seen at about 8 um per pixel, and the share of tissue in each tile.
 
-The rule, in the order of ``tissue_mask``: divide by the colour of the glass; call stained what is more chromatic than
-an Otsu threshold held between two clamps, and what is faintly coloured, darker than glass and textured; take away pen,
-black borders and coloured glare; close, fill small holes, drop small pieces. The clamps hold whatever
-the share of tissue in the slide, so that pure glass gives an empty mask and a field without glass a full one.
+The rule, in the order of ``tissue_mask`` (slides/README 2.6 says why, and what it was measured on): divide by the
+colour of the glass; call stained what is more chromatic than an Otsu threshold held between two clamps, and tissue also
+what is faintly coloured or grey, darker than glass and textured; take away pen, black borders and coloured glare;
+close, fill small holes, drop small pieces. The clamps hold whatever the share of tissue in the slide, so that pure
+glass gives an empty mask and a field without glass a full one.
 """
 
 from __future__ import annotations
@@ -41,9 +42,14 @@ class TissueSettings:
 _BLUR_UM, _COARSE_UM = 8.0, 24.0
 _TEXTURE_FINE_UM, _TEXTURE_COARSE_UM, _TEXTURE_WINDOW_UM = 10.0, 30.0, 100.0
 _GLASS_MIN_LEVEL, _GLASS_MAX_CHROMA, _GLASS_MIN_SHARE = 165, 25, 0.05
+_GLASS_MIN_BRIGHTNESS, _GLASS_ALIKE = 0.85, 0.1  # shares of the brightest, and of the glass
 _GLARE_MAX_OPEN, _GLARE_MAX_CUT = 0.2, 0.5
 _PEN_MIN_AREA_UM2, _PEN_HALO_UM, _PEN_RING_UM, _PEN_EMBEDDED = 5_000.0, 48.0, 120.0, 0.65
 _FAINT_MAX_LEVEL, _BLACK_BORDER = 240, 10
+_EDGE_UM, _GREY_MIN_WIDTH_UM = 48.0, 150.0  # edges have texture without tissue; bubble rims and cracks are thinner
+# Optical densities: of what is paler the hue is noise; red and blue as shares of green, in H&E of nine scanners 0.2 to
+# 1.1 and 0.3 to 0.75.
+_INK_MIN_DENSITY, _FAN_MIN_RED, _FAN_MAX_RED, _FAN_MAX_BLUE = 0.15, 0.25, 1.05, 0.8
 
 
 def tissue_mask(rgb: np.ndarray, mpp: Mpp, settings: TissueSettings = TissueSettings()) -> np.ndarray:
@@ -63,17 +69,19 @@ def tissue_mask(rgb: np.ndarray, mpp: Mpp, settings: TissueSettings = TissueSett
     texture = _texture(rgb, mpp)[::step, ::step]
     smooth = texture < settings.min_texture
     blurred = _blur(rgb, max(0.7, _BLUR_UM / mpp))
-    colour = _divide_by_glass(blurred, _glass_colour(blurred[::step, ::step], smooth))
+    colour = _divide_by_glass(blurred, _glass_colour(np.ascontiguousarray(blurred[::step, ::step]), smooth))
     coarse, coarse_mpp = np.ascontiguousarray(colour[::step, ::step]), mpp * step
 
     brightest, chroma = _brightest_and_chroma(colour)
     threshold = _chroma_threshold(chroma[brightest > _BLACK_BORDER], settings)
     tissue = chroma > threshold
     stained = tissue[::step, ::step]
-    faint = _faint(coarse, texture, coarse_mpp, settings)
+    matter = stained | (brightest[::step, ::step] < _FAINT_MAX_LEVEL)
+    inner = _inner_texture(rgb, matter, mpp, step)
+    faint = _faint(coarse, texture, coarse_mpp, settings) | _grey(coarse, stained, inner, coarse_mpp, settings)
     unwanted = _glare(stained, smooth, coarse_mpp, settings)
     if settings.remove_pen:
-        pen, pigment = _pen(coarse, stained, coarse_mpp)
+        pen, pigment = _pen(coarse, matter & ~unwanted, (stained | faint) & ~unwanted, inner, coarse_mpp, settings)
         unwanted |= pen
         faint |= pigment
     if faint.any():
@@ -141,20 +149,34 @@ def _texture(rgb: np.ndarray, mpp: float) -> np.ndarray:
 
 
 def _glass_colour(rgb: np.ndarray, smooth: np.ndarray) -> np.ndarray:
-    """Colour [3] of the glass: the commonest grey level among bright, pale, smooth pixels; white if there are few."""
-    brightest, chroma = _brightest_and_chroma(np.ascontiguousarray(rgb))
+    """Colour [3] of the glass; white where nothing looks like glass.
+
+    It is the commonest level among the smooth pixels that are about as bright as the brightest of them. What is pale
+    and nearly grey is glass wherever it lies; another tint is glass if most of the border has it.
+    """
+    brightest, chroma = _brightest_and_chroma(rgb)
     darkest = brightest - chroma
-    glass = smooth & (darkest >= _GLASS_MIN_LEVEL) & (chroma <= _GLASS_MAX_CHROMA)
+    scanned = brightest > _BLACK_BORDER
+    seen = smooth & scanned
     # Stitching margins are exactly white and say nothing of the glass, unless they are nearly all there is.
-    scanned = glass & (darkest < 254)
-    if scanned.sum() >= 0.2 * glass.sum():
-        glass = scanned
-    if glass.sum() < max(1, _GLASS_MIN_SHARE * smooth.size):
+    margin = darkest >= 254
+    if (seen & ~margin).sum() >= 0.2 * seen.sum():
+        scanned, seen = scanned & ~margin, seen & ~margin
+    if seen.any():
+        seen &= brightest >= _GLASS_MIN_BRIGHTNESS * np.percentile(brightest[seen], 95)
+    if seen.sum() < max(1, _GLASS_MIN_SHARE * smooth.size):
         return np.full(3, 255.0)
-    pixels = rgb[glass]
-    level = pixels.sum(axis=1, dtype=int) // 12  # bins of 4 grey levels
-    commonest = np.bincount(level).argmax()
-    return np.median(pixels[np.abs(level - commonest) <= 1], axis=0)
+    level = rgb.sum(axis=2, dtype=int) // 12  # bins of 4 grey levels
+    commonest = np.bincount(level[seen]).argmax()
+    glass: np.ndarray = np.median(rgb[seen & (np.abs(level - commonest) <= 1)], axis=0)
+    if glass.min() >= _GLASS_MIN_LEVEL and np.ptp(glass) <= _GLASS_MAX_CHROMA:
+        return glass
+    relative = rgb / glass
+    alike = smooth & (np.ptp(relative, axis=2) < _GLASS_ALIKE) & (np.abs(relative.max(axis=2) - 1) < _GLASS_ALIKE)
+    border = np.ones_like(smooth)
+    border[1:-1, 1:-1] = False
+    border &= scanned
+    return glass if 2 * (alike & border).sum() > border.sum() else np.full(3, 255.0)
 
 
 def _divide_by_glass(rgb: np.ndarray, glass: np.ndarray) -> np.ndarray:
@@ -184,11 +206,66 @@ def _faint(colour: np.ndarray, texture: np.ndarray, mpp: float, settings: Tissue
     return (texture > settings.faint_texture) & (chroma >= settings.faint_chroma) & (brightest < _FAINT_MAX_LEVEL)
 
 
-def _pen(colour: np.ndarray, stained: np.ndarray, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+def _inner_texture(rgb: np.ndarray, matter: np.ndarray, mpp: float, step: int) -> np.ndarray:
+    """As :func:`_texture` of what lies well inside ``matter`` bool [h, w], every ``step``-th pixel, without its edges;
+    nan elsewhere.
+    """
+    inside = _erode_disc(matter, _EDGE_UM / (mpp * step))
+    if not inside.any():
+        return np.full(matter.shape, np.nan, np.float32)
+    weight = _enlarge(inside, step, rgb.shape[:2]).astype(np.float32)
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) * weight
+
+    def mean(sigma_px: float) -> np.ndarray:
+        return _blur(grey, sigma_px) / np.maximum(_blur(weight, sigma_px), 1e-3)
+
+    fine, coarse = mean(max(0.8, _TEXTURE_FINE_UM / mpp)), mean(max(2.0, _TEXTURE_COARSE_UM / mpp))
+    window = (max(3, round(_TEXTURE_WINDOW_UM / mpp)),) * 2
+    detail = cv2.boxFilter(cv2.absdiff(fine, coarse) * weight, -1, window, borderType=cv2.BORDER_REFLECT)
+    area = cv2.boxFilter(weight, -1, window, borderType=cv2.BORDER_REFLECT)
+    return np.where(inside, (detail / np.maximum(area, 1e-3))[::step, ::step], np.float32(np.nan))
+
+
+def _medians(label: np.ndarray, count: int, values: np.ndarray) -> np.ndarray:
+    """Median [count] of the values of each label, nan where it has none."""
+    there = (label > 0) & ~np.isnan(values)
+    own, found = label[there], values[there]
+    order = np.lexsort((found, own))
+    first = np.searchsorted(own[order], np.arange(count + 1))
+    has = first[1:] > first[:-1]
+    out = np.full(count, np.nan)
+    out[has] = found[order][((first[:-1] + first[1:]) // 2)[has]]
+    return out
+
+
+def _grey(
+    colour: np.ndarray, stained: np.ndarray, inner: np.ndarray, mpp: float, settings: TissueSettings
+) -> np.ndarray:
+    """Bool [H, W]: tissue without colour (silver stains, slides in grey): pieces darker than glass, wider than dust and
+    edges are, and textured inside, which ink is not.
+    """
+    brightest, _ = _brightest_and_chroma(colour)
+    grey = ~stained & (brightest < _FAINT_MAX_LEVEL) & (brightest > _BLACK_BORDER)
+    grey = _drop_small(_open(grey, _GREY_MIN_WIDTH_UM / 2 / mpp), settings.min_area_um2 / mpp**2)
+    if not grey.any():
+        return grey
+    count, label = cv2.connectedComponents(grey.view(np.uint8))
+    return (_medians(label, count, inner) >= settings.faint_texture)[label]
+
+
+def _pen(
+    colour: np.ndarray,
+    matter: np.ndarray,
+    stained: np.ndarray,
+    inner: np.ndarray,
+    mpp: float,
+    settings: TissueSettings,
+) -> tuple[np.ndarray, np.ndarray]:
     """Two bool [H, W]: pen strokes with their halo and black borders; and what looks like pen but lies in tissue.
 
-    No common stain is greenest in green, so green and yellow go at once. Blue, red and black can be dense
-    haematoxylin, blood or pigment: these go only if the ring around the stroke is mostly not tissue.
+    No common stain is greenest in green, so green and yellow go at once. Strong blue and red, black, and smooth pieces
+    of a hue that no mixture of haematoxylin and eosin has (:func:`_ink`) can be pigment, blood or mucin, or cross
+    tissue as the rim of an air bubble does: these go only where what is nearest to them is mostly not tissue.
     """
     red, green, blue = cv2.split(colour)
     brightest, chroma = _brightest_and_chroma(colour)
@@ -200,18 +277,43 @@ def _pen(colour: np.ndarray, stained: np.ndarray, mpp: float) -> tuple[np.ndarra
     doubtful |= (cv2.subtract(red, cv2.max(green, blue)) > 105) & (cv2.subtract(blue, green) < 25)
     doubtful |= (brightest < 110) & ((chroma < 32) | ((chroma < 45) & (cv2.subtract(red, green) < 8)))
     smallest = _PEN_MIN_AREA_UM2 / mpp**2
+    doubtful |= _ink(colour, matter & ~sure, inner, smallest, settings)
     sure, doubtful = _drop_small(sure, smallest), _drop_small(doubtful & ~sure, smallest)
     pen = _dilate(sure, _PEN_HALO_UM / mpp)
     if doubtful.any():
         strokes = _dilate(doubtful, _PEN_HALO_UM / mpp)
-        count, label = cv2.connectedComponents(_dilate(strokes, (_PEN_RING_UM - _PEN_HALO_UM) / mpp).view(np.uint8))
-        ring = (label > 0) & ~strokes
-        total = np.bincount(label[ring], minlength=count)
-        tissue = np.bincount(label[ring & stained & ~pen], minlength=count)
-        # A stroke that fills the view has no ring, hence no tissue around it.
-        embedded = (tissue > 0) & (tissue >= _PEN_EMBEDDED * total)
-        pen |= strokes & ~embedded[label]
+        pen |= strokes & ~(_share_around(stained & ~pen, strokes, _PEN_RING_UM / mpp) >= _PEN_EMBEDDED)
     return pen, doubtful & ~pen
+
+
+def _ink(
+    colour: np.ndarray, matter: np.ndarray, inner: np.ndarray, smallest: float, settings: TissueSettings
+) -> np.ndarray:
+    """Bool [H, W]: pieces of a hue outside the fan of haematoxylin and eosin, and smooth inside: faded pen of any
+    colour, navy, brown, orange, crimson. Tissue that is blue or brown by its stain has texture.
+    """
+    density = np.log10(255.0 / np.maximum(colour, 1)).astype(np.float32)
+    red, green, blue = (density[..., i] for i in range(3))
+    fan = (red >= _FAN_MIN_RED * green) & (red <= _FAN_MAX_RED * green) & (blue <= _FAN_MAX_BLUE * green)
+    odd = _drop_small(matter & ~fan & (density.max(axis=2) >= _INK_MIN_DENSITY), smallest)
+    if not odd.any():
+        return odd
+    count, label = cv2.connectedComponents(odd.view(np.uint8))
+    return (_medians(label, count, inner) < settings.min_texture)[label]
+
+
+def _share_around(tissue: np.ndarray, strokes: np.ndarray, radius_px: float) -> np.ndarray:
+    """Share of ``tissue``, float [H, W], around the pixel outside of ``strokes`` that is nearest to each pixel."""
+    if strokes.all():
+        return np.zeros(strokes.shape)  # a stroke that fills the view has no tissue around it
+    window = (2 * max(1, round(radius_px)) + 1,) * 2
+    outside = cv2.boxFilter((~strokes).astype(np.float32), -1, window, borderType=cv2.BORDER_REFLECT)
+    share = cv2.boxFilter((tissue & ~strokes).astype(np.float32), -1, window, borderType=cv2.BORDER_REFLECT)
+    share /= np.maximum(outside, 1e-3)
+    _, label = cv2.distanceTransformWithLabels(strokes.view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    nearest = np.zeros(label.max() + 1, np.float32)
+    nearest[label[~strokes]] = share[~strokes]
+    return nearest[label]
 
 
 def _glare(stained: np.ndarray, smooth: np.ndarray, mpp: float, settings: TissueSettings) -> np.ndarray:
@@ -251,6 +353,14 @@ def _disc(radius_px: float) -> np.ndarray:
 
 def _dilate(mask: np.ndarray, radius_px: float) -> np.ndarray:
     return cv2.dilate(mask.view(np.uint8), _disc(radius_px)).view(bool) if mask.any() else mask
+
+
+def _erode_disc(mask: np.ndarray, radius_px: float) -> np.ndarray:
+    return cv2.erode(mask.view(np.uint8), _disc(radius_px)).view(bool)
+
+
+def _open(mask: np.ndarray, radius_px: float) -> np.ndarray:
+    return cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, _disc(radius_px)).view(bool) if mask.any() else mask
 
 
 def _erode(mask: np.ndarray, border: int) -> np.ndarray:

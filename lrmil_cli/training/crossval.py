@@ -86,8 +86,9 @@ def train_folds(
     settings: TrainSettings,
     *,
     extra_terms: Callable[[int, list[str]], ExtraTerms | None] = lambda fold, train_ids: None,
-    known: Callable[[int, dict[str, list[str]]], Fit | None] = lambda fold, parts: None,
+    known: Callable[[int], Fit | None] = lambda fold: None,
     done: Callable[[FoldResult], None] = lambda result: None,
+    only: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[FoldResult]:
     """Fit one head a fold.
@@ -95,8 +96,9 @@ def train_folds(
     Args:
         bags_of_fold: what each fold trains on.
         extra_terms: fold number, training slide ids -> distillation terms of that fold.
-        known: fold number, parts -> a fit of an earlier, interrupted run.
-        done: called after each fold, so that what is finished is kept.
+        known: fold number -> a fit of an earlier, interrupted run.
+        done: called after each fold that was not known, so that what is finished is kept.
+        only: the one fold (from 1) to train; None for all.
     """
     ids = [e.slide_id for e in manifest]
     at = {slide_id: i for i, slide_id in enumerate(ids)}
@@ -104,12 +106,14 @@ def train_folds(
     results = []
     bags: Bags[Bag | PyramidBag] | None = None
     for k, name in enumerate(fold_names(folds), 1):
+        if only not in (None, k):
+            continue
         parts = members(folds, name)
         index = {part: [at[s] for s in slides] for part, slides in parts.items()}
         if bags is not None and bags is not bags_of_fold(k):
             bags.all.forget()
         bags = bags_of_fold(k)
-        fit = known(k, parts)
+        fit = there = known(k)
         if fit is None:
             # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
             head = seeded_head(spec, bags.dim, len(manifest.classes), settings.seed + k).to(bags.device)
@@ -128,7 +132,8 @@ def train_folds(
         kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
         say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}")
         result = FoldResult(k, fit, parts, predict_bags(fit.head, bags.all, index["test"]))
-        done(result)
+        if there is None:
+            done(result)
         results.append(result)
     if bags is not None:
         bags.all.forget()

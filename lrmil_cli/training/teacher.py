@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from lrmil_cli.files.header import check_seal, digest, last_digest, make_header,
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.heads import Bag, MILHead
-from lrmil_cli.heads.checkpoint import load_head, save_head
+from lrmil_cli.heads.checkpoint import load_head
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.curves import plot_curves
+from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_label_leak, encoder_leak, patients_by_slide
-from lrmil_cli.training.loop import Fit, TrainSettings
+from lrmil_cli.training.loop import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -103,19 +105,23 @@ def train_teacher(
     output: str | Path,
     features: Path,
     *,
+    fold: int | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[dict[str, Any] | None, bool]:
     """Train and write the teacher.
 
     Args:
         bags: HR bags of all slides of ``manifest``; features: the folder they are kept in.
+        fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the teacher together.
 
     Returns:
-        the header of ``teacher.json``, and True if it was up to date.
+        the header of ``teacher.json`` (None with ``fold``), and True if it was up to date.
 
     Raises:
-        UsageError: the folder holds a teacher of other inputs or settings and ``overwrite`` is off.
+        UsageError: the folder holds a teacher of other inputs or settings and ``overwrite`` is off; or another job
+            trains the fold.
+        InputError: jobs have trained some folds and not all, or not as this call would.
         MachineError: a file cannot be written.
     """
     output = Path(output)
@@ -141,41 +147,32 @@ def train_teacher(
         say(f"{problem}; what is damaged is made again")
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file; -o names the teacher's folder")
+    check_fold_number(fold, len(fold_names(folds)))
     remove(output / "teacher.json")
     for stale in output.glob("fold*"):
         if stale.is_dir() and stale.name[4:].isdigit() and int(stale.name[4:]) > len(fold_names(folds)):
             shutil.rmtree(stale)
     history = [step("train-teacher", own, inputs)]
-
-    def head_path(fold: int) -> Path:
-        return output / f"fold{fold}" / "head.safetensors"
-
-    def known(fold: int, parts: dict[str, list[str]]) -> Fit | None:
-        """The head of an interrupted run of the same inputs and settings."""
-        try:
-            header, head = load_head(head_path(fold))
-        except InputError:
-            return None
-        if last_digest(header) != wanted or header.get("fold") != fold:
-            return None
-        say(f"fold {fold}: taken over from an interrupted run")
-        return Fit(head, header["curves"], header["best_epoch"])
-
-    def keep(result: FoldResult) -> None:
-        header = make_header(
-            "head",
-            settings={k: v for k, v in own.items() if k != "folds"},
-            history=history,
-            fold=result.fold,
-            train=result.parts["train"],
-            val=result.parts["val"],
-            classes=list(manifest.classes),
-            best_epoch=result.fit.best_epoch,
-            curves=result.fit.curves,
-        )
-        save_head(head_path(result.fold), result.fit.head, header)
-
-    results = crossval.train_folds(manifest, folds, lambda k: bags, spec, settings, known=known, done=keep, say=say)
+    kept = FoldFiles(
+        output, "head", "train-teacher", manifest.classes, own, lambda k: inputs, lambda k: wanted, fold is not None
+    )
+    train = partial(
+        crossval.train_folds,
+        manifest,
+        folds,
+        lambda k: bags,
+        spec,
+        settings,
+        known=kept.taken_over(say),
+        done=kept.keep,
+        say=say,
+    )
+    if fold is not None:
+        with only_job(kept.path(fold), fold):
+            train(only=fold)
+        return None, False
+    kept.check_collected(len(fold_names(folds)))
+    results = train()
     table, pooled = crossval.score(manifest, results)
     common: dict[str, Any] = {"settings": {}, "history": history}
     write_table(output / "folds.csv", make_header("folds", **common), folds)

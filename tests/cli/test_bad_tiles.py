@@ -339,6 +339,8 @@ def test_methods_that_read_both_magnifications_leave_out_what_they_cannot_decode
         *head,
         "--epochs",
         "2",
+        "--dtype",
+        "float32",
         *skip,
         "-o",
         tmp_path / "teacher",

@@ -51,6 +51,8 @@ def student(chain, output, *more):
         "--teacher",
         chain.teacher,
         *HEAD,
+        "--dtype",
+        "float32",
         "-o",
         output,
         *more,
@@ -119,7 +121,7 @@ def test_three_levels(chain, tmp_path, lrmil):
         ["tile", chain.manifest, "--mpp", "1.0", "--tile-px", "128", "-o", mid],
         ["match", chain.tiles_lr, mid, "-o", tmp_path / "low"],
         ["match", mid, chain.tiles_hr, "-o", tmp_path / "high"],
-        ["embed", mid, "--encoder", "demo-vit", "-o", tmp_path / "mid-features"],
+        ["embed", mid, "--encoder", "demo-vit", "--dtype", "float32", "-o", tmp_path / "mid-features"],
     ):
         said = lrmil(*line)
         assert said.code == 0, said.err
@@ -217,7 +219,7 @@ def test_where_the_children_of_a_pick_are_damaged_the_next_best_is_read(chain, t
             for col in range(x // 256, (x + side) // 256)
         ],
     )
-    skip = ["--on-bad-tile", "skip"]
+    skip, exact = ["--on-bad-tile", "skip"], ["--dtype", "float32"]
     said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "p", *skip)
     assert said.code == 0, said.err
     record = json.loads((tmp_path / "p" / "s13.prediction.json").read_text())
@@ -226,7 +228,16 @@ def test_where_the_children_of_a_pick_are_damaged_the_next_best_is_read(chain, t
     for name, mpp in (("lr", "2.0"), ("hr", "0.5")):
         for line in (
             ["tile", slide, "--mpp", mpp, "--tile-px", "128", "-o", tmp_path / name / "s13.tiles.csv", *skip],
-            ["embed", tmp_path / name / "s13.tiles.csv", "--encoder", "demo-vit", "-o", tmp_path / f"{name}.h5", *skip],
+            [
+                "embed",
+                tmp_path / name / "s13.tiles.csv",
+                "--encoder",
+                "demo-vit",
+                *exact,
+                "-o",
+                tmp_path / f"{name}.h5",
+                *skip,
+            ],
         ):
             said = lrmil(*line)
             assert said.code == 0, said.err

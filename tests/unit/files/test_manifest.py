@@ -28,6 +28,15 @@ def test_defaults(tmp_path):
     assert m.patients_from == "slides" and "patients unknown" in m.understood()
 
 
+def test_settings_of_single_slides(tmp_path):
+    m = manifest(tmp_path, 'slide,Mask,roi,min tissue\na.svs,m/a.png,,\nb.svs,NA,r/b.geojson.gz,0\nc.svs,,,"0,5"\n')
+    a, b, c = m.entries
+    assert (a.mask, a.roi, a.min_tissue) == (tmp_path / "m/a.png", None, None)
+    assert (b.mask, b.roi, b.min_tissue) == (None, tmp_path / "r/b.geojson.gz", 0.0)
+    assert (c.mask, c.roi, c.min_tissue) == (None, None, 0.5)
+    assert "mask of 1 slide, roi of 1 slide, min_tissue of 2 slides" in m.understood() and not m.ignored
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -44,6 +53,10 @@ def test_defaults(tmp_path):
         ("slide,label,split\na.svs,x,later\n", "'later' is none of"),
         ("slide,label,mpp\na.svs,x,half\n", "'half' is not a number"),
         ("slide,label,mpp\na.svs,x,nan1\n", "'nan1' is not a number"),
+        ("slide,label,min_tissue\na.svs,x,0.1\nb.svs,y,10\n", "row 3, min_tissue '10' is not a number from 0 to 1"),
+        ("slide,label,min_tissue\na.svs,x,little\n", "row 2, min_tissue 'little' is not a number from 0 to 1"),
+        ("slide,label,mask\na.svs,x,yes\n", "row 2, mask 'yes' is no file that ends in .png"),
+        ("slide,label,roi\na.svs,x,a.png\n", "row 2, roi 'a.png' is no file that ends in .geojson"),
         ("slide,label,slide_id\na.svs,x,../../etc\n", "cannot be part of a file name"),
         ("# lrmil {}\nx,y\n", "not a manifest"),
         ("slide,label,Label\na.svs,x,y\n", "2 columns are called 'label'"),

@@ -95,8 +95,31 @@ def test_blank_image_is_empty(level):
     assert not tissue_mask(np.full((HEIGHT, WIDTH, 3), level, np.uint8), MPP).any()
 
 
-def test_strongly_tinted_glass_is_empty():
-    assert not tissue_mask(scan(glass((240, 200, 222), 2)), MPP).any()
+TINTS = {"yellow": (0, 0.15, 1), "pink": (0.1, 1, 0.4), "blue": (1, 0.45, 0), "green": (1, 0, 0.8), "grey": (1, 1, 1)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tint=st.sampled_from(sorted(TINTS)),
+    strength=st.floats(0, 110),
+    stain=st.sampled_from([PINK_TISSUE, (150, 90, 160), (228, 205, 220)]),
+    margin=st.sampled_from([0, 30]),
+)
+def test_glass_of_any_tint_is_glass(tint, strength, stain, margin):
+    """Glass absorbs as the tissue on it does: the stain is seen through it. Without tissue the mask is empty."""
+    colour = np.array((242.0, 241.0, 243.0)) - strength * np.array(TINTS[tint])
+    truth, empty = ellipse() | line((40, 40), (90, 70), width=30), glass(colour)
+    image = empty * (1 - truth[..., None]) + truth[..., None] * empty * tissue(stain, 12) / 243
+    for picture in (image, empty):
+        picture[:, :margin] = 255  # stitched
+    assert not tissue_mask(scan(empty), MPP).any()
+    assert iou(tissue_mask(scan(image), MPP), truth) > 0.9
+
+
+def test_tint_over_part_of_the_border_is_no_glass():
+    """A field of smooth pink colloid in tissue: the brightest and smoothest there is, and tissue all the same."""
+    image = put(tissue(contrast=14), ellipse(150, 150, 60, 50) | ellipse(300, 60, 50, 40), np.array((225, 150, 190)))
+    assert tissue_mask(scan(image), MPP).mean() > 0.99
 
 
 @pytest.mark.parametrize("mpp", [4.0, 8.0, 16.0, 32.0])
@@ -141,6 +164,52 @@ def test_pen_beside_tissue_is_left_out(ink, mpp):
     mask = tissue_mask(scan(cv2.resize(image, size, interpolation=cv2.INTER_AREA)), mpp)
     truth = cv2.resize(truth.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
     assert iou(mask, truth) > 0.92
+
+
+OTHER_INKS = {"crimson": (165, 15, 55), "brown": (110, 60, 30), "orange": (240, 120, 20)}
+
+
+@pytest.mark.parametrize("ink", ["blue", "navy", "red", "black", "green", *OTHER_INKS])
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0], ids=["faded", "half", "fresh"])
+@pytest.mark.parametrize("width", [22, 60])
+def test_ink_is_left_out_however_faded(ink, strength, width):
+    """A film of one dye of uneven thickness, darker at its rims, that absorbs over glass."""
+    truth, stroke = ellipse(260, 120, 90, 60), line((50, 30), (50, 270), (350, 290), width=width) & ~ellipse()
+    cloud = cv2.GaussianBlur(np.random.default_rng(4).normal(size=truth.shape), (0, 0), 7.5)
+    film = strength * stroke * (1 + 0.12 * cloud / cloud.std())
+    film += 0.15 * (stroke & ~(cv2.erode(stroke.astype(np.uint8), np.ones((3, 3))) > 0))
+    density = -np.log10(np.array((INKS | OTHER_INKS)[ink]) / 255) * cv2.GaussianBlur(film, (0, 0), 0.8)[..., None]
+    mask = tissue_mask(scan(put(glass(), truth, tissue()) * 10**-density), MPP)
+    assert mask[stroke].mean() < 0.05
+    assert mask[truth].mean() > 0.98
+
+
+def test_rims_of_bubbles_take_no_tissue_away():
+    """Black rings across the border of tissue: what is on glass goes, what is on tissue stays."""
+    truth = ellipse()
+    rims = np.zeros(truth.shape, np.uint8)
+    for x, y in ((110, 120), (200, 95), (290, 200), (200, 160)):
+        cv2.circle(rims, (x, y), 40, 1, 7)
+    mask = tissue_mask(scan(put(put(glass(), truth, tissue()), rims > 0, np.array((30, 28, 32)))), MPP)
+    assert mask[truth].mean() > 0.97
+    assert mask[(rims > 0) & ~truth].mean() < 0.15
+
+
+@pytest.mark.parametrize("contrast", [14, 24])
+@pytest.mark.parametrize("mpp", [8.0, 16.0])
+def test_grey_tissue_is_tissue(contrast, mpp):
+    """A silver stain, or a slide in grey; ink, dust and cracks beside it have no colour either."""
+    truth, ink = ellipse(230, 140, 100, 70), line((40, 30), (40, 280), width=50)
+    image = put(glass(), truth, tissue((190, 190, 190), contrast).mean(axis=2, keepdims=True))
+    image = put(image, ink, np.array((120, 120, 121)))
+    cv2.line(image, (0, 290), (WIDTH, 240), (120, 120, 120), 4)
+    for x, y in np.random.default_rng(2).integers(0, (WIDTH, HEIGHT), (60, 2)).tolist():
+        cv2.circle(image, (x, y), 3, (90, 90, 90), -1)
+    size = round(WIDTH * MPP / mpp), round(HEIGHT * MPP / mpp)
+    mask = tissue_mask(scan(cv2.resize(image, size, interpolation=cv2.INTER_AREA)), mpp)
+    mask = cv2.resize(mask.astype(np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) > 0
+    assert mask[truth].mean() > 0.93
+    assert mask[~cv2.dilate(truth.astype(np.uint8), np.ones((9, 9))).astype(bool)].mean() < 0.01
 
 
 def test_pen_that_touches_tissue_is_left_out():
