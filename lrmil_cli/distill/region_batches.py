@@ -137,15 +137,15 @@ def hold_out(data: Regions, seed: int) -> tuple[Regions, Regions]:
 def epoch_order(data: Regions, length: int | None, rng: np.random.Generator) -> np.ndarray:
     """The regions of an epoch in random order, all or the first ``length`` (from the start again where that is more).
 
-    Of more slides than stay open (:data:`OPEN_SLIDES`) as many as do come together, others in each epoch: a slide is
-    opened once an epoch, and not for nearly every tile.
+    Of more slides than stay open (:data:`OPEN_SLIDES`) nearly as many as do are mixed at a time: slides come and go one
+    by one, in another order each epoch, so that a slide is opened about once an epoch and not for nearly every tile.
     """
     order = rng.permutation(len(data))
     if length is not None:
         order = np.resize(order, length)
-    if len(data.slides) > OPEN_SLIDES:
-        group = rng.permutation(len(data.slides)) // OPEN_SLIDES
-        order = order[np.argsort(group[data.slide[order]], kind="stable")]
+    if (slides := len(data.slides)) > OPEN_SLIDES:
+        come, mixed = rng.permutation(slides)[data.slide[order]], OPEN_SLIDES * 7 // 8  # fewer, or the last tiles of a
+        order = order[np.argsort((come + mixed * rng.random(len(order))) % slides)]  # slide would open it once more
     return order
 
 

@@ -160,20 +160,24 @@ def test_a_disk_that_cannot_hold_the_targets_is_said_before_any_work(cohort, tmp
     train(cohort, tmp_path / "cache", 2)  # what is there needs no room
 
 
-def test_an_epoch_takes_each_region_once_and_opens_each_slide_once(monkeypatch):
-    of = np.repeat(np.arange(7, dtype=np.int32), 10)
-    data = Regions([None] * 7, [], None, of, np.zeros((70, 4)), np.zeros((70, 1)))
-    plain = [epoch_order(data, length, np.random.default_rng(0)) for length in (None, 40)]
-    monkeypatch.setattr(region_batches, "OPEN_SLIDES", 3)
-    for order, before in zip([epoch_order(data, length, np.random.default_rng(0)) for length in (None, 40)], plain):
-        assert sorted(order) == sorted(before)
-        opened, groups = set(), 0
-        for slide in of[order].tolist():
-            if slide not in opened and len(opened) % 3 == 0:
-                groups += 1
-                current = set()
-            opened.add(slide)
-            current.add(slide)
-            assert slide in current and len(current) <= 3
-        assert groups == 3
-    assert set(of[epoch_order(data, None, np.random.default_rng(1))[:30]]) != set(of[order[:30]])
+def test_an_epoch_takes_each_region_once_and_opens_few_slides(monkeypatch):
+    of = np.repeat(np.arange(40, dtype=np.int32), 50)
+    data = Regions([None] * 40, [], None, of, np.zeros((2000, 4)), np.zeros((2000, 1)))
+    plain = {n: epoch_order(data, n, np.random.default_rng(0)) for n in (None, 900)}
+    monkeypatch.setattr(region_batches, "OPEN_SLIDES", 8)
+    windows = {n: epoch_order(data, n, np.random.default_rng(0)) for n in (None, 900)}
+    for n, order in windows.items():
+        assert sorted(order) == sorted(plain[n])  # the same regions, of all slides
+        assert opened(of[order], 8) < 2 * 40 < opened(of[plain[n]], 8) / 5
+        for start in range(0, len(order) - 100, 100):  # well mixed at any time
+            assert len(set(of[order[start : start + 100]])) >= 5
+    assert set(of[epoch_order(data, None, np.random.default_rng(1))[:100]]) != set(of[windows[None][:100]])
+
+
+def opened(slides, most):
+    """How often a slide is opened where those used last stay open."""
+    count, kept = 0, []
+    for slide in slides.tolist():
+        count += slide not in kept
+        kept = [*(s for s in kept if s != slide), slide][-most:]
+    return count
