@@ -113,3 +113,21 @@ def write_stamp(
             if value is not None:
                 h5.attrs[key] = value
     return path
+
+
+def write_atlaspatch(
+    path: Path, coords: np.ndarray, sets: dict[str, np.ndarray], *, patch_size: int = 128, source: int = 20
+) -> Path:
+    """``patches/<slide>.h5``: x, y and how each tile was read, a group of feature sets, attributes of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    read = np.broadcast_to(np.array([patch_size, patch_size, 0]), (len(coords), 3))
+    with h5py.File(path, "w") as h5:
+        h5.create_dataset("coords", data=np.hstack([coords, read]).astype(np.int32), maxshape=(None, 5), chunks=(64, 5))
+        h5.create_dataset("passports", data=np.full(len(coords), b"s", "S160"))
+        for name, values in sets.items():
+            h5.create_dataset(f"features/{name}", data=np.asarray(values, np.float32))
+        about = {"patch_size": patch_size, "patch_size_level0": patch_size, "level0_magnification": source}
+        about |= {"target_magnification": source, "overlap": 0, "level0_width": 10000, "level0_height": 9000}
+        for key, value in about.items():
+            h5.attrs[key] = value
+    return path

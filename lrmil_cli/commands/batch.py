@@ -18,9 +18,10 @@ from lrmil_cli.commands.options import debug
 from lrmil_cli.commands.report import Report, printable
 from lrmil_cli.errors import LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
+from lrmil_cli.files.locks import locked
 from lrmil_cli.files.manifest import is_formula
 from lrmil_cli.files.names import SEPARATORS
-from lrmil_cli.files.tables import table_suffix
+from lrmil_cli.files.tables import follow_slide, table_suffix
 
 if TYPE_CHECKING:
     from lrmil_cli.slides.slide import Slide
@@ -51,6 +52,12 @@ def planned(tiles: int, seconds: float, slide: Slide, output: str | Path) -> Out
         text,
         {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source, "expected_seconds": round(seconds, 2)},
     )
+
+
+def left_alone(target: str | Path, kind: str, slide: str | Path) -> Outcome:
+    """Of a table that is up to date; if its slide is not where it says, but at ``slide``, it is told so."""
+    followed = f"; its slide has moved: noted at {slide}" if follow_slide(target, kind, slide) else ""
+    return Outcome(str(target), "skipped", f"up to date ({target}){followed}")
 
 
 def output_path(output: str, item_id: str, kind: str, many: bool) -> Path:
@@ -136,7 +143,7 @@ def run_batch(
             report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
             if len(items) == 1:
                 if failures_in is not None:
-                    _write_failures(failures_in / "failures.csv", items, failures)
+                    _write_failures(failures_in / "failures.csv", items, failures, report)
                 raise
             print(printable(f"{item.slide_id}: {status}: {e}"), file=sys.stderr, flush=True)
             if fail_fast:
@@ -158,7 +165,7 @@ def run_batch(
     if dry_run:
         report.say(_summary(outcomes, len(failures)))
     if failures_in is not None:
-        _write_failures(failures_in / "failures.csv", items, failures)
+        _write_failures(failures_in / "failures.csv", items, failures, report)
     if failures:
         where = f", listed in {failures_in / 'failures.csv'}" if failures_in is not None else ""
         text = f"{len(failures)} of {len(items)} slides failed{where}"
@@ -210,18 +217,27 @@ def _summary(outcomes: list[Outcome], failures: int) -> str:
     )
 
 
-def _write_failures(path: Path, items: Sequence[Item], failures: list[tuple[Item, str, LrmilError]]) -> None:
-    """Say in ``failures.csv`` what became of this batch. Rows of other slides stay: jobs of an array share a folder."""
-    done = {_plain(i.slide_id) for i in items}
-    rows = [row for row in _listed_failures(path) if row[1] not in done]
-    rows += [[*map(_plain, (str(i.path), i.slide_id)), status, _plain(str(e))] for i, status, e in failures]
-    if not rows:
-        remove(path)  # a list of an earlier run would be untrue now
+def _write_failures(
+    path: Path, items: Sequence[Item], failures: list[tuple[Item, str, LrmilError]], report: Report
+) -> None:
+    """Say in ``failures.csv`` what became of this batch. Rows of other slides stay: jobs of an array share a folder,
+    and may end in the same moment."""
+    if not failures and not path.exists():
         return
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerows([FAILURE_COLUMNS, *rows])
-    write_text(path, sink.getvalue())
+    done = {_plain(i.slide_id) for i in items}
+    with locked(path) as alone:
+        rows = [row for row in _listed_failures(path) if row[1] not in done]
+        rows += [[*map(_plain, (str(i.path), i.slide_id)), status, _plain(str(e))] for i, status, e in failures]
+        if rows:
+            sink = io.StringIO()
+            csv.writer(sink, lineterminator="\n").writerows([FAILURE_COLUMNS, *rows])
+            write_text(path, sink.getvalue())
+        else:
+            remove(path)  # a list of an earlier run would be untrue now
+    if not alone:
+        report.warn(
+            f"{path}: this file system has no locks; of jobs that ended in the same moment, rows may be missing"
+        )
 
 
 def _listed_failures(path: Path) -> list[list[str]]:

@@ -10,7 +10,7 @@ from lrmil_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from lrmil_cli.commands.report import Report
-    from lrmil_cli.files.manifest import Manifest
+    from lrmil_cli.files.manifest import Labels, Manifest
 
 Label = Annotated[
     Optional[str],
@@ -52,7 +52,23 @@ def read_cohort(
     Raises:
         UsageError: a --class-map that is none. InputError: as :func:`lrmil_cli.files.manifest.read_manifest`.
     """
-    from lrmil_cli.files.manifest import Labels, read_manifest
+    from lrmil_cli.files.manifest import read_manifest
+
+    labels = labels_of(values)
+    manifest = read_manifest(path, need_labels=need_labels, need_slides=need_slides, labels=labels)
+    report.say(f"{path}: {manifest.understood()}")
+    if need_labels and manifest.unknown_patients:
+        report.warn(f"{path}: {manifest.patients_warning()}")
+    return manifest
+
+
+def labels_of(values: dict[str, Any]) -> Labels:
+    """How labels are taken from a table, as the options of a command say.
+
+    Raises:
+        UsageError: a --class-map that is none.
+    """
+    from lrmil_cli.files.manifest import Labels
 
     renamed = {}
     for pair in values["class_map"] or []:
@@ -60,9 +76,9 @@ def read_cohort(
         if not equals or not new.strip():
             raise UsageError(f"--class-map {pair}: give OLD=NEW, the name in the table and the name of the class")
         renamed[old.strip()] = new.strip()
-    labels = Labels(values["label"], renamed, values["classes"] or (), values["drop_missing"])
-    manifest = read_manifest(path, need_labels=need_labels, need_slides=need_slides, labels=labels)
-    report.say(f"{path}: {manifest.understood()}")
-    if need_labels and manifest.unknown_patients:
-        report.warn(f"{path}: {manifest.patients_warning()}")
-    return manifest
+    return Labels(values["label"], renamed, values["classes"] or (), values["drop_missing"])
+
+
+def asks_for_labels(values: dict[str, Any]) -> bool:
+    """Whether any of these options is given."""
+    return any(values[name] for name in ("label", "drop_missing", "classes", "class_map"))

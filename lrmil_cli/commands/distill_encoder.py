@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from lrmil_cli.commands import cohort, encoder_options, head_options, options, stage1_options
+from lrmil_cli.commands.inputs import where_slides_are
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -77,8 +78,8 @@ def distill_encoder(
         raise UsageError("--lr and --clip must be above 0")
     if "{fold}" in output and fold is None:
         raise UsageError("-o with {fold} needs --fold")
-    if (fold is None) != (slides is None):
-        raise UsageError("--slides and --fold go together")
+    if fold is not None and slides is None:
+        raise UsageError("--fold needs --slides, the manifest with the folds")
     if final_loss == "attention" and (teacher is None or fold is None):
         raise UsageError(
             "--final-loss attention needs --teacher, --slides and --fold: attention of test slides must not be used"
@@ -89,8 +90,13 @@ def distill_encoder(
     with join(device) as (world, where):
         if not world.first:
             report.mute()
-        listed = cohort.read_cohort(report, slides, ctx.params, need_slides=False) if slides else None
-        paired = collect(pairs, listed, fold, folds, teacher, seed)
+        listed, places = None, {}
+        if slides and fold is not None:
+            listed = cohort.read_cohort(report, slides, ctx.params, need_slides=False)
+            places = {e.slide_id: e.path for e in listed}
+        elif slides:
+            places = where_slides_are(slides)
+        paired = collect(pairs, listed, fold, folds, teacher, seed, places)
         if paired.left_out:
             report.warn(
                 f"{paired.left_out} of {paired.pairs} HR tiles are left out: they overlap others, "

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import options
-from lrmil_cli.commands.report import Report
+from lrmil_cli.commands import cohort, head_options, options
+from lrmil_cli.commands.layout import beside
+from lrmil_cli.commands.report import Report, printable
 
 if TYPE_CHECKING:
     from lrmil_cli.doctor.check import Check
 
-WIDTH = 80
-
-
 Paths = Annotated[
     Optional[list[str]],
     typer.Argument(
-        metavar="SLIDE|MODEL...",
-        help="Slides (also folders, a manifest or -) and model files to look at besides the machine.",
+        metavar="SLIDE|MODEL|slides.csv...",
+        help="Slides (also folders, or -), tables of slides and model files to look at besides the machine.",
     ),
 ]
 Model = Annotated[
@@ -39,33 +36,51 @@ Quick = Annotated[
     bool,
     typer.Option("--quick", help="Measure no speed, and look at fewer blocks of a slide."),
 ]
+TableOnly = Annotated[
+    bool,
+    typer.Option("--table-only", help="Of a table of slides look at the table alone, and open none of its slides."),
+]
 
 
 def doctor(
+    ctx: typer.Context,
     paths: Paths = None,
     model: Model = None,
     mpp: Mpp = None,
     slide_mpp: options.SlideMpp = None,
     reader: options.Reader = "auto",
     image: options.Image = None,
+    label: cohort.Label = None,
+    drop_missing: cohort.DropMissing = False,
+    classes: cohort.Classes = None,
+    class_map: cohort.ClassMap = None,
+    folds: head_options.Folds = 5,
+    table_only: TableOnly = False,
     quick: Quick = False,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Check machine, slides and models before they are used.
+    """Check machine, slides, tables of slides and models before they are used.
 
     One line a check: PASS, WARN or FAIL, with what to do. Nothing is written. Ends with 0 if nothing fails, 3 if a
-    slide or model does, 5 if the machine does.
+    slide, table or model does, 5 if the machine does.
     """
     from dataclasses import replace
 
-    from lrmil_cli.commands.inputs import expand_slides
+    from lrmil_cli.commands.inputs import expand_slides, of_entry
     from lrmil_cli.device import pick_device
     from lrmil_cli.doctor.check import FAIL, failed
     from lrmil_cli.doctor.machine import PROBE_SECONDS, check_machine, check_speed, encoder_speed, probe_speed
-    from lrmil_cli.errors import LrmilError
+    from lrmil_cli.errors import LrmilError, UsageError
+    from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
 
     report = Report(json)
+    tables = [p for p in paths or [] if p.lower().endswith(SPREADSHEETS)]
+    if not tables and (table_only or cohort.asks_for_labels(ctx.params)):
+        raise UsageError(
+            "--label, --drop-missing, --class, --class-map and --table-only are about a table of slides; name one"
+        )
+    labels = cohort.labels_of(ctx.params)
     files = [*([model] if model else []), *(p for p in paths or [] if p.endswith((".safetensors", ".onnx")))]
     machine = check_machine(device)
     # Heavy imports come after the machine was found to have what they need.
@@ -78,11 +93,18 @@ def doctor(
     if (paths or model) and not broken:
         from lrmil_cli.doctor.model import check_fit, check_model
         from lrmil_cli.doctor.slide import check_slide
+        from lrmil_cli.doctor.table import check_table
         from lrmil_cli.slides.slide import open_slide
         from lrmil_cli.slides.tiles import TileSettings
         from lrmil_cli.units import Mpp
 
-        slides = expand_slides([p for p in paths or [] if not p.endswith((".safetensors", ".onnx"))], say=report.say)
+        slides = []
+        for table in tables:
+            checks, entries = check_table(table, labels, folds, compare=not quick)
+            found.append(_tell(report, "table", table, checks))
+            slides += [] if table_only else [of_entry(e) for e in entries]
+        others = [p for p in paths or [] if p not in tables and not p.endswith((".safetensors", ".onnx"))]
+        slides += expand_slides(others, say=report.say)
         opened = []
         for file in files:
             checks, good = check_model(file)
@@ -129,7 +151,7 @@ def doctor(
 
 
 def _tell(report: Report, kind: str, subject: str, checks: list[Check]) -> list[Check]:
-    """Print the checks of one machine, model or slide, and hand them on."""
+    """Print the checks of one machine, model, table or slide, and hand them on."""
     from dataclasses import asdict
 
     from lrmil_cli.doctor.check import worst
@@ -144,7 +166,7 @@ def _tell(report: Report, kind: str, subject: str, checks: list[Check]) -> list[
         }
     )
     if not report.as_json:
-        print(render(subject, checks), flush=True)
+        print(printable(render(subject, checks)), flush=True)
     return checks
 
 
@@ -153,12 +175,7 @@ def render(subject: str, checks: list[Check]) -> str:
     lines = [subject]
     for c in checks:
         head = f"  {c.status}  {c.name:<10} "
-        blank = " " * len(head)
-        lines += wrap(c.found, WIDTH, initial_indent=head, subsequent_indent=blank)
-        if c.fix:
-            lines += wrap(
-                f"-> {c.fix}", WIDTH, initial_indent=blank, subsequent_indent=blank + "   ", break_on_hyphens=False
-            )
+        lines += beside(head, [c.found]) + (beside(" " * len(head), [f"-> {c.fix}"]) if c.fix else [])
     return "\n".join(lines)
 
 

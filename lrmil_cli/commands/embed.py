@@ -10,6 +10,7 @@ import typer
 
 from lrmil_cli.commands import encoder_options, options
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, run_batch
+from lrmil_cli.commands.inputs import where_slides_are
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
@@ -50,6 +51,7 @@ def embed(
     tiles: Tiles,
     output: Output,
     encoder: encoder_options.EncoderOrNone = None,
+    slides: options.SlidePlaces = None,
     embedding: encoder_options.Embedding = None,
     input_size: encoder_options.InputSize = None,
     random_init: encoder_options.RandomInit = False,
@@ -99,6 +101,7 @@ def embed(
     single_file = output.endswith((".h5", ".hdf5"))
     if many and single_file:
         raise UsageError(f"-o {output} is one file, but there are several tables; give a folder")
+    places = where_slides_are(slides)
     where = pick_device(device)
     tile_px = read_table_header(items[0].path, "tiles")["settings"]["tile_px"]
     model = load_encoder(
@@ -122,6 +125,7 @@ def embed(
             on_bad_tile=on_bad_tile,
             overwrite=overwrite,
             dtype=dtype,
+            slide_path=places.get(item.slide_id),
             progress=lambda: report.progress(item.slide_id, None),
         )
         if there:

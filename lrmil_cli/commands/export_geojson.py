@@ -9,7 +9,7 @@ import typer
 
 from lrmil_cli.commands import options, overlays, regions
 from lrmil_cli.commands.batch import Outcome, failures_folder, run_batch
-from lrmil_cli.commands.inputs import TableItem, find_tables
+from lrmil_cli.commands.inputs import TableItem, find_tables, where_slides_are
 from lrmil_cli.commands.overlays import is_folder, make_style, write_geojson, write_picture
 from lrmil_cli.commands.report import Report
 
@@ -45,6 +45,16 @@ SlidePath = Annotated[
 ]
 
 
+Places = Annotated[
+    Optional[str],
+    typer.Option(
+        "--slides",
+        metavar="slides.csv|DIR",
+        help="The same for several slides: a manifest, or a folder with sub-folders.",
+    ),
+]
+
+
 def export_geojson(
     attention: Attention,
     output: Output,
@@ -54,6 +64,7 @@ def export_geojson(
     colormap: overlays.Colormap = None,
     png: Png = None,
     slide: SlidePath = None,
+    slides: Places = None,
     origin: regions.Origin = "auto",
     image_size: regions.ImageSize = None,
     json: options.Json = False,
@@ -71,17 +82,21 @@ def export_geojson(
     report = Report(json)
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout; choose one")
-    if slide is not None and png is None:
-        raise UsageError("--slide is for --png; give that too")
+    for option, value in (("--slide", slide), ("--slides", slides)):
+        if value is not None and png is None:
+            raise UsageError(f"{option} is for --png; give that too")
+    if slide is not None and slides is not None:
+        raise UsageError("give --slide or --slides, not both")
     size = parse_image_size(image_size)
     found = find_tables(attention)
     many = found is not None
     if many and (
         output == "-" or not is_folder(output) or slide is not None or (png is not None and not is_folder(png))
     ):
-        raise UsageError("several slides: give folders to -o and --png, and leave out --slide")
+        raise UsageError("several slides: give folders to -o and --png, and --slides in place of --slide")
     if not many and output != "-":
         check_name(output)
+    places = where_slides_are(slides)
     chosen = make_style(style, top, threshold, colormap, geojson=True, picture=png is not None)
 
     def one(item: TableItem) -> Outcome:
@@ -102,7 +117,9 @@ def export_geojson(
             picture = str(Path(png) / f"{name}.overlay.png") if many else png
             files["png"] = {
                 "path": picture,
-                "written": _picture(picture, slide, header, rows, chosen.colormap, overwrite),
+                "written": _picture(
+                    picture, item.path, slide, places.get(slide_id), header, rows, chosen.colormap, overwrite
+                ),
                 "objects": len(rows),
             }
         told = [
@@ -132,15 +149,24 @@ def export_geojson(
     )
 
 
-def _picture(png: str, slide: str | None, header: dict[str, Any], rows: Any, colormap: str, overwrite: bool) -> bool:
-    from lrmil_cli.errors import InputError
+def _picture(
+    png: str,
+    table: str,
+    slide: str | None,
+    given: Path | None,
+    header: dict[str, Any],
+    rows: Any,
+    colormap: str,
+    overwrite: bool,
+) -> bool:
+    """Write the picture of a table, whose slide is ``slide`` or else to be found, at ``given`` if not where it was."""
     from lrmil_cli.qupath.pictures import check_picture_name
+    from lrmil_cli.slide_places import find_slide, moved
     from lrmil_cli.slides.slide import open_slide, reopening
 
     check_picture_name("--png", png)
-    path = slide or header["slide"]["path"]
-    if not Path(path).exists():
-        raise InputError(f"{path}: --png needs the slide, which is not there; say where it is now with --slide")
     about = header["slide"]
+    where = "standard input" if table == "-" else table
+    path = find_slide(about, where, given) if slide is None else Path(slide)
     with open_slide(path, slide_id=about["id"], slide_mpp=about["mpp"], **reopening(about)) as opened:
-        return write_picture(png, opened, header, rows, colormap, (), overwrite)
+        return write_picture(png, opened, {**header, "slide": moved(about, opened.path)}, rows, colormap, (), overwrite)

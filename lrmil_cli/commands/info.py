@@ -6,14 +6,15 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import cohort, options
 from lrmil_cli.commands.report import Report, printable
 
 PathOrNone = Annotated[
     Optional[str],
     typer.Argument(
         metavar="FILE|DIR",
-        help="A slide, a table, features, an encoder, a model, a teacher folder, a prediction, or any GeoJSON.",
+        help="A slide, a table of slides, any file of the chain (tiles, features, encoder, model, prediction, ...), a "
+        "teacher folder, or any GeoJSON.",
     ),
 ]
 Encoders = Annotated[
@@ -31,6 +32,7 @@ QuPathScripts = Annotated[
 
 
 def info(
+    ctx: typer.Context,
     path: PathOrNone = None,
     encoders: Encoders = False,
     heads: Heads = False,
@@ -38,12 +40,17 @@ def info(
     slide_mpp: options.SlideMpp = None,
     reader: options.Reader = "auto",
     image: options.Image = None,
+    label: cohort.Label = None,
+    drop_missing: cohort.DropMissing = False,
+    classes: cohort.Classes = None,
+    class_map: cohort.ClassMap = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Say what a slide or a file of the chain is.
 
-    Of GeoJSON from anywhere it says what QuPath will make of it, and ends with exit code 3 where that is nothing.
+    Of GeoJSON from anywhere it says what QuPath will make of it, and ends with exit code 3 where that is nothing. Of a
+    table of slides it shows how the commands understand it, and ends with exit code 3 where they refuse it.
     """
     from lrmil_cli.commands.info_files import describe
     from lrmil_cli.commands.info_text import render
@@ -69,7 +76,8 @@ def info(
         if not json:
             print(text)
         return
-    about = describe(path, slide_mpp, reader, image)
+    labels = cohort.labels_of(ctx.params) if cohort.asks_for_labels(ctx.params) else None
+    about = describe(path, slide_mpp, reader, image, labels)
     report.result(about)
     if not json:
         print(printable(render(path, about)))
@@ -80,6 +88,9 @@ def info(
         why = (about["fatal"] or about["silent"] or about["notes"])[0]
         nothing = "QuPath imports nothing of it" if not which else f"QuPath does not import it{which}"
         raise InputError(f"{path}: {nothing}: {why}")
+    refused = [p for p in about["problems"] if not p["training"]] if about["kind"] == "manifest" else []
+    if refused:
+        raise InputError(f"{path}: {refused[0]['text']}")
 
 
 def _encoders() -> tuple[list[dict[str, Any]], str]:

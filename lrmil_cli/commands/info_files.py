@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from lrmil_cli.files.manifest import Labels
 
 
-def describe(path: str, slide_mpp: float | None, reader: str = "auto", image: int | None = None) -> dict[str, Any]:
+def describe(
+    path: str,
+    slide_mpp: float | None,
+    reader: str = "auto",
+    image: int | None = None,
+    labels: Labels | None = None,
+) -> dict[str, Any]:
     """All that is known of a file.
 
+    Args:
+        labels: how labels are taken from a manifest; None where the user says nothing of it.
+
     Raises:
-        InputError: it is nothing we know.
+        InputError: it is nothing we know. UsageError: ``labels`` of a file that is no manifest.
     """
+    from lrmil_cli.files.manifest import Labels
     from lrmil_cli.files.spreadsheet import SUFFIXES
     from lrmil_cli.files.tables import table_suffix
     from lrmil_cli.slide_names import SLIDE_SUFFIXES
@@ -32,7 +44,11 @@ def describe(path: str, slide_mpp: float | None, reader: str = "auto", image: in
             raise InputError(f"{path}: a folder, and not one of `lrmil train-teacher`; name one of the files in it")
         return read_teacher_header(p)
     if name.endswith(SUFFIXES) and not _is_our_table(p):
-        return _manifest(path)
+        return _manifest(path, labels or Labels())
+    if labels is not None:
+        raise UsageError(
+            f"{path} is no table of slides; --label, --drop-missing, --class and --class-map are about one"
+        )
     if table_suffix(name):
         return _table(path)
     if name.endswith(".safetensors"):
@@ -97,34 +113,12 @@ def _table(path: str) -> dict[str, Any]:
     raise wrong
 
 
-def _manifest(path: str) -> dict[str, Any]:
-    """A table of slides, as every command understands it, and what it would stumble over."""
-    from lrmil_cli.files.manifest import read_manifest
+def _manifest(path: str, labels: Labels) -> dict[str, Any]:
+    """A table of slides, as every command understands it, and what it would be refused for."""
+    from lrmil_cli.files.manifest import survey_manifest
+    from lrmil_cli.files.manifest_about import describe_manifest
 
-    manifest = read_manifest(path, need_slides=False)
-    counts = {c: sum(e.label == c for e in manifest) for c in manifest.classes}
-    patients = Counter(e.patient_id for e in manifest)
-    labels: dict[str, set[str]] = defaultdict(set)
-    for e in manifest:
-        labels[e.patient_id] |= {e.label} if e.label is not None else set()
-    missing = [str(e.path) for e in manifest if manifest.has_paths and not e.path.exists()]
-    return {
-        "kind": "manifest",
-        "understood": manifest.understood(),
-        "slides": len(manifest),
-        "patients": len(patients),
-        "patients_from": manifest.patients_from,
-        "patients_with_several_slides": sum(n > 1 for n in patients.values()),
-        "patients_with_two_labels": sorted(p for p, own in labels.items() if len(own) > 1),
-        "classes": counts,
-        "without_label": sum(e.label is None for e in manifest),
-        "splits": dict(Counter(e.split for e in manifest if e.split)),
-        "folds": sorted({k for e in manifest for k in e.folds}),
-        "read_as": list(manifest.notes),
-        "ignored": list(manifest.ignored),
-        "found": len(manifest) - len(missing) if manifest.has_paths else None,
-        "missing": missing,
-    }
+    return describe_manifest(*survey_manifest(path, need_slides=False, labels=labels))
 
 
 def _tensors(path: str) -> dict[str, Any]:

@@ -6,11 +6,15 @@ import json
 from textwrap import fill
 from typing import Any
 
+from lrmil_cli.commands.manifest_text import render_manifest
+
 
 def render(path: str, about: dict[str, Any]) -> str:
     """What :func:`lrmil_cli.commands.info.describe` found, as lines."""
     if about["kind"] == "geojson":
         return render_geojson(path, about)
+    if about["kind"] == "manifest":
+        return render_manifest(path, about)
     lines = [f"{path}: {about['kind']}"]
     for key, value in about.items():
         if key in ("kind", "history", "version", "feature_digests") or value is None:

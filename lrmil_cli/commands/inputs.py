@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.manifest import Entry, read_manifest
 from lrmil_cli.files.names import as_file, fits_file_name
 from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
 from lrmil_cli.files.tables import table_suffix
@@ -58,7 +58,7 @@ def expand_slides(
         elif arg.lower().endswith(SPREADSHEETS):
             manifest = read_manifest(arg)
             say(f"{arg}: {manifest.understood()}")
-            listed += [SlideInput(e.path, e.slide_id, e.mpp, e.mask, e.roi, e.min_tissue) for e in manifest]
+            listed += map(of_entry, manifest)
         elif Path(arg).is_dir():
             slides += _from_folder(Path(arg), recursive, say)
         else:
@@ -73,6 +73,20 @@ def expand_slides(
             f"two slides have the id {twice!r}; their outputs would overwrite each other (use a manifest with slide_id)"
         )
     return slides
+
+
+def of_entry(entry: Entry) -> SlideInput:
+    """A row of a manifest as something to work on."""
+    return SlideInput(entry.path, entry.slide_id, entry.mpp, entry.mask, entry.roi, entry.min_tissue)
+
+
+def where_slides_are(argument: str | None) -> dict[str, Path]:
+    """Slide id -> path, of a manifest or of a folder and its sub-folders; of nothing without one.
+
+    Raises:
+        InputError: as :func:`expand_slides`.
+    """
+    return {} if argument is None else {s.slide_id: s.path for s in expand_slides([argument], recursive=True)}
 
 
 def _from_folder(folder: Path, recursive: bool, say: Callable[[str], None]) -> list[SlideInput]:

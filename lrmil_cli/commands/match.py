@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, failures_folder, output_path, run_batch
+from lrmil_cli.commands.batch import Outcome, failures_folder, left_alone, output_path, run_batch
+from lrmil_cli.commands.inputs import where_slides_are
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
@@ -45,6 +46,7 @@ def match(
     lr: LrTable,
     hr: HrTable,
     output: Output,
+    slides: options.SlidePlaces = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     fail_fast: options.FailFast = False,
@@ -54,6 +56,7 @@ def match(
     from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
     from lrmil_cli.files.tables import read_table, write_table
     from lrmil_cli.matching.pairs import match_foreign, match_tables
+    from lrmil_cli.slide_places import refreshed
 
     report = Report(json)
     items = _pairs_of(lr, hr)
@@ -63,20 +66,22 @@ def match(
 
     if output != "-":
         output_path(output, "any", "pairs", many)
+    places = where_slides_are(slides)
 
     def one(item: Tables) -> Outcome:
         lr_header, lr_rows = read_table(item.path, "tiles")
         slide_id = lr_header["slide"]["id"]
+        lr_header = refreshed(lr_header, places.get(slide_id))
         target = output if output == "-" else output_path(output, slide_id, "pairs", many)
         high = read_foreign(item.hr) if item.hr.lower().endswith(SUFFIXES) else read_table(item.hr, "tiles")
         hr_digest = high.digest if isinstance(high, ForeignTiles) else last_digest(high[0])
         inputs = {"lr": last_digest(lr_header), "hr": hr_digest}
         if output != "-" and up_to_date(target, digest({}, inputs), lambda p: read_table(p, "pairs")[0], overwrite):
-            return Outcome(str(target), "skipped", f"up to date ({target})")
+            return left_alone(target, "pairs", lr_header["slide"]["path"])
         if isinstance(high, ForeignTiles):
-            rows, about, hr_header = match_foreign(lr_header, lr_rows, high)
+            rows, about, hr_header = match_foreign(lr_header, lr_rows, high, item.path)
         else:
-            hr_header, hr_rows = high
+            hr_header, hr_rows = refreshed(high[0], places.get(slide_id)), high[1]
             rows, about = match_tables(lr_header, lr_rows, hr_header, hr_rows)
         header = make_header(
             "pairs",

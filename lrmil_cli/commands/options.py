@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 from typer.models import OptionInfo
 
+from lrmil_cli.commands.help import shown
 from lrmil_cli.errors import UsageError
 
 #: How much the running command says, and whether an internal error shows its traceback.
@@ -34,7 +35,7 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, (_, annotation) in _COMMON.items()
     ]
-    signature = own.replace(parameters=[*own.parameters.values(), *added])
+    signature = own.replace(parameters=[shown(p) for p in [*own.parameters.values(), *added]])
 
     @functools.wraps(command)
     def wrapped(**kwargs: Any) -> None:
@@ -71,6 +72,16 @@ Manifest = Annotated[
     typer.Argument(
         metavar="slides.csv",
         help="Table with the columns slide, label (and slide_id, patient_id, split or fold, mpp).",
+    ),
+]
+SlidePlaces = Annotated[
+    Optional[str],
+    typer.Option(
+        "--slides",
+        metavar="slides.csv|DIR",
+        help="Where the slides are, if they have moved: a manifest, or a folder with sub-folders. "
+        "[default: where the tables say, or where they lie as seen from the tables]",
+        show_default=False,
     ),
 ]
 Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Of folders also the slides in their sub-folders.")]

@@ -12,7 +12,13 @@ import typer
 from lrmil_cli.commands import options, overlays, predict_outputs, regions, second_look, selective_options
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
-from lrmil_cli.commands.predict_outputs import check_outputs, predicted_before, summary, write_prediction
+from lrmil_cli.commands.predict_outputs import (
+    check_outputs,
+    follow_prediction,
+    predicted_before,
+    summary,
+    write_prediction,
+)
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -159,6 +165,8 @@ def predict(
             )
             if there:
                 header, tables = there
+                if not dry_run:
+                    header = follow_prediction(Path(output), item.slide_id, header, slide.path.absolute())
                 record = header["prediction"]
                 message = f"{record['predicted']}, up to date ({table})"
                 yield  # pictures and GeoJSON are made in turn

@@ -13,6 +13,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import sealed
 from lrmil_cli.files.tables import write_table
+from lrmil_cli.slide_places import as_seen_from
 
 Output = Annotated[
     str,
@@ -95,6 +96,7 @@ def write_prediction(
     """
     main = folder / f"{slide_id}.attention.csv"
     remove(main)  # what stands beside it is about to change
+    record = {**record, "model": record["model"] | as_seen_from(folder, record["model"]["path"])}
     write_text(
         folder / f"{slide_id}.prediction.json", json_format.dumps(sealed(record), indent=1, allow_nan=False) + "\n"
     )
@@ -139,3 +141,14 @@ def predicted_before(
         }
     except InputError:  # a further table is gone or damaged
         return None
+
+
+def follow_prediction(folder: Path, slide_id: str, header: dict[str, Any], slide: Path) -> dict[str, Any]:
+    """The header of a prediction that is up to date, with the place ``slide`` of its slide; its tables say so too."""
+    from lrmil_cli.files.tables import follow_slide
+    from lrmil_cli.slide_places import moved_header
+
+    for name in [*header.get("tables", []), ""]:  # the main table is written last, as always
+        file = f"{slide_id}.{name}.attention.csv" if name else f"{slide_id}.attention.csv"
+        follow_slide(folder / file, "attention", slide)
+    return moved_header(header, slide)

@@ -164,8 +164,9 @@ Slides = Annotated[
     Optional[str],
     typer.Option(
         "--slides",
-        metavar="slides.csv",
-        help="With --fold: train on the training slides of that fold only.",
+        metavar="slides.csv|DIR",
+        help="Where the slides are, if they have moved: a manifest, or a folder with sub-folders. With --fold a "
+        "manifest: train on the training slides of that fold only.",
     ),
 ]
 Fold = Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.batch import Outcome, failures_folder, output_path, planned, run_batch
+from lrmil_cli.commands.batch import Outcome, failures_folder, left_alone, output_path, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.regions import ImageSize, Mask, MinInside, Origin, Roi, RoiClass, mask_reader, region_reader
 from lrmil_cli.commands.report import Report
@@ -150,10 +150,14 @@ def tile(
                         "say that again to use it, or copy the slide again and add --overwrite"
                     )
                 # A picture from before the table was written is of another one.
-                if picture is None or (
-                    picture.exists() and picture.stat().st_mtime_ns >= Path(target).stat().st_mtime_ns
-                ):
-                    return Outcome(str(target), "skipped", f"up to date ({target})")
+                shown = picture is not None and picture.exists()
+                if picture is None or (shown and picture.stat().st_mtime_ns >= Path(target).stat().st_mtime_ns):
+                    if dry_run:
+                        return Outcome(str(target), "skipped", f"up to date ({target})")
+                    done = left_alone(target, "tiles", slide.path.absolute())
+                    if picture is not None and picture.stat().st_mtime_ns < Path(target).stat().st_mtime_ns:
+                        os.utime(picture)  # of the same tiles, though the table was written again
+                    return done
             began = time.perf_counter()
             outlines = rings(region.area) if region else ()
             try:

@@ -28,6 +28,16 @@ Features = Annotated[
 ]
 
 
+OnBadSlide = Annotated[
+    str,
+    typer.Option(
+        "--on-bad-slide",
+        help="fail, or skip: leave out slides that cannot be read, or whose features cannot be used, and say which; "
+        "all feature files are read first then.",
+    ),
+]
+
+
 def train_teacher(
     ctx: typer.Context,
     manifest: options.Manifest,
@@ -60,6 +70,7 @@ def train_teacher(
     workers: options.Workers = None,
     on_bad_tile: options.OnBadTile = "fail",
     dtype: options.Dtype = None,
+    on_bad_slide: OnBadSlide = "fail",
     device: options.Device = "auto",
     memory: options.Memory = None,
     compile: options.Compile = False,
@@ -85,6 +96,8 @@ def train_teacher(
 
     report = Report(json)
     options.check_dtype(dtype)
+    if on_bad_slide not in ("fail", "skip"):
+        raise UsageError(f"--on-bad-slide {on_bad_slide}: choose fail or skip")
     _check_source(
         tiles,
         encoder,
@@ -104,10 +117,11 @@ def train_teacher(
     where = pick_device(device)
     room = room_for(where, options.memory_bytes(memory))
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)
-    parts = make_folds(labelled, folds, seed)
+    make_folds(labelled, folds, seed)  # before anything is encoded: what is wrong with folds should be said at once
+    left_out: dict[str, str] | None = {} if on_bad_slide == "skip" else None
     kept = Path(features) if features else Path(output) / "features"
     if encoder is None or tiles is None:
-        bags = read_cohort(labelled, kept, device=where, room=room, say=report.say, warn=report.warn)
+        bags = read_cohort(labelled, kept, device=where, room=room, left_out=left_out, say=report.say, warn=report.warn)
     else:
         tables = tile_tables(labelled, tiles)
         model = load_encoder(
@@ -131,10 +145,17 @@ def train_teacher(
             batch_size=batch_size,
             workers=workers,
             on_bad_tile=on_bad_tile,
+            left_out=left_out,
             dtype=dtype,
             overwrite=overwrite,
             say=report.say,
         )
+    if left_out:
+        for reason in left_out.values():
+            report.warn(f"left out: {reason}")
+        report.say(f"{len(left_out)} of {len(labelled)} slides left out (--on-bad-slide skip)")
+        labelled = labelled.without(left_out)
+    parts = make_folds(labelled, folds, seed)
     header, there = teacher.train_teacher(
         labelled, parts, bags, spec, settings, output, kept, fold=fold, overwrite=overwrite, say=report.say
     )

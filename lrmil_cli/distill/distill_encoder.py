@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,18 @@ class Result:
 
 
 def collect(
-    pairs: list[str], manifest: Manifest | None, fold: int | None, folds: int, teacher: str | None, seed: int
+    pairs: list[str],
+    manifest: Manifest | None,
+    fold: int | None,
+    folds: int,
+    teacher: str | None,
+    seed: int,
+    places: Mapping[str, Path] = MappingProxyType({}),
 ) -> Cohort:
     """Read the pairs tables and split the slides.
+
+    Args:
+        manifest: of ``fold``, both None without one; places: where slides may be now, by their ids.
 
     Raises:
         InputError: no tables, mixed ratios or scales, a fold that does not exist, a slide of the fold without pairs, or
@@ -80,7 +90,7 @@ def collect(
         if double := sorted(paths.keys() & found.keys()):
             raise InputError(f"{arg}: pairs of slide {double[0]} were given before; give each slide once")
         paths |= found
-    found_pairs = [find_pairs(p) for p in paths.values()]
+    found_pairs = [find_pairs(p, places) for p in paths.values()]
     slides, left_out = [s for s, _ in found_pairs], sum(n for _, n in found_pairs)
     number = left_out + sum(s.targets for s in slides)
     by_id = {s.slide_id: s for s in slides}

@@ -15,7 +15,6 @@ import torch
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.distill.slide_pairs import SlidePairs
 from lrmil_cli.distributed import World
-from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.encoders.pipeline import BatchSize, encode_tiles, read_ahead, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
@@ -126,7 +125,7 @@ def compute_targets(
         return (tokens, out["final"]) if final else (tokens,)
 
     paired = slide_pairs.read()
-    with open_tiled_slide(paired.header["hr"], workers=workers) as slide:
+    with paired.open_slide("hr", workers) as slide:
         level, tile_px = tile_level(slide, paired.header["hr"]), paired.header["hr"]["settings"]["tile_px"]
         with read_ahead(slide, paired.hr_boxes, level, tile_px, device=device, batch=batch) as tiles:
             yield

@@ -14,7 +14,6 @@ from torch import Tensor
 from lrmil_cli.device import to_device
 from lrmil_cli.distill.hr_tokens import TargetFile
 from lrmil_cli.distill.slide_pairs import SlidePairs
-from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import InputError
 from lrmil_cli.matching.paired_slide import tile_level
 from lrmil_cli.slides.reader import read_tile
@@ -97,9 +96,8 @@ class TileReader:
         if slide.slide_id in self._open:
             self._open[slide.slide_id] = self._open.pop(slide.slide_id)
         else:
-            header = slide.header["lr"]
-            handle = open_tiled_slide(header, workers=1)
-            self._open[slide.slide_id] = handle, tile_level(handle, header)
+            handle = slide.open_slide("lr", workers=1)
+            self._open[slide.slide_id] = handle, tile_level(handle, slide.header["lr"])
             if len(self._open) > OPEN_SLIDES:
                 self._open.pop(next(iter(self._open)))[0].close()
         return self._open[slide.slide_id]

@@ -5,16 +5,18 @@ A thousand slides of 10,000 HR tiles are 700 MB of boxes and indices, which are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.matching.paired_slide import PairedSlide, keep_targets, one_tile_a_cell, read_pairs
+from lrmil_cli.slides.slide import Slide
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class SlidePairs:
     Attributes:
         path: of its pairs table; header: of it, with ``readable`` or ``drawn`` where that leaves out some of its tiles.
         regions, targets: how many LR and HR tiles teach.
+        slide_path: where the slide may be now, if not where it was.
         rows: int32, which rows of the table do; None for all.
         piped: the pairs themselves, where they came from standard input and cannot be read again.
     """
@@ -32,6 +35,7 @@ class SlidePairs:
     header: dict[str, Any]
     regions: int
     targets: int
+    slide_path: Path | None = None
     rows: np.ndarray | None = None
     piped: PairedSlide | None = None
 
@@ -43,13 +47,17 @@ class SlidePairs:
     def ratio(self) -> int:
         return int(self.header["ratio"])
 
+    def open_slide(self, side: str, workers: int | None = None) -> Slide:
+        """As of :meth:`lrmil_cli.matching.paired_slide.PairedSlide.open_slide`."""
+        return open_tiled_slide(self.header[side], self.path, self.slide_path, workers)
+
     def read(self) -> PairedSlide:
         """The pairs that teach.
 
         Raises:
             InputError: the table cannot be read, or is another than it was.
         """
-        paired = self.piped or read_pairs(self.path)
+        paired = self.piped or read_pairs(self.path, self.slide_path)
         if last_digest(paired.header) != last_digest(self.header):
             raise InputError(f"{self.path}: changed while it was in use (does another job write there?); run it again")
         if self.rows is not None:
@@ -67,19 +75,23 @@ class SlidePairs:
             return self
         rows = np.arange(len(before.hr_index)) if self.rows is None else self.rows
         rows = rows[np.isin(before.hr_index, left.hr_index)].astype(np.int32)
-        return SlidePairs(self.path, left.header, len(left.children), len(left.hr_index), rows, self.piped)
+        return replace(self, header=left.header, regions=len(left.children), targets=len(left.hr_index), rows=rows)
 
 
-def find_pairs(path: Path) -> tuple[SlidePairs, int]:
+def find_pairs(path: Path, places: Mapping[str, Path]) -> tuple[SlidePairs, int]:
     """What stage 1 learns from (:func:`lrmil_cli.matching.paired_slide.one_tile_a_cell`), and how many HR tiles it
     leaves out.
+
+    Args:
+        places: where slides may be now, by their ids.
 
     Raises:
         InputError: the table cannot be read, or nothing in it can be learned from.
     """
     whole = read_pairs(path)
+    whole.slide_path = places.get(whole.slide_id)
     piped = whole if str(path) == "-" else None
-    slide = SlidePairs(path, whole.header, len(whole.children), len(whole.hr_index), None, piped)
+    slide = SlidePairs(path, whole.header, len(whole.children), len(whole.hr_index), whole.slide_path, piped=piped)
     slide = slide._with(whole, one_tile_a_cell(whole))
     return slide, len(whole.hr_index) - slide.targets
 

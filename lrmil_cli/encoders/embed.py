@@ -19,6 +19,7 @@ from lrmil_cli.files.features import BagFile, open_features, read_features_heade
 from lrmil_cli.files.foreign import is_foreign
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.tables import checked_header, read_table
+from lrmil_cli.slide_places import find_slide, moved
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.slide import Slide, open_slide, reopening
 from lrmil_cli.slides.tiles import boxes_of
@@ -85,7 +86,7 @@ def embed_table(
 
     Args:
         settings: :func:`features_settings` of the encoder; computed once, since it reads all weights.
-        slide_path: where the slide is now; default: where the table says it was.
+        slide_path: where the slide may be now, if it is not where the table says.
         on_bad_tile: ``fail``, or ``skip``: tiles that cannot be decoded are left out; the header says how many
             (``bad_tiles``).
         dtype: float16 or float32 as the features are to be stored; None writes float16 and takes either.
@@ -125,7 +126,7 @@ def embed_table(
     bad: list[int] = []
     started = time.perf_counter()
     boxes = boxes_of(read_table(tiles_path, "tiles")[1])
-    with open_tiled_slide(header, slide_path, workers, on_bad_tile) as slide:
+    with open_tiled_slide(header, tiles_path, slide_path, workers, on_bad_tile) as slide:
         seconds.add("open", time.perf_counter() - started)
         with read_ahead(
             slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch, bad=bad
@@ -140,7 +141,7 @@ def embed_table(
             boxes, array = boxes[rows], array[rows]
     new = make_header(
         "features",
-        slide=header["slide"],
+        slide=moved(header["slide"], slide.path),
         settings=settings,
         tiles=header["settings"],
         encoder={k: v for k, v in encoder.info.as_json().items() if k != "arch_args"},
@@ -154,25 +155,27 @@ def embed_table(
 
 
 def open_tiled_slide(
-    header: dict[str, Any], slide_path: str | Path | None = None, workers: int | None = None, on_bad_tile: str = "fail"
+    header: dict[str, Any],
+    table: str | Path,
+    slide_path: str | Path | None = None,
+    workers: int | None = None,
+    on_bad_tile: str = "fail",
 ) -> Slide:
     """Open the slide of a tile table again, with the scale it was tiled at.
+
+    Args:
+        table: the file that ``header`` is from; slide_path: where the slide may be now
+            (:func:`lrmil_cli.slide_places.find_slide`).
 
     Raises:
         InputError: it is not the same file any more, or not there.
     """
     about = header["slide"]
-    slide = open_slide(
-        slide_path or about["path"],
+    return open_slide(
+        find_slide(about, table, slide_path),
         slide_id=about["id"],
         slide_mpp=about["mpp"],
         **reopening(about),
         workers=workers,
         on_bad_tile=on_bad_tile,
     )
-    if slide.fingerprint != about["fingerprint"]:
-        slide.close()
-        raise InputError(
-            f"{slide.path}: the slide has changed since `lrmil tile` read it; tile it again with --overwrite"
-        )
-    return slide

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.scores import Cases
 from lrmil_cli.evaluation.tiles_read import Reading, read_reading
+from lrmil_cli.evaluation.training_slides import LABELS, PIXELS, model_name, training_slides
 from lrmil_cli.files.header import check_seal, last_digest, parse_header
 from lrmil_cli.files.tables import read_table, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
@@ -163,7 +165,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
         ) from e
     name = Path(_file_name(first["model"]["path"])).stem
     found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), reading=reading)
-    return _with_training(found, first["model"], folder)
+    return _with_training(found, records, folder)
 
 
 def _file_name(path: str) -> str:
@@ -189,35 +191,37 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _with_training(found: Predictions, model: dict[str, Any], folder: Path) -> Predictions:
-    """Add what the model that made the predictions has seen in training, where its file can be found."""
-    name = _file_name(model["path"])
-    for path in (Path(model["path"]), folder / name, folder.parent / name):
+def _with_training(found: Predictions, records: list[dict[str, Any]], folder: Path) -> Predictions:
+    """Add what the model that made the predictions has seen in training: of all slides, where its file is found, else
+    of those that were predicted, as the predictions say."""
+    model = records[0]["model"]
+    for path in _model_files(model, folder):
         try:
             header = read_tensor_header(path, "model")
         except InputError:
             continue
         if last_digest(header) == model["digest"]:
-            pixels, labels = (
-                frozenset(s for e in header.get("encoders", []) for s in (e.get("distilled") or {}).get(key, []))
-                for key in ("slides", "label_slides")
-            )
-            seen = frozenset(header.get("slides", [])) - _held_out(path, header) | labels
-            return replace(found, seen=seen, pixels=pixels)
-    remark = f"the model file {model['path']} was not found, so whether it was trained on these slides is not checked"
-    return replace(found, remarks=(remark,))
+            own = training_slides(path, header)
+            return replace(found, seen=own.labels, pixels=own.pixels)
+    saw = {r["slide"]["id"]: r["model"].get("saw") for r in records}
+    if None in saw.values():  # of a version that did not say it
+        remark = "so whether it was trained on these slides is not checked"
+    else:
+        remark = "so whether it was trained on other slides of the same patients is not checked"
+    seen, pixels = (frozenset(s for s, what in saw.items() if what == of) for of in (LABELS, PIXELS))
+    remark = f"the model file {model['path']} was not found, {remark}"
+    return replace(found, seen=seen, pixels=seen | pixels, remarks=(remark,))
 
 
-def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
-    """Slides of the model's cohort that none of its heads was trained or selected on: test slides of every fold."""
-    try:
-        table, rows = read_table(path.with_name(f"{path.stem}.predictions.csv"), "predictions")
-    except InputError:
-        return frozenset()
-    if last_digest(table) != last_digest(header):
-        return frozenset()
-    folds = rows.groupby("slide_id")["fold"].nunique()
-    return frozenset(folds[folds == len(header.get("heads", []))].index)
+def _model_files(model: dict[str, Any], folder: Path) -> Iterator[Path]:
+    """Where the file of a model may be: where it was, where it lies as seen from the predictions, beside these or a
+    folder above, under its own name or another. The digest tells which it is."""
+    name = _file_name(model["path"])
+    for path in (Path(model["path"]), folder / str(model.get("beside", name)), folder / name, folder.parent / name):
+        if path.name:
+            yield path.with_name(f"{model_name(path.name)}.safetensors")
+    for place in (folder, folder.parent):
+        yield from sorted(place.glob("*.safetensors"))
 
 
 def _check(found: Predictions, source: str) -> None:

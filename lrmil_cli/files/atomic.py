@@ -8,19 +8,25 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from lrmil_cli.errors import MachineError
 
-#: Temporary files say which process of which machine they are of, so that those of one that was killed can be told.
+#: Temporary files say which process of which world they are of, so that those of one that was killed can be told.
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp(\.|$)")
 #: Folders that were looked through for them.
 _swept: set[Path] = set()
 #: Seconds between attempts to put a file in its place, or to remove it, see :func:`_patiently`.
 _PATIENCE = (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ()
+
+#: Seconds after which nobody can still be writing a file that was not touched, whoever began it.
+_FORGOTTEN = 7 * 24 * 3600
 
 #: What a full disk, or a quota, says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -39,7 +45,7 @@ def atomic_path(path: str | Path, option: str = "--output") -> Iterator[Path]:
     path = Path(path)
     # Named before it exists, so that an interrupt at any moment finds it; the suffix stays last, because libraries
     # choose a format by it.
-    tmp = path.with_name(f".{path.stem[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
+    tmp = path.with_name(f".{path.stem[:40]}.{_world()}-{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent not in _swept:
@@ -54,14 +60,17 @@ def atomic_path(path: str | Path, option: str = "--output") -> Iterator[Path]:
             tmp.unlink()
 
 
-def _patiently(step: Callable[[], None]) -> None:
+T = TypeVar("T")
+
+
+def _patiently(step: Callable[[], T]) -> T:
     """Do what Windows refuses while somebody has the file open; virus scanners do for a moment."""
     for wait in _PATIENCE:
         try:
             return step()
         except PermissionError:
             time.sleep(wait)
-    step()
+    return step()
 
 
 def _hint(e: OSError, path: Path) -> str:
@@ -70,16 +79,31 @@ def _hint(e: OSError, path: Path) -> str:
     return "free space or " if e.errno in FULL else ""
 
 
-def _machine() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+@cache
+def _world() -> str:
+    """Which processes a process number tells apart: those of one PID namespace of one boot of one machine.
+
+    Containers that share a folder may have one host name, and count their processes each from 1. Where Linux does not
+    say its namespace, the process is a world of its own, and what it leaves behind is swept by age alone.
+    """
+    parts = [socket.gethostname()]
+    if sys.platform == "linux":
+        try:
+            parts += [Path("/proc/sys/kernel/random/boot_id").read_text("ascii"), os.readlink("/proc/self/ns/pid")]
+        except OSError:
+            parts.append(secrets.token_hex(16))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files of processes of this machine that are no more: a SIGKILL leaves them behind."""
+    """Remove temporary files that are surely nobody's, which a SIGKILL leaves behind: of processes of this world that
+    are no more, and those that nobody has touched for a week."""
     for entry in folder.iterdir():
-        found = _TEMPORARY.match(entry.name)
-        if found and found[1] == _machine() and not _alive(int(found[2])):
-            with suppress(OSError):
+        if not (found := _TEMPORARY.match(entry.name)):
+            continue
+        with suppress(OSError):
+            dead = found[1] == _world() and not _alive(int(found[2]))
+            if dead or time.time() - entry.stat().st_mtime > _FORGOTTEN:
                 entry.unlink()
 
 

@@ -1,44 +1,71 @@
-"""One process at a time for a file that several jobs may want to make."""
+"""One process at a time for a file that several jobs change, or want to make.
+
+The lock is a file beside it, ``.NAME.lock``, locked by the system, which lets go of it when a process dies: what stays
+of one that was killed means nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from lrmil_cli.errors import MachineError
+
+#: Whether a lock is ours, another process has it, or the file system has no locks.
+Held = Literal["ours", "another's", "no locks"]
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[bool]:
+    """Hold ``path`` alone among all who ask here, so that it can be read, changed and written without losing what
+    others write.
+
+    Yields:
+        False where the file system has no locks, and others may write at the same time.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    with _held(Path(path), wait=True) as held:
+        yield held == "ours"
 
 
 @contextmanager
 def claimed(path: str | Path) -> Iterator[bool]:
     """Whether this process may make ``path`` now: False where another one is at it.
 
-    A lock of the system on a file beside it, which a process that dies lets go of; the file may stay and means nothing.
-    Where a file system has no locks, everybody may: files are put in their place whole, so that the same work is done
+    Where the file system has no locks everybody may: files are put in their place whole, so that the same work is done
     twice at worst.
 
     Raises:
         MachineError: the folder cannot be written.
     """
+    with _held(Path(path), wait=False) as held:
+        yield held != "another's"
+
+
+@contextmanager
+def _held(path: Path, wait: bool) -> Iterator[Held]:
     from filelock import FileLock, Timeout
 
-    path = Path(path)
     beside = path.with_name(f".{path.name}.lock")
-    lock = FileLock(beside, timeout=0)
+    lock = FileLock(beside, timeout=-1 if wait else 0)
+    held: Held = "ours"
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        yield False
-        return
-    except NotImplementedError:  # filelock's word for a file system without locks
-        yield True
-        return
+        held = "another's"
+    except NotImplementedError:  # the library's word for a file system without locks
+        held = "no locks"
     except OSError as e:
         raise MachineError(f"cannot write {beside}: {e.strerror or e}; choose another --output") from e
     try:
-        yield True
+        yield held
     finally:
-        with suppress(OSError):
-            beside.unlink()
-        lock.release()
+        if held == "ours":
+            with suppress(OSError):  # Windows removes no file that is open
+                beside.unlink()  # while it is held: who waits for it sees that it is gone, and asks anew
+            lock.release()

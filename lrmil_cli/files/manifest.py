@@ -8,16 +8,17 @@ refused.
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.manifest_columns import SPLIT_WORDS, bare, check_columns, find_columns, is_missing
-from lrmil_cli.files.names import as_file, fits_file_name
+from lrmil_cli.files.manifest_checks import clashing_ids, count, spelled_twice, too_few, torn_patients
+from lrmil_cli.files.manifest_columns import SPLIT_WORDS, check_columns, find_columns, is_missing, parse_number
+from lrmil_cli.files.names import fits_file_name
 from lrmil_cli.files.spreadsheet import Row, read_spreadsheet
 from lrmil_cli.slide_names import MASK_SUFFIXES, slide_id_of
 from lrmil_cli.units import Mpp
@@ -46,6 +47,7 @@ class Entry:
         path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
         mask: picture of the tissue; roi: GeoJSON of the regions to use; min_tissue: share of a tile. None where the
             command's own count.
+        row: as a spreadsheet counts; the header is row 1.
     """
 
     slide_id: str
@@ -58,6 +60,7 @@ class Entry:
     mask: Path | None = None
     roi: Path | None = None
     min_tissue: float | None = None
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Manifest:
         unknown_patients: slides whose patient nobody names; label_column: the column the labels were taken from.
         notes: how the file was read, and columns that were found by another name; ignored: columns that were not used.
         dropped: slides left out for want of a label, on request; has_paths: whether it names slide files.
+        columns: what each column is for: role -> its name in the table.
+        unlabelled: row and cell of slides without label; form: separator and encoding, or the workbook's sheet.
     """
 
     path: Path
@@ -83,6 +88,9 @@ class Manifest:
     ignored: tuple[str, ...] = ()
     dropped: int = 0
     has_paths: bool = True
+    columns: Mapping[str, str] = field(default_factory=dict)
+    unlabelled: tuple[tuple[int, str], ...] = ()
+    form: str = ""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -90,10 +98,23 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def without(self, left_out: Collection[str]) -> Manifest:
+        """The manifest without the slides of these ids.
+
+        Raises:
+            InputError: fewer than two classes are left.
+        """
+        entries = tuple(e for e in self.entries if e.slide_id not in left_out)
+        classes = tuple(c for c in self.classes if any(e.label == c for e in entries))
+        if len(classes) < min(2, len(self.classes)):
+            lost = count(len(left_out), "slide")
+            raise InputError(f"{self.path}: without {lost} that cannot be used no two classes are left")
+        return replace(self, entries=entries, classes=classes)
+
     def understood(self) -> str:
         """One line: slides, patients, classes, folds, what was taken for what, what was ignored."""
         counts = Counter(e.label for e in self.entries if e.label is not None)
-        parts = [_count(len(self.entries), "slide"), self._patients()]
+        parts = [count(len(self.entries), "slide"), self._patients()]
         if counts:
             parts.append(", ".join(f"{c} {counts[c]}" for c in self.classes))
         if unlabelled := sum(e.label is None for e in self.entries) if counts else 0:
@@ -110,20 +131,20 @@ class Manifest:
         """What a report must say where patients are not known."""
         if self.patients_from == "slides":
             return UNKNOWN_PATIENTS
-        return f"the patients of {_count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
+        return f"the patients of {count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
 
     def _patients(self) -> str:
         known = {e.patient_id for e in self.entries}
         if self.patients_from == "slides":
             return "patients unknown (each slide is taken for one)"
-        text = _count(len(known), "patient") + (" by their TCGA ids" if self.patients_from == "tcga" else "")
+        text = count(len(known), "patient") + (" by their TCGA ids" if self.patients_from == "tcga" else "")
         return text + (
-            f", {_count(self.unknown_patients, 'slide')} of unknown patients" if self.unknown_patients else ""
+            f", {count(self.unknown_patients, 'slide')} of unknown patients" if self.unknown_patients else ""
         )
 
     def _own_settings(self) -> str:
         counts = {s: sum(getattr(e, s) is not None for e in self.entries) for s in ("mask", "roi", "min_tissue")}
-        return ", ".join(f"{name} of {_count(n, 'slide')}" for name, n in counts.items() if n)
+        return ", ".join(f"{name} of {count(n, 'slide')}" for name, n in counts.items() if n)
 
     def _split(self) -> str:
         if any(e.split for e in self.entries):
@@ -132,9 +153,9 @@ class Manifest:
         columns = {k for e in self.entries for k in e.folds}
         numbered = len(columns - {"fold"})
         if numbered:
-            return _count(numbered, "fold") + " as given"
+            return count(numbered, "fold") + " as given"
         return (
-            f"{_count(len({e.folds['fold'] for e in self.entries if 'fold' in e.folds}), 'fold')} as given"
+            f"{count(len({e.folds['fold'] for e in self.entries if 'fold' in e.folds}), 'fold')} as given"
             if columns
             else ""
         )
@@ -157,6 +178,15 @@ class Labels:
     drop_missing: bool = False
 
 
+class Problem(NamedTuple):
+    """Something that a manifest is refused for: what it is ``about`` (``rows``, ``ids``, ``patients``, ``labels`` or
+    ``classes``), whether by ``training`` commands alone, and the sentence, what to do after its last semicolon."""
+
+    about: str
+    training: bool
+    text: str
+
+
 def read_manifest(
     path: str | Path, *, need_labels: bool = False, need_slides: bool = True, labels: Labels = Labels()
 ) -> Manifest:
@@ -175,46 +205,79 @@ def read_manifest(
         InputError: no table that can be read without guessing, a missing column or label, labels that differ by their
             spelling alone, a duplicate slide_id, a bad mpp or split, a patient in two splits, ...
     """
+    manifest, problems = survey_manifest(path, need_labels=need_labels, need_slides=need_slides, labels=labels)
+    for problem in problems:
+        if need_labels or not problem.training:
+            raise InputError(f"{manifest.path}: {problem.text}")
+    return manifest
+
+
+def survey_manifest(
+    path: str | Path, *, need_labels: bool = False, need_slides: bool = True, labels: Labels = Labels()
+) -> tuple[Manifest, list[Problem]]:
+    """As :func:`read_manifest`, with all that the manifest would be refused for in place of an error for the first.
+
+    Rows that cannot be understood are left out of the manifest, and are among the problems.
+
+    Raises:
+        InputError: no table that can be read without guessing, without slides, or without a column that is needed.
+    """
     sheet = read_spreadsheet(path)
     columns, notes, ignored = find_columns(sheet, labels.column)
     check_columns(sheet, columns, need_labels, need_slides, labels.column)
     kept = {c.casefold() for c in labels.kept}
     entries, missing = [], []
+    problems: list[Problem] = []
     sources: Counter[str] = Counter()
     for row in sheet.rows:
-        entry, source = _entry(row, sheet.path, columns, labels.renamed, kept)
+        try:
+            entry, source = _entry(row, sheet.path, columns, labels.renamed, kept)
+        except InputError as e:
+            problems.append(Problem("rows", False, str(e).removeprefix(f"{sheet.path}: ")))
+            continue
         if entry.label is None:
             missing.append((row.number, row.cells.get(columns.get("label", ""), "")))
             if labels.drop_missing:
                 continue
         sources[source] += 1
         entries.append(entry)
-    if not sheet.rows or not entries:
+    if not entries and not problems:
         raise InputError(f"{sheet.path}: no slides in it; write one row a slide under the header `slide,label`")
-    if need_labels and missing and not labels.drop_missing:
-        rows = ", ".join(f"{n} ({text or 'empty'})" for n, text in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise InputError(
-            f"{sheet.path}: {_count(len(missing), 'slide')} without label, row {rows}; fill them, add "
-            "--drop-missing to leave them out, or --class NAME if a class is really called so"
-        )
-    _check_ids(entries, sheet.path)
-    _check_patients(entries, sheet.path)
-    counts = Counter(e.label for e in entries if e.label is not None)
-    if need_labels:
-        _check_spelling(entries, sheet.path)
-        _check_classes(counts, sheet.path)
-    patients_from = "column" if sources["column"] else "tcga" if sources["tcga"] else "slides"
-    return Manifest(
+    known = [e.label for e in entries if e.label is not None]
+    manifest = Manifest(
         sheet.path,
         tuple(entries),
-        tuple(sorted(counts)),
-        patients_from,
+        tuple(sorted(set(known))),
+        "column" if sources["column"] else "tcga" if sources["tcga"] else "slides",
         sources["slides"],
         columns.get("label", "label"),
         (*sheet.notes, *notes),
         ignored,
         len(missing) if labels.drop_missing else 0,
         "slide" in columns,
+        columns,
+        tuple(missing),
+        sheet.form,
+    )
+    if "label" in columns and missing and not labels.drop_missing:
+        problems.append(Problem("labels", True, _unlabelled(missing)))
+    problems += [Problem("ids", False, text) for text in clashing_ids([e.slide_id for e in entries])]
+    patients = [e.patient_id for e in entries]
+    parts = {"split": [e.split for e in entries]}
+    parts |= {c: [e.folds.get(c) for e in entries] for c in sorted({k for e in entries for k in e.folds})}
+    for column, own in parts.items():
+        problems += [Problem("patients", False, text) for text in torn_patients(patients, column, own)]
+    if "label" in columns:
+        problems += [Problem("labels", True, text) for text in spelled_twice(known)]
+        problems += [Problem("classes", True, text) for text in too_few(known)]
+    return manifest, problems
+
+
+def _unlabelled(missing: Sequence[tuple[int, str]]) -> str:
+    rows = ", ".join(f"{n} ({text or 'empty'})" for n, text in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return (
+        f"{count(len(missing), 'slide')} without label, row {rows}; fill them, add --drop-missing to leave them out, "
+        "or --class NAME if a class is really called so"
     )
 
 
@@ -231,18 +294,6 @@ def is_formula(text: str) -> bool:
     return text[:1] in ("=", "@") or (text[:1] in ("+", "-") and any(c in text for c in "(|!="))
 
 
-def parse_number(text: str) -> float:
-    """A number with a point or a comma for decimals.
-
-    Raises:
-        ValueError: it is none, or not finite.
-    """
-    value = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
 def _entry(
     row: Row, path: Path, columns: dict[str, str], renamed: Mapping[str, str], kept: set[str]
 ) -> tuple[Entry, str]:
@@ -254,11 +305,13 @@ def _entry(
 
     slide, slide_id = cell("slide"), cell("slide_id")
     if not slide and "slide" in columns:
-        raise InputError(f"{path}: row {row.number} has no slide")
+        raise InputError(f"{path}: row {row.number} has no slide; fill it, or take the row out")
     if not slide and not slide_id:
-        raise InputError(f"{path}: row {row.number} has no slide_id")
+        raise InputError(f"{path}: row {row.number} has no slide_id; fill it, or take the row out")
     if slide_id and not fits_file_name(slide_id):
-        raise InputError(f"{path}: row {row.number}, slide_id {slide_id!r} cannot be part of a file name")
+        raise InputError(
+            f"{path}: row {row.number}, slide_id {slide_id!r} cannot be part of a file name; call it otherwise"
+        )
     slide_id = slide_id_of(slide_id or slide)  # a column of ids often holds file names
     text = row.cells.get(columns.get("label", ""), "")
     text = renamed.get(text, text)
@@ -280,7 +333,9 @@ def _entry(
             )
     split = cell("split").casefold() or None
     if split is not None and split not in SPLIT_WORDS:
-        raise InputError(f"{path}: row {row.number}, split {split!r} is none of {', '.join(SPLITS)}")
+        raise InputError(
+            f"{path}: row {row.number}, split {split!r} is none of {', '.join(SPLITS)}; write one of these"
+        )
     folds = {role: cell(role) for role in columns if re.fullmatch(r"fold(_\d+)?", role) and cell(role)}
     return Entry(
         slide_id,
@@ -293,6 +348,7 @@ def _entry(
         _picked(cell("mask"), "mask", MASK_SUFFIXES, row.number, path),
         _picked(cell("roi"), "roi", REGIONS, row.number, path),
         _share(cell("min_tissue"), row.number, path),
+        row.number,
     ), source
 
 
@@ -300,13 +356,16 @@ def _mpp(text: str, number: int, path: Path) -> Mpp | None:
     try:
         return Mpp(parse_number(text)) if text else None
     except ValueError as e:
-        raise InputError(f"{path}: row {number}, mpp {text!r} is not a number") from e
+        raise InputError(f"{path}: row {number}, mpp {text!r} is not a number; write um per pixel, such as 0.25") from e
 
 
 def _picked(text: str, column: str, suffixes: tuple[str, ...], number: int, path: Path) -> Path | None:
     """A file that a row names, relative to the table."""
     if text and not text.lower().endswith(suffixes):
-        raise InputError(f"{path}: row {number}, {column} {text!r} is no file that ends in {', '.join(suffixes)}")
+        endings = ", ".join(suffixes)
+        raise InputError(
+            f"{path}: row {number}, {column} {text!r} is no file that ends in {endings}; name one, or leave it empty"
+        )
     return (path.parent / text).absolute() if text else None
 
 
@@ -316,69 +375,7 @@ def _share(text: str, number: int, path: Path) -> float | None:
     except ValueError:
         share = -1.0
     if share is not None and not 0 <= share <= 1:
-        raise InputError(f"{path}: row {number}, min_tissue {text!r} is not a number from 0 to 1")
+        raise InputError(
+            f"{path}: row {number}, min_tissue {text!r} is not a number from 0 to 1; write a share, such as 0.1"
+        )
     return share
-
-
-def _check_ids(entries: list[Entry], path: Path) -> None:
-    """Results are named after the slide id, so that no two may be one file."""
-    counts = Counter(as_file(e.slide_id) for e in entries)
-    for e in entries:
-        if (count := counts[as_file(e.slide_id)]) > 1:
-            raise InputError(
-                f"{path}: slide_id {e.slide_id!r} stands in {count} rows; make them unique (column slide_id)"
-            )
-
-
-def _check_spelling(entries: list[Entry], path: Path) -> None:
-    """Labels that differ by case, spaces or the form of a number alone are one class, written twice."""
-    spellings: dict[object, dict[str, int]] = defaultdict(dict)
-    for e in entries:
-        if e.label is not None:
-            own = spellings[_meaning(e.label)]
-            own[e.label] = own.get(e.label, 0) + 1
-    for own in spellings.values():
-        if len(own) > 1:
-            text = ", ".join(f"{name!r} in {_count(n, 'slide')}" for name, n in own.items())
-            first, second = list(own)[:2]
-            raise InputError(
-                f"{path}: labels that may be one class: {text}; write them alike, or say --class-map {second}={first}"
-            )
-
-
-def _meaning(label: str) -> object:
-    try:
-        return parse_number(label)
-    except ValueError:
-        return bare(label)
-
-
-def _check_classes(counts: Counter[str], path: Path) -> None:
-    single = sorted(c for c, n in counts.items() if n == 1)
-    if single:
-        raise InputError(
-            f"{path}: label {single[0]!r} stands in one slide only; a class needs several slides to be learnt"
-        )
-    if len(counts) < 2:
-        raise InputError(
-            f"{path}: only one label ({next(iter(counts), '')!r}); a classifier needs two classes at least"
-        )
-
-
-def _check_patients(entries: list[Entry], path: Path) -> None:
-    """A patient's slides must stay together in every split the manifest defines."""
-    columns = sorted({k for e in entries for k in e.folds})
-    for column in ["split", *columns]:
-        seen: dict[str, str | None] = {}
-        for e in entries:
-            value = e.split if column == "split" else e.folds.get(column)
-            if e.patient_id in seen and seen[e.patient_id] != value:
-                raise InputError(
-                    f"{path}: patient {e.patient_id!r} is in two parts of column {column!r} "
-                    f"({seen[e.patient_id]} and {value}); all slides of a patient belong to one part"
-                )
-            seen[e.patient_id] = value
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -5,6 +5,7 @@ See files/README 3.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -56,6 +57,18 @@ def is_missing(text: str) -> bool:
 def bare(name: str) -> str:
     """A name without what people write differently: case, spaces, hyphens, underscores."""
     return re.sub(r"[\s_\-]+", "", name).casefold()
+
+
+def parse_number(text: str) -> float:
+    """A number with a point or a comma for decimals.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    value = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def find_columns(sheet: Spreadsheet, label: str | None) -> tuple[dict[str, str], list[str], tuple[str, ...]]:

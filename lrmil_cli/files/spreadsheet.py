@@ -35,13 +35,14 @@ class Spreadsheet:
 
     Attributes:
         columns: as written, in order; rows: without those that are empty.
-        notes: how the file was read, where that is not plain comma-separated UTF-8.
+        notes: how the file was read, where that is not plain comma-separated UTF-8; form: how, in any case.
     """
 
     path: Path
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    form: str = ""
 
 
 def read_spreadsheet(path: str | Path) -> Spreadsheet:
@@ -61,14 +62,15 @@ def read_spreadsheet(path: str | Path) -> Spreadsheet:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from e
     if data.startswith(b"PK\x03\x04"):
         lines, notes = _workbook(path, data)
+        form = ", ".join(notes)
     else:
-        lines, notes = _delimited(path, data)
+        lines, notes, form = _delimited(path, data)
     if not lines:
         raise InputError(f"{path}: the table is empty; write one row a slide under the header `slide,label`")
-    return _rows(path, lines, notes)
+    return _rows(path, lines, notes, form)
 
 
-def _delimited(path: Path, data: bytes) -> tuple[list[tuple[int, list[str]]], list[str]]:
+def _delimited(path: Path, data: bytes) -> tuple[list[tuple[int, list[str]]], list[str], str]:
     text, encoding = _decode(path, data)
     if text.startswith("# lrmil"):
         raise InputError(f"{path}: this is a table made by lrmil, not a manifest with the columns slide,label")
@@ -88,7 +90,8 @@ def _delimited(path: Path, data: bytes) -> tuple[list[tuple[int, list[str]]], li
             lines.append((reader.line_num + skipped, [c.strip() for c in cells]))
     except csv.Error as e:
         raise InputError(f"{path}: line {reader.line_num + skipped}: not a table of text ({e})") from e
-    return [(n, cells) for n, cells in lines if any(cells)], notes
+    form = f"{encoding} text, separated by {SEPARATORS.get(separator, repr(separator))}"
+    return [(n, cells) for n, cells in lines if any(cells)], notes, form
 
 
 def _decode(path: Path, data: bytes) -> tuple[str, str]:
@@ -155,7 +158,7 @@ def _cell(value: object) -> str:
     return str(value).strip()
 
 
-def _rows(path: Path, lines: list[tuple[int, list[str]]], notes: list[str]) -> Spreadsheet:
+def _rows(path: Path, lines: list[tuple[int, list[str]]], notes: list[str], form: str) -> Spreadsheet:
     columns = lines[0][1]
     while columns and not columns[-1]:
         columns = columns[:-1]
@@ -175,4 +178,4 @@ def _rows(path: Path, lines: list[tuple[int, list[str]]], notes: list[str]) -> S
                 "a cell that holds the separator must stand in double quotes"
             )
         rows.append(Row(number, {c: v for c, v in zip(columns, [*cells, *[""] * len(columns)]) if c}))
-    return Spreadsheet(path, tuple(c for c in columns if c), tuple(rows), tuple(notes))
+    return Spreadsheet(path, tuple(c for c in columns if c), tuple(rows), tuple(notes), form)

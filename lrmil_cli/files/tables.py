@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 import zlib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import MADE_BY, check_header, check_seal, digest, last_digest, parse_header, sealed
+from lrmil_cli.slide_places import as_read, as_written, moved_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +100,7 @@ def write_table(path: str | Path, header: dict[str, Any], rows: pd.DataFrame | M
         UsageError: the name has none of the suffixes .csv, .csv.gz, .parquet.
         MachineError: the file cannot be written, or pyarrow is missing for .parquet.
     """
+    header = as_written(header, None if str(path) == "-" else Path(path).parent)
     if str(path) == "-":
         sys.stdout.flush()
         # As bytes: the encoding of a Windows console lacks most letters that classes may be called by.
@@ -127,7 +130,7 @@ def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFram
     """
     import pandas as pd
 
-    where = "standard input" if str(path) == "-" else str(path)
+    where, folder = ("standard input", None) if str(path) == "-" else (str(path), Path(path).parent)
     if table_suffix(path) == ".parquet":
         header, rows = _from_parquet(path, kind, where)
         body = ""
@@ -145,8 +148,8 @@ def read_table(path: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFram
         # Edited by hand: another table than the command made, and what is made of it is of it alone.
         own = digest({"rows": rows.to_csv(index=False, lineterminator="\n")}, {"before": last_digest(header)})
         edited = {"command": "edited by hand", "digest": own}
-        return {**header, "history": [*header["history"], edited]}, rows
-    return _sealed(header, body, where), rows
+        return as_read({**header, "history": [*header["history"], edited]}, folder), rows
+    return as_read(_sealed(header, body, where), folder), rows
 
 
 def checked_header(path: str | Path, kind: str) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def checked_header(path: str | Path, kind: str) -> dict[str, Any]:
         first, _, body = _read_text(path, str(path)).partition("\n")
         header = _header_of_line(first, kind, str(path))
         if "content" in header:
-            return _sealed(header, body, str(path))
+            return as_read(_sealed(header, body, str(path)), Path(path).parent)
     return read_table(path, kind)[0]
 
 
@@ -186,7 +189,23 @@ def read_table_header(path: str | Path, kind: str) -> dict[str, Any]:
             first = fh.readline()
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise InputError(f"{path}: cannot be read ({_one_line(e)})") from e
-    return _header_of_line(first.rstrip("\n"), kind, str(path))
+    return as_read(_header_of_line(first.rstrip("\n"), kind, str(path)), Path(path).parent)
+
+
+def follow_slide(path: str | Path, kind: str, slide: str | Path) -> bool:
+    """Write a table anew whose slide is not where the table says, but at ``slide``. All else stays.
+
+    Returns:
+        whether that was so.
+
+    Raises:
+        InputError, MachineError: the table cannot be read, or not be written.
+    """
+    if os.path.isfile(read_table_header(path, kind)["slide"]["path"]) or not os.path.isfile(slide):
+        return False
+    header, rows = read_table(path, kind)
+    write_table(path, moved_header(header, slide), rows)
+    return True
 
 
 def _read_text(path: str | Path, where: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lrmil_cli.evaluation.training_slides import saw_in_training
 from lrmil_cli.files.header import last_digest, make_header
 from lrmil_cli.inference.prediction import Prediction, Predictor
 from lrmil_cli.slides.region import Region
@@ -29,10 +31,11 @@ def prediction_record(
         roi=region.about if region else None,
         **({"given": slide.given.about} if slide.given.about else {}),
         model={
-            "path": predictor.path,
+            "path": str(Path(predictor.path).absolute()),
             "digest": last_digest(header),
             "preset": header.get("preset"),
             "license": header.get("license"),
+            "saw": saw_in_training(slide.slide_id, predictor.path, header),
         },
         predicted=predictor.classes[best],
         probabilities={c: round(float(v), 9) for c, v in zip(predictor.classes, p.probabilities)},

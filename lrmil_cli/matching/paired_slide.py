@@ -24,7 +24,8 @@ class PairedSlide:
     """Pairs of one slide, and where its HR targets are.
 
     Attributes:
-        header: of the pairs table; hr_boxes, lr_boxes: int64 [., 4] level-0 rectangles.
+        header: of the pairs table; path: of that; slide_path: where the slide may be now, if not where it was.
+        hr_boxes, lr_boxes: int64 [., 4] level-0 rectangles.
         children: int64 [R, K], row of the targets for each cell of each region, -1 where there is no HR tile; of
             several tiles in one cell (overlapping tiles of other tools) the one nearest to its centre.
         lr_index: int64 [R], row of each region in the LR tile table.
@@ -34,6 +35,8 @@ class PairedSlide:
 
     slide_id: str
     header: dict[str, Any]
+    path: str | Path
+    slide_path: Path | None
     hr_boxes: np.ndarray
     lr_boxes: np.ndarray
     children: np.ndarray
@@ -46,9 +49,20 @@ class PairedSlide:
     def ratio(self) -> int:
         return int(self.header["ratio"])
 
+    def open_slide(self, side: str, workers: int | None = None, on_bad_tile: str = "fail") -> Slide:
+        """The slide as the tiles of ``side`` (``lr`` or ``hr``) were cut from it.
 
-def read_pairs(path: str | Path) -> PairedSlide:
+        Raises:
+            InputError: it cannot be found or read, or is another file.
+        """
+        return open_tiled_slide(self.header[side], self.path, self.slide_path, workers, on_bad_tile)
+
+
+def read_pairs(path: str | Path, slide_path: Path | None = None) -> PairedSlide:
     """Read a pairs table into arrays.
+
+    Args:
+        slide_path: where its slide may be now.
 
     Raises:
         InputError: as ``read_table``; cells outside the ratio.
@@ -78,8 +92,9 @@ def read_pairs(path: str | Path) -> PairedSlide:
         children[region[chosen], cell[chosen]] = chosen
     except (OverflowError, ValueError) as e:
         raise InputError(f"{path}: numbers in it that no slide has ({e}); run `lrmil match` again") from e
+    hr_index = rows["hr_index"].to_numpy()
     return PairedSlide(
-        slide_id, header, hr_boxes, lr_boxes, children, lr_index, rows["hr_index"].to_numpy(), region, offset
+        slide_id, header, path, slide_path, hr_boxes, lr_boxes, children, lr_index, hr_index, region, offset
     )
 
 
@@ -114,7 +129,7 @@ def only_readable(paired: PairedSlide, workers: int | None, say: Callable[[str],
     bad: dict[str, list[int]] = {"lr": [], "hr": []}
     for side, boxes in (("lr", paired.lr_boxes), ("hr", paired.hr_boxes)):
         header = paired.header[side]
-        with open_tiled_slide(header, workers=workers, on_bad_tile="skip") as slide:
+        with paired.open_slide(side, workers, on_bad_tile="skip") as slide:
             level, tile_px = tile_level(slide, header), header["settings"]["tile_px"]
             for _ in iter_batches(slide, boxes, level, tile_px, 64, bad[side]):
                 pass
@@ -145,6 +160,8 @@ def keep_targets(paired: PairedSlide, rows: np.ndarray) -> PairedSlide:
     return PairedSlide(
         paired.slide_id,
         paired.header,
+        paired.path,
+        paired.slide_path,
         paired.hr_boxes[rows],
         paired.lr_boxes[stay],
         children[stay],

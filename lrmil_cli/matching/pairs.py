@@ -6,12 +6,14 @@ tile belongs to the LR tile that holds its centre, and how far it lies off its c
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.foreign import ForeignTiles, level0, origin
+from lrmil_cli.slide_places import find_slide
 from lrmil_cli.slides.grid import (
     inside_share,
     loose_ratio,
@@ -67,9 +69,12 @@ def match_tables(
 
 
 def match_foreign(
-    lr_header: dict[str, Any], lr: pd.DataFrame, tiles: ForeignTiles
+    lr_header: dict[str, Any], lr: pd.DataFrame, tiles: ForeignTiles, table: str | Path = "the LR table"
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
     """Pair the LR tiles of a slide with HR tiles that another tool cut.
+
+    Args:
+        table: what ``lr_header`` was read from, for messages.
 
     Returns:
         rows and counts as :func:`match_tables`, with ``straddling`` (tiles that stick out of their LR tile), ``shared``
@@ -81,7 +86,7 @@ def match_foreign(
         InputError: tiles of another slide, of no known or no fitting size, or without any pair.
     """
     slide, lr_set = lr_header["slide"], lr_header["settings"]
-    coords, side = level0(tiles, slide["mpp"], lambda: _downsamples(slide))
+    coords, side = level0(tiles, slide["mpp"], lambda: _downsamples(slide, table))
     if side is None:
         raise InputError(
             f"{tiles.path}: {tiles.tool} feature files do not say how large a tile is; match its coordinate file "
@@ -175,8 +180,9 @@ def _inside(start: np.ndarray, length: int, side: float) -> np.ndarray:
     return np.clip(np.minimum(start + side, length) - np.maximum(start, 0), 0, None) / side
 
 
-def _downsamples(slide: dict[str, Any]) -> list[float]:
-    with open_slide(slide["path"], slide_id=slide["id"], slide_mpp=slide["mpp"], **reopening(slide)) as opened:
+def _downsamples(slide: dict[str, Any], table: str | Path) -> list[float]:
+    path = find_slide(slide, table)
+    with open_slide(path, slide_id=slide["id"], slide_mpp=slide["mpp"], **reopening(slide)) as opened:
         return [level.downsample for level in opened.levels]
 
 

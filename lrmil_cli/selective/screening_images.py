@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
@@ -127,7 +126,6 @@ def make_images(
     paired: PairedSlide,
     screen_px: int,
     source: str,
-    slide_path: Path | None,
     workers: int | None,
     on_bad_tile: str = "fail",
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +138,7 @@ def make_images(
         InputError: the slide cannot be read, or is not the one that was tiled.
     """
     lr, boxes = paired.header["lr"], paired.lr_boxes
-    with open_tiled_slide(lr, slide_path, workers, on_bad_tile=on_bad_tile) as slide:
+    with paired.open_slide("lr", workers, on_bad_tile) as slide:
         if source == "thumbnail":  # what is damaged is glass there
             images = windows_of_overview(slide, paired.hr_boxes, hr_step(paired.header["hr"]), screen_px)
             return images, np.ones(len(images), bool)
@@ -179,7 +177,6 @@ class StoredImages:
 
 def cached_images(
     slides: list[PairedSlide],
-    paths: list[Path],
     screen_px: int,
     source: str,
     cache: Path,
@@ -189,19 +186,16 @@ def cached_images(
 ) -> list[StoredImages]:
     """Screening images of a cohort in ``cache``; what is missing there is cut from the slides and written first.
 
-    Args:
-        paths: where each slide is now; where it is not, the path that its tables name.
-
     Raises:
         InputError: a slide cannot be read. MachineError: the cache cannot be written.
     """
     out = []
-    for n, (paired, path) in enumerate(zip(slides, paths), 1):
+    for n, paired in enumerate(slides, 1):
         key = digest({"px": screen_px, "source": source}, {"pairs": last_digest(paired.header)})
         file = cache / f"{paired.slide_id}.{key[:16]}.screen.npz"
         found = _stored(file, (len(paired.hr_boxes), screen_px, screen_px, 3))
         if found is None or (on_bad_tile == "fail" and not found[1].all()):
-            found = make_images(paired, screen_px, source, path if path.exists() else None, workers, on_bad_tile)
+            found = make_images(paired, screen_px, source, workers, on_bad_tile)
             with atomic_path(file) as tmp, open(tmp, "wb") as fh:
                 np.savez(fh, images=found[0], there=found[1])
             bad = int((~found[1]).sum())

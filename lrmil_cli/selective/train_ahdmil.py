@@ -130,9 +130,9 @@ def train_screened(
         header = read_tensor_header(output, "model")
         return Result(True, header["metrics"], header["kept_rate"], "up to date")
 
-    paired = [read_pairs(find_table(pairs, i, "pairs")) for i in ids]
-    cache, paths = output.with_suffix(".screen"), [e.path for e in manifest]
-    images = cached_images(paired, paths, settings.screen_px, settings.source, cache, say, workers, on_bad_tile)
+    paired = [read_pairs(find_table(pairs, e.slide_id, "pairs"), e.path) for e in manifest]
+    cache = output.with_suffix(".screen")
+    images = cached_images(paired, settings.screen_px, settings.source, cache, say, workers, on_bad_tile)
     slides = _instances(paired, images, sides, high.bags.dim, device, room, say)
     results = _folds(manifest, table, guide, slides, settings, device, say, warn)
     metrics_rows, pooled = crossval.score(manifest, results)

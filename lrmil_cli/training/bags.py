@@ -6,6 +6,7 @@ Bags are in the order of the manifest (training/README 1).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,6 +91,7 @@ def embed_cohort(
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_tile: str = "fail",
+    left_out: dict[str, str] | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -99,6 +101,7 @@ def embed_cohort(
     Args:
         room: that bags may be kept in.
         batch_size: tiles encoded at a time, by the device if None; workers: threads that read, a core each if None.
+        left_out: takes the ids of slides that cannot be used, and why, so that the others go on; None for none.
         on_bad_tile, dtype: as of :func:`lrmil_cli.encoders.embed.embed_table`.
 
     Raises:
@@ -130,7 +133,13 @@ def embed_cohort(
 
     turns = in_turn(one, list(zip(manifest, tables)), slides_ahead(device))
     for k, (entry, embedded) in enumerate(zip(manifest, turns), 1):
-        file, there, seconds = embedded()
+        try:
+            file, there, seconds = embedded()
+        except InputError as e:
+            if left_out is None:
+                raise
+            left_out[entry.slide_id] = str(e)
+            continue
         made += not there
         if not there:
             bad = file.header.get("bad_tiles")
@@ -140,9 +149,11 @@ def embed_cohort(
                 + f", {sum(seconds.phases.values()):.1f} s"
             )
         files.append(file)
-    if made < len(manifest):
-        say(f"features of {len(manifest) - made} slides were up to date in {folder}")
-    return stored_bags(files, device, room)
+    if not files:
+        raise InputError(listed(list((left_out or {}).values()), len(manifest)))
+    if made < len(files):
+        say(f"features of {len(files) - made} slides were up to date in {folder}")
+    return stored_bags(files, device, room, say)
 
 
 def read_cohort(
@@ -151,42 +162,53 @@ def read_cohort(
     *,
     device: torch.device,
     room: Room,
+    left_out: dict[str, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Bags[Bag]:
-    """Features of all slides as they are in ``folder``, ``<slide_id>.h5`` each: of lrmil, TRIDENT, CLAM or STAMP.
+    """Features of all slides as they are in ``folder``, ``<slide_id>.h5`` each: of lrmil or of another tool.
+
+    Args:
+        room: that bags may be kept in.
+        left_out: takes the ids of slides whose features cannot be used, and why, so that the others go on; all files
+            are read for it. None: none may be.
 
     Raises:
-        InputError: a file is missing or unusable; files of different tools, encoders, widths or tile sizes are mixed.
+        InputError: files are missing or cannot be used; files of different tools, encoders, widths or tile sizes are
+            mixed. One message for all of them.
     """
-    paths = [Path(folder) / f"{e.slide_id}.h5" for e in manifest]
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        only_pt = missing[0].with_suffix(".pt").exists()
-        raise InputError(
-            f"{folder}: no features of slide {missing[0].stem} ({missing[0].name}; "
-            f"{len(missing)} of {len(paths)} missing)"
-            + ("; the .pt files there hold no coordinates, CLAM keeps both in the folder `h5_files`" if only_pt else "")
-        )
-    files, wrong = [], []
-    for entry, path in zip(manifest, paths):
+    files: dict[str, BagFile] = {}
+    wrong: dict[str, str] = {}
+    for entry in manifest:
+        path = Path(folder) / f"{entry.slide_id}.h5"
         try:
-            files.append(open_bag(path, partial(_slide_mpp, entry)))
+            if not path.is_file() and path.with_suffix(".pt").exists():
+                raise InputError(
+                    f"{path}: no such file; the .pt file there holds no coordinates, CLAM keeps both in `h5_files`"
+                )
+            files[entry.slide_id] = open_bag(path, partial(_slide_mpp, entry))
+            if left_out is not None:
+                files[entry.slide_id].features()
         except InputError as e:
-            wrong.append(str(e))
-    if wrong:
-        raise InputError(listed(wrong, len(paths)))
-    first = _kind(files[0])
-    for file in files:
-        other = next(((k, v) for k, v in _kind(file).items() if v != first[k]), None)
-        if other:
-            wrong.append(f"{file.path}: {other[0]} {other[1]}, but {first[other[0]]} in {paths[0].name}")
-    if wrong:
-        raise InputError(
-            listed(wrong, len(paths)) + "; the features of a training come from one tool, one encoder and one tile size"
-        )
-    say(f"features of {len(files)} slides as they are in {folder}: {first['made by']}, {first['width']} wide")
-    if slow := [f for f in files if f.in_chunks]:
+            wrong[entry.slide_id] = str(e)
+            files.pop(entry.slide_id, None)
+    kinds = {slide_id: _kind(file) for slide_id, file in files.items()}
+    usual = Counter(tuple(k.items()) for k in kinds.values()).most_common(1)
+    common = dict(usual[0][0]) if usual else {}
+    for slide_id, kind in kinds.items():
+        other = next((name for name, value in kind.items() if value != common[name]), None)
+        if other is not None:
+            wrong[slide_id] = (
+                f"{files.pop(slide_id).path}: {other} {kind[other]}, but {common[other]} in most of the others (the "
+                "features of a training come from one tool, one encoder and one tile size)"
+            )
+    if wrong and (left_out is None or not files):
+        raise InputError(listed(list(wrong.values()), len(manifest)))
+    if left_out is not None:
+        left_out |= wrong
+    own = list(files.values())
+    say(f"features of {len(own)} slides as they are in {folder}: {common['made by']}, {common['width']} wide")
+    if slow := [f for f in own if f.in_chunks]:
         started = time.perf_counter()
         slow[0].features()
         spent = time.perf_counter() - started
@@ -195,7 +217,7 @@ def read_cohort(
             f"{slow[0].nbytes / 1e6:.0f} MB of {slow[0].path.name}; `lrmil embed --repack {folder} -o DIR` writes them "
             "in one piece"
         )
-    return stored_bags(files, device, room)
+    return stored_bags(own, device, room, say)
 
 
 def listed(wrong: Sequence[str], of: int) -> str:
@@ -207,8 +229,13 @@ def listed(wrong: Sequence[str], of: int) -> str:
     return f"{len(wrong)} of {of} feature files cannot be used: {shown}{more}"
 
 
-def stored_bags(files: Sequence[BagFile], device: torch.device, room: Room) -> Bags[Bag]:
+def stored_bags(
+    files: Sequence[BagFile], device: torch.device, room: Room, say: Callable[[str], None] = lambda text: None
+) -> Bags[Bag]:
     """The bags of feature files, which stay on disk.
+
+    Args:
+        say: told where not even the largest bag can be kept.
 
     Reading a bag that cannot be used raises an InputError that names all such files of the cohort.
     """
@@ -219,6 +246,12 @@ def stored_bags(files: Sequence[BagFile], device: torch.device, room: Room) -> B
         except InputError:
             raise InputError(listed(unusable(files), len(files))) from None
 
+    largest = max(files, key=lambda f: f.nbytes)
+    if largest.nbytes > max(room.on_device, room.in_memory):
+        say(
+            f"the features of {largest.path.stem} take {largest.nbytes / 1e6:.1f} MB, more than may be kept "
+            f"({max(room.on_device, room.in_memory) / 1e6:.1f} MB); such bags are read again each epoch (--memory)"
+        )
     bags = Streamed(load, [f.shape[0] for f in files], files[0].shape[1], room, device)
     return Bags(bags, [f.header for f in files])
 

@@ -23,6 +23,7 @@ from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import load_head
+from lrmil_cli.slide_places import as_seen_from
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
@@ -47,9 +48,11 @@ class Teacher:
 
     @property
     def features(self) -> Path:
-        """The folder of HR features it was trained on; the one beside the heads if the teacher was moved with it."""
-        recorded, beside = Path(self.header["features"]), self.path / "features"
-        return beside if beside.is_dir() and not recorded.is_dir() else recorded
+        """The folder of HR features it was trained on: where it was, where it lies as seen from the teacher (a project
+        was moved), or beside the heads (the teacher was)."""
+        recorded = Path(self.header["features"])
+        moved = (self.path / str(self.header.get("beside", "features")), self.path / "features")
+        return next((place for place in (recorded, *moved) if place.is_dir()), recorded)
 
     def predictions(self) -> pd.DataFrame:
         """Its out-of-fold predictions."""
@@ -187,6 +190,7 @@ def train_teacher(
         history=history,
         classes=list(manifest.classes),
         features=str(Path(features).absolute()),
+        **as_seen_from(output, Path(features).absolute()),
         encoder=encoder,
         tiles=shared_tiles(bags),
         made_by=bags.headers[0].get("made_by", "lrmil"),

@@ -95,9 +95,7 @@ def test_hdmil_from_slides_to_a_model_file(chain, dmin, tmp_path, lrmil):
 
 def test_both_sources_show_the_same_tissue(chain):
     paired = read_pairs(next(iter(list_tables(chain.pairs, "pairs").values())))
-    tiles, thumbnail = (
-        make_images(paired, 16, source, None, 1)[0].astype(float) for source in ("lr-tiles", "thumbnail")
-    )
+    tiles, thumbnail = (make_images(paired, 16, source, 1)[0].astype(float) for source in ("lr-tiles", "thumbnail"))
     assert tiles.shape == (len(paired.hr_index), 16, 16, 3) == thumbnail.shape
     assert np.abs(tiles - thumbnail).mean() < 3 < np.abs(tiles - np.roll(thumbnail, 1, 0)).mean()
 
@@ -162,7 +160,7 @@ def hdmil(chain, dmin, tmp_path_factory):
                 branch.out.weight.copy_(torch.randn(branch.out.weight.shape, generator=rng) * 0.3)
                 branch.out.bias.zero_()
     paired = read_pairs(chain.pairs / "s13.pairs.csv")
-    scores = screen(m.screeners[0], torch.from_numpy(make_images(paired, 16, "lr-tiles", None, 1)[0])).scores
+    scores = screen(m.screeners[0], torch.from_numpy(make_images(paired, 16, "lr-tiles", 1)[0])).scores
     with torch.no_grad():
         for branch in m.screeners[0].branches:
             branch.out.bias -= scores.quantile(0.7, dim=1)
@@ -193,7 +191,7 @@ def test_prediction_reads_exactly_the_union_of_the_kept_tiles_and_equals_dmin_on
     assert said.code == 0, said.err
     record, rows = predicted(tmp_path)
     m, paired = load_screened(hdmil), read_pairs(chain.pairs / "s13.pairs.csv")
-    decision = screen(m.screeners[0], torch.from_numpy(make_images(paired, 16, "lr-tiles", None, 1)[0]))
+    decision = screen(m.screeners[0], torch.from_numpy(make_images(paired, 16, "lr-tiles", 1)[0]))
     kept = decision.used.any(0).numpy()
     assert 0 < kept.sum() < len(kept)
     # the candidates of prediction, which come from LR pixels alone, are the pairs of the table

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lrmil_cli.evaluation.training_slides import saw_in_training
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.files.tables import dumps_csv, write_table
-from lrmil_cli.files.tensors import save_tensors
+from lrmil_cli.files.tensors import read_tensor_header, save_tensors
 from tests.conftest import without_checksum
 
 FAST = ["--bootstrap", "50"]
@@ -41,7 +42,9 @@ def write_predictions(path, *args, digest_of="a", **kwargs):
     return path
 
 
-def write_records(folder, probabilities, model="model.safetensors", of="m", ids=None, classes=("normal", "tumor")):
+def write_records(
+    folder, probabilities, model="model.safetensors", of="m", ids=None, classes=("normal", "tumor"), saw=None
+):
     folder.mkdir(exist_ok=True)
     for n, p in enumerate(probabilities):
         slide = ids[n] if ids else f"s{n}"
@@ -50,7 +53,11 @@ def write_records(folder, probabilities, model="model.safetensors", of="m", ids=
             slide={"id": slide},
             settings={},
             history=[step("predict", {"slide": slide}, {})],
-            model={"path": str(model), "digest": step("distill-student", {"of": of}, {})["digest"]},
+            model={
+                "path": str(model),
+                "digest": step("distill-student", {"of": of}, {})["digest"],
+                **({"saw": saw[n]} if saw else {}),
+            },
             predicted=classes[p > 0.5],
             probabilities={classes[0]: 1 - p, classes[1]: p},
         )
@@ -377,6 +384,17 @@ def test_slides_the_model_was_trained_on_are_a_leak(tmp_path, lrmil, unpainted):
     )
 
 
+def test_predictions_say_themselves_what_their_model_saw(tmp_path, lrmil, unpainted):
+    saw = ["labels"] * 3 + ["pixels"] * 2 + ["nothing"]
+    predicted = write_records(tmp_path / "predicted", GOOD, model="gone.safetensors", saw=saw)
+    slides = write_manifest(tmp_path / "slides.csv", TRUTH, patients=list("abcdef"))
+    said = lrmil("evaluate", predicted, "--slides", slides, "-o", tmp_path / "out", "--json", *FAST)
+    (leak,), remarks = (said.records[0]["models"][0][k] for k in ("leaks", "remarks"))
+    assert "trained or selected on 3 of these 6 slides (the first: s0)" in leak
+    assert "gone.safetensors was not found" in remarks[0] and "other slides of the same patients" in remarks[0]
+    assert "distilled on the pixels (not the labels) of 2 slides" in remarks[1]
+
+
 def test_slides_held_out_of_every_fold_are_no_leak(tmp_path, lrmil, unpainted):
     ids = [f"s{i}" for i in range(9)]
     model = write_model(tmp_path / "model.safetensors", ids, heads=1)
@@ -399,6 +417,9 @@ def test_slides_held_out_of_every_fold_are_no_leak(tmp_path, lrmil, unpainted):
     assert said.code == 0 and said.err.count("warning") == 0
     judged = said.records[0]["models"][0]
     assert judged["leaks"] == [] and all(r.startswith("patients unknown") for r in judged["remarks"])
+    header = read_tensor_header(model, "model")
+    assert [saw_in_training(s, model, header) for s in ("s0", "s8", "other")] == ["nothing", "labels", "nothing"]
+    assert saw_in_training("s0", tmp_path / "model.int8.onnx", header) == "nothing"
     write_model(model, ids, heads=2)  # of two folds, one trained on them
     assert (
         "trained or selected on 6"

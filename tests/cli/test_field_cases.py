@@ -3,6 +3,8 @@
 import csv
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -49,6 +51,62 @@ def test_a_table_is_understood_aloud(folder, tmp_path, lrmil):
     assert said.code == 3 and "row 2 (NA)" in said.err and "--drop-missing" in said.err
     said = lrmil("train-teacher", table, "--class-map", "x", "--tiles", "o", "--encoder", "demo-vit", "-o", "t")
     assert said.code == 2 and "give OLD=NEW" in said.err
+
+
+def test_a_table_is_shown_and_judged_before_a_run(tmp_path, lrmil):
+    """As comma-separated text and as a workbook, to the same effect, in 80 columns."""
+    openpyxl = pytest.importorskip("openpyxl")
+    rows = [["Slide", "Diagnosis", "PATIENT", "Fold", "a column of a very long name that nobody has asked for"]]
+    rows += [[f"slides/{n}.svs", "MSI" if n % 2 else "MSS", f"p{n // 2}", n // 4, "?"] for n in range(8)]
+    rows += [["slides/8.svs", "msi", "p9", 0, ""], ["slides/gone.svs", "NA", "p0", 1, ""]]
+    for n in range(9):
+        write_tiff(tmp_path / "slides" / f"{n}.svs", blob_image(300, 300, seed=n))
+    with open(tmp_path / "t.csv", "w", newline="") as fh:
+        csv.writer(fh).writerows(rows)
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    seen = {}
+    for name in ("t.csv", "t.xlsx"):
+        said = lrmil("info", tmp_path / name, "--label", "diagnosis")
+        assert said.code == 3 and "patient 'p0' is in two parts" in said.err  # of a column, so by every command
+        assert all(len(line) <= 80 or " " not in line.strip() for line in said.out.splitlines()[1:])
+        judged = lrmil("doctor", tmp_path / name, "--label", "diagnosis", "--table-only", "--quick", "--json")
+        table = judged.records[1]
+        assert judged.code == 3 and table["kind"] == "table" and len(judged.records) == 2
+        form = table["checks"][0]["found"].partition(";")[0]
+        seen[name] = said.out.partition("columns")[2], table["checks"][1:]
+        assert form == ("UTF-8 text, separated by comma" if name == "t.csv" else "Excel workbook, sheet 'Sheet'")
+    assert seen["t.csv"] == seen["t.xlsx"]
+    shown, checks = seen["t.csv"]
+    for text in (
+        "9 of 10 found",
+        "row 11:",
+        "5 by column PATIENT, 4 with several slides",
+        "MSS: 4 slides, 4 patients",
+        "1 slide without label: row 11 (NA)",
+        "fold: 0 (5 slides), 1 (5 slides)",
+        "-> write them alike, or say --class-map msi=MSI",
+    ):
+        assert text in shown, shown
+    assert [c["name"] for c in checks if c["status"] == "FAIL"] == ["slides", "patients", "labels", "labels", "classes"]
+
+    rows[-1:] = []
+    with open(tmp_path / "t.csv", "w", newline="") as fh:
+        csv.writer(fh).writerows(rows)
+    mended = ["--label", "diagnosis", "--class-map", "msi=MSI", "--quick"]
+    said = lrmil("info", tmp_path / "t.csv", *mended[:-1])
+    assert said.code == 0 and "refused" not in said.out and "all 9 found" in said.out
+    said = lrmil("doctor", tmp_path / "t.csv", *mended, "--json")
+    assert [r["kind"] for r in said.records] == ["machine", "table"] + ["slide"] * 9
+    assert said.records[1]["status"] == "pass" and said.records[1]["checks"][-1]["found"] == "2 folds, as given"
+
+
+def test_options_of_labels_are_about_tables(folder, tmp_path, lrmil):
+    assert lrmil("info", folder / "a.svs", "--label", "x").code == 2
+    assert lrmil("doctor", folder / "a.svs", "--drop-missing").code == 2
+    assert lrmil("doctor", "--table-only").code == 2
 
 
 def test_whatever_one_slide_raises_the_batch_goes_on(folder, tmp_path, lrmil, monkeypatch):
@@ -111,3 +169,47 @@ def test_jobs_of_an_array_keep_each_others_failures(folder, tmp_path, lrmil):
     shutil.copy(folder / "a.svs", tmp_path / "bad2.svs")
     assert lrmil("tile", tmp_path / "bad2.svs", "-o", f"{out}/").code == 0
     assert not (out / "failures.csv").exists()
+
+
+ENDING = """
+import sys
+from pathlib import Path
+from lrmil_cli.commands.batch import run_batch
+from lrmil_cli.commands.inputs import SlideInput
+from lrmil_cli.commands.report import Report
+from lrmil_cli.errors import InputError
+
+def fail(item):
+    raise InputError(f"{item.path}: torn")
+
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(int(sys.argv[3])):
+    item = SlideInput(Path(f"{sys.argv[2]}-{n}.svs"), f"{sys.argv[2]}-{n}")
+    try:
+        run_batch("tile", [item], fail, Report(), failures_in=Path(sys.argv[1]))
+    except InputError:
+        pass
+"""
+
+
+def test_jobs_that_end_in_the_same_moment_lose_no_row(tmp_path):
+    jobs, each = 4, 25
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDING, str(tmp_path / "o"), f"job{n}", str(each)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(jobs)
+    ]
+    assert [job.stdout.readline() for job in started] == ["ready\n"] * jobs
+    for job in started:
+        job.stdin.write("\n")
+        job.stdin.flush()
+    for job in started:
+        job.communicate(timeout=120)
+        assert job.returncode == 0
+    assert set(failures(tmp_path / "o")) == {f"job{n}-{k}" for n in range(jobs) for k in range(each)}
+    assert [p.name for p in (tmp_path / "o").iterdir()] == ["failures.csv"]

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from lrmil_cli.app import run
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table, write_table
-from tests.layouts import write_clam_coords, write_clam_features, write_stamp, write_trident
+from tests.layouts import write_atlaspatch, write_clam_coords, write_clam_features, write_stamp, write_trident
 
 HEADS = ["--epochs", "8", "--lr", "1e-3"]  # as the chain's own
 SHORT = ["--epochs", "1"]
@@ -297,7 +297,7 @@ def test_folders_that_cannot_be_trained_on(chain, old, tmp_path, lrmil):
 
     mixed = shutil.copytree(old / "trident", tmp_path / "mixed")
     shutil.copy(old / "clam" / "s03.h5", mixed / "s03.h5")
-    assert "s03.h5: made by CLAM, but TRIDENT in s00.h5" in train(mixed)
+    assert "s03.h5: made by CLAM, but TRIDENT in most of the others" in train(mixed)
     with h5py.File(old / "trident" / "s03.h5") as h5:
         at, x = h5["coords"][:], h5["features"][:]
     write_trident(mixed / "s03.h5", at, x[:, :-1], patch_size=128)
@@ -307,7 +307,24 @@ def test_folders_that_cannot_be_trained_on(chain, old, tmp_path, lrmil):
     (mixed / "s03.h5").write_bytes((old / "trident" / "s03.h5").read_bytes()[:5000])
     assert "s03.h5: not an HDF5 file, or cut short" in train(mixed)
     (mixed / "s03.h5").rename(mixed / "s03.pt")
-    assert "no features of slide s03 (s03.h5; 1 of 16 missing); the .pt files" in train(mixed)
+    assert "s03.h5: no such file; the .pt file there holds no coordinates" in train(mixed)
+    # all in one go, and left out on request
+    write_trident(mixed / "s03.h5", at, np.where(x > x.mean(), np.nan, x), patch_size=128)
+    write_trident(mixed / "s05.h5", at, np.full(x.shape, np.inf, np.float16), patch_size=128)
+    write_trident(mixed / "s06.h5", at[:0], x[:0], patch_size=128)
+    write_trident(mixed / "s08.h5", at, x[:, :-1], patch_size=128)
+    write_atlaspatch(mixed / "s09.h5", at, {"uni_v1": x, "conch": x})
+    said = train(mixed)
+    assert "3 of 16 feature files cannot be used" in said and all(f"s{n}.h5" in said for n in ("06", "08", "09"))
+    assert "s09.h5: holds 2 sets of features (conch, uni_v1)" in said
+    said = lrmil(
+        "train-teacher", chain.manifest, "--features", mixed, *HEADS, "--on-bad-slide", "skip", "-o", tmp_path / "t"
+    )
+    assert said.code == 0, said.err
+    assert "5 of 16 slides left out" in said.err and said.err.count("warning: left out: ") == 5
+    assert "of its feature values are not finite" in said.err and "no tiles in it" in said.err
+    assert len(pd.read_csv(tmp_path / "t" / "folds.csv", comment="#")) == 11
+    shutil.rmtree(tmp_path / "t")
     assert "without features" in train(_renamed(old / "trident-patches", tmp_path / "coords"))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lrmil_cli.slides.handles import fingerprint
+from lrmil_cli.slide_places import fingerprint
 
 STAND_INS = Path(__file__).resolve().parents[1] / "groovy"
 

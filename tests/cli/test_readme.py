@@ -91,8 +91,11 @@ def folder(chain, tmp_path, monkeypatch):
     (tmp_path / "slides").mkdir()
     for name, source in slides.items():
         shutil.copy(chain.manifest.parent / "slides" / f"{source}.svs", tmp_path / f"{name}.svs")
-    rows = [f"{name}.svs,{'tumor' if int(source[1:]) % 2 else 'normal'}" for name, source in slides.items()]
-    (tmp_path / "slides.csv").write_text("\n".join(["slide,label", *rows]) + "\n")
+    rows = [
+        f"{name}.svs,{'tumor' if int(source[1:]) % 2 else 'normal'},{part}"
+        for (name, source), part in zip(slides.items(), ("train", "train", "val", "test"))
+    ]
+    (tmp_path / "slides.csv").write_text("\n".join(["slide,label,split", *rows]) + "\n")
     roi_file(tmp_path / "drawn-in-qupath.geojson", (0, 0, 1536, 1536))
     shutil.copytree(chain.teacher, tmp_path / "teacher")
     for file in chain.model.parent.glob("model.*"):

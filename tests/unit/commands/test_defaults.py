@@ -10,8 +10,8 @@ from lrmil_cli.heads import head_defaults, head_names, head_sources
 
 #: Defaults that change no result, are a matter of taste, or say where files lie.
 NO_SOURCE = set(
-    "batch_size workers device seed on_bad_tile runtime rounds max_tiles style top colormap origin features "
-    "label reader image memory lr_features cache baseline_encoder hr_encoder slide slides method keep_min "
+    "batch_size workers device seed on_bad_tile on_bad_slide runtime rounds max_tiles style top colormap origin "
+    "features label reader image memory lr_features cache baseline_encoder hr_encoder slide slides method keep_min "
     "keep_max".split()
 )
 SAID = re.compile(r"\[default: (?P<value>[^\]]*?)(?:; (?P<source>(?:paper|official code|ours)[^\]]*))?\]")

@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.foreign import ForeignTiles, level0, open_bag, read_bag, read_foreign
 from lrmil_cli.files.header import last_digest, make_header, step
+from lrmil_cli.files.repack import repack
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.matching.paired_slide import one_tile_a_cell, read_pairs
 from lrmil_cli.matching.pairs import match_foreign, match_tables
 from lrmil_cli.matching.tile_rows import region_parents
 from lrmil_cli.slides.grid import loose_ratio, match_boxes
-from tests.layouts import write_clam_coords, write_clam_features, write_stamp, write_trident
+from tests.layouts import write_atlaspatch, write_clam_coords, write_clam_features, write_stamp, write_trident
 from tests.unit.distill.test_teacher_targets import tile_table
 
 AT = np.array([[0, 0], [512, 0], [0, 512], [512, 1024]])
@@ -113,6 +114,45 @@ def test_stamp_corners_come_back_to_the_pixel(mpp, tile_um, seed):
 def test_stamp_with_another_mpp_is_not_guessed(tmp_path):
     with pytest.raises(InputError, match="off every grid of whole pixels.*--slide-mpp"):
         read_bag(write_stamp(tmp_path / "s.h5", AT * 40 * 0.5, X), 0.49)
+
+
+def test_atlaspatch(tmp_path):
+    path = write_atlaspatch(tmp_path / "s.h5", AT, {"uni_v1": X})
+    bag = read_bag(path, no_slide)
+    np.testing.assert_array_equal(bag.coords, AT)
+    np.testing.assert_array_equal(bag.features, X)
+    assert bag.header["made_by"] == "atlaspatch" and bag.header["encoder"]["name"] == "uni_v1"
+    assert (bag.header["tiles"]["side_level0_px"], bag.header["tiles"]["tile_px"]) == (128, 128)
+    alone = read_foreign(write_atlaspatch(tmp_path / "t.h5", AT, {}))
+    assert alone.dataset is None and alone.size == (10000, 9000)
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_repacked_files_say_the_same_in_one_piece(tmp_path, dtype):
+    rows = np.stack([np.arange(400) * 256, np.zeros(400)], 1)
+    x = np.random.default_rng(1).normal(size=(400, 6)).astype(np.float32)
+    for n, path in enumerate(
+        (
+            write_trident(tmp_path / "trident.h5", rows, x, source=40, size=(9000, 8000)),
+            write_clam_features(tmp_path / "clam.h5", rows, x),
+            write_atlaspatch(tmp_path / "atlas.h5", rows, {"uni_v1": x, "conch": x[:, :3]}),
+        )
+    ):
+        size = repack(path, tmp_path / "new" / path.name, feature_set="uni_v1" if n == 2 else None, dtype=dtype)
+        new = open_bag(tmp_path / "new" / path.name, no_slide)
+        assert not new.in_chunks and (tmp_path / "new" / path.name).stat().st_size == size
+        bag = new.read()
+        np.testing.assert_array_equal(bag.features, x if dtype is None else x.astype(np.float16))
+        np.testing.assert_array_equal(bag.coords, rows)
+        if n < 2:
+            old = open_bag(path, no_slide)
+            assert old.in_chunks and {**old.header, "history": 0} == {**new.header, "history": 0}
+    with pytest.raises(UsageError, match="has conch, uni_v1"):
+        repack(tmp_path / "atlas.h5", tmp_path / "x.h5", feature_set="gigapath")
+    write_trident(tmp_path / "big.h5", rows, x + 1e6)
+    with pytest.raises(UsageError, match="which float16 cannot hold"):
+        repack(tmp_path / "big.h5", tmp_path / "x.h5", dtype="float16")
+    assert not (tmp_path / "x.h5").exists()
 
 
 def test_features_of_half_precision_and_with_axes_of_one(tmp_path):

@@ -2,13 +2,15 @@
 
 import csv
 import io
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError, MachineError
-from lrmil_cli.files.manifest import Labels, Manifest, read_manifest
+from lrmil_cli.files.manifest import Labels, Manifest, read_manifest, survey_manifest
+from lrmil_cli.files.manifest_about import describe_manifest
 from lrmil_cli.files.manifest_columns import MISSING
 from lrmil_cli.slide_names import slide_id_of
 
@@ -233,3 +235,35 @@ def test_what_was_written_is_read_or_refused_by_its_spelling(tmp_path_factory, l
         assert "formula" in str(e)
         return
     assert [e.label for e in m] == labels and m.ignored == tuple(extra)
+
+
+ROW = st.tuples(
+    st.sampled_from(["a.svs", "b.svs", "c.svs", "d.svs", ""]),
+    st.sampled_from(["x", "X", "y", "NA", ""]),
+    st.sampled_from(["p", "q", ""]),
+    st.sampled_from(["train", "test", "val", "later", ""]),
+)
+
+
+@given(st.lists(ROW, max_size=6), st.booleans(), st.booleans())
+def test_a_manifest_is_refused_for_the_first_of_what_a_survey_finds(tmp_path_factory, rows, need_labels, drop):
+    path = tmp_path_factory.mktemp("survey") / "slides.csv"
+    path.write_text("\n".join(["slide,label,patient_id,split", *map(",".join, rows)]))
+    asked = {"need_labels": need_labels, "labels": Labels(drop_missing=drop)}
+    try:
+        survey, problems = survey_manifest(path, **asked)
+    except InputError as e:  # nothing that could be surveyed
+        with pytest.raises(InputError) as refused:
+            read_manifest(path, **asked)
+        assert str(refused.value) == str(e)
+        return
+    about = describe_manifest(survey, problems)
+    assert json.loads(json.dumps(about)) == about
+    assert about["slides"] == sum(about["classes"].values()) + about["without_label"]
+    told = [p for p in problems if need_labels or not p.training]
+    if not told:
+        assert read_manifest(path, **asked) == survey
+        return
+    with pytest.raises(InputError) as refused:
+        read_manifest(path, **asked)
+    assert str(refused.value) == f"{path}: {told[0].text}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lrmil_cli.errors import InputError, MachineError
-from lrmil_cli.files import atomic, manifest
+from lrmil_cli.files import atomic, manifest_checks
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.files.manifest import read_manifest
@@ -40,9 +40,9 @@ def test_which_ids_can_be_names_of_files(slide_id, anywhere, on_windows):
 
 def test_ids_that_differ_by_case_are_one_file_on_some_systems(tmp_path, monkeypatch):
     (tmp_path / "slides.csv").write_text("slide,slide_id\na.svs,S1\nb.svs,s1\n")
-    monkeypatch.setattr(manifest, "as_file", lambda i: as_file(i, caseless=False))
+    monkeypatch.setattr(manifest_checks, "as_file", lambda i: as_file(i, caseless=False))
     assert len(read_manifest(tmp_path / "slides.csv")) == 2
-    monkeypatch.setattr(manifest, "as_file", lambda i: as_file(i, caseless=True))
+    monkeypatch.setattr(manifest_checks, "as_file", lambda i: as_file(i, caseless=True))
     with pytest.raises(InputError, match="slide_id 'S1' stands in 2 rows"):
         read_manifest(tmp_path / "slides.csv")
 

@@ -3,8 +3,10 @@ browser."""
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -17,7 +19,7 @@ from lrmil_cli.commands.report import printable
 from lrmil_cli.encoders.checkpoint import read_state
 from lrmil_cli.errors import InputError, LrmilError
 from lrmil_cli.evaluation.page import Heading, Table, Text, to_html, to_markdown
-from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.atomic import atomic_path, write_text
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import make_header, step
@@ -171,15 +173,36 @@ def test_what_a_killed_process_left_behind_is_swept_and_nothing_else(tmp_path):
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     ).stdout.strip()
     names = {
-        "dead": f".x.{atomic._machine()}-{gone}-{'0' * 12}.tmp.csv",
-        "alive": f".x.{atomic._machine()}-{os.getppid()}-{'0' * 12}.tmp.csv",
-        "other machine": f".x.{'f' * 8}-{gone}-{'0' * 12}.tmp.csv",
+        "dead": f".x.{atomic._world()}-{gone}-{'0' * 12}.tmp.csv",
+        "alive": f".x.{atomic._world()}-{os.getppid()}-{'0' * 12}.tmp.csv",
+        "of another machine or container": f".x.{'f' * 8}-{gone}-{'0' * 12}.tmp.csv",
+        "of another, forgotten": f".x.{'e' * 8}-{os.getppid()}-{'0' * 12}.tmp.csv",
         "the user's": ".x.tmp.csv",
+        "the user's, old": ".y.tmp.csv",
     }
     for name in names.values():
         (tmp_path / name).write_text("half")
+    for name in (names["of another, forgotten"], names["the user's, old"]):
+        os.utime(tmp_path / name, (time.time() - 8 * 24 * 3600,) * 2)
     write_text(tmp_path / "y.csv", "whole")
-    assert {p.name for p in tmp_path.iterdir()} == {"y.csv", *names.values()} - {names["dead"]}
+    swept = {names["dead"], names["of another, forgotten"]}
+    assert {p.name for p in tmp_path.iterdir()} == {"y.csv", *names.values()} - swept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PID namespaces are of Linux")
+def test_a_container_of_the_same_host_name_does_not_sweep_what_is_being_written(tmp_path):
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable]
+    if not shutil.which("unshare") or subprocess.run([*inside, "-c", ""], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody make a namespace")
+    write = "import sys; from lrmil_cli.files.atomic import write_text; write_text(sys.argv[1], 'theirs')"
+    with atomic_path(tmp_path / "ours.csv") as tmp:
+        assert os.getpid() > 20  # so no process in the container has this number, and it is that of a dead one
+        tmp.write_text("ours")
+        done = subprocess.run(
+            [*inside, "-c", write, tmp_path / "theirs.csv"], env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 0 and tmp.exists()
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"ours.csv": "ours", "theirs.csv": "theirs"}
 
 
 @not_on_windows
@@ -187,7 +210,7 @@ def test_random_damage_is_always_one_of_our_errors(tmp_path):
     seed = int.from_bytes(os.urandom(4), "little")
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "800", str(seed)],
+        [sys.executable, "-m", "tests.fuzz", "1050", str(seed)],
         cwd=tmp_path,
         env=env,
         capture_output=True,
@@ -195,7 +218,7 @@ def test_random_damage_is_always_one_of_our_errors(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}{done.stderr}"
-    assert done.stdout.count("inputs") == 16
+    assert done.stdout.count("inputs") == 21
 
 
 def test_a_dataset_that_claims_more_than_any_memory_is_refused(tmp_path):

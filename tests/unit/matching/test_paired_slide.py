@@ -14,6 +14,8 @@ def paired():
     return PairedSlide(
         "s",
         header,
+        "s.pairs.csv",
+        None,
         hr_boxes=boxes,
         lr_boxes=boxes[:3] * 2,
         children=children,

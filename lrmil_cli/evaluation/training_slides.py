@@ -1,0 +1,73 @@
+"""What a model saw in training: slides by their labels, and slides by their pixels alone (evaluation/README 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrmil_cli.errors import InputError
+from lrmil_cli.files.header import last_digest
+from lrmil_cli.files.tables import read_table
+
+#: What a prediction says that its model saw of the slide.
+LABELS, PIXELS, NOTHING = "labels", "pixels", "nothing"
+_ENDINGS = (".int8.onnx", ".onnx", ".safetensors")
+
+
+@dataclass(frozen=True)
+class TrainingSlides:
+    """Ids of slides that a model's heads were trained or selected on (``labels``), and of those that its LR encoder was
+    distilled on (``pixels``)."""
+
+    labels: frozenset[str]
+    pixels: frozenset[str]
+
+
+def training_slides(path: str | Path, header: dict[str, Any]) -> TrainingSlides:
+    """What the model of a header saw.
+
+    Args:
+        path: of the model file, or of one of its graphs: its out-of-fold predictions beside it say which slides of its
+            cohort no head saw.
+    """
+    pixels, labels = _distilled(header)
+    return TrainingSlides(_cohort(header) - _held_out(Path(path), header) | labels, pixels)
+
+
+def saw_in_training(slide_id: str, path: str | Path, header: dict[str, Any]) -> str:
+    """What a model saw of one slide: its label, its pixels alone, or nothing. For a slide that is none of its own no
+    file is read."""
+    pixels, labels = _distilled(header)
+    if slide_id not in _cohort(header) | labels | pixels:
+        return NOTHING
+    seen = training_slides(path, header)
+    return LABELS if slide_id in seen.labels else PIXELS if slide_id in seen.pixels else NOTHING
+
+
+def model_name(name: str) -> str:
+    """The name of a model file without its endings; of its graphs it is the same."""
+    return name.removesuffix(next((e for e in _ENDINGS if name.endswith(e)), ""))
+
+
+def _cohort(header: dict[str, Any]) -> frozenset[str]:
+    return frozenset(header.get("slides", []))
+
+
+def _distilled(header: dict[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """Slides whose pixels, and slides whose labels, decided the weights of the encoders."""
+    about = [e.get("distilled") or {} for e in header.get("encoders", [])]
+    pixels, labels = (frozenset(s for a in about for s in a.get(key, [])) for key in ("slides", "label_slides"))
+    return pixels, labels
+
+
+def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
+    """Slides of the model's cohort that none of its heads was trained or selected on: test slides of every fold."""
+    try:
+        table, rows = read_table(path.with_name(f"{model_name(path.name)}.predictions.csv"), "predictions")
+    except InputError:
+        return frozenset()
+    if last_digest(table) != last_digest(header):
+        return frozenset()
+    folds = rows.groupby("slide_id")["fold"].nunique()
+    return frozenset(folds[folds == len(header.get("heads", []))].index)
