@@ -161,7 +161,7 @@ def manifest_seconds(slides: int) -> float:
     rows = (f"s{i:05d}.svs,s{i:05d},p{i // 2:05d},{'ab'[i // 2 % 2]},{i // 2 % 5 + 1}\n" for i in range(slides))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slides.csv"
-        path.write_text("slide,slide_id,patient_id,label,fold\n" + "".join(rows))
+        path.write_text("slide,slide_id,patient_id,label,fold\n" + "".join(rows), encoding="utf-8")
         return best(lambda: read_manifest(path, need_labels=True), 2)
 
 
