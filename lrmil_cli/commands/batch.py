@@ -137,7 +137,8 @@ def run_batch(
             outcome = _guarded(finish, item, alone=len(items) == 1)
         except LrmilError as e:
             status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
-            failures.append((item, status, e))
+            # Without its traceback, whose frames hold the slide and its pixels.
+            failures.append((item, status, type(e)(str(e))))
             report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
             if len(items) == 1:
                 if failures_in is not None:
