@@ -12,15 +12,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 from glob import glob
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from lrmil_cli import __version__
 from lrmil_cli.commands.all_commands import COMMANDS
+from lrmil_cli.commands.help import PanelCommand, epilog
 from lrmil_cli.commands.options import debug, with_common_options
-from lrmil_cli.commands.report import printable
-from lrmil_cli.errors import LrmilError
+from lrmil_cli.commands.report import tell
+from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
 
@@ -34,14 +35,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
     help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
     "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> "
-    "export-geojson. Start with `lrmil demo DIR`. Research use only.",
+    "export-geojson; `lrmil run` is all of it. Start with `lrmil demo DIR`. Research use only.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, function in COMMANDS.items():
-    app.command(name)(with_common_options(function))
+    app.command(name, cls=PanelCommand, epilog=epilog(name))(with_common_options(function))
 
 
 def _version(show: bool) -> None:
@@ -52,9 +52,21 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(False, "-V", "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     pass
+
+
+@app.command("help", hidden=True)
+def help_of(ctx: typer.Context, command: Annotated[str, typer.Argument(help="A command.")] = "") -> None:
+    """Show the help of a command."""
+    known = ctx.parent.command if ctx.parent is not None else None
+    found = getattr(known, "commands", {}).get(command) if command else known
+    if found is None or ctx.parent is None:
+        raise UsageError(f"help {command}: no such command; `lrmil --help` lists them")
+    name = f"lrmil {command}".strip()
+    own = typer.Context(found, info_name=name, help_option_names=["-h", "--help"])
+    print(found.get_help(own if command else ctx.parent))
 
 
 def run(args: Sequence[str]) -> int:
@@ -72,7 +84,9 @@ def run(args: Sequence[str]) -> int:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except (BrokenPipeError, SystemExit):  # the command line parser turns the first into the second
+    except (BrokenPipeError, SystemExit) as e:  # the command line parser turns the first into the second
+        if isinstance(e, SystemExit) and not e.code:  # completion says so that it is done
+            return 0
         # The reader of our pipe is gone: nobody wants the rest, and nothing is wrong that we could say.
         _close_stdout()
         return CLOSED_PIPE
@@ -123,7 +137,7 @@ def _usage(e: Any) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
+    tell(f"error: {text}")
     return code
 
 

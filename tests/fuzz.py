@@ -1,16 +1,18 @@
 """Damaged and random inputs for every reader: only ``LrmilError`` may come out.
 
-    python -m tests.fuzz [INPUTS]        (default 100000, shared out over the readers; prints a line a reader)
+    python -m tests.fuzz [INPUTS] [SEED] [--only NAMES] [--first N]
 
-Inputs are valid files with bytes flipped, cut, repeated or spliced, with JSON values exchanged, or bytes at random.
-Each reader works in a process of its own, so that a crash of a library is seen too, and goes on in a new one; an input
-that takes longer than ten seconds counts as a failure. What fails is kept in ``fuzz-failures/``. libhdf5 crashes, or
-never returns, on some damaged files; ours carry a checksum that is looked at before, those of other tools do not, so
-such ends are counted and reported, not held against us.
+100,000 inputs by default, shared out over the readers; prints a line a reader. Inputs are valid files with bytes
+flipped, cut, repeated or spliced, with JSON values exchanged, or bytes at random; of slides, the headers alone are
+damaged (:mod:`tests.fuzz_slides`). Each reader works in a process of its own that may take 5 GB, so that a crash of a
+library is seen too, and goes on in a new one; an input that takes longer than ten seconds counts as a failure. What
+fails is kept in ``fuzz-failures/``. libhdf5 crashes, or never returns, on some damaged files; ours carry a checksum
+that is looked at before, those of other tools do not, so such ends are counted and reported, not held against us.
 """
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import gzip
 import json
@@ -18,6 +20,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -48,6 +51,11 @@ VALUES = (
 #: Readers that hand bytes without a checksum of ours to libhdf5 (of our own features, where the damage took the
 #: checksum away).
 CRASHING = ("features", "other tools' features")
+#: Slides with damaged headers, by :mod:`tests.fuzz_slides`.
+FORMATS = ("Aperio SVS", "OME BigTIFF", "16-bit TIFF", "Hamamatsu NDPI", "DICOM")
+#: What one input may take, what a process of many may take, and when a reader is given up.
+SECONDS, MAX_BYTES, MAX_PROBLEMS = 10, 5 << 30, 20
+KEPT = "fuzz-failures"
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -289,92 +297,140 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object
     }
 
 
-def attack(name: str, start: int, count: int, seed: int, kept: str, at, refused, answer) -> None:
-    """Feed inputs ``start`` to ``count`` to one reader, in this process; ``at`` and ``refused`` are counters that
+class Late(BaseException):
+    """An input took too long. No ``Exception``: what libraries raise is caught on the way, and this must not be."""
+
+
+def attack(name: str, inputs: range, seed: int, folder: str, at, refused, wrong) -> None:
+    """Feed inputs to one reader, in this process; ``at`` and ``refused`` are counters and ``wrong`` a queue that
     outlive it."""
     import warnings
 
     from lrmil_cli.errors import LrmilError
 
     warnings.simplefilter("ignore")
+    _limit_memory()
 
     def late(*_: object) -> None:
-        raise TimeoutError("took longer than ten seconds")
+        raise Late(f"took longer than {SECONDS} seconds")
 
     signal.signal(signal.SIGALRM, late)
     quiet = open(os.devnull, "w")  # noqa: SIM115
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        files, read = readers(folder)[name]
-        valid = [(f, f.read_bytes()) for f in files]
-        for file, _ in valid:
-            try:
-                read(file)
-            except LrmilError:
-                pass
-        for n in range(start, count):
-            at.value = n
-            rng = random.Random(f"{seed}/{name}/{n}")
-            file, data = rng.choice(valid)
-            trial = folder / f"trial{''.join(file.suffixes)}"
-            trial.write_bytes(mutate(data, rng))
-            signal.alarm(10)
-            faulthandler.dump_traceback_later(20, exit=True, file=quiet)  # a library that never returns hears no signal
-            try:
-                read(trial)
-            except LrmilError:
-                refused.value += 1
-            except BaseException as e:
-                Path(kept).mkdir(exist_ok=True)
-                target = Path(kept) / f"{name.replace(' ', '-')}-{n}{''.join(file.suffixes)}"
-                target.write_bytes(trial.read_bytes())
-                answer.put(f"input {n}: {type(e).__name__}: {' '.join(str(e).split())[:160]} ({target})")
+    home = Path(folder)
+    (home / "trial").mkdir()
+    files, read, damage = _reader(name, home / "valid")
+    valid = [(f, f.read_bytes()) for f in files]
+    for file, _ in valid:
+        try:
+            read(file)
+        except LrmilError:
+            pass
+    problems = 0
+    for n in inputs:
+        at.value = n
+        rng = random.Random(f"{seed}/{name}/{n}")
+        file, data = rng.choice(valid)
+        trial = home / "trial" / f"{name.replace(' ', '-')}-{n}{''.join(file.suffixes)}"
+        trial.write_bytes(damage(file, data, rng))
+        signal.alarm(SECONDS)
+        # A library that never returns hears no signal.
+        faulthandler.dump_traceback_later(2 * SECONDS, exit=True, file=quiet)
+        try:
+            read(trial)
+        except LrmilError:
+            refused.value += 1
+        except BaseException as e:
+            wrong.put(f"input {n}: {type(e).__name__}: {' '.join(str(e).split())[:160]} ({_keep(trial)})")
+            problems += 1
+            if problems == MAX_PROBLEMS:
                 return
-            finally:
-                signal.alarm(0)
-                faulthandler.cancel_dump_traceback_later()
-        answer.put(None)
+        finally:
+            signal.alarm(0)
+            faulthandler.cancel_dump_traceback_later()
+        trial.unlink()
 
 
-def fuzz(
-    inputs: int, seed: int = 0, kept: str = "fuzz-failures", say: Callable[[str], None] = lambda text: None
-) -> list[str]:
-    """Attack all readers; returns what went wrong. For a process in which torch has done nothing yet."""
-    with tempfile.TemporaryDirectory() as temporary:
-        names = list(readers(Path(temporary)))
+def _reader(name: str, folder: Path) -> tuple[list[Path], Callable[[Path], object], Callable[..., bytes]]:
+    """Valid files in ``folder``, what reads such a file, and what makes an input of one."""
+    folder.mkdir()
+    if name not in FORMATS:
+        return *readers(folder)[name], lambda file, data, rng: mutate(data, rng)
+    from tests import fuzz_slides
+
+    files = fuzz_slides.write_slides(folder)[name]
+    spots = {file: fuzz_slides.header_spots(file) for file in files}
+    return files, fuzz_slides.read_slide, lambda file, data, rng: fuzz_slides.damage(data, spots[file], rng)
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+
+
+def _keep(trial: Path) -> Path:
+    Path(KEPT).mkdir(exist_ok=True)
+    return Path(shutil.copy(trial, KEPT))
+
+
+def fuzz(names: list[str], inputs: range, seed: int = 0, say: Callable[[str], None] = lambda text: None) -> list[str]:
+    """Attack readers with these inputs each; returns what went wrong. For a process in which torch has done nothing
+    yet."""
     context = multiprocessing.get_context("fork")
     wrong = []
     for name in names:
-        count, crashes, problem = -(-inputs // len(names)), 0, None
-        at, refused, answer = context.Value("q", 0), context.Value("q", 0), context.Queue()
-        start = 0
-        while start < count:
-            process = context.Process(target=attack, args=(name, start, count, seed, kept, at, refused, answer))
-            process.start()
-            process.join()
-            if process.exitcode == 0:
-                problem = answer.get()
+        problems: list[str] = []
+        crashes, left = 0, inputs
+        at, refused, found = context.Value("q", 0), context.Value("q", 0), context.SimpleQueue()
+        while left:
+            at.value = left.start
+            with tempfile.TemporaryDirectory() as folder:
+                process = context.Process(target=attack, args=(name, left, seed, folder, at, refused, found))
+                process.start()
+                process.join()
+                while not found.empty():
+                    problems.append(found.get())
+                if process.exitcode == 0:
+                    break
+                crashes += 1
+                if name not in CRASHING:
+                    trial = next((Path(folder) / "trial").iterdir(), None)
+                    problems.append(
+                        f"input {at.value}: the process ended with {process.exitcode} ({trial and _keep(trial)})"
+                    )
+            if len(problems) >= MAX_PROBLEMS or crashes > 200:
                 break
-            crashes += 1
-            start = at.value + 1
-            if name not in CRASHING or crashes > 200:
-                problem = f"input {at.value}: the process ended with {process.exitcode}"
-                break
-        done = count if problem is None else at.value + 1
+            left = range(at.value + 1, inputs.stop)
+        done = at.value + 1 - inputs.start
         say(
-            f"{name:<24}{done:>8} inputs, {refused.value:>8} refused"
-            + (f", {crashes} stopped libhdf5" if crashes else "")
-            + (f"   FAILED: {problem}" if problem else "")
+            f"{name:<24}{done:>8} inputs, {refused.value:>8} refused, "
+            f"{done - refused.value - len(problems) - (crashes if name in CRASHING else 0):>8} read"
+            + (f", {crashes} stopped libhdf5" if crashes and name in CRASHING else "")
+            + "".join(f"\n   FAILED: {problem}" for problem in problems)
         )
-        if problem:
-            wrong.append(f"{name}: {problem}")
+        wrong += [f"{name}: {problem}" for problem in problems]
     return wrong
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="?", type=int, default=100_000, help="shared out over the readers")
+    parser.add_argument("seed", nargs="?", type=int, default=0)
+    parser.add_argument("--only", help="names of readers, with commas; or `slides`, all of these")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input of each reader")
+    options = parser.parse_args()
+    if options.only == "slides":
+        names = list(FORMATS)
+    elif options.only:
+        names = options.only.split(",")
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            names = [*FORMATS, *readers(Path(temporary))]
+    share = range(options.first, -(-options.inputs // len(names)))
+    sys.exit("\n".join(fuzz(names, share, options.seed, say=lambda t: print(t, flush=True))) or 0)
+
+
 if __name__ == "__main__":
-    problems = fuzz(
-        int(sys.argv[1]) if len(sys.argv) > 1 else 100_000,
-        seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0,
-        say=lambda t: print(t, flush=True),
-    )
-    sys.exit("\n".join(problems) or 0)
+    main()

@@ -17,6 +17,7 @@ from lrmil_cli.commands import (
     info,
     match,
     predict,
+    run,
     tile,
     train_teacher,
 )
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict.predict,
     "export-geojson": export_geojson.export_geojson,
     "export-onnx": export_onnx.export_onnx,
+    "run": run.run,
     "evaluate": evaluate.evaluate,
     "embed": embed.embed,
     "benchmark": benchmark.benchmark,

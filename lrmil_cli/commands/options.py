@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 from typer.models import OptionInfo
 
+from lrmil_cli.commands.help import shown
 from lrmil_cli.errors import UsageError
 
 #: How much the running command says, and whether an internal error shows its traceback.
@@ -34,7 +35,7 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, (_, annotation) in _COMMON.items()
     ]
-    signature = own.replace(parameters=[*own.parameters.values(), *added])
+    signature = own.replace(parameters=[shown(p) for p in [*own.parameters.values(), *added]])
 
     @functools.wraps(command)
     def wrapped(**kwargs: Any) -> None:
@@ -49,6 +50,11 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapped.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     del vars(wrapped)["__wrapped__"]  # typer would look through to the undecorated function
     return wrapped
+
+
+def voice() -> list[str]:
+    """Those of ``-q -v --debug`` that the running command was given, for commands that it runs."""
+    return [f"--{name}" for name, (variable, _) in _COMMON.items() if variable.get()]
 
 
 def names_of(parameter: inspect.Parameter) -> tuple[str, ...]:

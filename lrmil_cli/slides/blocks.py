@@ -7,6 +7,7 @@ knows where every block lies and how to decode it; that is all a reader of tiles
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from lrmil_cli.units import LevelPx
 #: TIFF's number of JPEG with shared tables, as scanners write it.
 _JPEG = 7
 _OLD_JPEG = 6
+#: Pixels that a stream may be larger by than its block: JPEG is made of squares of up to 32 px.
+_MCU = 32
 #: Rows that strips without compression are cut into, or joined to, so that a tile needs few of them.
 _RAW_ROWS = 64
 
@@ -106,7 +109,44 @@ def _decode(page: Any, index: int, direct: dict[str, Any] | None = None, out: np
         if keyframe.compression in (_OLD_JPEG, _JPEG)
         else {}
     )
+    claimed = _CLAIMS.get(keyframe.compression, _no_claim)(keyframe.jpegheader or data)
+    width, height = _block_size(keyframe)
+    if claimed > (width + _MCU) * (height + _MCU):  # decoders take memory by that, and fill what is not there
+        raise ValueError(f"a block of {width} x {height} px that claims {claimed:,} px")
     return keyframe.decode(data, index, **more)[0][0]
+
+
+def _jpeg_claim(data: bytes) -> int:
+    """Pixels that a JPEG says it has; 0 where it does not say."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return int(height) * int(width)
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
+
+
+def _jpeg2000_claim(data: bytes) -> int:
+    """Pixels that a JPEG 2000 says it has, those of its colours together where they are more than four."""
+    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at < 0 or at + 42 > len(data):
+        return 0
+    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
+    (colours,) = struct.unpack_from(">H", data, at + 40)
+    return max(0, right - left) * max(0, bottom - top) * max(4, colours) // 4
+
+
+def _no_claim(data: bytes) -> int:
+    return 0
+
+
+#: By number of the compression, the pixels that the stream of a block claims.
+_CLAIMS = {
+    **dict.fromkeys((_OLD_JPEG, _JPEG, 33007, 34892), _jpeg_claim),
+    **dict.fromkeys((33003, 33004, 33005, 34712), _jpeg2000_claim),
+}
 
 
 def new_block(height: int, width: int) -> np.ndarray:
@@ -145,6 +185,13 @@ def open_blocks(pages: tuple[Any, ...], above: Blocks | None) -> Blocks:
     along_x, along_y = (max(1, round(a / b)) for a, b in ((above.cols, found.cols), (above.rows, found.rows)))
     over = {i // above.cols // along_y * found.cols + i % above.cols // along_x for i in above.missing}
     return replace(found, missing=found.missing | over)
+
+
+def block_count(page: Any) -> tuple[int, int]:
+    """How many blocks a page of its size has, those of all planes, and how many of them lie in a row."""
+    width, height = _block_size(page)
+    cols, rows = -(-int(page.imagewidth) // width), -(-int(page.imagelength) // height)
+    return cols * rows * (int(page.samplesperpixel) if page.planarconfig != 1 else 1), cols if page.is_tiled else 0
 
 
 def block_bytes(page: Any) -> int:

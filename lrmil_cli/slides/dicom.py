@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lrmil_cli.errors import InputError
 from lrmil_cli.slides.mpp import parse_number
 from lrmil_cli.units import LevelPx, Um
 
@@ -23,9 +24,16 @@ _UNDEFINED = 0xFFFFFFFF
 _PIXELS = (0x7FE0, 0x0010)
 _SERIES, _IMAGE_TYPE, _SPACING = (0x0020, 0x000E), (0x0008, 0x0008), (0x0028, 0x0030)
 _COLUMNS, _ROWS = (0x0048, 0x0006), (0x0048, 0x0007)
+_TILE_COLUMNS, _TILE_ROWS, _FRAMES = (0x0028, 0x0011), (0x0028, 0x0010), (0x0028, 0x0008)
+_ORGANIZATION = (0x0020, 0x9311)
+#: Bytes of an element that is read; none of those wanted is longer.
+_MAX_VALUE = 4096
 #: Kinds of files that are levels of the slide.
 _LEVELS = ("VOLUME", "THUMBNAIL")
-_WANTED = (_SERIES, _IMAGE_TYPE, _SPACING, _COLUMNS, _ROWS)
+_WANTED = (_SERIES, _IMAGE_TYPE, _SPACING, _COLUMNS, _ROWS, _TILE_COLUMNS, _TILE_ROWS, _FRAMES, _ORGANIZATION)
+#: Pixels of a tile, and a level's pixels for each byte of its file where most of its tiles may be left out: more is
+#: no slide.
+_MAX_TILE, _MAX_RATIO = 1 << 28, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class DicomHeader:
         series: SeriesInstanceUID; image_type: ``VOLUME``, ``LABEL``, ``OVERVIEW``, ``THUMBNAIL``, or empty.
         width, height: of the whole picture in its px, 0 where it does not say.
         spacing: um from pixel to pixel along x and y, or None.
+        tile: width and height of a frame in px; frames: how many there are; full: whether no tile is left out.
+        size: bytes of the file.
     """
 
     series: str
@@ -43,6 +53,23 @@ class DicomHeader:
     width: LevelPx
     height: LevelPx
     spacing: tuple[Um, Um] | None
+    tile: tuple[LevelPx, LevelPx]
+    frames: int
+    full: bool
+    size: int
+
+    @property
+    def impossible(self) -> str | None:
+        """What of it cannot be, in words."""
+        width, height = self.tile
+        if width * height > _MAX_TILE:
+            return f"tiles of {width:,} x {height:,} px"
+        tiles = -(-self.width // max(1, width)) * -(-self.height // max(1, height))
+        if self.full and self.image_type in _LEVELS and tiles > self.frames:
+            return f"{self.width:,} x {self.height:,} px in {tiles:,} tiles, and has {self.frames:,} of them"
+        if self.width * self.height > _MAX_RATIO * self.size:
+            return f"{self.width:,} x {self.height:,} px, more than {self.size:,} bytes can hold"
+        return None
 
 
 def is_dicom(path: Path) -> bool:
@@ -60,6 +87,7 @@ def read_dicom(path: Path) -> DicomHeader | None:
             found: dict[tuple[int, int], bytes] = {}
             for tag, value in _elements(fh):
                 found.setdefault(tag, value)
+            size = fh.seek(0, 2)
     except (OSError, struct.error, EOFError):
         return None
     if _SERIES not in found:
@@ -73,21 +101,42 @@ def read_dicom(path: Path) -> DicomHeader | None:
         LevelPx(_number(found.get(_COLUMNS, b""))),
         LevelPx(_number(found.get(_ROWS, b""))),
         (Um(along_x * 1000), Um(along_y * 1000)) if along_x and along_y else None,
+        (LevelPx(_number(found.get(_TILE_COLUMNS, b""))), LevelPx(_number(found.get(_TILE_ROWS, b"")))),
+        int(parse_number(_text(found.get(_FRAMES, b""))) or 0),
+        _text(found.get(_ORGANIZATION, b"")) == "TILED_FULL",
+        size,
     )
 
 
-def series_spacings(path: Path) -> dict[tuple[int, int], tuple[Um, Um]]:
-    """From size in px to um from pixel to pixel along x and y, of the levels of the series that a file belongs to.
+def series_of(path: Path) -> list[DicomHeader]:
+    """The headers of all files of the slide that a file belongs to; none where they cannot be read.
 
-    Sizes that two levels share are left out.
+    Raises:
+        InputError: one of them claims what cannot be, and OpenSlide would take memory by it.
     """
     own = read_dicom(path)
     if own is None:
-        return {}
-    found: dict[tuple[int, int], set[tuple[Um, Um]]] = {}
+        return []
+    found = []
     for other in sorted(path.parent.iterdir()):
         header = read_dicom(other) if other.is_file() else None
-        if header and header.series == own.series and header.image_type in _LEVELS and header.spacing:
+        if header and header.series == own.series:
+            if header.impossible:
+                raise InputError(
+                    f"{other}: its header is damaged: it claims {header.impossible}; copy or export the slide again"
+                )
+            found.append(header)
+    return found
+
+
+def series_spacings(series: Sequence[DicomHeader]) -> dict[tuple[int, int], tuple[Um, Um]]:
+    """From size in px to um from pixel to pixel along x and y, of the levels of a series.
+
+    Sizes that two levels share are left out.
+    """
+    found: dict[tuple[int, int], set[tuple[Um, Um]]] = {}
+    for header in series:
+        if header.image_type in _LEVELS and header.spacing:
             found.setdefault((header.width, header.height), set()).add(header.spacing)
     return {size: next(iter(spacings)) for size, spacings in found.items() if len(spacings) == 1}
 
@@ -136,7 +185,7 @@ def _elements(fh: BinaryIO) -> Iterator[tuple[tuple[int, int], bytes]]:
                 return
         else:
             (length,) = struct.unpack("<H", head[6:8])
-        if tag in _WANTED:
+        if tag in _WANTED and length <= _MAX_VALUE:
             yield (tag[0], tag[1]), fh.read(length)
         else:
             fh.seek(length, 1)

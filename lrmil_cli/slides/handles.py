@@ -14,11 +14,13 @@ from typing import Any
 from lrmil_cli.errors import InputError, LrmilError, UsageError
 from lrmil_cli.slide_names import SLIDE_SUFFIXES
 from lrmil_cli.slides.choice import OPENSLIDE, READERS, TIFFSLIDE, Choice, Facts, choose, refusal
-from lrmil_cli.slides.dicom import is_dicom, series_spacings, spacing_of
+from lrmil_cli.slides.dicom import is_dicom, series_of, series_spacings, spacing_of
 from lrmil_cli.slides.images import choose_image
 from lrmil_cli.slides.judge import MAX_DIFFERENCE, difference
 from lrmil_cli.slides.openslides import OpenSlideHandle, open_openslide
-from lrmil_cli.slides.tiff import TiffHandle, is_tiff
+from lrmil_cli.slides.tiff import TiffHandle
+from lrmil_cli.slides.tiff_header import check_header, is_tiff
+from lrmil_cli.units import Um
 
 #: Vendors whose slide is put together from several images of the file.
 _COMPOSED = ("leica", "ventana", "trestle", "philips")
@@ -87,6 +89,8 @@ def open_source(path: Path, reader: str = "auto", image: int | None = None) -> S
         raise UsageError(f"--reader {reader}: choose one of {', '.join(READERS)}")
     try:
         tiff = is_tiff(path)
+        if tiff:
+            check_header(path)
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
     if tiff:
@@ -96,8 +100,9 @@ def open_source(path: Path, reader: str = "auto", image: int | None = None) -> S
     if image:
         raise InputError(f"{path}: only TIFF files hold several images; leave --image away")
     facts = Facts("DICOM" if is_dicom(path) else "other")
+    spacings = series_spacings(series_of(path)) if facts.format == "DICOM" else {}
     handle = open_openslide(path, "", SLIDE_SUFFIXES)
-    return _by_openslide(path, handle, choose(facts), facts)
+    return _by_openslide(handle, choose(facts), facts, spacings)
 
 
 def _open_tiff(path: Path, reader: str, image: int | None) -> Source:
@@ -110,7 +115,7 @@ def _open_tiff(path: Path, reader: str, image: int | None) -> Source:
         with suppress(LrmilError):
             if reader != TIFFSLIDE and image is None:
                 other = open_openslide(path, text)
-                return _by_openslide(path, other, Choice(OPENSLIDE, text), Facts("TIFF"))
+                return _by_openslide(other, Choice(OPENSLIDE, text), Facts("TIFF"))
         raise InputError(
             f"{path}: cannot be opened as a slide ({type(e).__name__}); is the file complete, and one of "
             f"{' '.join(SLIDE_SUFFIXES)}?"
@@ -191,7 +196,7 @@ def _tiff_by_openslide(path: Path, handle: TiffHandle, choice: Choice, forced: d
             f"{path}: {choice.why}, and OpenSlide reads another image of the file ({shown}) than image "
             f"{handle.chosen} of {handle.dimensions[0]} x {handle.dimensions[1]} px; export that as a tiled RGB TIFF"
         )
-    source = _by_openslide(path, other, choice, facts)
+    source = _by_openslide(other, choice, facts)
     if source.mpp[0] is None and facts.vendor not in ("ventana", "trestle", "philips"):
         source.mpp = handle.stated
     composed = facts.vendor in _COMPOSED
@@ -202,12 +207,16 @@ def _tiff_by_openslide(path: Path, handle: TiffHandle, choice: Choice, forced: d
     return source
 
 
-def _by_openslide(path: Path, handle: OpenSlideHandle, choice: Choice, facts: Facts) -> Source:
+def _by_openslide(
+    handle: OpenSlideHandle,
+    choice: Choice,
+    facts: Facts,
+    spacings: dict[tuple[int, int], tuple[Um, Um]] | None = None,
+) -> Source:
     known = handle.properties
     mpp = known.get("openslide.mpp-x"), known.get("openslide.mpp-y"), "OpenSlide's properties"
     bounds = [known.get(f"openslide.bounds-{k}") for k in ("x", "y", "width", "height")]
     vendor = str(known.get("openslide.vendor") or "unknown")
-    spacings = spacing_of(handle, series_spacings(path) if facts.format == "DICOM" else {})
     return Source(
         choice,
         handle,
@@ -217,7 +226,7 @@ def _by_openslide(path: Path, handle: OpenSlideHandle, choice: Choice, facts: Fa
         [int(v) for v in bounds if v is not None] if None not in bounds else None,
         [{"image": 0, "kind": "slide", "width": handle.dimensions[0], "height": handle.dimensions[1]}]
         + [{"kind": name, "width": i[0], "height": i[1]} for name, i in _associated(handle)],
-        spacings=spacings,
+        spacings=spacing_of(handle, spacings or {}),
     )
 
 

@@ -352,20 +352,43 @@ def overview(slide: Slide, mpp: float) -> tuple[np.ndarray, float, float]:
     factor = max(1, int(mpp / (slide.mpp * of.downsample) + 0.01))
     out_w, out_h = -(-of.width // factor), -(-of.height // factor)
     out = np.empty((out_h, out_w, 3), np.uint8)
-    rows = max(1, BAND_PIXELS // (of.width * factor))
-    blocks = slide.blocks(level)
-    if blocks is not None:  # bands end where blocks do, so that none is decoded twice
-        whole = blocks.height // math.gcd(blocks.height, factor)
-        rows = max(whole, rows // whole * whole)
+    rows, cols = _band(of.width, factor, slide.blocks(level))
     for top in range(0, out_h, rows):
-        n = min(rows, out_h - top)
-        band = slide.read(
-            level, 0, top * factor, out_w * factor, n * factor, threads=True, bad_is_glass=slide.on_bad_tile == "skip"
-        )
-        out[top : top + n] = cv2.resize(band, (out_w, n), interpolation=cv2.INTER_AREA) if factor > 1 else band
+        for left in range(0, out_w, cols):
+            n, m = min(rows, out_h - top), min(cols, out_w - left)
+            band = slide.read(
+                level,
+                left * factor,
+                top * factor,
+                m * factor,
+                n * factor,
+                threads=True,
+                bad_is_glass=slide.on_bad_tile == "skip",
+            )
+            small = cv2.resize(band, (m, n), interpolation=cv2.INTER_AREA) if factor > 1 else band
+            out[top : top + n, left : left + m] = small
     if factor > 1:
         _replace_border(out, of.width % factor, of.height % factor, factor)
     return out, factor * of.downsample_x, factor * of.downsample_y
+
+
+def _band(width: int, factor: int, blocks: Blocks | None) -> tuple[int, int]:
+    """Rows and columns of an overview that are made at a time, of a level of ``width`` px that is shrunk by
+    ``factor``.
+
+    Bands end where blocks do, so that none is decoded twice, as far as memory goes.
+    """
+    rows = max(1, BAND_PIXELS // (width * factor))
+    most = 16 * BAND_PIXELS
+    if blocks is not None:
+        most = max(most, 2 * blocks.width * blocks.height)
+        whole = blocks.height // math.gcd(blocks.height, factor)
+        if whole * factor * width <= most:
+            rows = max(whole, rows // whole * whole)
+        else:
+            rows = max(rows, most // (width * factor), -(-blocks.height // factor))
+    cols = -(-width // factor) if rows * factor * width <= most else max(1, most // (rows * factor**2))
+    return rows, cols
 
 
 def _replace_border(out: np.ndarray, rest_x: int, rest_y: int, factor: int) -> None:

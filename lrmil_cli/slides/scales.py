@@ -14,6 +14,8 @@ from lrmil_cli.units import Level0Px, LevelPx
 
 #: Side in px of the patches of a level that are compared with the level above it, and how many are looked for.
 PATCH_PX = 128
+#: Side in px of what is read of the level above for a patch, and of the smallest patch that shows anything.
+_MAX_ABOVE_PX, _MIN_PATCH_PX = 2048, 16
 _GRID = 4
 _COMPARED = 6
 #: What padding to whole tiles may add to a level, in px.
@@ -121,9 +123,9 @@ def _candidates(
         found += [(x, y), ratios]
     # Cut or padded: a whole factor that leaves the size off by less than some tiles.
     powers = [2**n for n in range(1, 13)]
-    for whole in sorted({*(round(r) for r in ratios), *powers}):
+    for whole in sorted({*(round(r) for r in ratios if r > 1.5), *powers}):
         off = [s - f / whole for f, s in zip(full, size)]
-        if whole > 1 and all(-PATCH_PX / 4 < o < min(_MAX_PADDING, 2 * f / whole) for o, f in zip(off, full)):
+        if all(-PATCH_PX / 4 < o < min(_MAX_PADDING, 2 * f / whole) for o, f in zip(off, full)):
             found.append((float(whole), float(whole)))
     return list(dict.fromkeys(found))
 
@@ -142,8 +144,11 @@ def _measured(
         return None
     near = [level for level in levels if max(found[0]) / level.downsample <= 8] or list(levels[-1:])
     above = min(near, key=lambda level: -level.downsample)
+    side = min(PATCH_PX, int(_MAX_ABOVE_PX * above.downsample / max(max(factors) for factors in found)))
+    if side < _MIN_PATCH_PX:
+        return None  # nobody could tell
     try:
-        patches = _patches(size, index, read)
+        patches = _patches(size, index, side, read)
         errors = [_difference(full, factors, above, patches, read) for factors in found]
     except InputError:  # damaged: nothing can be measured there
         return found[0]
@@ -156,10 +161,10 @@ def _measured(
     return found[best] if errors[best][1] >= _SAME else None
 
 
-def _patches(size: tuple[int, int], index: int, read: Read) -> list[tuple[int, int, np.ndarray]]:
-    """The patches of a level that show most, as x, y, gray float32 [h, w]; far from the corner, where all factors
-    agree."""
-    side = min(PATCH_PX, *size)
+def _patches(size: tuple[int, int], index: int, side: int, read: Read) -> list[tuple[int, int, np.ndarray]]:
+    """The patches of a level that show most, as x, y, gray float32 [h, w], up to ``side`` px; far from the corner,
+    where all factors agree."""
+    side = min(side, *size)
     places = {
         (round((size[0] - side) * (c + 1) / _GRID), round((size[1] - side) * (r + 1) / _GRID))
         for c in range(_GRID)

@@ -5,6 +5,7 @@ Rectangles are given in the pixels of the level; what lies outside the slide com
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -303,16 +304,26 @@ class Slide:
 
     def _read_region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels of a rectangle inside a level, by the library that opened the slide."""
-        index = self.levels[level].index
-        # It takes level-0 coordinates and divides by its own downsample; rounding up lands in the pixel meant.
-        own = self._handle.level_downsamples[index]
-        where = (int(np.ceil(x * own)), int(np.ceil(y * own)))
+        of = self.levels[level]
+        # It takes level-0 coordinates and divides by its own downsample; rounding up lands in the pixel meant. Where
+        # that is not the level's factor (padded levels), a rest would move the picture by more than a pixel.
+        own = self._handle.level_downsamples[of.index]
+        padded = abs(own - of.downsample) > 0.005 * of.downsample
+        left, top = (_before_whole(v, own) if padded else 0 for v in (x, y))
+        where = (math.ceil(round((x - left) * own, 6)), math.ceil(round((y - top) * own, 6)))
         try:
-            return to_rgb8(self._handle.read_region(where, index, (width, height)))
+            pixels = self._handle.read_region(where, of.index, (width + left, height + top))
+            return to_rgb8(pixels[top:, left:])
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as e:  # every codec has errors of its own
             raise self._damaged(level, x, y, e) from e
+
+
+def _before_whole(at: int, factor: float) -> int:
+    """How many px before ``at``, of 32, a multiple of ``factor`` is a whole number, or nearest below one."""
+    products = [round((at - k) * factor, 6) for k in range(min(32, at + 1))]
+    return min(range(len(products)), key=lambda k: math.ceil(products[k]) - products[k])
 
 
 def default_workers() -> int:

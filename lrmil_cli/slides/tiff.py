@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.slides.blocks import block_bytes, open_blocks
+from lrmil_cli.slides.blocks import block_bytes, block_count, open_blocks
 from lrmil_cli.slides.choice import Facts
 from lrmil_cli.slides.images import choose_image, description_of, second_images, tiff_images
 from lrmil_cli.slides.ome import scn_mpp
 from lrmil_cli.slides.samples import Samples, depth_of, samples_of, stated_depth, to_rgb8
+from lrmil_cli.slides.tiff_header import is_ndpi
 
 # tifffile logs what it then works around, or raises; without this that would go to stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-#: First bytes of TIFF and BigTIFF, in both byte orders.
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: Blocks of the finest level that are looked at where only the pixels say what samples mean.
 _LOOK_AT = 16
 
@@ -36,7 +35,7 @@ _UM_PER_NAME = {
     "cm": 1e4,
     "nm": 1e-3,
 }
-_UNIT, _X, _Y, _SOFTWARE, _XMP, _LENS, _NDPI = 296, 282, 283, 305, 700, 65421, 65420
+_UNIT, _X, _Y, _SOFTWARE, _XMP, _LENS = 296, 282, 283, 305, 700, 65421
 
 
 class TiffHandle:
@@ -116,7 +115,7 @@ class TiffHandle:
             bool(page.planarconfig != 1 and page.samplesperpixel > 1),
             bool(page.is_tiled),
             all(_has_codec(level[0]) for level in self.image.levels),
-            max(block_bytes(level[0]) for level in self.image.levels),
+            max(block_bytes(page) for level in self.image.levels for page in level),
             self.image.channels,
             self.image.planes,
         )
@@ -128,10 +127,10 @@ class TiffHandle:
         plain = samples_of(page)
         depth, opaque = stated_depth(page) or 0, False
         if not depth or plain.alpha != "none":
-            seen = [pixels for pixels in self._some_blocks()]
+            most = [(float(pixels.max()), bool(pixels[..., -1].any())) for pixels in self._some_blocks()]
             if not depth:
-                depth = depth_of(max((float(p.max()) for p in seen), default=65535.0))
-            opaque = plain.alpha != "none" and bool(seen) and not any(p[..., -1].any() for p in seen)
+                depth = depth_of(max((m for m, _ in most), default=65535.0))
+            opaque = plain.alpha != "none" and bool(most) and not any(alpha for _, alpha in most)
         return [samples_of(level[0], depth, opaque) for level in self.image.levels]
 
     def sample_notes(self) -> list[str]:
@@ -219,28 +218,26 @@ class TiffHandle:
                 f"{path}: truncated, some of its levels or pictures are missing at the end; copy the slide again"
             )
         for page in (page for level in self.images[self.chosen].levels for page in level):
-            known = min(len(page.dataoffsets), len(page.databytecounts))
-            ends = np.add(page.dataoffsets[:known], page.databytecounts[:known], dtype=np.int64)
-            if known and ends.max() > size:
-                raise InputError(f"{path}: truncated, it ends before its image data does; copy the slide again")
+            self._check_blocks(page, size)
 
-
-def is_tiff(path: Path) -> bool:
-    """Whether a file begins as TIFF or BigTIFF do."""
-    with open(path, "rb") as fh:
-        return fh.read(4) in MAGIC
-
-
-def is_ndpi(path: Path) -> bool:
-    """Whether a file is Hamamatsu's NDPI: a TIFF with larger offsets, which tifffile knows by its name alone."""
-    with open(path, "rb") as fh:
-        head = fh.read(12)
-        if head[:4] != b"II*\0":
-            return False
-        fh.seek(min(int.from_bytes(head[4:], "little"), path.stat().st_size))
-        count = int.from_bytes(fh.read(2), "little")
-        entries = fh.read(12 * count)
-    return any(entries[k : k + 2] == _NDPI.to_bytes(2, "little") for k in range(0, len(entries), 12))
+    def _check_blocks(self, page: Any, size: int) -> None:
+        """Whether a page names all its blocks, and they lie inside a file of ``size`` bytes."""
+        wanted, a_row = block_count(page)
+        known = min(len(page.dataoffsets), len(page.databytecounts))
+        if wanted - known > a_row:  # the last row of blocks may lack its entries (Philips)
+            raise InputError(
+                f"{self.path}: its header is damaged: {page.imagewidth:,} x {page.imagelength:,} px are {wanted:,} "
+                f"blocks, and it lists {known:,}; copy or export the slide again"
+            )
+        if known == 0:
+            return
+        try:
+            offsets, counts = (np.asarray(v[:known], np.int64) for v in (page.dataoffsets, page.databytecounts))
+            outside = min(offsets.min(), counts.min()) < 0 or max(offsets.max(), counts.max()) > size
+        except OverflowError:
+            outside = True
+        if outside or (offsets + counts).max() > size:
+            raise InputError(f"{self.path}: truncated, it ends before its image data does; copy the slide again")
 
 
 def aperio_values(about: str) -> dict[str, str]:

@@ -210,7 +210,7 @@ def test_random_damage_is_always_one_of_our_errors(tmp_path):
     seed = int.from_bytes(os.urandom(4), "little")
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "800", str(seed)],
+        [sys.executable, "-m", "tests.fuzz", "1050", str(seed)],
         cwd=tmp_path,
         env=env,
         capture_output=True,
@@ -218,7 +218,7 @@ def test_random_damage_is_always_one_of_our_errors(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}{done.stderr}"
-    assert done.stdout.count("inputs") == 16
+    assert done.stdout.count("inputs") == 21
 
 
 def test_a_dataset_that_claims_more_than_any_memory_is_refused(tmp_path):

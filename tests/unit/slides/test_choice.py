@@ -14,7 +14,8 @@ from lrmil_cli.errors import InputError, MachineError, UsageError
 from lrmil_cli.slides.choice import RULES, Facts, choose, refusal
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import open_slide
-from lrmil_cli.slides.tiff import aperio_values, is_ndpi
+from lrmil_cli.slides.tiff import aperio_values
+from lrmil_cli.slides.tiff_header import is_ndpi
 from tests.conftest import blob_image, write_tiff
 from tests.dicom_slides import write_level
 

@@ -343,9 +343,10 @@ def test_a_damaged_block_is_named_and_the_others_can_be_read(tmp_path, name, wor
             slide.read(0, 100, 100, 300, 100)
 
 
-def test_overview_by_blocks_is_that_of_the_whole_level(tmp_path, monkeypatch):
+@pytest.mark.parametrize("band", [WIDTH * 20, 500, 30])  # bands end with blocks, then not, then are parted
+def test_overview_by_blocks_is_that_of_the_whole_level(tmp_path, monkeypatch, band):
     path = write(tmp_path, "jpeg ycbcr 420, blocks of 48")
-    monkeypatch.setattr(reader, "BAND_PIXELS", WIDTH * 20)
+    monkeypatch.setattr(reader, "BAND_PIXELS", band)
     with open_slide(path, workers=3) as slide:
         small, sx, sy = overview(slide, 6.0)  # level 2 is at 2 um/px: shrunk by 3
         whole = library(path).read_region((0, 0), 2, (174, 123), as_array=True)

@@ -66,3 +66,15 @@ def test_what_shows_something_else_is_no_level():
     other = np.random.default_rng(2).integers(0, 256, (310, 396, 3)).astype(np.uint8)
     factors, dropped = settle(FULL, cv2.GaussianBlur(other, (0, 0), 3), resized(200, 150))
     assert dropped == [1] and factors == [(1, 1), (8, 8)]
+
+
+def test_a_level_far_below_the_others_costs_little():
+    """Measured against level 0 it would be, whole, which is gigabytes."""
+    asked = []
+
+    def read(level, x, y, width, height):
+        asked.append(width * height)
+        return np.tile(RNG.integers(0, 256, (1, width, 3)).astype(np.uint8), (height, 1, 1))
+
+    found, dropped = settle_levels([(150_000, 120_000), (1_234, 1_000)], [None] * 2, read)
+    assert len(found) + len(dropped) == 2 and max(asked, default=0) <= 2200**2

@@ -1,0 +1,214 @@
+"""How ``--help`` and shell completion show the options of a command: in panels, those that everybody needs first, with
+the values one can choose, and two examples.
+
+Panels are plain headings: a table of options leaves 18 columns for what they mean on a terminal of 80.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from copy import copy
+from textwrap import wrap
+from typing import Annotated, Any, get_args
+
+from typer.core import TyperCommand
+from typer.models import OptionInfo
+
+#: Panels in the order in which they are shown, and the parameters in each. One that is in none is of the first panel if
+#: the command needs it, else of "Options".
+PANELS = {
+    "Input": "slides encoder tiles pairs teacher features attention predictions model slide recursive slide_mpp reader "
+    "image roi roi_class min_inside origin image_size mask",
+    "Output": "output thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache onnx plot",
+    "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
+    "Map for QuPath": "style top threshold colormap",
+    "Method": "method preset fold folds layers baseline_encoder no_baseline crossfit init",
+    "Labels": "label drop_missing classes class_map",
+    "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
+    "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
+    "hard k unmatched missing_teacher attention_row final_loss lambda_final normalize weighting",
+    "Head": "head head_option gated proj_dim classifier",
+    "Training": "recipe epochs lr patience weight_decay class_weights balanced_sampling warmup clip freeze_blocks "
+    "steps_per_epoch max_tiles_per_slide augment",
+    "Second look": "escalate budget confidence abstain",
+    "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
+    "keep_rate_window official_modes keep_min keep_max keep_threshold",
+    "ZoomMIL": "mid_pairs mid_features",
+    "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
+    "qupath_scripts table_only quick",
+    "Machine": "device batch_size workers memory compile runtime seed devices",
+    "General": "quiet verbose debug help",
+}
+_PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
+#: Values that an option takes, where they are few words; the commands check them (a test compares).
+CHOICES: dict[str, Sequence[str]] = {
+    "method": ("lrmil", "ahdmil", "hdmil", "zoommil"),
+    "preset": ("lrmil", "bag", "bag-soft", "bag-hard", "lr-only", "patch", "official-code"),
+    "head": ("abmil", "clam_mb", "clam_sb", "dmin", "dsmil", "dtfd", "maxpool", "meanpool", "transmil"),
+    "recipe": ("common", "published"),
+    "reader": ("auto", "tiffslide", "openslide"),
+    "runtime": ("auto", "torch", "onnx", "onnx-int8"),
+    "origin": ("auto", "bounds", "full"),
+    "style": ("tiles", "regions", "both"),
+    "colormap": ("viridis", "magma", "inferno", "plasma", "cividis", "gray"),
+    "on_bad_tile": ("fail", "skip"),
+    "on_bad_slide": ("fail", "skip"),
+    "dtype": ("float16", "float32"),
+    "embedding": ("cls", "mean", "cls+mean", "pool"),
+    "region_attention": ("logmeanexp", "logsumexp", "max", "mean-logit", "mean-weight"),
+    "soft_reduction": ("sum", "instances"),
+    "hard": ("attention", "feature"),
+    "unmatched": ("leave-out", "zero"),
+    "missing_teacher": ("error", "ce-only"),
+    "attention_row": ("predicted", "label"),
+    "final_loss": ("none", "uniform", "attention"),
+    "normalize": ("none", "ln"),
+    "weighting": ("region", "child"),
+    "init": ("teacher", "random"),
+    "screen_source": ("lr-tiles", "thumbnail"),
+    "level": ("slide", "patient"),
+}
+#: What is completed besides: words that are no closed list.
+SUGGESTED: dict[str, Sequence[str]] = {
+    "device": ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps"),
+    "classifier": ("linear", "mlp", "cheb", "chebyshev"),
+}
+#: Ends of the names of files that an argument or option takes; folders always.
+SUFFIXES: dict[str, Sequence[str]] = {
+    "manifest": (".csv", ".tsv", ".xlsx"),
+    "model": (".safetensors", ".onnx"),
+    "attention": (".csv", ".csv.gz", ".parquet"),
+    "roi": (".geojson", ".geojson.gz", ".json"),
+}
+#: Two command lines each.
+EXAMPLES = {
+    "tile": ("tile slides/ --mpp 2.0 -o tiles-lr", "tile slide.svs --mpp 0.5 -o tiles --thumbnail"),
+    "match": ("match tiles-lr tiles-hr -o pairs", "match tiles-lr trident/20x_256px/patches -o pairs"),
+    "distill-encoder": (
+        "distill-encoder pairs --encoder uni -o lr-encoder.safetensors",
+        "distill-encoder pairs --slides slides.csv --fold 1 --encoder uni -o fold1.safetensors",
+    ),
+    "train-teacher": (
+        "train-teacher slides.csv --tiles tiles-hr --encoder uni -o teacher",
+        "train-teacher slides.csv --features trident/features --head clam_sb -o teacher",
+    ),
+    "distill-student": (
+        "distill-student slides.csv --tiles tiles-lr --pairs pairs --teacher teacher --encoder lr-encoder.safetensors "
+        "-o model.safetensors",
+        "distill-student slides.csv --tiles tiles-lr --pairs pairs --teacher teacher --encoder fold{fold}.safetensors "
+        "-o model.safetensors",
+    ),
+    "predict": (
+        "predict slide.svs -m model.safetensors -o results --geojson results",
+        "predict slides/ -m model.safetensors -o results --overlay results",
+    ),
+    "export-geojson": (
+        "export-geojson results/slide.attention.csv -o slide.geojson",
+        "export-geojson results/ --style both --top 10 -o maps",
+    ),
+    "export-onnx": ("export-onnx model.safetensors", "export-onnx model.safetensors --int8 --check slide.svs"),
+    "evaluate": (
+        "evaluate model.predictions.csv -o evaluation",
+        "evaluate results --slides slides.csv --level patient -o evaluation",
+    ),
+    "embed": (
+        "embed tiles-hr --encoder uni -o features",
+        "embed trident/features --repack --dtype float16 -o features",
+    ),
+    "benchmark": (
+        "benchmark slide.svs --encoder uni --max-tiles 64",
+        "benchmark slide.svs --read-only",
+    ),
+    "info": ("info slide.svs", "info --encoders"),
+    "doctor": ("doctor", "doctor slides/ -m model.safetensors"),
+    "demo": ("demo demo-folder", "demo demo-folder --slides 24"),
+}
+
+
+def shown(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A declared parameter with its panel, what stands for its value, and what completes it."""
+    declared = get_args(parameter.annotation)
+    if not declared:
+        return parameter
+    kind, info, name = declared[0], copy(declared[1]), parameter.name
+    if isinstance(info, OptionInfo):
+        info.rich_help_panel = _PANEL_OF.get(name, "Options")
+        if not _has(bool, kind) and not info.metavar:
+            number = "N" if _has(int, kind) else "X" if _has(float, kind) else None
+            info.metavar = "|".join(CHOICES[name]) if name in CHOICES else number or "TEXT"
+    words = (*CHOICES.get(name, ()), *SUGGESTED.get(name, ()))
+    if words:
+        info.autocompletion = _completion(words)
+    elif name == "encoder":
+        info.autocompletion = _encoders
+    elif name in SUFFIXES:
+        info.autocompletion = _files(tuple(SUFFIXES[name]))
+    return parameter.replace(annotation=Annotated[kind, info])
+
+
+def _has(wanted: type, kind: Any) -> bool:
+    return kind is wanted or any(_has(wanted, k) for k in get_args(kind))
+
+
+def _completion(words: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _encoders(incomplete: str) -> list[str]:
+    from lrmil_cli.encoders.aliases import ALIASES
+
+    return [name for name in ("demo-vit", *ALIASES) if name.startswith(incomplete)]
+
+
+def _files(endings: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        folder, start = os.path.split(incomplete)
+        try:
+            found = [e for e in os.scandir(folder or ".") if e.name.startswith(start) and not e.name.startswith(".")]
+        except OSError:
+            return []
+        names = sorted(e.name + "/" if e.is_dir() else e.name for e in found)
+        return [os.path.join(folder, n) for n in names if n.endswith(("/", *endings))]
+
+    return complete
+
+
+def epilog(command: str) -> str:
+    """The examples of a command; ``\\b`` keeps their lines."""
+    lines = [wrap(f"lrmil {line}", 70, break_on_hyphens=False) for line in EXAMPLES[command]]
+    return "\b\nExamples:\n" + "\n".join("  " + " \\\n      ".join(parts) for parts in lines)
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help shows arguments, panel by panel its options, and examples, as plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        panels |= {panel: [] for panel in PANELS}
+        for p in self.get_params(ctx):
+            about: Any = p  # typer's own kinds have more than click's
+            panel = _PANEL_OF.get(p.name or "", "Options")
+            names = ", ".join([*p.opts, *p.secondary_opts]) + (f" {about.metavar}" if about.metavar else "")
+            if p.param_type_name == "argument":
+                panel, names = "Arguments", about.metavar or p.name
+            panels[panel].append((names, _described(about)))
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    # What must be given stands first.
+                    formatter.write_dl(sorted(records, key=lambda r: not r[1].endswith("[required]")), col_max=24)
+
+
+def _described(parameter: Any) -> str:
+    text = " ".join((parameter.help or "").split())
+    default = parameter.default
+    if parameter.required:
+        return f"{text}  [required]"
+    if parameter.show_default and default not in (None, False, ()) and not callable(default) and "[default" not in text:
+        return f"{text}  [default: {default}]"
+    return text
