@@ -92,6 +92,7 @@ def predict(
     """
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
+    from lrmil_cli.inference.answers import check_answers
     from lrmil_cli.inference.record import attention_table, prediction_record
     from lrmil_cli.inference.runtime import open_predictor
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
@@ -110,6 +111,9 @@ def predict(
     read_mask = regions.mask_reader(mask, many)
     if (origin != "auto" or size) and geojson is None and roi is None and not any(item.roi for item in inputs):
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
+    if output != "-" and not dry_run:
+        check_answers(Path(output), overwrite)
+    answers: list[dict[str, str]] = []
     started = time.perf_counter()
     predictor = open_predictor(
         model,
@@ -204,6 +208,8 @@ def predict(
             )
             if output == "-":
                 write_table("-", header, tables[""])
+            else:
+                answers.append(predict_outputs.answer(Path(output), item.slide_id, tables, files))
         made = [f["path"] for f in files.values() if f["written"]]
         if there and made:
             message += f"; made {', '.join(made)}"
@@ -215,13 +221,17 @@ def predict(
         status = "skipped" if there and not made else "uncertain" if record.get("uncertain") else "ok"
         return Outcome(str(output), status, message, extra)
 
-    run_batch(
-        "predict",
-        inputs,
-        one,
-        report,
-        fail_fast=fail_fast,
-        failures_in=failures_folder(output, many),
-        ahead=predictor.ahead,
-        dry_run=dry_run,
-    )
+    try:
+        run_batch(
+            "predict",
+            inputs,
+            one,
+            report,
+            fail_fast=fail_fast,
+            failures_in=failures_folder(output, many),
+            ahead=predictor.ahead,
+            dry_run=dry_run,
+        )
+    finally:  # what is done is kept, also where some failed or Ctrl-C ended it
+        if answers:
+            predict_outputs.keep_answers(Path(output), answers, overwrite, report)
