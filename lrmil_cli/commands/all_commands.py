@@ -17,6 +17,7 @@ from lrmil_cli.commands import (
     info,
     match,
     predict,
+    report_pages,
     tile,
     train_teacher,
 )
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train-teacher": train_teacher.train_teacher,
     "distill-student": distill_student.distill_student,
     "predict": predict.predict,
+    "report": report_pages.report,
     "export-geojson": export_geojson.export_geojson,
     "export-onnx": export_onnx.export_onnx,
     "evaluate": evaluate.evaluate,

@@ -44,7 +44,7 @@ GeoJson = Annotated[
 ]
 
 
-def check_outputs(output: str, overlay: str | None, geojson: str | None, many: bool, json: bool) -> None:
+def check_outputs(output: str, overlay: str | None, geojson: str | None, pages: bool, many: bool, json: bool) -> None:
     """Names of outputs that cannot be meant, before any work.
 
     Raises:
@@ -55,6 +55,8 @@ def check_outputs(output: str, overlay: str | None, geojson: str | None, many: b
 
     if output == "-" and (many or json):
         raise UsageError("-o - streams the attention table of one slide, without --json; give a folder")
+    if output == "-" and pages:
+        raise UsageError("--report and --top-tiles show the files of a results folder; give -o a folder")
     if output != "-" and Path(output).exists() and not Path(output).is_dir():
         raise UsageError(f"-o {output} is a file; give a folder, or - for the attention table on stdout")
     for option, value in (("--geojson", geojson), ("--overlay", overlay)):

@@ -47,7 +47,7 @@ def answer_row(record: dict[str, Any], files: Sequence[str | Path], folder: Path
 
 
 def check_answers(folder: Path, overwrite: bool) -> None:
-    """Raises UsageError if ``predictions.csv`` of a folder is no table of ``predict``, which must not be lost unasked."""
+    """Raises UsageError if ``predictions.csv`` of a folder is no table of ``predict``: it must not be lost unasked."""
     read_answers(folder, overwrite)
 
 
