@@ -17,7 +17,9 @@ from lrmil_cli.files.header import step
 from lrmil_cli.pages.results import failures, page_name, record_path
 from lrmil_cli.pages.style import SCRIPT, STYLE
 
-COLUMNS = [("slide", ""), ("answer", ""), ("probability", "number"), ("doubt", ""), ("tiles", "number less"),
+#: Letters of a page within which it mostly says how it was made; its pictures come behind.
+HEAD = 64_000
+COLUMNS = [("slide", ""), ("answer", ""), ("probability", "number"), ("tiles", "number less"),
            ("seconds", "number less")]  # fmt: skip
 
 
@@ -37,7 +39,10 @@ def read_page(path: Path) -> dict[str, Any]:
         InputError: it is none of ours.
     """
     try:
-        about = json.loads(read_about(path.read_text(encoding="utf-8")) or "null")
+        with open(path, encoding="utf-8") as fh:
+            text = fh.read(HEAD)
+            text += "" if "<title>" in text else fh.read()
+        about = json.loads(read_about(text) or "null")
     except (OSError, ValueError) as e:
         raise InputError(f"{path}: not a page made by lrmil") from e
     steps = about.get("history") if isinstance(about, dict) else None
