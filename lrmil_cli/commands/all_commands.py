@@ -18,6 +18,7 @@ from lrmil_cli.commands import (
     match,
     predict,
     report_pages,
+    run,
     tile,
     train_teacher,
 )
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_pages.report,
     "export-geojson": export_geojson.export_geojson,
     "export-onnx": export_onnx.export_onnx,
+    "run": run.run,
     "evaluate": evaluate.evaluate,
     "embed": embed.embed,
     "benchmark": benchmark.benchmark,

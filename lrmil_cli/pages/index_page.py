@@ -130,15 +130,13 @@ def _cells(row: Row) -> str:
         f'<img src="data:image/jpeg;base64,{escaped(row.thumbnail)}" alt="" loading="lazy">' if row.thumbnail else ""
     )
     linked = f'<a href="{href}" tabindex="-1" aria-hidden="true">{picture}</a>' if row.page else ""
-    doubt = (
-        f'<span class="badge" title="{escaped(str(record["uncertain"]))}">uncertain</span>'
-        if record.get("uncertain")
-        else ""
-    )
+    said = escaped(str(record["predicted"]))
+    if record.get("uncertain"):
+        said += f' <span class="badge" title="{escaped(str(record["uncertain"]))}">uncertain</span>'
     seconds = sum((record.get("seconds") or {}).values())
     return (
-        f'<tr><td class="thumb">{linked}</td><th scope="row">{name}</th><td>{escaped(str(record["predicted"]))}</td>'
-        f'<td class="number" data-v="{p:.9g}">{p:.3f}</td><td>{doubt}</td>'
+        f'<tr><td class="thumb">{linked}</td><th scope="row">{name}</th><td>{said}</td>'
+        f'<td class="number" data-v="{p:.9g}">{p:.3f}</td>'
         f'<td class="number less" data-v="{record["tiles"]}">{record["tiles"]:,}</td>'
         f'<td class="number less" data-v="{seconds:.3f}">{seconds:.1f}</td></tr>'
     )
