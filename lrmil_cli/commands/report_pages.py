@@ -24,7 +24,7 @@ Results = Annotated[
 Output = Annotated[
     Optional[str],
     typer.Option(
-        "-o", "--output", metavar="DIR", help="Folder for index.html and <slide>.html.  [default: RESULTS itself]"
+        "-o", "--output", metavar="DIR", help="Folder for index.html and <slide>.html; without it, RESULTS itself."
     ),
 ]
 TopTiles = Annotated[

@@ -237,7 +237,7 @@ def _chances(record: dict[str, Any]) -> str:
     rows = []
     for name, p in sorted(record["probabilities"].items(), key=lambda item: -item[1]):
         own = [float(v) for v in folds.get(name, [])]
-        dots = "".join(f'<circle cx="{4 + 392 * v:.1f}" cy="9" r="4.5"/>' for v in own) if len(own) > 1 else ""
+        dots = "".join(f'<circle cx="{4 + 392 * v:.1f}" cy="9" r="5.5"/>' for v in own) if len(own) > 1 else ""
         bar = (
             '<svg viewBox="0 0 400 18" aria-hidden="true"><rect class="track" x="4" y="3" width="392" height="12"/>'
             f'<rect class="bar" x="4" y="3" width="{392 * p:.1f}" height="12"/>{dots}</svg>'

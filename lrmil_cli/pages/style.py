@@ -57,7 +57,9 @@ code { font-size: .88em; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   body { padding: 1rem .8rem 3rem; } h1 { font-size: 1.35rem; }
   th, td { padding: .35rem .4rem; }
-  #slides .less { display: none; } #slides .thumb { width: 4.4rem; } #slides .thumb img { max-width: 4rem; }
+  .pairs th { white-space: normal; width: 35%; } .full .number { white-space: normal; } .chance { min-width: 5rem; }
+  #slides { font-size: .8rem; } #slides .less { display: none; }
+  #slides .thumb { width: 3.6rem; padding: .3rem .2rem; } #slides .thumb img { max-width: 3rem; }
 }
 @media print {
   :root { --link: #000000; --mark: #000000; --track: #dddddd; --bar: #2166ac; --dot: #000000; }

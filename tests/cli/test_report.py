@@ -29,7 +29,9 @@ def test_predict_leaves_a_table_and_pages(lrmil, chain, cohort, tmp_path):
     assert len(pd.read_csv(out / "predictions.csv", comment="#")) == 3
     # The records are evaluated, whichever of both is named.
     for source in (out, out / "predictions.csv"):
-        judged = lrmil("evaluate", source, "--slides", cohort, "--bootstrap", 20, "-o", tmp_path / source.name)
+        judged = lrmil(
+            "evaluate", source, "--slides", cohort, "--bootstrap", 20, "-o", tmp_path / f"judged-{source.name}"
+        )
         assert judged.code == 0, judged.err
     # Nothing is written where nothing is to be, and a teacher keeps its predictions.
     assert lrmil("predict", more, "-m", chain.model, "-o", "-", "--report").code == 2
