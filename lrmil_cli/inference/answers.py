@@ -84,15 +84,20 @@ def note_answers(folder: Path, rows: Sequence[Mapping[str, str]], overwrite: boo
     Raises:
         UsageError: as :func:`read_answers`. MachineError: the table cannot be written.
     """
+    if _merged(there := read_answers(folder, overwrite), rows) == there:  # a lock would touch the folder
+        return True
     with locked(folder / NAME) as alone:
         there = read_answers(folder, overwrite)
-        merged = there | {row["slide_id"]: _with_files(row, there.get(row["slide_id"])) for row in rows}
-        if merged != there:
+        if (merged := _merged(there, rows)) != there:
             ordered = [merged[slide_id] for slide_id in sorted(merged)]
             made_of = {row["slide_id"]: row["digest"] for row in ordered}
             history = [step("predict", {"table": "answers"}, made_of)]
             write_table(folder / NAME, make_header("answers", settings={}, history=history), _columns(ordered))
     return alone
+
+
+def _merged(there: dict[str, dict[str, str]], rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    return there | {row["slide_id"]: _with_files(row, there.get(row["slide_id"])) for row in rows}
 
 
 def _with_files(row: Mapping[str, str], before: Mapping[str, str] | None) -> dict[str, str]:
