@@ -37,7 +37,7 @@ def answer_row(record: dict[str, Any], files: Sequence[str | Path], folder: Path
         "probability": f"{said[record['predicted']]:.9g}",
         "uncertain": str(record.get("uncertain") or ""),
         "tiles": str(record["tiles"]),
-        "seconds": f"{sum(record['seconds'].values()):.3f}",
+        "seconds": f"{round(sum(record['seconds'].values()), 3):.9g}",
         "model": Path(record["model"]["path"]).name,
         "slide": record["slide"]["path"],
         "files": "|".join(as_seen_from(folder, path).get("beside", str(path)) for path in files),
