@@ -90,6 +90,7 @@ def predict(
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
+    from lrmil_cli.evaluation.head_calibration import uncalibrated
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
     from lrmil_cli.inference.record import attention_table, prediction_record
@@ -133,6 +134,8 @@ def predict(
         allow_upsample=allow_upsample,
         report=report,
     )
+    if note := uncalibrated(predictor.header):
+        report.say(note)
     report.detail(
         f"model of {', '.join(predictor.classes)}, on {predictor.device}; "
         f"loaded in {time.perf_counter() - started:.1f} s"

@@ -329,7 +329,7 @@ def _write(
         encoder_saw_test_pixels=saw_test,
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         attention_kind=results[0].fit.head.attention_kind,
-        calibration=crossval.calibration(manifest, results, cohort.bags_of),
+        calibration=crossval.calibration(results),
         license=encoders.first.info.license,
         slides=cohort.ids,
         cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),

@@ -70,7 +70,10 @@ def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
         },
         "per_class": [asdict(c) for c in m.classes],
         "confusion": confusion(m.cases.labels, m.cases.probabilities).tolist(),
-        "calibration": {"predicted": bins.predicted.tolist(), "observed": bins.observed.tolist(), "n": bins.n.tolist()},
+        "calibration": {
+            **{k: v.tolist() for k, v in vars(bins).items()},
+            **{who: {k: _interval_json(v) for k, v in own.items()} for who, own in m.calibration.items()},
+        },
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
         "reading": None if p.reading is None else reading_json(m, p.reading),

@@ -58,6 +58,7 @@ def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
         classes=classes,
         probabilities=m.probabilities[:, order],
         reading=m.reading.in_order(order) if m.reading else None,
+        raw=None if m.raw is None else m.raw[:, order],
     )
 
 

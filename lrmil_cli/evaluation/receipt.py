@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.evaluation.evaluate_models import calibration_of
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
 from lrmil_cli.evaluation.plots import evaluation_picture
@@ -89,6 +90,7 @@ def build_receipt(
         found = differences(first.labels, *both, first.patients, draws=draws, seed=seed)
         return {"a": a, "b": b, **{m: asdict(i) for m, i in found.items()}}
 
+    positive = 1 if len(classes) == 2 else None
     name, share = majority(first.labels, classes)
     titles = {**TITLES, "distilled": OWN_TITLES.get(header["preset"], TITLES["distilled"])}
     receipt = {
@@ -105,7 +107,14 @@ def build_receipt(
         "folds": next(iter(shared.values())).rows["fold"].nunique(),
         "majority": {"class": name, "share": share},
         "models": {
-            n: {"title": titles[n], "metrics": {s.metric: _score(s) for s in own_scores}}
+            n: {
+                "title": titles[n],
+                "metrics": {s.metric: _score(s) for s in own_scores},
+                "calibration": {
+                    who: {k: asdict(v) for k, v in figures.items()}
+                    for who, figures in calibration_of(shared[n], level, positive, draws=draws, seed=seed).items()
+                },
+            }
             for n, own_scores in scores.items()
         },
         "differences": [compare(a, b) for a, b in COMPARISONS if a in cases and b in cases],
