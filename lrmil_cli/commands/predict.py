@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lrmil_cli.commands import options, overlays, predict_outputs, regions, second_look, selective_options
+from lrmil_cli.commands import options, overlays, predict_outputs, promises, regions, second_look, selective_options
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.predict_outputs import (
@@ -71,6 +71,9 @@ def predict(
     confidence: second_look.Confidence = None,
     hr_encoder: second_look.HrEncoder = None,
     abstain: second_look.Abstain = False,
+    max_error: promises.MaxError = None,
+    coverage: promises.Coverage = None,
+    coverage_by: promises.CoverageBy = None,
     keep_min: selective_options.KeepMin = None,
     keep_max: selective_options.KeepMax = None,
     keep_threshold: selective_options.KeepThreshold = None,
@@ -106,6 +109,7 @@ def predict(
     )
     check_outputs(output, overlay, geojson, many, json)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
+    promises.check_promises(coverage, coverage_by, max_error, escalate, confidence, abstain)
     size = parse_image_size(image_size)
     read_region = regions.region_reader(roi, roi_class, min_inside, origin, image_size, inputs, report)
     read_mask = regions.mask_reader(mask, many)
@@ -128,12 +132,13 @@ def predict(
         budget,
         confidence,
         hr_encoder,
-        abstain,
+        abstain and max_error is None,
         device=device,
         batch_size=batch_size,
         allow_upsample=allow_upsample,
         report=report,
     )
+    predictor = promises.with_promises(predictor, coverage, coverage_by, max_error)
     if note := uncalibrated(predictor.header):
         report.say(note)
     report.detail(

@@ -330,6 +330,7 @@ def _write(
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(results),
+        calibration_patients=crossval.conformal(manifest, results),
         license=encoders.first.info.license,
         slides=cohort.ids,
         cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),

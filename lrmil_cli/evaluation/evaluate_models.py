@@ -13,6 +13,7 @@ from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import calibration_figures
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.metrics import METRICS
+from lrmil_cli.evaluation.prediction_sets import SetFigures, set_figures
 from lrmil_cli.evaluation.predictions import Predictions
 from lrmil_cli.evaluation.scores import (
     COMPARED,
@@ -40,7 +41,9 @@ STATUS = frozenset(
 class ModelEvaluation:
     """One model: its predictions, the cases at the level asked for, and what came of them.
 
-    ``calibration`` holds the figures of the probabilities as they are (``given``) and before calibration (``raw``).
+    Attributes:
+        calibration: figures of the probabilities as they are (``given``) and before calibration (``raw``).
+        sets: what its prediction sets reach, slide by slide; None where it has none.
     """
 
     predictions: Predictions
@@ -49,6 +52,7 @@ class ModelEvaluation:
     classes: list[ClassScore]
     majority: tuple[str, float]
     calibration: dict[str, dict[str, Interval]]
+    sets: SetFigures | None
 
     @property
     def name(self) -> str:
@@ -142,7 +146,10 @@ def evaluate_models(
         cases = at_level(slides, level, classes)
         figures = calibration_of(m, level, positive, draws=draws, seed=seed)
         most = majority(cases.labels, classes)
-        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures))
+        sets = None
+        if m.sets is not None and m.coverage is not None:
+            sets = set_figures(m.sets, slides.labels, slides.patients, m.coverage, draws=draws, seed=seed)
+        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets))
         done(1)
     shared = [at_level(m.cases(), level, classes) for m in common(models)]
     truth = shared[0]
@@ -194,6 +201,8 @@ def inputs_for_digest(m: Predictions) -> list[Any]:
     out = [m.source, m.kind, m.leaks, m.remarks, rows, np.round(m.probabilities, 12).tolist()]
     if m.raw is not None:
         out.append(np.round(m.raw, 12).tolist())
+    if m.sets is not None:
+        out.append([m.coverage, m.sets.tolist()])
     if m.reading is None:
         return out
     columns = vars(m.reading).values()

@@ -74,6 +74,7 @@ def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
             **{k: v.tolist() for k, v in vars(bins).items()},
             **{who: {k: _interval_json(v) for k, v in own.items()} for who, own in m.calibration.items()},
         },
+        "prediction_sets": None if m.sets is None else {**vars(m.sets), "reached": _interval_json(m.sets.reached)},
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
         "reading": None if p.reading is None else reading_json(m, p.reading),

@@ -37,6 +37,7 @@ class Predictions:
         leaks: why the figures may be too good; remarks: what else a reader should know.
         reading: what was read of each slide, where the predictions say so.
         raw: [n, C], the same before calibration, where the file has them and they are others.
+        sets: bool [n, C], the prediction sets, where all predictions have one; coverage: what they promise.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Predictions:
     remarks: tuple[str, ...] = ()
     reading: Reading | None = None
     raw: np.ndarray | None = None
+    sets: np.ndarray | None = None
+    coverage: float | None = None
 
     def cases(self) -> Cases:
         """The arrays that are judged."""
@@ -66,6 +69,7 @@ class Predictions:
             probabilities=self.probabilities[index],
             reading=self.reading.take(index) if self.reading else None,
             raw=None if self.raw is None else self.raw[index],
+            sets=None if self.sets is None else self.sets[index],
         )
 
     def as_raw(self) -> Predictions:
@@ -184,7 +188,26 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), reading=reading)
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
-    return _with_training(found, records, folder)
+    return _with_training(_with_sets(found, records, folder), records, folder)
+
+
+def _with_sets(found: Predictions, records: list[dict[str, Any]], folder: Path) -> Predictions:
+    """With the prediction sets, where all predictions have one.
+
+    Raises:
+        InputError: sets of several coverages, or damaged ones.
+    """
+    if not all("prediction_set" in r for r in records):
+        return found
+    try:
+        own = [r["prediction_set"] for r in records]
+        promised = {(float(s["coverage"]), str(s["by"])) for s in own}
+        sets = np.array([[c in s["classes"] for c in found.classes] for s in own])
+    except (KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{folder}: a prediction set is damaged ({e!r}); run `lrmil predict` again") from e
+    if len(promised) > 1:
+        raise InputError(f"{folder}: its prediction sets are of several coverages; keep one folder a coverage")
+    return replace(found, sets=sets, coverage=promised.pop()[0])
 
 
 def _file_name(path: str) -> str:

@@ -8,6 +8,7 @@ from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import FIGURES
 from lrmil_cli.evaluation.metrics import show
 from lrmil_cli.evaluation.page import Table
+from lrmil_cli.evaluation.prediction_sets import SetFigures
 from lrmil_cli.evaluation.scores import Score
 
 
@@ -55,3 +56,17 @@ def calibration_table(models: Sequence[tuple[str, dict[str, dict[str, Interval]]
         "0: it comes true more often than they say. In brackets 95 % bootstrap intervals over patients."
     )
     return Table(["", "probabilities", *(t.removeprefix("calibration ") for t in FIGURES.values())], rows, note)
+
+
+def set_table(models: Sequence[tuple[str, SetFigures]], what: str) -> Table:
+    """What prediction sets reach, a row a model.
+
+    Args:
+        what: whose sets, as in "slides".
+    """
+    rows = [
+        [title, str(s.n), f"{s.promised:g}", interval_text(s.reached), show(s.one_class), show(s.empty)]
+        for title, s in models
+    ]
+    headers = ["sets", what, "promised coverage", "reached", "share with one class", "share with none"]
+    return Table(headers, rows, "The coverage is the share of sets that hold the true class.")

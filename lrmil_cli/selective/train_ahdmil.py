@@ -157,6 +157,7 @@ def train_screened(
         starts=[r.fit.starts for r in results],
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(results),
+        calibration_patients=crossval.conformal(manifest, results),
         license=high_encoder.info.license,
         slides=ids,
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},

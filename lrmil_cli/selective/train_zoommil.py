@@ -171,6 +171,7 @@ def train_zoom(
         fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
         attention_kind="native",
         calibration=crossval.calibration(results),
+        calibration_patients=crossval.conformal(manifest, results),
         license=loaded.info.license,
         slides=ids,
     )

@@ -16,6 +16,7 @@ import pandas as pd
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.head_calibration import HeadCalibration, calibrate_head
 from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
+from lrmil_cli.evaluation.prediction_sets import by_patient
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
@@ -219,6 +220,23 @@ def calibration(results: Sequence[FoldResult]) -> dict[str, Any]:
     """``calibration`` of a header: how each head is calibrated, by which slides (evaluation/README 6)."""
     heads = [r.calibration for r in results]
     return {"of": "validation", "slides": sum(h.slides for h in heads), "heads": [h.as_json() for h in heads]}
+
+
+def conformal(manifest: Manifest, results: Sequence[FoldResult]) -> dict[str, Any]:
+    """``calibration_patients`` of a header: what each head says, calibrated, of patients that it did not see.
+
+    Those of the test slides of the folds; of one split those of its validation slides, since its test slides judge.
+    """
+    part, of = ("val", "validation") if len(results) == 1 else ("test", "test")
+    entries = {e.slide_id: e for e in manifest}
+    slides = [(n, entries[s]) for n, r in enumerate(results) for s in r.parts[part]]
+    return by_patient(
+        of,
+        [n for n, _ in slides],
+        [e.patient_id for _, e in slides],
+        [manifest.classes.index(e.label) for _, e in slides],
+        np.concatenate([r.said(part) for r in results]),
+    ).as_json()
 
 
 def curves_table(results: Sequence[FoldResult]) -> pd.DataFrame:
