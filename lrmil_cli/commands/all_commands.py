@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lrmil_cli.commands import (
     benchmark,
+    calibrate,
     demo,
     distill_encoder,
     distill_student,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export-geojson": export_geojson.export_geojson,
     "export-onnx": export_onnx.export_onnx,
     "evaluate": evaluate.evaluate,
+    "calibrate": calibrate.calibrate,
     "embed": embed.embed,
     "benchmark": benchmark.benchmark,
     "info": info.info,

@@ -114,6 +114,10 @@ EXAMPLES = {
         "evaluate model.predictions.csv -o evaluation",
         "evaluate results --slides slides.csv --level patient -o evaluation",
     ),
+    "calibrate": (
+        "calibrate model.safetensors model.predictions.csv -o calibrated.safetensors",
+        "calibrate model.safetensors results --slides slides.csv -o ours.safetensors",
+    ),
     "embed": (
         "embed tiles-hr --encoder uni -o features",
         "embed trident/features --repack --dtype float16 -o features",

@@ -60,6 +60,7 @@ def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
         reading=m.reading.in_order(order) if m.reading else None,
         raw=None if m.raw is None else m.raw[:, order],
         sets=None if m.sets is None else m.sets[:, order],
+        heads=None if m.heads is None else m.heads[:, :, order],
     )
 
 

@@ -30,7 +30,8 @@ class CalibrationPatients:
 
     Attributes:
         of: ``test`` (out of fold; CV+) or ``validation`` (one split: split conformal), or ``named`` by a user.
-        head: int [n], from 0; labels: int [n]; probabilities: [n, C], calibrated, the mean over a patient's slides.
+        head: int [n], from 0, or -1 where no head saw them and the mean of all answered; labels: int [n];
+        probabilities: [n, C], calibrated, the mean over a patient's slides.
     """
 
     of: str
@@ -99,7 +100,7 @@ def calibration_patients(header: dict[str, Any], where: str) -> CalibrationPatie
             np.array(about["probabilities"], np.float64).reshape(-1, len(header["classes"])),
         )
         n, heads, classes = len(found.head), len(header["calibration"]["heads"]), len(header["classes"])
-        inside = ((found.head >= 0) & (found.head < heads)).all() and (
+        inside = ((found.head >= -1) & (found.head < heads)).all() and (
             (found.labels >= 0) & (found.labels < classes)
         ).all()
         if not (len(found.labels) == len(found.probabilities) == n and inside):
@@ -145,6 +146,7 @@ def prediction_sets(
         probabilities: [m, F, C] of the calibrated heads; by_class: compare y with patients of class y alone (Mondrian).
     """
     m, _, classes = probabilities.shape
+    probabilities = np.concatenate([probabilities, probabilities.mean(1, keepdims=True)], 1)  # the last one, head -1
     out = np.zeros((m, classes), bool)
     for y in range(classes):
         own = known.take(np.flatnonzero(known.labels == y)) if by_class else known

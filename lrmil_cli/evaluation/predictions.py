@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -38,6 +38,8 @@ class Predictions:
         reading: what was read of each slide, where the predictions say so.
         raw: [n, C], the same before calibration, where the file has them and they are others.
         sets: bool [n, C], the prediction sets, where all predictions have one; coverage: what they promise.
+        heads: [n, F, C], what each head of the model said before calibration, of ``lrmil predict``.
+        of_model: digest of the model that made them.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Predictions:
     raw: np.ndarray | None = None
     sets: np.ndarray | None = None
     coverage: float | None = None
+    heads: np.ndarray | None = None
+    of_model: str | None = None
 
     def cases(self) -> Cases:
         """The arrays that are judged."""
@@ -70,6 +74,7 @@ class Predictions:
             reading=self.reading.take(index) if self.reading else None,
             raw=None if self.raw is None else self.raw[index],
             sets=None if self.sets is None else self.sets[index],
+            heads=None if self.heads is None else self.heads[index],
         )
 
     def as_raw(self) -> Predictions:
@@ -132,7 +137,10 @@ def _table(path: str | Path) -> Predictions:
     raw = None
     if all(f"raw_{c}" in rows for c in classes):
         raw = rows[[f"raw_{c}" for c in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    found = Predictions("", str(path), "out-of-fold", classes, rows[COLUMNS], probabilities, _made_by(header))
+    made_by = _made_by(header)
+    found = Predictions(
+        "", str(path), "out-of-fold", classes, rows[COLUMNS], probabilities, made_by, of_model=made_by.get("digest")
+    )
     return _with_raw(found, raw)
 
 
@@ -188,7 +196,22 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), reading=reading)
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
+    found = replace(found, heads=_heads(records, classes), of_model=first["model"]["digest"])
     return _with_training(_with_sets(found, records, folder), records, folder)
+
+
+def _heads(records: list[dict[str, Any]], classes: Sequence[str]) -> np.ndarray | None:
+    """What each head said before calibration, [n, F, C]; None where a record does not say it, or a teacher did.
+
+    Before there was a calibration of each head, ``folds`` were as the heads are.
+    """
+    if any(r.get("answered_at") == "hr" for r in records):
+        return None
+    try:
+        said = [r["folds_raw"] if "folds_raw" in r else r["folds"] for r in records]
+        return np.array([[own[c] for c in classes] for own in said], np.float64).transpose(0, 2, 1)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _with_sets(found: Predictions, records: list[dict[str, Any]], folder: Path) -> Predictions:

@@ -1,6 +1,6 @@
 """Answers with a promise: a set of classes that holds the true one often enough, abstaining up to a given error.
 
-``predict --coverage`` and ``--max-error`` (inference/README 5); the arithmetic is in ``evaluation/prediction_sets``.
+``predict --coverage`` and ``--max-error`` (inference/README 4); the arithmetic is in ``evaluation/prediction_sets``.
 """
 
 from __future__ import annotations
