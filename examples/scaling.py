@@ -145,6 +145,26 @@ def region_seconds(hr_tiles: int) -> float:
     return best(lambda: region_scores(scores, parent, hr_tiles // 16 + 1))
 
 
+def bootstrap_seconds(predictions: int) -> float:
+    """All metrics of one model, with intervals of 2,000 resamples of patients of two slides."""
+    from lrmil_cli.evaluation.scores import metric_table
+
+    rng = np.random.default_rng(0)
+    labels, p = rng.integers(2, size=predictions), rng.dirichlet((1, 1), predictions)
+    patients = np.char.add("p", (np.arange(predictions) // 2).astype(str))
+    return best(lambda: metric_table(labels, p, patients, classes=("a", "b")), 2)
+
+
+def manifest_seconds(slides: int) -> float:
+    from lrmil_cli.files.manifest import read_manifest
+
+    rows = (f"s{i:05d}.svs,s{i:05d},p{i // 2:05d},{'ab'[i // 2 % 2]},{i // 2 % 5 + 1}\n" for i in range(slides))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slides.csv"
+        path.write_text("slide,slide_id,patient_id,label,fold\n" + "".join(rows), encoding="utf-8")
+        return best(lambda: read_manifest(path, need_labels=True), 2)
+
+
 def geojson_seconds(tiles: int) -> float:
     sys.path.insert(0, str(Path(__file__).parent))
     from geojson_speed import make_table, ours
@@ -225,6 +245,8 @@ def main() -> None:
             show(f"{name}, peak memory", "MB", [m for _, m in own], ".0f")
         show("match, 1,600 HR tiles and up", "s", [match_seconds(n) for n in (1_600, 16_000, 160_000)])
         show("region scores, 1,600 HR tiles and up", "s", [region_seconds(n) for n in (1_600, 16_000, 160_000)])
+        show("manifest, 200 slides and up", "s", [manifest_seconds(n) for n in (200, 2_000, 20_000)])
+        show("evaluate, 200 predictions and up", "s", [bootstrap_seconds(n) for n in (200, 2_000, 20_000)])
         show("GeoJSON, 1,000 tiles and up", "s", [geojson_seconds(n) for n in (1_000, 10_000, 100_000)])
 
 

@@ -20,7 +20,7 @@ from lrmil_cli import __version__
 from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.help import PanelCommand, epilog
 from lrmil_cli.commands.options import debug, with_common_options
-from lrmil_cli.commands.report import printable
+from lrmil_cli.commands.report import tell
 from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
@@ -37,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Slide classification at 5x, distilled from 20x (LRMIL), for the shell and for QuPath.\n\n"
     "The chain: tile (twice) -> match -> distill-encoder -> train-teacher -> distill-student -> predict -> "
-    "export-geojson. Start with `lrmil demo DIR`. Research use only.",
+    "export-geojson; `lrmil run` is all of it. Start with `lrmil demo DIR`. Research use only.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, function in COMMANDS.items():
@@ -137,7 +137,7 @@ def _usage(e: Any) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
+    tell(f"error: {text}")
     return code
 
 

@@ -62,6 +62,22 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def give_back_memory() -> None:
+    """Let the C library of Linux return every block from 4 MB on to the system when it is freed.
+
+    By itself it soon keeps blocks of up to 32 MB; bags that are kept among bags that are not leave holes in its heap
+    that fit nothing, and training took twice the memory that it used.
+    """
+    import ctypes
+    import sys
+
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).mallopt(-3, 4 * 2**20)  # M_MMAP_THRESHOLD
+        except (OSError, AttributeError):
+            pass  # another C library, with a heap of its own kind
+
+
 def device_memory(device: torch.device) -> int:
     """Bytes that are free on a GPU with memory of its own; 0 on others, which share the machine's."""
     import torch

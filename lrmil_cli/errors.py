@@ -42,3 +42,11 @@ class MachineError(LrmilError):
     """The machine lacks something: weights, an optional package, a device, disk space, permission."""
 
     exit_code = 5
+
+
+class StepError(LrmilError):
+    """A command of a chain ended with an exit code other than 0; the chain ends there, with the same code."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,17 +1,17 @@
-"""The chain of ``lrmil demo``: the seven commands as a user would type them, and what came out."""
+"""``lrmil demo``: the chain of ``lrmil run`` on painted slides, and what came out."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrmil_cli.chain.steps import Steps
+from lrmil_cli.chain.plan import Settings, Value
+from lrmil_cli.chain.run import run_chain
+from lrmil_cli.chain.steps import Run, Say
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc, evaluate, show
 from lrmil_cli.files.atomic import write_text
@@ -24,22 +24,30 @@ if TYPE_CHECKING:
 
 #: An LR tile counts as lesion if at least this share of it lies in the planted lesion.
 LESION_SHARE = 0.25
-#: Tiles of the demo are small, so that it runs in minutes; everything else is the default chain.
-TILE_PX = 128
-#: The encoder that comes with the package.
-ENCODER = "demo-vit"
 #: The demo's encoder is tiny and its cohort small: larger steps than the defaults, which are meant for ViT-B and more.
 #: The last block and the final embedding are distilled, because the head reads the final class token; with blocks
 #: (0, 1, L-2) alone, a ViT of six blocks loses what the slide shows at 5x instead of gaining what it shows at 20x.
-STAGE1 = (
-    "--layers -1 --final-loss uniform --lambda-final 5 --lr 5e-4 --warmup 10 --epochs 12 --batch-size 16 --augment"
-).split()
-HEADS = "--lr 1e-3 --epochs 100 --patience 30 --weight-decay 1e-2".split()
+STAGE1: dict[str, Value] = {
+    "layers": "-1",
+    "final-loss": "uniform",
+    "lambda-final": 5.0,
+    "lr": 5e-4,
+    "warmup": 10,
+    "batch-size": 16,
+    "augment": True,
+}
+HEADS: dict[str, Value] = {"lr": 1e-3, "patience": 30, "weight-decay": 1e-2}
 
 
-def run_chain(
-    folder: Path, manifest_path: Path, seed: int, run: Callable[[list[str]], int], say: Callable[[str], None]
-) -> dict[str, Any]:
+def demo_settings(manifest: Path, seed: int) -> Settings:
+    """The settings of ``lrmil run`` for painted slides: small tiles, so that it runs in minutes, and the encoder that
+    comes with the package."""
+    options: dict[str, Value] = {"tile-px": 128, "stage1-epochs": 12, "epochs": 100, "seed": seed}
+    steps = {"distill-encoder": STAGE1, "train-teacher": HEADS, "distill-student": HEADS}
+    return Settings(str(manifest.absolute()), "demo-vit", options, steps)
+
+
+def run_demo(folder: Path, manifest_path: Path, seed: int, run: Run, say: Say) -> dict[str, Any]:
     """Run the chain on a cohort with a column ``split`` and lesion outlines in ``truth/``.
 
     Args:
@@ -49,57 +57,25 @@ def run_chain(
         the content of ``summary.json``.
 
     Raises:
-        LrmilError: a command failed.
+        StepError: a command failed.
     """
     manifest = read_manifest(manifest_path)
-    step = Steps("demo", run, say)
-
-    def at(*parts: str) -> str:
-        return str(folder.joinpath(*parts))
-
-    slides, px, again = str(manifest_path), ["--tile-px", str(TILE_PX)], ["--overwrite"]
-    trained = ["--seed", str(seed), *again]
-    tiles_lr, tiles_hr, pairs = at("tiles-lr"), at("tiles-hr"), at("pairs")
-    encoder, teacher, model = at("lr-encoder.safetensors"), at("teacher"), at("model.safetensors")
-    step("tile_lr", "tile", slides, "--mpp", "2.0", *px, "-o", tiles_lr, *again, "--quiet")
-    step("tile_hr", "tile", slides, "--mpp", "0.5", *px, "-o", tiles_hr, *again, "--quiet")
-    step("match", "match", tiles_lr, tiles_hr, "-o", pairs, *again, "--quiet")
-    own = ["--slides", slides, "--fold", "1", "--encoder", ENCODER, *STAGE1]
-    step("distill_encoder", "distill-encoder", pairs, *own, "-o", encoder, *trained)
-    own = ["--tiles", tiles_hr, "--encoder", ENCODER, *HEADS]
-    step("train_teacher", "train-teacher", slides, *own, "-o", teacher, *trained)
-    own = ["--tiles", tiles_lr, "--pairs", pairs, "--teacher", teacher, *HEADS, "--encoder", encoder]
-    step("distill_student", "distill-student", slides, *own, "-o", model, *trained)
-    test = [e for e in manifest if e.split == "test"]
-    held_out = folder / "held-out.csv"
-    write_text(held_out, _manifest_text(test))
-    step("predict", "predict", str(held_out), "--model", model, "-o", at("predictions"), *again)
-    shown = _shown(test, folder)
-    attention, heatmap = at("predictions", f"{shown}.attention.csv"), at(f"{shown}.heatmap.geojson")
-    step("export_geojson", "export-geojson", attention, "-o", heatmap, *again)
-    summary = summarize(folder, manifest, seed, step.seconds)
+    seconds = run_chain("lrmil demo", demo_settings(manifest_path, seed), folder, manifest, run, say, overwrite=True)
+    shown = _shown([e for e in manifest if e.split == "test"], folder)
+    summary = summarize(folder, manifest, seed, seconds)
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     picture = folder / f"{shown}.overlay.png"
     draw_truth(picture, manifest, folder, shown)
     say("\n" + table(summary))
     say(
-        f"\nIn QuPath: open {next(e.path for e in test if e.slide_id == shown)}, then drop on it\n"
-        f"  {heatmap}  (attention; Measure > Show measurement maps)\n"
+        f"\nIn QuPath: open {next(e.path for e in manifest if e.slide_id == shown)}, then drop on it\n"
+        f"  {folder / 'results' / f'{shown}.heatmap.geojson.gz'}  (attention; Measure > Show measurement maps)\n"
         f"  {truth_path(folder, shown)}  (the planted lesion)\n"
         f"Without QuPath: {picture}\n"
-        f"What distillation bought: {at('model.receipt.html')}\n"
-        f"All figures: {at('summary.json')}"
+        f"What distillation bought: {folder / 'model.receipt.html'}\n"
+        f"All figures: {folder / 'summary.json'}"
     )
     return summary
-
-
-def _manifest_text(slides: Sequence[Entry]) -> str:
-    """Some slides of a cohort as a manifest, with paths that hold anywhere."""
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["slide", "slide_id", "label"])
-    rows.writerows([e.path, e.slide_id, e.label] for e in slides)
-    return out.getvalue()
 
 
 def truth_path(folder: Path, slide_id: str) -> Path:
@@ -111,7 +87,7 @@ def _shown(test: Sequence[Entry], folder: Path) -> str:
     """The positive held-out slide to show: the one whose prediction is surest."""
 
     def probability(slide_id: str) -> float:
-        text = (folder / "predictions" / f"{slide_id}.prediction.json").read_text(encoding="utf-8")
+        text = (folder / "results" / f"{slide_id}.prediction.json").read_text(encoding="utf-8")
         return float(json.loads(text)["probabilities"]["tumor"])
 
     return max((e.slide_id for e in test if e.label == "tumor"), key=probability)
@@ -144,7 +120,7 @@ def attention_scores(folder: Path, manifest: Manifest) -> dict[str, float | None
     for e in manifest:
         if e.split != "test" or e.label != "tumor":
             continue
-        _, rows = read_table(folder / "predictions" / f"{e.slide_id}.attention.csv", "attention")
+        _, rows = read_table(folder / "results" / f"{e.slide_id}.attention.csv", "attention")
         hit = lesion_share(rows, lesions(truth_path(folder, e.slide_id))) >= LESION_SHARE
         values = rows["attention"].to_numpy()
         truth.append(hit.astype(int))
@@ -197,7 +173,7 @@ def draw_truth(path: Path, manifest: Manifest, folder: Path, slide_id: str) -> N
     from lrmil_cli.slides.slide import open_slide
 
     entry = next(e for e in manifest if e.slide_id == slide_id)
-    header, rows = read_table(folder / "predictions" / f"{slide_id}.attention.csv", "attention")
+    header, rows = read_table(folder / "results" / f"{slide_id}.attention.csv", "attention")
     area = lesions(truth_path(folder, slide_id))
     parts = getattr(area, "geoms", [area])
     with open_slide(entry.path, slide_id=slide_id) as slide:

@@ -18,6 +18,7 @@ from lrmil_cli.commands import (
     info,
     match,
     predict,
+    run,
     tile,
     train_teacher,
 )
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict.predict,
     "export-geojson": export_geojson.export_geojson,
     "export-onnx": export_onnx.export_onnx,
+    "run": run.run,
     "evaluate": evaluate.evaluate,
     "calibrate": calibrate.calibrate,
     "embed": embed.embed,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import inspect
 import io
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lrmil_cli.ahead import in_turn
 from lrmil_cli.commands.options import debug
-from lrmil_cli.commands.report import Report, printable
+from lrmil_cli.commands.report import Report, tell
 from lrmil_cli.errors import LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.locks import locked
@@ -138,13 +137,14 @@ def run_batch(
             outcome = _guarded(finish, item, alone=len(items) == 1)
         except LrmilError as e:
             status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
-            failures.append((item, status, e))
+            # Without its traceback, whose frames hold the slide and its pixels.
+            failures.append((item, status, type(e)(str(e))))
             report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
             if len(items) == 1:
                 if failures_in is not None:
                     _write_failures(failures_in / "failures.csv", items, failures, report)
                 raise
-            print(printable(f"{item.slide_id}: {status}: {e}"), file=sys.stderr, flush=True)
+            tell(f"{item.slide_id}: {status}: {e}")
             if fail_fast:
                 break
             continue

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lrmil_cli.commands import options
-from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.report import Report, logged
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder for slides and results.")]
 Slides = Annotated[
@@ -31,8 +31,10 @@ def demo(
     """
     import time
 
-    from lrmil_cli.chain.demo import run_chain
+    from lrmil_cli import __version__
+    from lrmil_cli.chain.demo import run_demo
     from lrmil_cli.demo.slides import make_cohort
+    from lrmil_cli.files.header import command_line
 
     report = Report(json)
     out = Path(folder)
@@ -40,5 +42,7 @@ def demo(
     started = time.perf_counter()
     manifest = make_cohort(out / "cohort", slides, seed)
     report.say(f"{slides} slides in {time.perf_counter() - started:.0f} s")
-    summary = run_chain(out, manifest, seed, ctx.obj, report.say)
+    voice = options.voice()
+    with logged(out / "log.txt", f"lrmil {__version__}: {command_line.get()}"):
+        summary = run_demo(out, manifest, seed, lambda args: ctx.obj([*args, *voice]), report.say)
     report.result({"command": "demo", "status": "ok", "output": folder, **summary})

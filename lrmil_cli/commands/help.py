@@ -24,14 +24,14 @@ PANELS = {
     "Output": "output thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
-    "Method": "method preset fold folds layers baseline_encoder no_baseline crossfit init",
+    "Method": "method preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
     "Labels": "label drop_missing classes class_map",
     "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
     "hard k unmatched missing_teacher attention_row final_loss lambda_final normalize weighting",
     "Head": "head head_option gated proj_dim classifier",
-    "Training": "recipe epochs lr patience weight_decay class_weights balanced_sampling warmup clip freeze_blocks "
-    "steps_per_epoch max_tiles_per_slide augment",
+    "Training": "recipe stage1_epochs epochs lr patience weight_decay class_weights balanced_sampling warmup clip "
+    "freeze_blocks steps_per_epoch max_tiles_per_slide augment",
     "Doubt": "escalate budget confidence abstain max_error coverage coverage_by",
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
@@ -39,7 +39,7 @@ PANELS = {
     "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
     "qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
-    "General": "quiet verbose debug help",
+    "General": "config further quiet verbose debug help",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 #: Values that an option takes, where they are few words; the commands check them (a test compares).
@@ -128,6 +128,10 @@ EXAMPLES = {
     ),
     "info": ("info slide.svs", "info --encoders"),
     "doctor": ("doctor", "doctor slides/ -m model.safetensors"),
+    "run": (
+        "run slides.csv --encoder uni -o run",
+        "run slides.csv --encoder uni -o run --dry-run",
+    ),
     "demo": ("demo demo-folder", "demo demo-folder --slides 24"),
 }
 

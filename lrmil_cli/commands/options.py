@@ -52,6 +52,11 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def voice() -> list[str]:
+    """Those of ``-q -v --debug`` that the running command was given, for commands that it runs."""
+    return [f"--{name}" for name, (variable, _) in _COMMON.items() if variable.get()]
+
+
 def names_of(parameter: inspect.Parameter) -> tuple[str, ...]:
     """The names that a user may give for a parameter of a command, the long one last; none of an argument."""
     info = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, OptionInfo)), None)

@@ -8,62 +8,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent, fill
-from typing import Any, get_args
-
-import typer
-from typer.models import ArgumentInfo, OptionInfo
 
 from lrmil_cli.commands.all_commands import COMMANDS
-from lrmil_cli.commands.options import names_of, with_common_options
+from lrmil_cli.commands.declared import Declared, declared
+from lrmil_cli.commands.options import with_common_options
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- reference: made by python -m lrmil_cli.commands.reference -->", "<!-- /reference -->"
 WIDTH = 120
-#: What stands for a value of these types where nothing better was declared.
-VALUES = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
-
-
-@dataclass(frozen=True)
-class Declared:
-    """One argument or option of a command, as it was declared.
-
-    Attributes:
-        name: of the parameter; names: that a user may give, none of an argument; value: what stands for its value,
-            "" of a flag.
-        default: ``inspect.Parameter.empty`` where a value must be given.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    value: str
-    help: str
-    default: Any
-    info: OptionInfo | ArgumentInfo
-
-    @property
-    def required(self) -> bool:
-        return self.default is inspect.Parameter.empty
-
-
-def declared(command: Callable[..., None]) -> Iterator[Declared]:
-    """The parameters of a command, in order."""
-    for p in inspect.signature(command, eval_str=True).parameters.values():
-        if p.annotation is typer.Context:
-            continue
-        kind, info = get_args(p.annotation)
-        if not isinstance(info, (OptionInfo, ArgumentInfo)):
-            raise TypeError(f"parameter {p.name}: declare it with Annotated[TYPE, typer.Option(...)]")
-        value = "" if _is(bool, kind) else info.metavar or next(v for k, v in VALUES.items() if _is(k, kind))
-        yield Declared(p.name, names_of(p), value, info.help or "", p.default, info)
-
-
-def _is(wanted: type, kind: Any) -> bool:
-    """Whether a type is the wanted one, or optional, or a list of it."""
-    return kind is wanted or any(_is(wanted, k) for k in get_args(kind))
 
 
 def usage(name: str, parameters: list[Declared]) -> str:

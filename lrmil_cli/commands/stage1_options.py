@@ -128,7 +128,11 @@ FreezeBlocks = Annotated[
 ]
 StepsPerEpoch = Annotated[
     Optional[int],
-    typer.Option("--steps-per-epoch", min=1, help="Redefine an epoch, for large cohorts."),
+    typer.Option(
+        "--steps-per-epoch",
+        min=1,
+        help="End an epoch after so many steps, for large cohorts; other LR tiles come in the next.",
+    ),
 ]
 Init = Annotated[
     str,
@@ -150,7 +154,11 @@ Augment = Annotated[
 # ---- on which slides -------------------------------------------------------------------------------------------------
 MaxTilesPerSlide = Annotated[
     Optional[int],
-    typer.Option("--max-tiles-per-slide", min=1, help="Cap big slides."),
+    typer.Option(
+        "--max-tiles-per-slide",
+        min=1,
+        help="LR tiles drawn of a slide that has more; time and cache shrink in proportion.",
+    ),
 ]
 Slides = Annotated[
     Optional[str],

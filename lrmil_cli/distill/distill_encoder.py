@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from lrmil_cli.distill.encoder_training import distill
 from lrmil_cli.distill.settings import Stage1Settings
+from lrmil_cli.distill.slide_pairs import SlidePairs, drawn, find_pairs
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.spec import absolute_spec
@@ -24,7 +26,7 @@ from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import list_tables, write_table
 from lrmil_cli.files.tensors import load_tensors
-from lrmil_cli.matching.paired_slide import PairedSlide, one_tile_a_cell, only_readable, read_pairs
+from lrmil_cli.matching.paired_slide import only_readable
 from lrmil_cli.matching.tile_rows import align
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.folds import fold_names, members
@@ -44,9 +46,9 @@ class Cohort:
         teacher: where its folds or its attention are wanted; left_out: of ``pairs`` HR tiles, those that teach nothing.
     """
 
-    slides: list[PairedSlide]
-    train: list[PairedSlide]
-    val: list[PairedSlide]
+    slides: list[SlidePairs]
+    train: list[SlidePairs]
+    val: list[SlidePairs]
     fold: int | None
     teacher: Teacher | None
     pairs: int
@@ -88,10 +90,9 @@ def collect(
         if double := sorted(paths.keys() & found.keys()):
             raise InputError(f"{arg}: pairs of slide {double[0]} were given before; give each slide once")
         paths |= found
-    whole = [replace(p, slide_path=places.get(p.slide_id)) for p in map(read_pairs, paths.values())]
-    slides = [one_tile_a_cell(p) for p in whole]
-    number = sum(len(p.hr_index) for p in whole)
-    left_out = number - sum(len(p.hr_index) for p in slides)
+    found_pairs = [find_pairs(p, places) for p in paths.values()]
+    slides, left_out = [s for s, _ in found_pairs], sum(n for _, n in found_pairs)
+    number = left_out + sum(s.targets for s in slides)
     by_id = {s.slide_id: s for s in slides}
     if len(by_id) < len(slides):
         raise InputError("two pairs tables are of the same slide; give each slide once")
@@ -124,7 +125,7 @@ def collect(
     return Cohort(train + val, train, val, fold, guide, number, left_out)
 
 
-def _scale(paired: PairedSlide, side: str) -> tuple[Any, ...]:
+def _scale(paired: SlidePairs, side: str) -> tuple[Any, ...]:
     """What must be alike in all slides.
 
     The mpp of another tool's tiles follows the scanner; there the ratio holds it in bounds.
@@ -178,11 +179,15 @@ def run(
         return Result(True, "up to date", {})
     if on_bad_tile == "skip":
         for slides in (cohort.train, cohort.val):
-            slides[:] = [only_readable(s, workers, say) for s in slides]
+            slides[:] = [s.narrowed(partial(only_readable, workers=workers, say=say)) for s in slides]
+    if settings.max_tiles_per_slide:
+        draw = partial(drawn, regions=settings.max_tiles_per_slide, seed=settings.seed)
+        for slides in (cohort.train, cohort.val):
+            slides[:] = [s.narrowed(draw) if s.regions > settings.max_tiles_per_slide else s for s in slides]
     attention = teacher_attention(cohort) if settings.final_loss == "attention" else None
     say(
         f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
-        f"{sum(len(s.children) for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}"
+        f"{sum(s.regions for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}"
     )
     result = distill(
         teacher,
@@ -270,11 +275,12 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
     header, head = cohort.teacher.head(cohort.fold)
     allowed = set(header["train"]) | set(header["val"])
     out = {}
-    for paired in cohort.train + cohort.val:
-        if paired.slide_id not in allowed:
+    for slide in cohort.train + cohort.val:
+        if slide.slide_id not in allowed:
             raise InputError(
-                f"slide {paired.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used"
+                f"slide {slide.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used"
             )
+        paired = slide.read()
         path = cohort.teacher.features / f"{paired.slide_id}.h5"
         hr = read_bag(path, paired.header["hr"]["slide"]["mpp"])
         rows = align(paired, hr.coords, hr.header, str(path))

@@ -18,14 +18,24 @@ from lrmil_cli.ahead import Prefetch
 from lrmil_cli.device import grad_scaler, seed_everything
 from lrmil_cli.distill.hr_tokens import load_targets
 from lrmil_cli.distill.patch_loss import batch_loss
-from lrmil_cli.distill.region_batches import Regions, TileReader, batches, hold_out, on_device, turn_batch
+from lrmil_cli.distill.region_batches import (
+    Regions,
+    TileReader,
+    batches,
+    epoch_order,
+    hold_out,
+    on_device,
+    read_regions,
+    turn_batch,
+)
 from lrmil_cli.distill.regions import pooling_matrix
 from lrmil_cli.distill.settings import Stage1Settings
+from lrmil_cli.distill.slide_pairs import SlidePairs
 from lrmil_cli.distill.stage1_checkpoint import Progress, resume, save_checkpoint
+from lrmil_cli.distill.stage1_estimate import say_cost
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import LrmilError
-from lrmil_cli.matching.paired_slide import PairedSlide
 
 
 @dataclass
@@ -54,7 +64,7 @@ class _Run:
     scaler: torch.amp.GradScaler
     settings: Stage1Settings
     device: torch.device
-    workers: int | None
+    reader: TileReader
     world: World
 
     @property
@@ -70,8 +80,8 @@ class _Run:
 
 def distill(
     teacher: Encoder,
-    train: list[PairedSlide],
-    val: list[PairedSlide],
+    train: list[SlidePairs],
+    val: list[SlidePairs],
     settings: Stage1Settings,
     *,
     cache: Path,
@@ -96,19 +106,19 @@ def distill(
 
     Raises:
         InputError: a slide cannot be read, or there are no pairs.
+        MachineError: the disk cannot hold the HR targets, or takes no more.
         LrmilError: the loss is no longer finite.
     """
-    seed_everything(settings.seed)
     teacher = teacher.to(device).eval()
+    say_cost(teacher, train, val, settings, cache=cache, device=device, workers=workers, world=world, say=say)
+    seed_everything(settings.seed)
     final = settings.final_loss != "none"
 
-    def regions(slides: list[PairedSlide]) -> Regions:
+    def regions(slides: list[SlidePairs]) -> Regions:
         targets = load_targets(
             teacher, slides, settings.layers, final, cache, device, say, workers=workers, world=world
         )
-        index = [(s, r) for s, p in enumerate(slides) for r in _capped(len(p.children), settings, p.slide_id)]
-        weights = [attention[p.slide_id] for p in slides] if attention is not None else None
-        return Regions(slides, targets, weights, np.array(index, np.int64).reshape(-1, 2))
+        return read_regions(slides, targets, None if attention is None else [attention[s.slide_id] for s in slides])
 
     train_set = regions(train)
     val_set = regions(val) if val else None
@@ -124,36 +134,44 @@ def distill(
         grad_scaler(device),
         settings,
         device,
-        workers,
+        TileReader(workers),
         world,
     )
     checkpoint = cache / f"checkpoint.{key[:16]}.pt"
-    progress = resume(checkpoint, key, student, run.optimizer, run.scaler, device)
+    try:
+        progress = _train(run, train_set, val_set, checkpoint, key, say)
+    finally:
+        run.reader.close()
+    student.model.load_state_dict(progress.best_weights or teacher.weights())
+    if progress.best_weights is None:
+        say("no epoch was better than the start; the encoder is returned as it was (try another --lr)")
+    return Stage1Result(student.eval().requires_grad_(False), progress.curves, progress.best_epoch, checkpoint)
+
+
+def _train(
+    run: _Run, train_set: Regions, val_set: Regions, checkpoint: Path, key: str, say: Callable[[str], None]
+) -> Progress:
+    """Epoch after epoch, from the checkpoint on if there is one."""
+    settings = run.settings
+    progress = resume(checkpoint, key, run.student, run.optimizer, run.scaler, run.device)
     if progress is not None:
         say(f"resumed after epoch {progress.epoch}")
     else:
         start = {"epoch": 0, **_validate(run, val_set)}
         progress = Progress(best=start["val_loss"], curves=[start])  # the copy it starts from is the first candidate
         say(_line(start, settings))
-    reader = TileReader(train, workers)
-    try:
-        while progress.epoch < settings.epochs and progress.epoch - progress.best_epoch < settings.patience:
-            progress.epoch += 1
-            mean = _train_epoch(run, train_set, reader, progress)
-            row = {"epoch": progress.epoch, "train_loss": mean, **_validate(run, val_set)}
-            progress.curves.append(row)
-            if row["val_loss"] < progress.best:
-                progress.best, progress.best_epoch = row["val_loss"], progress.epoch
-                progress.best_weights = {k: v.detach().cpu().clone() for k, v in student.weights().items()}
-            say(_line(row, settings))
-            if world.first:
-                save_checkpoint(checkpoint, key, student, run.optimizer, run.scaler, progress)
-    finally:
-        reader.close()
-    student.model.load_state_dict(progress.best_weights or teacher.weights())
-    if progress.best_weights is None:
-        say("no epoch was better than the start; the encoder is returned as it was (try another --lr)")
-    return Stage1Result(student.eval().requires_grad_(False), progress.curves, progress.best_epoch, checkpoint)
+    while progress.epoch < settings.epochs and progress.epoch - progress.best_epoch < settings.patience:
+        progress.epoch += 1
+        mean = _train_epoch(run, train_set, progress)
+        row = {"epoch": progress.epoch, "train_loss": mean, **_validate(run, val_set)}
+        progress.curves.append(row)
+        if row["val_loss"] < progress.best:
+            progress.best, progress.best_epoch = row["val_loss"], progress.epoch
+            progress.best_weights = {k: v.detach().cpu().clone() for k, v in run.student.weights().items()}
+        say(_line(row, settings))
+        if run.world.first:
+            save_checkpoint(checkpoint, key, run.student, run.optimizer, run.scaler, progress)
+    return progress
 
 
 def _student(teacher: Encoder, settings: Stage1Settings) -> Encoder:
@@ -212,19 +230,17 @@ def step_scale(mask: Tensor, weighting: str, counts: bool, world: World) -> tupl
     return of_layers, of_final
 
 
-def _train_epoch(run: _Run, data: Regions, reader: TileReader, progress: Progress) -> float:
+def _train_epoch(run: _Run, data: Regions, progress: Progress) -> float:
     """One pass over the regions; the mean loss."""
     settings, world, optimizer, scaler = run.settings, run.world, run.optimizer, run.scaler
     rng = np.random.default_rng((settings.seed, progress.epoch))
     whole = settings.batch_size * world.size
-    order = rng.permutation(len(data.index))
-    if settings.steps_per_epoch:
-        order = np.resize(order, settings.steps_per_epoch * whole)
+    order = epoch_order(data, settings.steps_per_epoch and settings.steps_per_epoch * whole, rng)
     run.together.train()
     total, seen = 0.0, 0
     groups = _cut(order, whole)
     parts = [own_part(g, world) for g in groups]
-    ahead = Prefetch(batches(data, [p for p, _ in parts], reader, run.final), run.ahead)
+    ahead = Prefetch(batches(data, [p for p, _ in parts], run.reader, run.final), run.ahead)
     for arrays, group, (_, counts) in zip(ahead, groups, parts):
         batch = on_device(arrays, run.device)
         if settings.augment:
@@ -272,21 +288,17 @@ def _validate(run: _Run, data: Regions) -> dict[str, float]:
     if run.final:
         names.append("loss_final")
     sums = dict.fromkeys([*names, "children", "regions"], 0.0)
-    reader = TileReader(data.slides, run.workers)
-    groups = world.share(_cut(np.arange(len(data.index)), settings.batch_size))
-    try:
-        for arrays in Prefetch(batches(data, groups, reader, run.final), run.ahead):
-            batch = on_device(arrays, device)
-            _, parts = batch_loss(
-                student, batch.tiles, batch.targets, batch.mask, settings, run.pooling, batch.final, batch.attention
-            )
-            counts = {"children": int(batch.mask.sum()), "regions": len(batch.tiles)}
-            for k, v in parts.items():
-                sums[k] += float(v) * counts["children" if k in by_child else "regions"]
-            for k, n in counts.items():
-                sums[k] += n
-    finally:
-        reader.close()
+    groups = world.share(_cut(np.arange(len(data)), settings.batch_size))
+    for arrays in Prefetch(batches(data, groups, run.reader, run.final), run.ahead):
+        batch = on_device(arrays, device)
+        _, parts = batch_loss(
+            student, batch.tiles, batch.targets, batch.mask, settings, run.pooling, batch.final, batch.attention
+        )
+        counts = {"children": int(batch.mask.sum()), "regions": len(batch.tiles)}
+        for k, v in parts.items():
+            sums[k] += float(v) * counts["children" if k in by_child else "regions"]
+        for k, n in counts.items():
+            sums[k] += n
     # On the device because nccl sums nothing else; an Apple GPU knows no float64.
     summed = world.sum(
         torch.tensor(list(sums.values()), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
@@ -295,13 +307,6 @@ def _validate(run: _Run, data: Regions) -> dict[str, float]:
     mean = {k: v / (children if k in by_child else regions) for k, v in zip(names, totals)}
     loss = sum(mean[f"loss_{l}"] for l in layers) / len(layers) + settings.lambda_final * mean.get("loss_final", 0.0)
     return {"val_loss": loss, **{f"val_{k}": v for k, v in mean.items()}}
-
-
-def _capped(regions: int, settings: Stage1Settings, slide_id: str) -> np.ndarray:
-    if settings.max_tiles_per_slide is None or regions <= settings.max_tiles_per_slide:
-        return np.arange(regions)
-    rng = np.random.default_rng((settings.seed, *slide_id.encode("utf-8", "surrogatepass")))
-    return np.sort(rng.choice(regions, settings.max_tiles_per_slide, replace=False))
 
 
 def _line(row: dict[str, float], settings: Stage1Settings) -> str:

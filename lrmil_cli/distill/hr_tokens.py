@@ -2,39 +2,109 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.lib.format as npy
 import torch
 
 from lrmil_cli.ahead import in_turn
+from lrmil_cli.distill.slide_pairs import SlidePairs
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.pipeline import BatchSize, encode_tiles, read_ahead, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
-from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
+from lrmil_cli.matching.paired_slide import tile_level
 
 #: float16 ends at 65504; residual streams of large encoders can be beyond.
 FLOAT16_LIMIT = 6e4
 
 
-def target_path(cache: Path, paired: PairedSlide, encoder_digest: str, layers: tuple[int, ...], final: bool) -> Path:
-    """Name of a slide's target file: another encoder, layer set or pairs table is another file."""
+@dataclass(frozen=True)
+class TargetFile:
+    """Targets of a slide on disk, an array [N, ...] in the form of numpy.
+
+    They are read row by row and not mapped into memory: mapped pages count as the process's own, and a file that
+    shrinks under a map ends the process with a signal.
+
+    Attributes:
+        shape, dtype: of the array; start: of its values in the file.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, [len(rows), ...]; neighbours in one read.
+
+        Raises:
+            InputError: the file is not there any more, or has become shorter.
+        """
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        size = out[:1].nbytes
+        bounds = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        values = out.data.cast("B")
+        try:
+            with open(self.path, "rb") as fh:
+                for first, end in zip(bounds, bounds[1:]):
+                    fh.seek(self.start + int(rows[first]) * size)
+                    if fh.readinto(values[first * size : end * size]) < (end - first) * size:
+                        raise InputError(f"{self.path}: became shorter while it was in use; run the command again")
+        except OSError as e:
+            raise InputError(f"{self.path}: cannot be read any more ({e.strerror}); run the command again") from e
+        return out
+
+
+def open_targets(path: Path) -> TargetFile | None:
+    """A file of targets, None where there is none that is whole."""
+    try:
+        with open(path, "rb") as fh:
+            if npy.read_magic(fh) != (1, 0):
+                return None
+            shape, in_columns, dtype = npy.read_array_header_1_0(fh)
+            start, length = fh.tell(), os.fstat(fh.fileno()).st_size
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = dtype.kind == "f" and not in_columns and start + int(np.prod(shape)) * dtype.itemsize == length
+    return TargetFile(path, shape, dtype, start) if whole else None
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """As ``np.save``, which does not say why the disk does not take it."""
+    with atomic_path(path, "--cache") as tmp, open(tmp, "wb") as fh:
+        npy.write_array_header_1_0(fh, npy.header_data_from_array_1_0(array))
+        fh.write(array.data.cast("B"))
+
+
+def target_paths(
+    cache: Path, slide: SlidePairs, encoder_digest: str, layers: tuple[int, ...], final: bool
+) -> dict[str, Path]:
+    """Files of a slide's targets, by what is in them.
+
+    Another encoder, layer set, pairs table or choice of its tiles is another file.
+    """
+    chosen: dict[str, str] = {k: slide.header[k] for k in ("readable", "drawn") if k in slide.header}
     key = digest(
         {"encoder": encoder_digest, "layers": list(layers), "final": final},
-        {
-            "pairs": last_digest(paired.header),
-            **({"readable": paired.header["readable"]} if "readable" in paired.header else {}),
-        },
+        {"pairs": last_digest(slide.header), **chosen},
     )
-    return cache / f"{paired.slide_id}.{key[:16]}.targets"
+    return {
+        name: cache / f"{slide.slide_id}.{key[:16]}.targets.{name}.npy"
+        for name in (["layers", "final"] if final else ["layers"])
+    }
 
 
 def compute_targets(
     encoder: Encoder,
-    paired: PairedSlide,
+    slide_pairs: SlidePairs,
     layers: tuple[int, ...],
     final: bool,
     device: torch.device,
@@ -54,6 +124,7 @@ def compute_targets(
         tokens = torch.stack([out["summary"][l].float() for l in layers], 1)
         return (tokens, out["final"]) if final else (tokens,)
 
+    paired = slide_pairs.read()
     with paired.open_slide("hr", workers) as slide:
         level, tile_px = tile_level(slide, paired.header["hr"]), paired.header["hr"]["settings"]["tile_px"]
         with read_ahead(slide, paired.hr_boxes, level, tile_px, device=device, batch=batch) as tiles:
@@ -64,12 +135,13 @@ def compute_targets(
 
 def half(values: np.ndarray) -> np.ndarray:
     """float16 where the values fit, else float32."""
-    return values.astype(np.float16) if np.abs(values).max(initial=0) <= FLOAT16_LIMIT else values
+    largest = max(values.max(initial=0), -values.min(initial=0))
+    return values.astype(np.float16) if largest <= FLOAT16_LIMIT else values
 
 
 def load_targets(
     encoder: Encoder,
-    slides: list[PairedSlide],
+    slides: list[SlidePairs],
     layers: tuple[int, ...],
     final: bool,
     cache: Path,
@@ -79,8 +151,8 @@ def load_targets(
     batch_size: int | None = None,
     workers: int | None = None,
     world: World = World(),
-) -> list[dict[str, np.ndarray]]:
-    """Targets of all slides, memory-mapped from ``cache``; what is missing is computed and written first.
+) -> list[dict[str, TargetFile]]:
+    """Targets of all slides in ``cache``; what is missing is computed and written first.
 
     Args:
         batch_size: HR tiles encoded at a time, by the device if None; workers: threads that read, a core each if None.
@@ -91,13 +163,9 @@ def load_targets(
         MachineError: the cache cannot be written.
     """
     weights, batch = encoder.digest(), BatchSize(batch_size, device, say)
-    names = ["layers", "final"] if final else ["layers"]
-    paths = []
-    for paired in slides:
-        base = target_path(cache, paired, weights, layers, final)
-        paths.append({k: base.with_name(f"{base.name}.{k}.npy") for k in names})
+    paths = [target_paths(cache, s, weights, layers, final) for s in slides]
     # Each process looks at its own part alone, because another may be writing meanwhile.
-    missing = [n for n in world.share(range(len(paths))) if not all(map(_readable, paths[n].values()))]
+    missing = [n for n in world.share(range(len(paths))) if not all(map(open_targets, paths[n].values()))]
     turns = in_turn(
         lambda n: compute_targets(encoder, slides[n], layers, final, device, batch, workers),
         missing,
@@ -106,16 +174,14 @@ def load_targets(
     for n, computed in zip(missing, turns):
         arrays = computed()
         for k, path in paths[n].items():
-            with atomic_path(path) as tmp, open(tmp, "wb") as fh:
-                np.save(fh, arrays[k], allow_pickle=False)
-        say(f"HR targets {n + 1}/{len(slides)}: {slides[n].slide_id}, {len(slides[n].hr_boxes)} tiles")
+            _write(path, arrays[k])
+        say(f"HR targets {n + 1}/{len(slides)}: {slides[n].slide_id}, {slides[n].targets} tiles")
     world.wait()
-    return [{k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in own.items()} for own in paths]
+    return [{k: _opened(p) for k, p in own.items()} for own in paths]
 
 
-def _readable(path: Path) -> bool:
-    try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
-        return True
-    except (OSError, ValueError, EOFError):
-        return False
+def _opened(path: Path) -> TargetFile:
+    targets = open_targets(path)
+    if targets is None:
+        raise InputError(f"{path}: gone or damaged while it was in use; run the command again")
+    return targets

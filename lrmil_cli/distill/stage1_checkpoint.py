@@ -46,7 +46,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
-    with atomic_path(path) as tmp:
+    with atomic_path(path, "--cache") as tmp:
         torch.save({**states, **vars(progress)}, tmp)
 
 

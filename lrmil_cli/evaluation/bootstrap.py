@@ -12,7 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrmil_cli.evaluation.metrics import Metric
+from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS
+from lrmil_cli.evaluation.resampled import resampled
+
+#: Counts of patients that are held at a time, of as many resamples as that gives: 16 MB.
+CHUNK = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -31,82 +35,84 @@ class Interval:
     undefined: int
 
 
-def interval(
-    metric: Metric,
+def intervals(
+    metrics: Sequence[str],
     labels: Sequence[int] | np.ndarray,
     probabilities: np.ndarray,
     patients: Sequence[str] | np.ndarray,
     *,
+    minus: np.ndarray | None = None,
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-) -> Interval:
-    """A metric and its percentile bootstrap interval over patients.
+) -> dict[str, Interval]:
+    """Metrics and their percentile bootstrap intervals over patients, all on the same resamples.
 
     Args:
-        metric: function of (labels, probabilities), as in ``metrics.METRIC_FUNCTIONS``; labels: int [n];
-        probabilities: [n, C]; patients: [n], whose slide it is; draws: resamples, 0 for none; level: 0.95 for 95 %.
+        metrics: of ``metrics.METRICS``; labels: int [n]; probabilities: [n, C]; patients: [n], whose slide it is.
+        minus: probabilities [n, C] of a second model on the same slides: differences from its metrics (paired).
+        draws: resamples, 0 for none; level: 0.95 for 95 %.
     """
-    labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities, dtype=np.float64)
-    return _interval(lambda i: metric(labels[i], probabilities[i]), patients, draws, seed, level)
+    labels, whose = np.asarray(labels, dtype=np.int64), np.asarray(patients)
+    models = [np.asarray(p, dtype=np.float64) for p in (probabilities, minus) if p is not None]
+    values: dict[str, float | None] = {}
+    for m in metrics:
+        own = [v for p in models if (v := METRIC_FUNCTIONS[m](labels, p)) is not None]
+        values[m] = float(np.subtract.reduce(own)) if len(own) == len(models) else None
+    names, patient = np.unique(whose, return_inverse=True)
+    if len(names) < 2:  # every resample would be the one patient again
+        return {m: Interval(v, None, None, draws if v is None else 0) for m, v in values.items()}
+    defined = [m for m, v in values.items() if v is not None]
+    parts: dict[str, list[np.ndarray]] = {m: [] for m in defined}
+    functions = {m: [resampled(m, labels, p, patient) for p in models] for m in defined}
+    for times in resamples(len(names), draws, seed):
+        for m in defined:
+            parts[m].append(np.subtract.reduce([f(times) for f in functions[m]]))
+    return {m: _interval(v, np.concatenate(parts.get(m) or [np.empty(0)]), draws, level) for m, v in values.items()}
 
 
-def paired(
-    metric: Metric,
-    labels: Sequence[int] | np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
+def intervals_of(
+    statistics: Callable[[np.ndarray], Sequence[float]],
     patients: Sequence[str] | np.ndarray,
     *,
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-) -> Interval:
-    """``metric(a) - metric(b)`` of two models on the same slides, both on the same resamples.
+) -> list[Interval]:
+    """As :func:`intervals`, of anything that is computed from slides, on the same resamples.
 
     Args:
-        a, b: probabilities [n, C] of the two models; the rest as :func:`interval`.
+        statistics: indices of slides, some of them several times -> values, NaN where undefined.
+        patients: [n], whose slide it is.
     """
-    labels = np.asarray(labels, dtype=np.int64)
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    slides = np.arange(len(patient))
+    own = [float(v) if np.isfinite(v) else None for v in statistics(slides)]
+    if len(names) < 2:
+        return [Interval(v, None, None, draws if v is None else 0) for v in own]
+    drawn = [
+        statistics(np.repeat(slides, times[patient].astype(np.int64)))
+        for some in resamples(len(names), draws, seed)
+        for times in some
+    ]
+    columns = np.array(drawn, dtype=np.float64).reshape(-1, len(own)).T
+    return [
+        Interval(None, None, None, draws) if v is None else _interval(v, c, draws, level) for v, c in zip(own, columns)
+    ]
 
-    def difference(i: np.ndarray) -> float | None:
-        own, other = metric(labels[i], a[i]), metric(labels[i], b[i])
-        return None if own is None or other is None else own - other
 
-    return _interval(difference, patients, draws, seed, level)
-
-
-def _interval(
-    statistic: Callable[[np.ndarray], float | None],
-    patients: Sequence[str] | np.ndarray,
-    draws: int,
-    seed: int,
-    level: float,
-) -> Interval:
-    value = statistic(np.arange(len(patients)))
-    if value is None:
-        return Interval(None, None, None, draws)
-    if len(set(np.asarray(patients).tolist())) < 2:  # every resample would be the one patient again
-        return Interval(value, None, None, 0)
-    drawn = [statistic(i) for i in resamples(patients, draws, seed)]
-    defined = [v for v in drawn if v is not None]
-    if not defined:
+def _interval(value: float | None, drawn: np.ndarray, draws: int, level: float) -> Interval:
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
         return Interval(value, None, None, draws)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), draws - len(defined))
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), draws - len(known))
 
 
-def resamples(patients: Sequence[str] | np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Slide indices of each resample: as many patients as there are, drawn with replacement, each with all slides."""
-    _, patient = np.unique(np.asarray(patients), return_inverse=True)
-    order = np.argsort(patient, kind="stable")
-    slides = np.bincount(patient)
-    first = np.cumsum(slides) - slides
+def resamples(patients: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each patient was drawn, float64 [some draws, patients]: as many as there are, with replacement."""
     rng = np.random.default_rng(seed)
-    for _ in range(draws):
-        drawn = rng.integers(len(slides), size=len(slides))
-        n = slides[drawn]
-        # 0, 1, .. within the run of slides of each drawn patient
-        within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        yield order[np.repeat(first[drawn], n) + within]
+    some = max(1, CHUNK // patients)
+    for start in range(0, draws, some):
+        drawn = (rng.integers(patients, size=patients) for _ in range(min(some, draws - start)))
+        yield np.array([np.bincount(d, minlength=patients) for d in drawn], dtype=np.float64)

@@ -5,11 +5,11 @@ evaluation/README 5; what mends them is in ``head_calibration``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lrmil_cli.evaluation.bootstrap import Interval, resamples
+from lrmil_cli.evaluation.bootstrap import Interval, intervals_of
 from lrmil_cli.evaluation.scores import Cases
 
 #: The figures of :func:`calibration_figures`, and their titles.
@@ -115,15 +115,8 @@ def calibration_figures(cases: Cases, positive: int | None, *, draws: int, seed:
         fit = recalibration(hit[index], probability[index]) or (np.nan, np.nan)
         return (*fit, calibration_error(hit[index], probability[index]))
 
-    own = figures(np.arange(len(hit)))
-    several = len(set(cases.patients.tolist())) > 1
-    drawn = np.array([figures(i) for i in resamples(cases.patients, draws, seed)]) if several else np.empty((0, 3))
-    out = {}
-    for name, value, values in zip(FIGURES, own, drawn.reshape(-1, 3).T):
-        there = values[np.isfinite(values)]
-        known = np.isfinite(value)
-        low, high = np.quantile(there, [0.025, 0.975]).tolist() if known and len(there) else (None, None)
-        if name == "ece" and low is not None:  # resampling scatters the bins, so draws lie above the cohort's own error
-            low = min(low, value)
-        out[name] = Interval(float(value) if known else None, low, high, len(values) - len(there))
-    return out
+    found = dict(zip(FIGURES, intervals_of(figures, cases.patients, draws=draws, seed=seed)))
+    error = found["ece"]
+    if error.low is not None and error.value is not None:  # resampling scatters the bins: draws lie above the cohort
+        found["ece"] = replace(error, low=min(error.low, error.value))
+    return found

@@ -5,6 +5,7 @@ evaluation/README 8.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -132,8 +133,12 @@ def _with_leaks(m: Predictions, manifest: Manifest | None) -> Predictions:
             seen = count_text(int(pixels.sum()), "slide")
             remarks.append(f"its LR encoder was distilled on the pixels (not the labels) of {seen}")
     else:
-        tested = m.rows.groupby("slide_id")["fold"].agg(frozenset)
-        torn = sorted(str(p) for p, own in ids.groupby(patients) if tested[own.unique()].nunique() > 1)
+        tested, parts = defaultdict(set), defaultdict(set)
+        for slide, fold in zip(ids, m.rows["fold"]):
+            tested[slide].add(fold)
+        for slide, patient in zip(ids, patients):
+            parts[patient].add(frozenset(tested[slide]))
+        torn = sorted(str(p) for p, own in parts.items() if len(own) > 1)
         if torn:
             leaks.append(
                 f"slides of {len(torn)} patient(s) were tested in different folds (the first: {torn[0]}): heads were "

@@ -1,6 +1,6 @@
 """Metrics of slide predictions (evaluation/README 1). What is undefined is None, never 0.
 
-Plain numpy, because the bootstrap calls each of them thousands of times; the tests hold them against scikit-learn.
+Plain numpy; the tests hold them against scikit-learn. Those of many resamples at once stand in ``resampled.py``.
 """
 
 from __future__ import annotations

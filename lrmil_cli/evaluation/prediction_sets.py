@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.evaluation.bootstrap import Interval, interval
+from lrmil_cli.evaluation.bootstrap import Interval, intervals_of
 
 #: Confidence of the bound on the error of what is answered.
 BOUND = 0.95
@@ -271,9 +271,7 @@ def set_figures(
 ) -> SetFigures:
     """Figures of sets bool [m, C] of cases with labels int [m], m at least 1, of these patients [m]."""
 
-    def reached(labels: np.ndarray, sets: np.ndarray) -> float:
-        return float(sets[np.arange(len(labels)), labels].mean())
-
-    found = interval(reached, labels, sets.astype(float), patients, draws=draws, seed=seed)
+    right = sets[np.arange(len(labels)), labels]
+    (found,) = intervals_of(lambda index: [right[index].mean()], patients, draws=draws, seed=seed)
     sizes = sets.sum(1)
     return SetFigures(promised, len(labels), found, float((sizes == 1).mean()), float((sizes == 0).mean()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.evaluation.bootstrap import Interval, interval, paired
+from lrmil_cli.evaluation.bootstrap import Interval, intervals
 from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS, METRICS, confusion, mean_sd, one_auc
 
 LEVELS = ("slide", "patient")
@@ -95,10 +95,9 @@ def metric_table(
     absent = [c for n, c in enumerate(classes) if n not in pooled.labels]
     reason = f"no {level} of class {', '.join(absent)}" if absent else ""
     out = []
-    for name in metrics:
-        function = METRIC_FUNCTIONS[name]
-        each = [function(p.labels, p.probabilities) for p in parts]
-        whole = interval(function, pooled.labels, pooled.probabilities, pooled.patients, draws=draws, seed=seed)
+    whole_of = intervals(metrics, pooled.labels, pooled.probabilities, pooled.patients, draws=draws, seed=seed)
+    for name, whole in whole_of.items():
+        each = [METRIC_FUNCTIONS[name](p.labels, p.probabilities) for p in parts]
         defined = sum(v is not None for v in each)
         out.append(Score(name, whole, *mean_sd(each), defined, len(each), reason if whole.value is None else ""))
     return out
@@ -119,7 +118,7 @@ def differences(
     Args:
         labels: int [n]; a, b: probabilities [n, C] of the two models; patients: [n].
     """
-    return {m: paired(METRIC_FUNCTIONS[m], labels, a, b, patients, draws=draws, seed=seed) for m in metrics}
+    return intervals(metrics, labels, a, patients, minus=b, draws=draws, seed=seed)
 
 
 def at_level(cases: Cases, level: str, classes: Sequence[str]) -> Cases:

@@ -33,8 +33,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, option: str = "--output") -> Iterator[Path]:
     """Yield a temporary name in the folder of ``path``; on success it becomes ``path``, else it is removed.
+
+    Args:
+        option: by which the user can choose another folder.
 
     Raises:
         MachineError: the folder cannot be written (full disk, no permission, a file in the way).
@@ -51,7 +54,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield tmp
         _patiently(lambda: os.replace(tmp, path))
     except OSError as e:
-        raise MachineError(f"cannot write {path}: {e.strerror or e}; {_hint(e, path)}choose another --output") from e
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; {_hint(e, path)}choose another {option}") from e
     finally:
         with suppress(OSError):  # gone already, or its folder was never made
             tmp.unlink()

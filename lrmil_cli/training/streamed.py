@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrmil_cli.ahead import Prefetch
-from lrmil_cli.device import available_memory, device_memory, send
+from lrmil_cli.device import available_memory, device_memory, give_back_memory, send
 
 #: NamedTuples of tensors, or of tuples of them: a bag, a pyramid.
 B = TypeVar("B", bound=tuple[Any, ...], covariant=True)
@@ -44,6 +44,7 @@ class Room:
 
 def room_for(device: torch.device, memory: int | None = None) -> Room:
     """Half of what is free, on the device and beside it; or ``memory`` bytes beside it."""
+    give_back_memory()
     half = memory if memory is not None else available_memory() // 2
     return Room(device_memory(device) // 2, half)
 

@@ -478,7 +478,8 @@ def test_attention_stays_with_its_tiles_where_some_are_left_out(damaged, tmp_pat
         *skip,
     )
     assert said.code == 0 and "teach nothing" in said.err, said.err
-    paired = next(p for p in seen["slides"] if p.slide_id == "s00")
+    paired = next(p for p in seen["slides"] if p.slide_id == "s00").read()
+    assert len(paired.children) == 2
     bag = read_features(tmp_path / "teacher" / "features" / "s00.h5")
     _, head = read_teacher(tmp_path / "teacher").head(1)
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 """``lrmil demo``: the chain on its own slides, and figures that can be checked against its own files."""
 
+import gzip
 import json
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_attention_auc_is_what_points_in_polygons_say(demo):
             shape(f["geometry"])
             for f in json.loads((folder / "cohort" / "truth" / f"{slide_id}.geojson").read_text())["features"]
         ]
-        rows = pd.read_csv(folder / "predictions" / f"{slide_id}.attention.csv", comment="#")
+        rows = pd.read_csv(folder / "results" / f"{slide_id}.attention.csv", comment="#")
         for _, r in rows.iterrows():
             grid = [
                 Point(r.x + r.width * (i + 0.5) / 24, r.y + r.height * (j + 0.5) / 24)
@@ -73,9 +74,19 @@ def test_attention_auc_is_what_points_in_polygons_say(demo):
     assert s["attention_auc"] == pytest.approx(np.mean(wins), abs=0.03)  # a tile or two may lie on the threshold
 
 
+def test_the_demo_is_a_run(demo, lrmil):
+    folder, s = demo
+    said = lrmil("run", "--config", folder / "run.toml", "-o", folder, "--epochs", "99")
+    assert said.code == 2 and "other settings (epochs)" in said.err
+    log = (folder / "log.txt").read_text(encoding="utf-8")
+    names = ("tile-lr", "tile-hr", "match", "train-teacher", "distill-encoder", "distill-student", "predict")
+    assert s["seconds"].keys() == {*names, "export-geojson", "total"}
+    assert all(f"step {i} of 8: {name}" in log for i, name in enumerate(names, 1))
+
+
 def test_demo_leaves_an_overlay_for_qupath_and_a_picture(demo):
     folder, _ = demo
-    (heatmap,) = folder.glob("*.heatmap.geojson")
-    check_contract(heatmap.read_text(), 2560, 2560)
     (picture,) = folder.glob("*.overlay.png")
+    heatmap = folder / "results" / picture.name.replace(".overlay.png", ".heatmap.geojson.gz")
+    check_contract(gzip.decompress(heatmap.read_bytes()).decode(), 2560, 2560)
     assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 50_000

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lrmil_cli.commands.all_commands import COMMANDS
-from lrmil_cli.commands.reference import declared
+from lrmil_cli.commands.declared import declared
 from lrmil_cli.heads import head_defaults, head_names, head_sources
 
 #: Defaults that change no result, are a matter of taste, or say where files lie.

@@ -11,8 +11,8 @@ import typer
 from lrmil_cli import __version__
 from lrmil_cli.app import app
 from lrmil_cli.commands.all_commands import COMMANDS
+from lrmil_cli.commands.declared import declared
 from lrmil_cli.commands.help import CHOICES, EXAMPLES, PANELS
-from lrmil_cli.commands.reference import declared
 
 CLICK = typer.main.get_command(app)
 

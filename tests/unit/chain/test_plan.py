@@ -1,0 +1,129 @@
+"""The plan of a run: its command lines, what they cost, and the file that keeps its settings."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrmil_cli.app import app
+from lrmil_cli.chain.plan import COMMANDS, CONNECTIONS, OF_THE_RUN, OWN, ROUTES, Settings, chain_steps
+from lrmil_cli.chain.run import as_table
+from lrmil_cli.chain.run_file import dumps, keep_settings, read_run_file
+from lrmil_cli.chain.work import Tiles, passes
+from lrmil_cli.commands.declared import options_of
+from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.manifest import Labels, read_manifest
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+VALUE = st.one_of(
+    TEXT, st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.lists(TEXT)
+)
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    return typer.main.get_command(app).commands
+
+
+def parsed(parsers, step):
+    name, *args = step.args
+    return parsers[name].make_context(name, args).params
+
+
+def test_every_route_leads_to_an_option_and_every_connection_is_one(parsers):
+    of = {name: options_of(command.callback) for name, command in parsers.items()}
+    assert {"slides", "encoder", *ROUTES, *OWN} - {"slides"} <= of["run"].keys()
+    for name, to in ROUTES.items():
+        for step, there in to.items():
+            assert there in of[COMMANDS[step]], (name, step)
+            assert of[COMMANDS[step]][there].kind is of["run"][name].kind or name in ("mpp", "hr-mpp"), name
+            # What is said of a default by the run is what the step has.
+            assert of["run"][name].default in (None, of[COMMANDS[step]][there].default) or name in ("mpp", "hr-mpp")
+    for step, names in CONNECTIONS.items():
+        assert names <= of[COMMANDS[step]].keys()
+    assert OF_THE_RUN <= set().union(*of.values())
+    assert of["run"]["mpp"].default == 2.0 and of["run"]["hr-mpp"].default == 0.5
+
+
+def test_the_lines_of_a_run_parse_and_are_connected(parsers, tmp_path):
+    options = {"hr-mpp": 0.25, "mpp": 1.0, "label": "type", "class-map": ["a=b", "c=d"], "drop-missing": True}
+    of_steps = {"tile": {"keep-pen": True}, "tile-lr": {"thumbnail": True}, "distill-encoder": {"layers": "-1"}}
+    steps = chain_steps(Settings("s.csv", "demo-vit", options, of_steps), tmp_path, 3)
+    assert [s.name for s in steps] == [*list(COMMANDS)[:4], *["distill-encoder"] * 3, *list(COMMANDS)[5:]]
+    lr, hr, match, teacher, *stage1, student, predict, maps = (parsed(parsers, s) for s in steps)
+    assert (lr["mpp"], hr["mpp"], lr["thumbnail"], hr["thumbnail"], hr["keep_pen"]) == (1.0, 0.25, True, False, True)
+    assert (match["lr"], match["hr"]) == (lr["output"], hr["output"]) and teacher["tiles"] == hr["output"]
+    assert [s["fold"] for s in stage1] == [1, 2, 3] and all(s["teacher"] == teacher["output"] for s in stage1)
+    assert {s["layers"] for s in stage1} == {"-1"} and len({s["cache"] for s in stage1}) == 1
+    assert [student["encoder"].replace("{fold}", str(k)) for k in (1, 2, 3)] == [s["output"] for s in stage1]
+    assert (student["teacher"], student["pairs"]) == (teacher["output"], match["output"])
+    assert predict["model"] == student["output"] and maps["attention"] == predict["output"]
+    for one in (teacher, *stage1, student):
+        assert (one["label"], one["class_map"], one["drop_missing"]) == ("type", ["a=b", "c=d"], True)
+    assert not any(s["overwrite"] for s in (lr, teacher, student))
+
+
+def test_one_encoder_and_slides_left_out(parsers, tmp_path):
+    shared = {"label": "type", "class": ["None"]}
+    one = chain_steps(Settings("s.csv", "e", {**shared, "one-encoder": True}), tmp_path, 5, overwrite=True)
+    assert len(one) == 8 and all("--overwrite" in s.args for s in one)
+    encoder, student = (parsed(parsers, s) for s in one[4:6])
+    assert encoder["slides"] is None and encoder["label"] is None and student["encoder"] == encoder["output"]
+    skip = chain_steps(Settings("s.csv", "e", {**shared, "on-bad-slide": "skip"}), tmp_path, 1)
+    assert [s.some_may_fail for s in skip] == [True] * 3 + [False] * 3 + [True] * 2
+    teacher = parsed(parsers, skip[3])
+    assert teacher["manifest"] == str(tmp_path / "slides.csv") and parsed(parsers, skip[6])["slides"] == ["s.csv"]
+    assert teacher["label"] is None and teacher["classes"] == ["None"]  # that table has the labels under their name
+
+
+def test_passes_by_hand(tmp_path):
+    """10 slides, 100 LR and 1000 HR tiles, two folds, 5 epochs."""
+    tiles, options = Tiles(10, 100, 1000), {"stage1-epochs": 5}
+    own = {"distill-encoder": {"max-tiles-per-slide": 8}}
+    for of_steps, epoch in (({}, 100), (own, 80), ({"distill-encoder": {"steps-per-epoch": 1}}, 64)):
+        settings = Settings("s.csv", "e", options, of_steps)
+        work = passes(settings, tiles, chain_steps(settings, tmp_path, 2))
+        assert work == [0, 0, 0, 1000, 5 * 3 * epoch + 1000, 5 * 3 * epoch, 300, 200, 0]
+
+
+@given(TEXT, TEXT, st.dictionaries(TEXT, VALUE, max_size=4), st.dictionaries(TEXT, st.dictionaries(TEXT, VALUE)))
+def test_settings_come_back_from_toml(slides, encoder, options, steps):
+    tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    own = {k: v for k, v in options.items() if k not in ("slides", "encoder", *steps)}
+    steps = {k: v for k, v in steps.items() if k not in ("slides", "encoder")}
+    text = dumps(Settings(slides, encoder, own, steps))
+    assert tomllib.loads(text) == {"slides": slides, "encoder": encoder, **own, **steps}
+    text.encode("utf-8")
+
+
+def test_a_folder_of_other_settings_is_left_alone(tmp_path):
+    settings = Settings("s.csv", "e", {"epochs": 3, "device": "cpu"}, {"distill-encoder": {"batch-size": 8}})
+    keep_settings(tmp_path, settings, False)
+    first = read_run_file(tmp_path / "run.toml")
+    assert first["distill-encoder"] == {"batch-size": 8} and first["epochs"] == 3
+    keep_settings(tmp_path, Settings("s.csv", "e", {"epochs": 3, "workers": 2}, settings.of_steps), False)
+    other = Settings("s.csv", "f", {"epochs": 3, "seed": 1}, {"distill-encoder": {"batch-size": 9}})
+    with pytest.raises(UsageError, match=r"\(encoder, seed, distill-encoder.batch-size\).*--overwrite"):
+        keep_settings(tmp_path, other, False)
+    assert read_run_file(tmp_path / "run.toml")["encoder"] == "e"
+    keep_settings(tmp_path, other, True)
+    assert read_run_file(tmp_path / "run.toml")["encoder"] == "f"
+    (tmp_path / "run.toml").write_text("epochs = \n")
+    with pytest.raises(InputError, match="not a file of settings"):
+        keep_settings(tmp_path, other, False)
+
+
+def test_the_table_of_slides_that_are_left_says_what_the_whole_said(tmp_path):
+    """Labels renamed, ids, patients, folds, scale, tissue, whatever the folder is called."""
+    folder = tmp_path / 'a, "b"'
+    (folder / "m").mkdir(parents=True)
+    lines = ["slide,kind,patient_id,fold,mpp,mask,min_tissue", "a.svs,x,p1,1,0.5,,", "b.svs,y,p2,2,,m/b.png,"]
+    (folder / "s.csv").write_text("\n".join([*lines, "c.svs,x,p2,2,0.25,,0.3"]) + "\n")
+    whole = read_manifest(folder / "s.csv", labels=Labels("kind", {"x": "z"}, (), False), need_slides=False)
+    (tmp_path / "left.csv").write_text(as_table(list(whole)[1:], patients=True), encoding="utf-8")
+    left = read_manifest(tmp_path / "left.csv", need_slides=False)
+    assert [replace(e, row=0) for e in left] == [replace(e, row=0) for e in list(whole)[1:]]
+    assert left.classes == ("y", "z") and left.entries[0].mask == folder / "m" / "b.png"
