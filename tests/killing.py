@@ -14,6 +14,28 @@ import signal
 import sys
 import time
 
+#: What takes long to import.
+HEAVY = (
+    "torch",
+    "timm",
+    "pandas",
+    "cv2",
+    "h5py",
+    "tiffslide",
+    "sklearn.metrics",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "safetensors.torch",
+    "lrmil_cli.app",
+    "lrmil_cli.distill.distill_encoder",
+    "lrmil_cli.distill.distill_student",
+    "lrmil_cli.models.model_file",
+    "lrmil_cli.inference.open_torch",
+    "lrmil_cli.evaluation.receipt",
+    "lrmil_cli.qupath.pictures",
+    "lrmil_cli.training.teacher",
+)
+
 
 def run_child(args: list[str], kill_after: float | None) -> tuple[int, float]:
     """Exit code (negative: the signal) and seconds of one command line."""
@@ -37,26 +59,7 @@ def run_child(args: list[str], kill_after: float | None) -> tuple[int, float]:
 
 
 def main() -> None:
-    for name in (
-        "torch",
-        "timm",
-        "pandas",
-        "cv2",
-        "h5py",
-        "tiffslide",
-        "sklearn.metrics",
-        "matplotlib.pyplot",
-        "scipy.stats",
-        "safetensors.torch",
-        "lrmil_cli.app",
-        "lrmil_cli.distill.distill_encoder",
-        "lrmil_cli.distill.distill_student",
-        "lrmil_cli.models.model_file",
-        "lrmil_cli.inference.open_torch",
-        "lrmil_cli.evaluation.receipt",
-        "lrmil_cli.qupath.pictures",
-        "lrmil_cli.training.teacher",
-    ):
+    for name in HEAVY:
         importlib.import_module(name)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -18,7 +18,7 @@ from lrmil_cli.commands.report import Report, tell
 from lrmil_cli.errors import LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.locks import locked
-from lrmil_cli.files.manifest import is_formula
+from lrmil_cli.files.manifest import plain_cell
 from lrmil_cli.files.names import SEPARATORS
 from lrmil_cli.files.tables import follow_slide, table_suffix
 
@@ -223,10 +223,10 @@ def _write_failures(
     and may end in the same moment."""
     if not failures and not path.exists():
         return
-    done = {_plain(i.slide_id) for i in items}
+    done = {plain_cell(i.slide_id) for i in items}
     with locked(path) as alone:
         rows = [row for row in _listed_failures(path) if row[1] not in done]
-        rows += [[*map(_plain, (str(i.path), i.slide_id)), status, _plain(str(e))] for i, status, e in failures]
+        rows += [[*map(plain_cell, (str(i.path), i.slide_id)), status, plain_cell(str(e))] for i, status, e in failures]
         if rows:
             sink = io.StringIO()
             csv.writer(sink, lineterminator="\n").writerows([FAILURE_COLUMNS, *rows])
@@ -245,11 +245,6 @@ def _listed_failures(path: Path) -> list[list[str]]:
             return [row for row in csv.reader(fh) if len(row) == len(FAILURE_COLUMNS) and row != FAILURE_COLUMNS]
     except (OSError, ValueError, csv.Error):  # none, or one that people wrote over: it is made anew
         return []
-
-
-def _plain(text: str) -> str:
-    """A cell for people, whose spreadsheet must not run a file name as a formula."""
-    return f"'{text}" if is_formula(text) else text
 
 
 def _since(started: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -41,6 +42,14 @@ Repack = Annotated[
         "(they lie in a chunk a tile).  Takes feature files in place of tile tables; --dtype float16 halves them.",
     ),
 ]
+Devices = Annotated[
+    Optional[str],
+    typer.Option(
+        "--devices",
+        metavar="DEVICE,DEVICE...",
+        help="In place of --device: a process on each (cuda:0,cuda:1), which share the slides.",
+    ),
+]
 FeatureSet = Annotated[
     Optional[str],
     typer.Option("--feature-set", metavar="NAME", help="With --repack: of files with several sets the one to keep."),
@@ -62,6 +71,7 @@ def embed(
     repack: Repack = False,
     feature_set: FeatureSet = None,
     device: options.Device = "auto",
+    devices: Devices = None,
     compile: options.Compile = False,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
@@ -71,15 +81,14 @@ def embed(
 
     HDF5 in the layout of TRIDENT and CLAM; the training commands read it, and make it where it is missing.
     """
-    from lrmil_cli.device import device_label, pick_device
-    from lrmil_cli.encoders.compiled import compile_encoder
-    from lrmil_cli.encoders.embed import embed_table, features_settings
-    from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
-    from lrmil_cli.encoders.spec import load_encoder
+    from lrmil_cli.encoders.embedder import How, Made, Table, open_embedder
     from lrmil_cli.files.tables import list_tables, read_table_header
+    from lrmil_cli.processes import processes
 
     report = Report(json)
     options.check_dtype(dtype)
+    if devices is not None and (repack or device != "auto"):
+        raise UsageError(f"--devices and {'--repack' if repack else '--device'} exclude each other")
     if repack:
         return _repack(report, tiles, output, feature_set, dtype, overwrite, fail_fast, encoder)
     if encoder is None or feature_set is not None:
@@ -88,69 +97,98 @@ def embed(
             if encoder is None
             else "--feature-set goes with --repack"
         )
-    items: list[TableInput] = []
+    found: list[TableInput] = []
     for arg in tiles:
         if Path(arg).is_dir():
-            found = list_tables(arg, "tiles")
-            if not found:
+            tables = list_tables(arg, "tiles")
+            if not tables:
                 raise InputError(f"{arg}: no tile tables (*.tiles.csv) in this folder; make them with `lrmil tile`")
-            items += [TableInput(s, p) for s, p in found.items()]
+            found += [TableInput(s, p) for s, p in tables.items()]
         else:
-            items.append(TableInput(read_table_header(arg, "tiles")["slide"]["id"], Path(arg)))
-    many = len(items) > 1
+            found.append(TableInput(read_table_header(arg, "tiles")["slide"]["id"], Path(arg)))
+    many = len(found) > 1
     single_file = output.endswith((".h5", ".hdf5"))
     if many and single_file:
         raise UsageError(f"-o {output} is one file, but there are several tables; give a folder")
     places = where_slides_are(slides)
-    where = pick_device(device)
+    items = [
+        Table(
+            t.slide_id,
+            t.path,
+            Path(output) if single_file else Path(output) / f"{t.slide_id}.h5",
+            places.get(t.slide_id),
+        )
+        for t in found
+    ]
     tile_px = read_table_header(items[0].path, "tiles")["settings"]["tile_px"]
-    model = load_encoder(
-        encoder, tile_px=tile_px, input_size=input_size, embedding=embedding, random_init=random_init, warn=report.warn
-    ).to(where)
-    report.encoder(model.info)
-    if compile:
-        compile_encoder(model, tile_px, where)
-    batch, settings = BatchSize(batch_size, where, report.warn), features_settings(model)
-
-    def one(item: TableInput) -> Turn:
-        target = Path(output) if single_file else Path(output) / f"{item.slide_id}.h5"
-        file, there, seconds = yield from embed_table(
-            model,
-            item.path,
-            target,
-            settings=settings,
-            device=where,
-            batch=batch,
-            workers=workers,
-            on_bad_tile=on_bad_tile,
-            overwrite=overwrite,
-            dtype=dtype,
-            slide_path=places.get(item.slide_id),
-            progress=lambda: report.progress(item.slide_id, None),
-        )
-        if there:
-            return Outcome(str(target), "skipped", f"up to date ({target})")
-        n, d = file.shape
-        phases = seconds.rounded()
-        spent = ", ".join(f"{k} {v:.1f} s" for k, v in phases.items())
-        bad = file.header.get("bad_tiles", 0)
-        if bad:
-            report.warn(options.bad_tiles_text(item.slide_id, bad, n))
-        return Outcome(
-            str(target),
-            message=f"{n} tiles x {d} features ({spent}; {device_label(where)}) -> {target}",
-            extra={"tiles": n, "bad_tiles": bad, "width": d, "phases": phases},
-        )
-
-    run_batch(
-        "embed",
-        items,
-        one,
-        report,
-        fail_fast=fail_fast,
-        failures_in=failures_folder(output, many),
-        ahead=slides_ahead(where),
+    how = How(
+        encoder,
+        tile_px,
+        input_size,
+        embedding,
+        random_init,
+        compile,
+        batch_size,
+        workers,
+        on_bad_tile,
+        dtype,
+        overwrite,
     )
+    left = 0
+
+    def told(item: Table, made: Made | None) -> Outcome:
+        nonlocal left
+        target = str(item.target)
+        if made is None:
+            left += 1
+            return Outcome(target, "skipped", f"left to another process, which is at it ({target})")
+        if made.there:
+            return Outcome(target, "skipped", f"up to date ({target})")
+        spent = ", ".join(f"{k} {v:.1f} s" for k, v in made.phases.items())
+        if made.bad_tiles:
+            report.warn(options.bad_tiles_text(item.slide_id, made.bad_tiles, made.tiles))
+        return Outcome(
+            target,
+            message=f"{made.tiles} tiles x {made.width} features ({spent}; {made.device}) -> {target}",
+            extra={
+                "tiles": made.tiles,
+                "bad_tiles": made.bad_tiles,
+                "width": made.width,
+                "phases": made.phases,
+                # Of several processes it was not waited for this one alone.
+                **({"seconds": round(sum(made.phases.values()), 3)} if devices else {}),
+            },
+        )
+
+    batch = partial(
+        run_batch, "embed", items, report=report, fail_fast=fail_fast, failures_in=failures_folder(output, many)
+    )
+    if devices is None:
+        work, ahead = open_embedder(
+            how, device, warn=report.warn, about=report.encoder, progress=lambda slide: report.progress(slide, None)
+        )
+
+        def one(item: Table) -> Turn:
+            return told(item, (yield from work(item)))
+
+        batch(one, ahead=ahead)
+    else:
+        names = devices.split(",")
+        others = Report()
+        others.mute()  # the first says what holds for all
+        loads = []
+        for n, name in enumerate(names):
+            voice = others if n else report
+            loads.append(
+                (name, partial(open_embedder, how, name, sharing=len(names), warn=voice.warn, about=voice.encoder))
+            )
+        with processes(loads) as shared:
+            answers = shared.turns(items)
+            batch(lambda item: told(item, next(answers)()))
+    if left:
+        report.say(
+            f"{left} of {len(items)} slides were left to other processes; the same command says when all are there"
+        )
 
 
 def _repack(

@@ -19,9 +19,10 @@ from typer.models import OptionInfo
 #: Panels in the order in which they are shown, and the parameters in each. One that is in none is of the first panel if
 #: the command needs it, else of "Options".
 PANELS = {
-    "Input": "slides encoder tiles pairs teacher features attention predictions model slide recursive slide_mpp reader "
-    "image roi roi_class min_inside origin image_size mask",
-    "Output": "output thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache onnx plot",
+    "Input": "slides results encoder tiles pairs teacher features attention predictions model slide recursive "
+    "slide_mpp reader image roi roi_class min_inside origin image_size mask",
+    "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
+    "onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
     "Method": "method preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
@@ -103,8 +104,9 @@ EXAMPLES = {
     ),
     "predict": (
         "predict slide.svs -m model.safetensors -o results --geojson results",
-        "predict slides/ -m model.safetensors -o results --overlay results",
+        "predict slides/ -m model.safetensors -o results --report",
     ),
+    "report": ("report results", "report results --slides slides/ --top-tiles tiles -o pages"),
     "export-geojson": (
         "export-geojson results/slide.attention.csv -o slide.geojson",
         "export-geojson results/ --style both --top 10 -o maps",

@@ -128,10 +128,12 @@ def _from_stdin() -> list[SlideInput]:
             try:
                 record = json.loads(line)
                 path = Path(record["slide"])
-                slide_id, mpp = str(record.get("slide_id") or slide_id_of(path)), record.get("mpp")
+                slide_id = str(record.get("slide_id") or slide_id_of(path))
+                mpp, least = (None if record.get(k) is None else float(record[k]) for k in ("mpp", "min_tissue"))
+                mask, roi = (None if record.get(k) is None else Path(record[k]) for k in ("mask", "roi"))
                 # A slide that an earlier command of the pipe could not use is tried all the same: it fails here too,
                 # and is not lost.
-                slides.append(SlideInput(path, slide_id, None if mpp is None else float(mpp)))
+                slides.append(SlideInput(path, slide_id, mpp, mask, roi, least))
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
             if slide_id != slide_id_of(path) and not fits_file_name(slide_id):  # it would be written to another folder

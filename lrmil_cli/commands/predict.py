@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from lrmil_cli.commands import options, overlays, predict_outputs, promises, regions, second_look, selective_options
+from lrmil_cli.commands import (
+    options,
+    overlays,
+    predict_outputs,
+    promises,
+    regions,
+    report_pages,
+    second_look,
+    selective_options,
+)
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.predict_outputs import (
@@ -52,6 +61,8 @@ def predict(
     output: predict_outputs.Output,
     overlay: predict_outputs.Overlay = None,
     geojson: predict_outputs.GeoJson = None,
+    pages: report_pages.Pages = False,
+    top_tiles: report_pages.TopTiles = None,
     style: overlays.StyleName = "tiles",
     top: overlays.Top = None,
     threshold: overlays.Threshold = None,
@@ -96,6 +107,7 @@ def predict(
     from lrmil_cli.evaluation.head_calibration import uncalibrated
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
+    from lrmil_cli.inference.answers import check_answers
     from lrmil_cli.inference.record import attention_table, prediction_record
     from lrmil_cli.inference.runtime import open_predictor
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
@@ -107,7 +119,8 @@ def predict(
     chosen = overlays.make_style(
         style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None
     )
-    check_outputs(output, overlay, geojson, many, json)
+    check_outputs(output, overlay, geojson, pages or top_tiles is not None, many, json)
+    report_pages.check_folders(".", top_tiles)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
     promises.check_promises(coverage, coverage_by, max_error, escalate, confidence, abstain)
     size = parse_image_size(image_size)
@@ -115,6 +128,9 @@ def predict(
     read_mask = regions.mask_reader(mask, many)
     if (origin != "auto" or size) and geojson is None and roi is None and not any(item.roi for item in inputs):
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
+    if output != "-" and not dry_run:
+        check_answers(Path(output), overwrite)
+    answers: list[dict[str, str]] = []
     started = time.perf_counter()
     predictor = open_predictor(
         model,
@@ -212,6 +228,11 @@ def predict(
             )
             if output == "-":
                 write_table("-", header, tables[""])
+            else:
+                if pages or top_tiles is not None:
+                    shown = report_pages.pages_of(Path(output), slide, item.slide_id, pages, top_tiles, overwrite)
+                    files |= shown
+                answers.append(predict_outputs.answer(Path(output), item.slide_id, tables, files))
         made = [f["path"] for f in files.values() if f["written"]]
         if there and made:
             message += f"; made {', '.join(made)}"
@@ -223,13 +244,19 @@ def predict(
         status = "skipped" if there and not made else "uncertain" if record.get("uncertain") else "ok"
         return Outcome(str(output), status, message, extra)
 
-    run_batch(
-        "predict",
-        inputs,
-        one,
-        report,
-        fail_fast=fail_fast,
-        failures_in=failures_folder(output, many),
-        ahead=predictor.ahead,
-        dry_run=dry_run,
-    )
+    try:
+        run_batch(
+            "predict",
+            inputs,
+            one,
+            report,
+            fail_fast=fail_fast,
+            failures_in=failures_folder(output, many),
+            ahead=predictor.ahead,
+            dry_run=dry_run,
+        )
+    finally:  # what is done is kept, also where some failed or Ctrl-C ended it
+        if answers:
+            predict_outputs.keep_answers(Path(output), answers, overwrite, report)
+        if answers and pages:
+            report_pages.write_index(Path(output), Path(output), {}, overwrite, report)

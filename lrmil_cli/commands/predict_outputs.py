@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import overlays
+from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import sealed
@@ -21,7 +22,7 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="DIR|-",
-        help="Folder for <slide>.prediction.json and <slide>.attention.csv, "
+        help="Folder for <slide>.prediction.json, <slide>.attention.csv and predictions.csv, a row a slide, "
         "or - for the attention table of one slide on stdout.",
     ),
 ]
@@ -43,7 +44,7 @@ GeoJson = Annotated[
 ]
 
 
-def check_outputs(output: str, overlay: str | None, geojson: str | None, many: bool, json: bool) -> None:
+def check_outputs(output: str, overlay: str | None, geojson: str | None, pages: bool, many: bool, json: bool) -> None:
     """Names of outputs that cannot be meant, before any work.
 
     Raises:
@@ -54,6 +55,8 @@ def check_outputs(output: str, overlay: str | None, geojson: str | None, many: b
 
     if output == "-" and (many or json):
         raise UsageError("-o - streams the attention table of one slide, without --json; give a folder")
+    if output == "-" and pages:
+        raise UsageError("--report and --top-tiles show the files of a results folder; give -o a folder")
     if output != "-" and Path(output).exists() and not Path(output).is_dir():
         raise UsageError(f"-o {output} is a file; give a folder, or - for the attention table on stdout")
     for option, value in (("--geojson", geojson), ("--overlay", overlay)):
@@ -104,6 +107,35 @@ def write_prediction(
     )
     for name in sorted(tables, reverse=True):
         write_table(folder / f"{slide_id}.{name}.attention.csv" if name else main, header, tables[name])
+
+
+def answer(folder: Path, slide_id: str, tables: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The row of ``predictions.csv`` of a slide that is predicted.
+
+    Args:
+        tables: its attention tables by name; files: what :func:`lrmil_cli.commands.overlays.write_overlays` wrote.
+
+    Raises:
+        InputError: its record is damaged.
+    """
+    from lrmil_cli.files.header import check_seal, parse_header
+    from lrmil_cli.inference.answers import answer_row
+
+    path = folder / f"{slide_id}.prediction.json"
+    record = check_seal(parse_header(path.read_bytes(), "prediction", str(path)), str(path))
+    own = [folder / (f"{slide_id}.{name}.attention.csv" if name else f"{slide_id}.attention.csv") for name in tables]
+    return answer_row(record, [path, *own, *(f["path"] for f in files.values() if f["path"] != "-")], folder)
+
+
+def keep_answers(folder: Path, rows: list[dict[str, str]], overwrite: bool, report: Report) -> None:
+    """Put the rows of a run into ``predictions.csv``."""
+    from lrmil_cli.inference.answers import note_answers
+
+    if not note_answers(folder, rows, overwrite):
+        report.warn(
+            f"{folder / 'predictions.csv'}: this file system has no locks; of jobs that ended in the same moment, rows "
+            "may be missing"
+        )
 
 
 def predicted_before(

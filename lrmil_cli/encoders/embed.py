@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.features import BagFile, open_features, read_features_header, write_features
 from lrmil_cli.files.foreign import is_foreign
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
+from lrmil_cli.files.locks import claimed
 from lrmil_cli.files.tables import checked_header, read_table
 from lrmil_cli.slide_places import find_slide, moved
 from lrmil_cli.slides.reader import without_bad
@@ -65,6 +67,19 @@ def features_settings(encoder: Encoder) -> dict[str, Any]:
     return {"encoder": encoder.digest(), "embedding": encoder.info.embedding, "image_size": encoder.info.image_size}
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """The features of a slide.
+
+    Attributes:
+        there: they were there already; seconds: spent in each phase otherwise.
+    """
+
+    file: BagFile
+    there: bool
+    seconds: Seconds
+
+
 def embed_table(
     encoder: Encoder,
     tiles_path: str | Path,
@@ -78,8 +93,9 @@ def embed_table(
     overwrite: bool = False,
     slide_path: str | Path | None = None,
     dtype: str | None = None,
+    wait: bool = False,
     progress: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda n: None),
-) -> Generator[None, None, tuple[BagFile, bool, Seconds]]:
+) -> Generator[None, None, Embedded | None]:
     """Embed the tiles of a tile table into a feature file, unless it is there and up to date.
 
     A generator for :func:`lrmil_cli.ahead.in_turn`: what stands before its ``yield`` can be done ahead of its turn.
@@ -90,10 +106,11 @@ def embed_table(
         on_bad_tile: ``fail``, or ``skip``: tiles that cannot be decoded are left out; the header says how many
             (``bad_tiles``).
         dtype: float16 or float32 as the features are to be stored; None writes float16 and takes either.
+        wait: for another process that is at this slide.
         progress: opened when it is the slide's turn, gives a function that is called with the number of tiles done.
 
     Returns:
-        the feature file, True if it was there already, seconds.
+        the features; None where another process is at them, and is not waited for.
 
     Raises:
         InputError: the slide cannot be read, or is not the one that was tiled.
@@ -110,48 +127,61 @@ def embed_table(
     forms = {"float16": {**settings, "dtype": "float16"}, "float32": settings}
     inputs = {"tiles": last_digest(header)}
     wanted = [digest(forms[d], inputs) for d in ([dtype] if dtype else forms)]
-    if up_to_date(output, wanted, read_features_header, overwrite):
-        try:
-            there = open_features(output)
-            if there.header.get("bad_tiles") and on_bad_tile == "fail":
-                raise InputError(
-                    f"{output}: {there.header['bad_tiles']} tiles of the slide cannot be decoded and were left out "
-                    "(--on-bad-tile skip); say that again to use it, or copy the slide again"
-                )
-            return there, True, seconds
-        except InputError:
-            if not overwrite:
-                raise
-    settings = forms[dtype or "float16"]
-    bad: list[int] = []
-    started = time.perf_counter()
-    boxes = boxes_of(read_table(tiles_path, "tiles")[1])
-    with open_tiled_slide(header, tiles_path, slide_path, workers, on_bad_tile) as slide:
-        seconds.add("open", time.perf_counter() - started)
-        with read_ahead(
-            slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch, bad=bad
-        ) as pixels:
-            yield
-            with progress() as step_by:
-                (array,) = embed_tiles(
-                    [encoder], pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step_by
-                )
-        if bad:
-            rows = without_bad(len(boxes), bad, slide.path)
-            boxes, array = boxes[rows], array[rows]
-    new = make_header(
-        "features",
-        slide=moved(header["slide"], slide.path),
-        settings=settings,
-        tiles=header["settings"],
-        encoder={k: v for k, v in encoder.info.as_json().items() if k != "arch_args"},
-        seconds=seconds.rounded(),
-        device=device_label(device),
-        **({"bad_tiles": len(bad)} if bad else {}),
-        history=[*header["history"], step("embed", settings, inputs)],
-    )
-    write_features(output, new, array, boxes[:, :2], dtype or "float16")
-    return open_features(output), False, seconds
+    if file := _there(output, wanted, on_bad_tile, overwrite):  # also where the folder cannot be written
+        return Embedded(file, True, seconds)
+    with claimed(output, wait=wait) as mine:
+        if not mine:
+            return None
+        if file := _there(output, wanted, on_bad_tile, overwrite):  # another process has just made it
+            return Embedded(file, True, seconds)
+        settings = forms[dtype or "float16"]
+        bad: list[int] = []
+        started = time.perf_counter()
+        boxes = boxes_of(read_table(tiles_path, "tiles")[1])
+        with open_tiled_slide(header, tiles_path, slide_path, workers, on_bad_tile) as slide:
+            seconds.add("open", time.perf_counter() - started)
+            with read_ahead(
+                slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch, bad=bad
+            ) as pixels:
+                yield
+                with progress() as step_by:
+                    (array,) = embed_tiles(
+                        [encoder], pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step_by
+                    )
+            if bad:
+                rows = without_bad(len(boxes), bad, slide.path)
+                boxes, array = boxes[rows], array[rows]
+        new = make_header(
+            "features",
+            slide=moved(header["slide"], slide.path),
+            settings=settings,
+            tiles=header["settings"],
+            encoder={k: v for k, v in encoder.info.as_json().items() if k != "arch_args"},
+            seconds=seconds.rounded(),
+            device=device_label(device),
+            **({"bad_tiles": len(bad)} if bad else {}),
+            history=[*header["history"], step("embed", settings, inputs)],
+        )
+        write_features(output, new, array, boxes[:, :2], dtype or "float16")
+    return Embedded(open_features(output), False, seconds)
+
+
+def _there(output: str | Path, wanted: Sequence[str], on_bad_tile: str, overwrite: bool) -> BagFile | None:
+    """The feature file, if it is up to date and may be used."""
+    if not up_to_date(output, wanted, read_features_header, overwrite):
+        return None
+    try:
+        file = open_features(output)
+        if file.header.get("bad_tiles") and on_bad_tile == "fail":
+            raise InputError(
+                f"{output}: {file.header['bad_tiles']} tiles of the slide cannot be decoded and were left out "
+                "(--on-bad-tile skip); say that again to use it, or copy the slide again"
+            )
+        return file
+    except InputError:
+        if not overwrite:
+            raise
+    return None
 
 
 def open_tiled_slide(

@@ -1,7 +1,7 @@
 """Reports as a list of blocks, written as one self-contained HTML page or as Markdown.
 
-The page loads nothing: style is inline, pictures are data URIs, there is no script; its content security policy says
-so. Knows nothing of what is reported.
+The page loads nothing: style is inline, pictures are data URIs, there is no script but the one that a page brings; its
+content security policy says so. Knows nothing of what is reported.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from urllib.parse import quote
 
 
@@ -89,16 +90,36 @@ NUMBER = re.compile(r"[-+−]?[\d.][\d.,%eE+\-−–±()\[\] to]*(, \d+ of \d+ f
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The report as one HTML page that needs no other file."""
-    body = "\n".join(_html(b) for b in blocks)
+    return document(title, "\n".join(block_html(b) for b in blocks))
+
+
+def document(title: str, body: str, *, style: str = "", script: str = "", about: str = "") -> str:
+    """A page around ``body``, HTML whose text is escaped already.
+
+    Args:
+        style, script: put into the page; the content security policy allows this one script, by its digest.
+        about: kept in the page for those who read it by program (:func:`read_about`).
+    """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    code = ""
+    if script:
+        own = base64.b64encode(sha256(script.encode()).digest()).decode("ascii")
+        policy, code = f"{policy}; script-src 'sha256-{own}'", f"\n<script>{script}</script>"
+    kept = f'<meta name="lrmil" content="{escaped(about)}">\n' if about else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="generator" content="lrmil">\n<meta name="robots" content="noindex">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{_text(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+        f"{kept}<title>{escaped(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escaped(title)}</h1>\n{body}\n</main>{code}\n</body>\n</html>\n"
     )
+
+
+def read_about(page: str) -> str | None:
+    """What :func:`document` kept in a page; None where there is nothing."""
+    found = re.search(r'<meta name="lrmil" content="([^"]*)">', page)
+    return html.unescape(found[1]) if found else None
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -106,24 +127,25 @@ def to_markdown(title: str, blocks: Sequence[Block]) -> str:
     return "\n\n".join([f"# {_md(title)}", *(_markdown(b) for b in blocks)]) + "\n"
 
 
-def _html(block: Block) -> str:
+def block_html(block: Block) -> str:
+    """One block as HTML."""
     if isinstance(block, Heading):
         level = min(max(block.level, 1), 6)
-        return f"<h{level}>{_text(block.text)}</h{level}>"
+        return f"<h{level}>{escaped(block.text)}</h{level}>"
     if isinstance(block, Text):
-        return f"<p>{_text(block.text)}</p>"
+        return f"<p>{escaped(block.text)}</p>"
     if isinstance(block, Picture):
         data = base64.b64encode(block.png).decode("ascii")
-        return f'<figure><img src="data:image/png;base64,{data}" alt="{_text(block.alt)}"></figure>'
+        return f'<figure><img src="data:image/png;base64,{data}" alt="{escaped(block.alt)}"></figure>'
     classes = [' class="number"' if n else "" for n in _number_columns(block)]
-    head = "".join(f'<th scope="col"{c}>{_text(h)}</th>' for c, h in zip(classes, block.headers))
+    head = "".join(f'<th scope="col"{c}>{escaped(h)}</th>' for c, h in zip(classes, block.headers))
     rows = "".join(
-        f'<tr><th scope="row">{_text(r[0])}</th>'
-        + "".join(f"<td{c}>{_text(v)}</td>" for c, v in zip(classes[1:], r[1:]))
+        f'<tr><th scope="row">{escaped(r[0])}</th>'
+        + "".join(f"<td{c}>{escaped(v)}</td>" for c, v in zip(classes[1:], r[1:]))
         + "</tr>\n"
         for r in block.rows
     )
-    note = f'\n<p class="note">{_text(block.note)}</p>' if block.note else ""
+    note = f'\n<p class="note">{escaped(block.note)}</p>' if block.note else ""
     # Scrolls sideways by itself, by keyboard too, so that a wide table does not move the page.
     return (
         '<div class="wide" tabindex="0" role="group" aria-label="table">\n<table>\n'
@@ -131,7 +153,8 @@ def _html(block: Block) -> str:
     )
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text in which HTML means nothing, also between quotes."""
     return html.escape(_sayable(text), quote=True)
 
 

@@ -16,7 +16,7 @@ from lrmil_cli.evaluation.scores import Cases
 from lrmil_cli.evaluation.tiles_read import Reading, read_reading
 from lrmil_cli.evaluation.training_slides import LABELS, PIXELS, model_name, training_slides
 from lrmil_cli.files.header import check_seal, last_digest, parse_header
-from lrmil_cli.files.tables import read_table, table_suffix
+from lrmil_cli.files.tables import read_table, read_table_header, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
 
 COLUMNS = ["slide_id", "patient_id", "label", "fold"]
@@ -95,14 +95,17 @@ def read_predictions(argument: str) -> Predictions:
     name, source = (name, rest) if given and name and not Path(argument).exists() else ("", argument)
     path = Path(source)
     if path.is_dir():
-        if (path / "teacher.json").exists() or (path / "predictions.csv").exists():
-            found = _table(path / "predictions.csv")
+        table = path / "predictions.csv"
+        if (path / "teacher.json").exists() or (table.exists() and not _is_answers(table)):
+            found = _table(table)
         else:
             found = _records(sorted(path.glob("*.prediction.json")), path)
     elif source.endswith(".safetensors"):
         found = _of_model(path)
     elif source.endswith(".json"):
         found = _records([path], path.parent)
+    elif source != "-" and table_suffix(source) and _is_answers(path):
+        found = _records(sorted(path.parent.glob("*.prediction.json")), path.parent)
     elif source == "-" or table_suffix(source):
         found = _table(source)
     elif not path.exists():
@@ -114,6 +117,15 @@ def read_predictions(argument: str) -> Predictions:
         )
     _check(found, source)
     return replace(found, name=name or found.name or _default_name(source), source=source)
+
+
+def _is_answers(table: Path) -> bool:
+    """Whether a table is the one that ``predict`` keeps of its records, which say more."""
+    try:
+        read_table_header(table, "answers")
+    except InputError:
+        return False
+    return True
 
 
 def _default_name(source: str) -> str:
@@ -175,7 +187,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     """Prediction JSONs of ``lrmil predict``, all of one model."""
     if not paths:
         raise InputError(f"{folder}: no predictions in it (looked for predictions.csv and *.prediction.json)")
-    records = [_record(p) for p in paths]
+    records = [read_record(p) for p in paths]
     first = records[0]
     classes = tuple(first["probabilities"])
     for path, r in zip(paths, records):
@@ -238,7 +250,12 @@ def _file_name(path: str) -> str:
     return PureWindowsPath(path).name if "\\" in path else Path(path).name
 
 
-def _record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """A prediction JSON of ``predict``, with numbers for probabilities.
+
+    Raises:
+        InputError: no such file, another kind of file, damaged.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as e:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.files.tables import read_table
+from lrmil_cli.files.tables import checked_header
 
 #: What a prediction says that its model saw of the slide.
 LABELS, PIXELS, NOTHING = "labels", "pixels", "nothing"
@@ -63,11 +64,15 @@ def _distilled(header: dict[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
 
 def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
     """Slides of the model's cohort that none of its heads was trained or selected on: test slides of every fold."""
-    try:
-        table, rows = read_table(path.with_name(f"{model_name(path.name)}.predictions.csv"), "predictions")
-    except InputError:
+    beside = path.with_name(f"{model_name(path.name)}.predictions.csv")
+    try:  # without pandas, which takes as long to import as a small slide to predict
+        if last_digest(checked_header(beside, "predictions")) != last_digest(header):
+            return frozenset()
+        with open(beside, encoding="utf-8", newline="") as fh:
+            fh.readline()
+            folds: dict[str, set[str]] = {}
+            for row in csv.DictReader(fh):
+                folds.setdefault(row["slide_id"], set()).add(row["fold"])
+    except (InputError, OSError, KeyError):
         return frozenset()
-    if last_digest(table) != last_digest(header):
-        return frozenset()
-    folds = rows.groupby("slide_id")["fold"].nunique()
-    return frozenset(folds[folds == len(header.get("heads", []))].index)
+    return frozenset(s for s, own in folds.items() if len(own) == len(header.get("heads", [])))

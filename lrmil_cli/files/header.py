@@ -38,6 +38,7 @@ MADE_BY = {
     "graph": "lrmil export-onnx",
     "attention": "lrmil predict",
     "prediction": "lrmil predict",
+    "answers": "lrmil predict",
     "predictions": "lrmil train-teacher or lrmil distill-student",
     "metrics": "lrmil train-teacher or lrmil distill-student",
     "curves": "lrmil train-teacher or lrmil distill-student",

@@ -33,16 +33,16 @@ def locked(path: str | Path) -> Iterator[bool]:
 
 
 @contextmanager
-def claimed(path: str | Path) -> Iterator[bool]:
-    """Whether this process may make ``path`` now: False where another one is at it.
+def claimed(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process may make ``path`` now: False where another one is at it, unless that is waited for.
 
     Where the file system has no locks everybody may: files are put in their place whole, so that the same work is done
-    twice at worst.
+    twice at worst. May be entered in one thread and left in another.
 
     Raises:
         MachineError: the folder cannot be written.
     """
-    with _held(Path(path), wait=False) as held:
+    with _held(Path(path), wait=wait) as held:
         yield held != "another's"
 
 
@@ -51,7 +51,7 @@ def _held(path: Path, wait: bool) -> Iterator[Held]:
     from filelock import FileLock, Timeout
 
     beside = path.with_name(f".{path.name}.lock")
-    lock = FileLock(beside, timeout=-1 if wait else 0)
+    lock = FileLock(beside, timeout=-1 if wait else 0, thread_local=False)
     held: Held = "ours"
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)

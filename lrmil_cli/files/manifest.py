@@ -294,6 +294,11 @@ def is_formula(text: str) -> bool:
     return text[:1] in ("=", "@") or (text[:1] in ("+", "-") and any(c in text for c in "(|!="))
 
 
+def plain_cell(text: str) -> str:
+    """A cell for people, whose spreadsheet must not run a file name as a formula."""
+    return f"'{text}" if is_formula(text) else text
+
+
 def _entry(
     row: Row, path: Path, columns: dict[str, str], renamed: Mapping[str, str], kept: set[str]
 ) -> tuple[Entry, str]:

@@ -35,6 +35,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "pairs": dict.fromkeys(("lr_index", "hr_index", "lr_x", "lr_y", "hr_x", "hr_y", "cell_row", "cell_col"), "i"),
     "attention": {"x": "i", "y": "i", "width": "i", "height": "i", "attention": "f", "percentile": "f"},
     "predictions": {"slide_id": "s", "patient_id": "s", "label": "s", "fold": "i", "predicted": "s"},
+    "answers": {"slide_id": "s", "predicted": "s", "probability": "f", "tiles": "i", "seconds": "f"},
     "metrics": {"fold": "s"},
     "curves": {"fold": "i", "epoch": "i"},
     "agreement": {
@@ -62,24 +63,27 @@ def table_suffix(path: str | Path) -> str | None:
 def dumps_csv(header: dict[str, Any], rows: pd.DataFrame | Mapping[str, np.ndarray]) -> str:
     """The whole table as CSV text, header line first."""
     if isinstance(rows, Mapping):
-        number, body = len(next(iter(rows.values()))), _numbers_csv(rows)
+        number, body = len(next(iter(rows.values()))), _columns_csv(rows)
     else:
         number, body = len(rows), rows.to_csv(index=False, lineterminator="\n", float_format="%.9g")
     line = PREFIX + json.dumps(sealed({**header, "rows": number}, body.encode()), allow_nan=False, ensure_ascii=True)
     return line + "\n" + body
 
 
-def _numbers_csv(columns: Mapping[str, np.ndarray]) -> str:
-    """Columns of numbers as pandas would write them, without importing it: it takes as long as a small slide."""
-    texts = (
-        [str(v) for v in c.tolist()] if c.dtype.kind in "iu" else ["" if v != v else f"{v:.9g}" for v in c.tolist()]
-        for c in columns.values()
-    )
+def _columns_csv(columns: Mapping[str, np.ndarray]) -> str:
+    """Columns as pandas would write them, without importing it: it takes as long as a small slide."""
+
+    def texts_of(column: np.ndarray) -> list[str]:
+        if column.dtype.kind == "f":
+            return ["" if v != v else f"{v:.9g}" for v in column.tolist()]
+        return [_quoted(str(v)) for v in column.tolist()]
+
+    texts = map(texts_of, columns.values())
     return "\n".join([",".join(map(_quoted, columns)), *map(",".join, zip(*texts)), ""])
 
 
 def _quoted(name: str) -> str:
-    """A column's name in CSV: classes may hold commas and quotes."""
+    """A name in CSV: classes and slides may hold commas and quotes."""
     return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\r\n') else name
 
 
@@ -94,7 +98,7 @@ def write_table(path: str | Path, header: dict[str, Any], rows: pd.DataFrame | M
     """Write a table, atomically; ``-`` writes CSV to standard output.
 
     Args:
-        rows: a DataFrame, or columns of numbers [N].
+        rows: a DataFrame, or columns [N] of numbers or text.
 
     Raises:
         UsageError: the name has none of the suffixes .csv, .csv.gz, .parquet.

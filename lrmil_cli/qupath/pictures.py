@@ -131,18 +131,11 @@ def slide_picture(
     Raises:
         InputError: the slide is damaged, or not the one of the table; MachineError: the file cannot be written.
     """
-    from lrmil_cli.slides.reader import overview
-
     if slide.fingerprint != header["slide"]["fingerprint"]:
         raise InputError(
             f"{slide.path} is not the slide of the attention table (or it has changed); run `lrmil predict` again"
         )
-    # Around the scanned part of a slide with bounds there may be several times as much of nothing.
-    left, top, width, height = slide.bounds or (0, 0, slide.width, slide.height)
-    image, scale_x, scale_y = overview(slide, max(slide.mpp, slide.mpp * max(width, height) / MAP_SIDE))
-    col, row = int(left / scale_x), int(top / scale_y)
-    image = image[row : int(np.ceil((top + height) / scale_y)), col : int(np.ceil((left + width) / scale_x))]
-    corner = np.array([col * scale_x, row * scale_y])
+    image, scale_x, scale_y, corner = scanned_part(slide, MAP_SIDE)
     rows = rows.assign(x=rows["x"] - corner[0], y=rows["y"] - corner[1])
     outlines = [ring - corner for ring in outlines]
     prediction = header.get("prediction") or {}
@@ -163,6 +156,25 @@ def slide_picture(
         note=f"{others}; {len(rows)} tiles" if others else f"{len(rows)} tiles",
         provenance=provenance,
     )
+
+
+def scanned_part(slide: Slide, side: int) -> tuple[np.ndarray, float, float, np.ndarray]:
+    """What was scanned of a slide, in about ``side`` px (up to twice that): around it, where a slide has bounds, there
+    may be several times as much of nothing.
+
+    Returns:
+        uint8 [H, W, 3]; level-0 px per pixel of it along x, along y; its corner [2] in level-0 px.
+
+    Raises:
+        InputError: the slide is damaged.
+    """
+    from lrmil_cli.slides.reader import overview
+
+    left, top, width, height = slide.bounds or (0, 0, slide.width, slide.height)
+    image, scale_x, scale_y = overview(slide, max(slide.mpp, slide.mpp * max(width, height) / side))
+    col, row = int(left / scale_x), int(top / scale_y)
+    image = image[row : int(np.ceil((top + height) / scale_y)), col : int(np.ceil((left + width) / scale_x))]
+    return image, scale_x, scale_y, np.array([col * scale_x, row * scale_y])
 
 
 def attention_picture(
@@ -236,18 +248,26 @@ def attention_picture(
 
 def _scale_bar(ax: Any, width: float, height: float, mpp: float) -> None:
     """A bar of a round length, about a fifth of the picture."""
-    target = width * mpp / 5
-    length = max((m * 10**e for e in range(0, 6) for m in (1, 2, 5) if m * 10**e <= target), default=1)
+    length = bar_length(width * mpp)
     px = length / mpp
     x, y = width * 0.04, height * 0.96
     ax.plot([x, x + px], [y, y], color="black", lw=4, solid_capstyle="butt")
     ax.text(
         x + px / 2,
         y - height * 0.012,
-        f"{length / 1000:g} mm" if length >= 1000 else f"{length} µm",
+        length_text(length),
         ha="center",
         va="bottom",
         fontsize=9,
         color="black",
         bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 1.5},
     )
+
+
+def bar_length(width_um: float) -> int:
+    """Length in um of a scale bar: 1, 2 or 5 times a power of ten, at most a fifth of a picture's width."""
+    return max((m * 10**e for e in range(0, 6) for m in (1, 2, 5) if m * 10**e <= width_um / 5), default=1)
+
+
+def length_text(um: int) -> str:
+    return f"{um / 1000:g} mm" if um >= 1000 else f"{um} µm"

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from lrmil_cli.ahead import in_turn
-from lrmil_cli.encoders.embed import embed_table, features_settings
-from lrmil_cli.encoders.pipeline import BatchSize, Seconds, slides_ahead
+from lrmil_cli.encoders.embed import Embedded, embed_table, features_settings
+from lrmil_cli.encoders.pipeline import BatchSize, slides_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import BagFile
@@ -30,6 +30,8 @@ from lrmil_cli.training.streamed import Room, Streamed
 
 #: Files that a message names; a cohort may have hundreds that are wrong in the same way.
 MOST_LISTED = 5
+
+Embedding = Generator[None, None, Embedded | None]
 
 B = TypeVar("B", bound=Bag | PyramidBag, covariant=True)
 
@@ -109,51 +111,62 @@ def embed_cohort(
         UsageError: features of another tool are in the folder.
     """
     encoder.to(device)
-    files: list[BagFile] = []
+    files: dict[str, BagFile] = {}
     made = 0
     batch, settings = BatchSize(batch_size, device, say), features_settings(encoder)
+    todo = list(zip(manifest, tables))
 
-    def one(
-        item: tuple[Entry, tuple[Path, dict[str, Any]]],
-    ) -> Generator[None, None, tuple[BagFile, bool, Seconds]]:
-        entry, (path, _) = item
-        return embed_table(
-            encoder,
-            path,
-            Path(folder) / f"{entry.slide_id}.h5",
-            settings=settings,
-            device=device,
-            batch=batch,
-            workers=workers,
-            on_bad_tile=on_bad_tile,
-            overwrite=overwrite,
-            dtype=dtype,
-            slide_path=entry.path if entry.path.exists() else None,
-        )
+    # What is free is taken first; then what other jobs were at is waited for, and made where one of them ended early.
+    for wait in (False, True):
 
-    turns = in_turn(one, list(zip(manifest, tables)), slides_ahead(device))
-    for k, (entry, embedded) in enumerate(zip(manifest, turns), 1):
-        try:
-            file, there, seconds = embedded()
-        except InputError as e:
-            if left_out is None:
-                raise
-            left_out[entry.slide_id] = str(e)
-            continue
-        made += not there
-        if not there:
-            bad = file.header.get("bad_tiles")
-            say(
-                f"embedded {entry.slide_id} ({k}/{len(manifest)}): {file.shape[0]} tiles"
-                + (f" ({bad} that cannot be decoded left out)" if bad else "")
-                + f", {sum(seconds.phases.values()):.1f} s"
+        def one(item: tuple[Entry, tuple[Path, dict[str, Any]]], wait: bool = wait) -> Embedding:
+            entry, (path, _) = item
+            return embed_table(
+                encoder,
+                path,
+                Path(folder) / f"{entry.slide_id}.h5",
+                settings=settings,
+                device=device,
+                batch=batch,
+                workers=workers,
+                on_bad_tile=on_bad_tile,
+                overwrite=overwrite,
+                dtype=dtype,
+                slide_path=entry.path if entry.path.exists() else None,
+                wait=wait,
             )
-        files.append(file)
+
+        others = []
+        ahead = 0 if wait else slides_ahead(device)  # who waits for a slide must hold no other that is waited for
+        for item, embedded in zip(todo, in_turn(one, todo, ahead)):
+            slide_id = item[0].slide_id
+            try:
+                done = embedded()
+            except InputError as e:
+                if left_out is None:
+                    raise
+                left_out[slide_id] = str(e)
+                continue
+            if done is None:
+                others.append(item)
+                continue
+            files[slide_id] = done.file
+            if not done.there:
+                made += 1
+                bad = done.file.header.get("bad_tiles")
+                say(
+                    f"embedded {slide_id} ({len(files)}/{len(manifest)}): {done.file.shape[0]} tiles"
+                    + (f" ({bad} that cannot be decoded left out)" if bad else "")
+                    + f", {sum(done.seconds.phases.values()):.1f} s"
+                )
+        if others and not wait:
+            say(f"other jobs are at {len(others)} of the slides; waiting for them")
+        todo = others
     if not files:
         raise InputError(listed(list((left_out or {}).values()), len(manifest)))
     if made < len(files):
         say(f"features of {len(files) - made} slides were up to date in {folder}")
-    return stored_bags(files, device, room, say)
+    return stored_bags([files[e.slide_id] for e in manifest if e.slide_id in files], device, room, say)
 
 
 def read_cohort(

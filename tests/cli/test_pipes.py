@@ -1,9 +1,8 @@
-"""Slides through pipes: JSON Lines between commands, xargs, GNU parallel, Snakemake."""
+"""Slides through pipes: JSON Lines between commands, xargs, GNU parallel."""
 
 import gzip
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -88,17 +87,3 @@ def test_many_processes_share_one_output_folder(chain, folder, runner):
         AWKWARD[:2] + AWKWARD[4:5]
     )
     assert len(list((folder / "maps").iterdir())) == 3
-
-
-def test_snakemake(chain, folder):
-    if shutil.which("snakemake") is None:
-        pytest.skip("Snakemake is not on this machine")
-    slides = folder / "slides"
-    slides.mkdir()
-    shutil.copy(folder / "with space.svs", slides / "a b.svs")
-    shutil.copy(folder / "with space.svs", slides / "c.svs")
-    example = Path(__file__).resolve().parents[2] / "examples" / "Snakefile"
-    line = f"snakemake -s {example} --cores 2 --config slides=slides model={chain.model} out=results -q all"
-    done = shell(line, folder)
-    assert done.returncode == 0, done.stderr
-    assert {p.name for p in (folder / "results").glob("*.gz")} == {"a b.heatmap.geojson.gz", "c.heatmap.geojson.gz"}

@@ -35,6 +35,18 @@ def test_an_id_on_stdin_names_the_outputs(monkeypatch):
     assert [s.slide_id for s in expand_slides(["-"])] == ["b", "c"]
 
 
+def test_a_line_says_all_that_a_row_of_a_manifest_says(monkeypatch, tmp_path):
+    (tmp_path / "roi.geojson").write_text("{}")
+    (tmp_path / "mask.png").write_bytes(b"")
+    (tmp_path / "slides.csv").write_text(
+        "slide,label,slide_id,mpp,roi,mask,min_tissue\na.svs,x,own,0.25,roi.geojson,,0.3\nb.svs,y,,,,mask.png,\n"
+    )
+    listed = expand_slides([str(tmp_path / "slides.csv")])
+    lines = [{**vars(s), "slide": s.path} for s in listed]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(l, default=str) + "\n" for l in lines)))
+    assert expand_slides(["-"]) == listed
+
+
 def test_a_backslash_ends_the_name_of_a_folder_on_windows(monkeypatch):
     for module in (batch, overlays):
         monkeypatch.setattr(module, "SEPARATORS", ("/", "\\"))

@@ -1,6 +1,7 @@
 """Stage 1: which checkpoint it goes on from, what it draws of a big slide, and what it keeps on disk."""
 
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from lrmil_cli.app import run
 from lrmil_cli.distill import region_batches, stage1_estimate
 from lrmil_cli.distill.distill_encoder import collect
 from lrmil_cli.distill.encoder_training import distill
-from lrmil_cli.distill.hr_tokens import load_targets
+from lrmil_cli.distill.hr_tokens import load_targets, target_paths
 from lrmil_cli.distill.region_batches import Regions, epoch_order
 from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.distill.slide_pairs import drawn
@@ -19,6 +20,7 @@ from lrmil_cli.distill.stage1_estimate import say_cost
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.files.locks import claimed
 from lrmil_cli.matching.paired_slide import keep_targets
 
 
@@ -107,6 +109,32 @@ def test_targets_that_are_cut_short_are_made_again_or_refused(cohort, tmp_path):
     targets.path.unlink()
     with pytest.raises(InputError, match="cannot be read any more"):
         targets.take(last)
+
+
+def test_targets_that_another_job_is_at_are_left_to_it_and_waited_for(cohort, tmp_path):
+    """A job of another fold, which dies while it is at the first of two slides."""
+    encoder, device, said = load_encoder("demo-vit", tile_px=128, ratio=4), torch.device("cpu"), []
+    slides = [*cohort.train, cohort.train[0].narrowed(lambda p: drawn(p, 2, 0))]
+    (path,) = target_paths(tmp_path, slides[0], encoder.digest(), (0, 1), False).values()
+    entered, waited_for = threading.Event(), threading.Event()
+
+    def other_job():
+        with claimed(path):
+            entered.set()
+            assert waited_for.wait(60)
+
+    def say(text):
+        said.append(text.partition(":")[0])
+        if "waiting" in text:
+            waited_for.set()
+
+    job = threading.Thread(target=other_job)
+    job.start()
+    assert entered.wait(60)
+    found = load_targets(encoder, slides, (0, 1), False, tmp_path, device, say)
+    job.join()
+    assert [t["layers"].shape[0] for t in found] == [s.targets for s in slides]
+    assert said[0] == "HR targets 2/2" and "at the HR targets of 1 slides" in said[1] and said[2:] == ["HR targets 1/2"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sizes of files are limited by POSIX")
