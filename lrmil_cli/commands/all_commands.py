@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lrmil_cli.commands import (
     benchmark,
+    calibrate,
     demo,
     distill_encoder,
     distill_student,
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export-onnx": export_onnx.export_onnx,
     "run": run.run,
     "evaluate": evaluate.evaluate,
+    "calibrate": calibrate.calibrate,
     "embed": embed.embed,
     "benchmark": benchmark.benchmark,
     "info": info.info,

@@ -33,7 +33,7 @@ PANELS = {
     "Head": "head head_option gated proj_dim classifier",
     "Training": "recipe stage1_epochs epochs lr patience weight_decay class_weights balanced_sampling warmup clip "
     "freeze_blocks steps_per_epoch max_tiles_per_slide augment",
-    "Second look": "escalate budget confidence abstain",
+    "Doubt": "escalate budget confidence abstain max_error coverage coverage_by",
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
@@ -70,6 +70,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "init": ("teacher", "random"),
     "screen_source": ("lr-tiles", "thumbnail"),
     "level": ("slide", "patient"),
+    "coverage_by": ("all", "class"),
 }
 #: What is completed besides: words that are no closed list.
 SUGGESTED: dict[str, Sequence[str]] = {
@@ -114,6 +115,10 @@ EXAMPLES = {
     "evaluate": (
         "evaluate model.predictions.csv -o evaluation",
         "evaluate results --slides slides.csv --level patient -o evaluation",
+    ),
+    "calibrate": (
+        "calibrate model.safetensors model.predictions.csv -o calibrated.safetensors",
+        "calibrate model.safetensors results --slides slides.csv -o ours.safetensors",
     ),
     "embed": (
         "embed tiles-hr --encoder uni -o features",

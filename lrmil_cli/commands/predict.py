@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from lrmil_cli.commands import options, overlays, predict_outputs, regions, report_pages, second_look, selective_options
+from lrmil_cli.commands import (
+    options,
+    overlays,
+    predict_outputs,
+    promises,
+    regions,
+    report_pages,
+    second_look,
+    selective_options,
+)
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.predict_outputs import (
@@ -73,6 +82,9 @@ def predict(
     confidence: second_look.Confidence = None,
     hr_encoder: second_look.HrEncoder = None,
     abstain: second_look.Abstain = False,
+    max_error: promises.MaxError = None,
+    coverage: promises.Coverage = None,
+    coverage_by: promises.CoverageBy = None,
     keep_min: selective_options.KeepMin = None,
     keep_max: selective_options.KeepMax = None,
     keep_threshold: selective_options.KeepThreshold = None,
@@ -92,6 +104,7 @@ def predict(
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
+    from lrmil_cli.evaluation.head_calibration import uncalibrated
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
     from lrmil_cli.inference.answers import check_answers
@@ -109,6 +122,7 @@ def predict(
     check_outputs(output, overlay, geojson, pages or top_tiles is not None, many, json)
     report_pages.check_folders(".", top_tiles)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
+    promises.check_promises(coverage, coverage_by, max_error, escalate, confidence, abstain)
     size = parse_image_size(image_size)
     read_region = regions.region_reader(roi, roi_class, min_inside, origin, image_size, inputs, report)
     read_mask = regions.mask_reader(mask, many)
@@ -134,12 +148,15 @@ def predict(
         budget,
         confidence,
         hr_encoder,
-        abstain,
+        abstain and max_error is None,
         device=device,
         batch_size=batch_size,
         allow_upsample=allow_upsample,
         report=report,
     )
+    predictor = promises.with_promises(predictor, coverage, coverage_by, max_error)
+    if note := uncalibrated(predictor.header):
+        report.say(note)
     report.detail(
         f"model of {', '.join(predictor.classes)}, on {predictor.device}; "
         f"loaded in {time.perf_counter() - started:.1f} s"

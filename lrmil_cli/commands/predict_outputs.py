@@ -83,6 +83,8 @@ def summary(record: dict[str, Any]) -> str:
     spent = ", ".join(f"{k} {v:.2f}" for k, v in record["seconds"].items())
     doubt = f"uncertain ({record['uncertain']}): " if record.get("uncertain") else ""
     said = f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f})"
+    if own := record.get("prediction_set"):
+        said += f", {own['coverage']:.0%} set: {', '.join(own['classes']) or 'empty'}"
     return f"{doubt}{said}, {read}; seconds: {spent}; {record['device']}"
 
 

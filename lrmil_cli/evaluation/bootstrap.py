@@ -7,7 +7,7 @@ for every metric and model (evaluation/README 2).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,36 @@ def intervals(
         for m in defined:
             parts[m].append(np.subtract.reduce([f(times) for f in functions[m]]))
     return {m: _interval(v, np.concatenate(parts.get(m) or [np.empty(0)]), draws, level) for m, v in values.items()}
+
+
+def intervals_of(
+    statistics: Callable[[np.ndarray], Sequence[float]],
+    patients: Sequence[str] | np.ndarray,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """As :func:`intervals`, of anything that is computed from slides, on the same resamples.
+
+    Args:
+        statistics: indices of slides, some of them several times -> values, NaN where undefined.
+        patients: [n], whose slide it is.
+    """
+    names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    slides = np.arange(len(patient))
+    own = [float(v) if np.isfinite(v) else None for v in statistics(slides)]
+    if len(names) < 2:
+        return [Interval(v, None, None, draws if v is None else 0) for v in own]
+    drawn = [
+        statistics(np.repeat(slides, times[patient].astype(np.int64)))
+        for some in resamples(len(names), draws, seed)
+        for times in some
+    ]
+    columns = np.array(drawn, dtype=np.float64).reshape(-1, len(own)).T
+    return [
+        Interval(None, None, None, draws) if v is None else _interval(v, c, draws, level) for v, c in zip(own, columns)
+    ]
 
 
 def _interval(value: float | None, drawn: np.ndarray, draws: int, level: float) -> Interval:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation.calibration import calibration_figures
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.metrics import METRICS
+from lrmil_cli.evaluation.prediction_sets import SetFigures, set_figures
 from lrmil_cli.evaluation.predictions import Predictions
 from lrmil_cli.evaluation.scores import (
     COMPARED,
@@ -37,13 +39,20 @@ STATUS = frozenset(
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """One model: its predictions, the cases at the level asked for, and what came of them."""
+    """One model: its predictions, the cases at the level asked for, and what came of them.
+
+    Attributes:
+        calibration: figures of the probabilities as they are (``given``) and before calibration (``raw``).
+        sets: what its prediction sets reach, slide by slide; None where it has none.
+    """
 
     predictions: Predictions
     cases: Cases
     scores: list[Score]
     classes: list[ClassScore]
     majority: tuple[str, float]
+    calibration: dict[str, dict[str, Interval]]
+    sets: SetFigures | None
 
     @property
     def name(self) -> str:
@@ -135,7 +144,12 @@ def evaluate_models(
             seed=seed,
         )
         cases = at_level(slides, level, classes)
-        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), majority(cases.labels, classes)))
+        figures = calibration_of(m, level, positive, draws=draws, seed=seed)
+        most = majority(cases.labels, classes)
+        sets = None
+        if m.sets is not None and m.coverage is not None:
+            sets = set_figures(m.sets, slides.labels, slides.patients, m.coverage, draws=draws, seed=seed)
+        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets))
         done(1)
     shared = [at_level(m.cases(), level, classes) for m in common(models)]
     truth = shared[0]
@@ -157,6 +171,22 @@ def evaluate_models(
     return Evaluation(level, classes, positive, draws, seed, out, compared, n, patients)
 
 
+def calibration_of(
+    m: Predictions, level: str, positive: int | None, *, draws: int, seed: int
+) -> dict[str, dict[str, Interval]]:
+    """Calibration slope, intercept and error of predictions as they are (``given``) and, where those are known and
+    others, before calibration (``raw``).
+
+    Raises:
+        InputError: at patient level, a patient whose slides have different labels.
+    """
+    both = {"given": m} if m.raw is None else {"given": m, "raw": m.as_raw()}
+    return {
+        name: calibration_figures(at_level(own.cases(), level, own.classes), positive, draws=draws, seed=seed)
+        for name, own in both.items()
+    }
+
+
 def pairs(models: int) -> list[tuple[int, int]]:
     """Which of so many models are compared: (reference, model), each with each or with the first.
 
@@ -169,6 +199,10 @@ def inputs_for_digest(m: Predictions) -> list[Any]:
     """All that the report takes from a model's predictions, for the digest."""
     rows = m.rows.astype(object).where(m.rows.notna(), None).to_numpy().tolist()
     out = [m.source, m.kind, m.leaks, m.remarks, rows, np.round(m.probabilities, 12).tolist()]
+    if m.raw is not None:
+        out.append(np.round(m.raw, 12).tolist())
+    if m.sets is not None:
+        out.append([m.coverage, m.sets.tolist()])
     if m.reading is None:
         return out
     columns = vars(m.reading).values()

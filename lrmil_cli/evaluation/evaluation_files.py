@@ -70,7 +70,11 @@ def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
         },
         "per_class": [asdict(c) for c in m.classes],
         "confusion": confusion(m.cases.labels, m.cases.probabilities).tolist(),
-        "calibration": {"predicted": bins.predicted.tolist(), "observed": bins.observed.tolist(), "n": bins.n.tolist()},
+        "calibration": {
+            **{k: v.tolist() for k, v in vars(bins).items()},
+            **{who: {k: _interval_json(v) for k, v in own.items()} for who, own in m.calibration.items()},
+        },
+        "prediction_sets": None if m.sets is None else {**vars(m.sets), "reached": _interval_json(m.sets.reached)},
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
         "reading": None if p.reading is None else reading_json(m, p.reading),

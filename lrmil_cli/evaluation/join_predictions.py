@@ -59,6 +59,9 @@ def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
         classes=classes,
         probabilities=m.probabilities[:, order],
         reading=m.reading.in_order(order) if m.reading else None,
+        raw=None if m.raw is None else m.raw[:, order],
+        sets=None if m.sets is None else m.sets[:, order],
+        heads=None if m.heads is None else m.heads[:, :, order],
     )
 
 

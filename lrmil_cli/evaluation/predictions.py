@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -36,6 +36,10 @@ class Predictions:
         pixels: slides its LR encoder was distilled on.
         leaks: why the figures may be too good; remarks: what else a reader should know.
         reading: what was read of each slide, where the predictions say so.
+        raw: [n, C], the same before calibration, where the file has them and they are others.
+        sets: bool [n, C], the prediction sets, where all predictions have one; coverage: what they promise.
+        heads: [n, F, C], what each head of the model said before calibration, of ``lrmil predict``.
+        of_model: digest of the model that made them.
     """
 
     name: str
@@ -50,6 +54,11 @@ class Predictions:
     leaks: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     reading: Reading | None = None
+    raw: np.ndarray | None = None
+    sets: np.ndarray | None = None
+    coverage: float | None = None
+    heads: np.ndarray | None = None
+    of_model: str | None = None
 
     def cases(self) -> Cases:
         """The arrays that are judged."""
@@ -63,7 +72,15 @@ class Predictions:
             rows=self.rows.iloc[index].reset_index(drop=True),
             probabilities=self.probabilities[index],
             reading=self.reading.take(index) if self.reading else None,
+            raw=None if self.raw is None else self.raw[index],
+            sets=None if self.sets is None else self.sets[index],
+            heads=None if self.heads is None else self.heads[index],
         )
+
+    def as_raw(self) -> Predictions:
+        """The same with the probabilities before calibration."""
+        assert self.raw is not None
+        return replace(self, probabilities=self.raw)
 
 
 def read_predictions(argument: str) -> Predictions:
@@ -129,7 +146,19 @@ def _table(path: str | Path) -> Predictions:
         raise InputError(f"{path}: no column prob_<class>; run the command that made it again")
     probabilities = rows[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     classes = tuple(c.removeprefix("prob_") for c in columns)
-    return Predictions("", str(path), "out-of-fold", classes, rows[COLUMNS], probabilities, _made_by(header))
+    raw = None
+    if all(f"raw_{c}" in rows for c in classes):
+        raw = rows[[f"raw_{c}" for c in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    made_by = _made_by(header)
+    found = Predictions(
+        "", str(path), "out-of-fold", classes, rows[COLUMNS], probabilities, made_by, of_model=made_by.get("digest")
+    )
+    return _with_raw(found, raw)
+
+
+def _with_raw(found: Predictions, raw: np.ndarray | None) -> Predictions:
+    """With the probabilities before calibration, where there are any and calibration changed some."""
+    return found if raw is None or np.allclose(raw, found.probabilities, atol=1e-8) else replace(found, raw=raw)
 
 
 def _made_by(header: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +206,43 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
         ) from e
     name = Path(_file_name(first["model"]["path"])).stem
     found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), reading=reading)
-    return _with_training(found, records, folder)
+    if all("probabilities_raw" in r for r in records):
+        found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
+    found = replace(found, heads=_heads(records, classes), of_model=first["model"]["digest"])
+    return _with_training(_with_sets(found, records, folder), records, folder)
+
+
+def _heads(records: list[dict[str, Any]], classes: Sequence[str]) -> np.ndarray | None:
+    """What each head said before calibration, [n, F, C]; None where a record does not say it, or a teacher did.
+
+    Before there was a calibration of each head, ``folds`` were as the heads are.
+    """
+    if any(r.get("answered_at") == "hr" for r in records):
+        return None
+    try:
+        said = [r["folds_raw"] if "folds_raw" in r else r["folds"] for r in records]
+        return np.array([[own[c] for c in classes] for own in said], np.float64).transpose(0, 2, 1)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _with_sets(found: Predictions, records: list[dict[str, Any]], folder: Path) -> Predictions:
+    """With the prediction sets, where all predictions have one.
+
+    Raises:
+        InputError: sets of several coverages, or damaged ones.
+    """
+    if not all("prediction_set" in r for r in records):
+        return found
+    try:
+        own = [r["prediction_set"] for r in records]
+        promised = {(float(s["coverage"]), str(s["by"])) for s in own}
+        sets = np.array([[c in s["classes"] for c in found.classes] for s in own])
+    except (KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{folder}: a prediction set is damaged ({e!r}); run `lrmil predict` again") from e
+    if len(promised) > 1:
+        raise InputError(f"{folder}: its prediction sets are of several coverages; keep one folder a coverage")
+    return replace(found, sets=sets, coverage=promised.pop()[0])
 
 
 def _file_name(path: str) -> str:
@@ -202,7 +267,11 @@ def read_record(path: Path) -> dict[str, Any]:
         json.dumps([record["slide"]["id"] + "", record["model"]["path"] + "", record["model"]["digest"] + ""])
         if not record["probabilities"]:
             raise ValueError("no class")
-        record["probabilities"] = {str(c): float(v) for c, v in record["probabilities"].items()}
+        for key in ("probabilities", "probabilities_raw"):
+            if key in record:
+                record[key] = {str(c): float(v) for c, v in record[key].items()}
+        if record.get("probabilities_raw", record["probabilities"]).keys() != record["probabilities"].keys():
+            raise ValueError("classes")
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise InputError(f"{path}: the prediction is damaged; run `lrmil predict` again") from e
     return record
@@ -241,18 +310,22 @@ def _model_files(model: dict[str, Any], folder: Path) -> Iterator[Path]:
         yield from sorted(place.glob("*.safetensors"))
 
 
+def _no_probabilities(p: np.ndarray) -> np.ndarray:
+    """bool [n], rows that are not finite, not negative and of sum 1."""
+    return ~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 1e-3)
+
+
 def _check(found: Predictions, source: str) -> None:
     twice = found.rows.duplicated(["slide_id", "fold"])
     if twice.any():
         raise InputError(f"{source}: slide {found.rows['slide_id'][twice].iloc[0]!r} is predicted twice")
     if not len(found.rows):
         raise InputError(f"{source}: holds no predictions of any slide")
-    p = found.probabilities
-    bad = np.flatnonzero(~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 1e-3))
-    if bad.size:
-        raise InputError(
-            f"{source}: slide {found.rows['slide_id'].iloc[bad[0]]!r}: its probabilities are not numbers that sum to 1"
-        )
+    for p in (found.probabilities, found.raw):
+        bad = np.flatnonzero(_no_probabilities(found.probabilities if p is None else p))
+        if bad.size:
+            slide = found.rows["slide_id"].iloc[bad[0]]
+            raise InputError(f"{source}: slide {slide!r}: its probabilities are not numbers that sum to 1")
     if len(found.classes) < 2 or len(set(found.classes)) < len(found.classes):
         raise InputError(
             f"{source}: the classes are {', '.join(found.classes)}; at least two different ones are needed"

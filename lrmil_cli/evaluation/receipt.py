@@ -17,9 +17,17 @@ import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.evaluation.evaluate_models import calibration_of
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
 from lrmil_cli.evaluation.plots import evaluation_picture
+from lrmil_cli.evaluation.prediction_sets import (
+    COVERAGE,
+    by_patient,
+    calibration_patients,
+    held_out_sets,
+    set_figures,
+)
 from lrmil_cli.evaluation.predictions import Predictions, read_predictions
 from lrmil_cli.evaluation.receipt_page import receipt_blocks
 from lrmil_cli.evaluation.scores import Cases, Score, at_level, differences, majority, metric_table
@@ -89,6 +97,7 @@ def build_receipt(
         found = differences(first.labels, *both, first.patients, draws=draws, seed=seed)
         return {"a": a, "b": b, **{m: asdict(i) for m, i in found.items()}}
 
+    positive = 1 if len(classes) == 2 else None
     name, share = majority(first.labels, classes)
     titles = {**TITLES, "distilled": OWN_TITLES.get(header["preset"], TITLES["distilled"])}
     receipt = {
@@ -105,9 +114,17 @@ def build_receipt(
         "folds": next(iter(shared.values())).rows["fold"].nunique(),
         "majority": {"class": name, "share": share},
         "models": {
-            n: {"title": titles[n], "metrics": {s.metric: _score(s) for s in own_scores}}
+            n: {
+                "title": titles[n],
+                "metrics": {s.metric: _score(s) for s in own_scores},
+                "calibration": {
+                    who: {k: asdict(v) for k, v in figures.items()}
+                    for who, figures in calibration_of(shared[n], level, positive, draws=draws, seed=seed).items()
+                },
+            }
             for n, own_scores in scores.items()
         },
+        "prediction_sets": _held_out_sets(model, header, shared["distilled"], draws, seed),
         "differences": [compare(a, b) for a, b in COMPARISONS if a in cases and b in cases],
         "cost": header.get("cost", {}),
         "agreement": _agreement(model),
@@ -182,6 +199,24 @@ def cost_of(headers: dict[str, Sequence[dict[str, Any]]], tiles: dict[str, Seque
         hr, lr = (out.get(side, {}).get(key) for side in ("hr", "lr"))
         out[name] = hr / lr if hr and lr else None
     return out
+
+
+def _held_out_sets(
+    model: Path, header: dict[str, Any], own: Predictions, draws: int, seed: int
+) -> dict[str, Any] | None:
+    """What sets of :data:`COVERAGE` reach on patients that had no part in them; None where there are too few, or the
+    model holds none of whom it was calibrated by."""
+    if "calibration_patients" not in header:
+        return None
+    cases = own.cases()
+    tested = by_patient(
+        "test", [0] * len(cases.labels), cases.patients.tolist(), cases.labels.tolist(), cases.probabilities
+    )
+    found = held_out_sets(calibration_patients(header, str(model)), COVERAGE, tested)
+    if found is None:
+        return None
+    figures = set_figures(*found, np.arange(len(found[1])).astype(str), COVERAGE, draws=draws, seed=seed)
+    return asdict(figures)
 
 
 def _patients_apart(header: dict[str, Any], rows: pd.DataFrame) -> bool | None:

@@ -7,8 +7,9 @@ from typing import Any
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.metrics import LOWER_IS_BETTER, TITLES, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
+from lrmil_cli.evaluation.prediction_sets import SetFigures
 from lrmil_cli.evaluation.scores import Score
-from lrmil_cli.evaluation.wording import folds_text, interval_text
+from lrmil_cli.evaluation.wording import calibration_table, folds_text, interval_text, set_table
 
 METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "") for m, title in TITLES.items()}
 
@@ -43,6 +44,15 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
                 "apart.",
             ),
         ]
+    figures = [
+        (m["title"], {who: {k: Interval(**v) for k, v in own.items()} for who, own in m["calibration"].items()})
+        for m in models.values()
+    ]
+    blocks += [Heading("Whether its probabilities mean what they say"), calibration_table(figures)]
+    if receipt["prediction_sets"]:
+        sets = receipt["prediction_sets"]
+        own = SetFigures(**{**sets, "reached": Interval(**sets["reached"])})
+        blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
     blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
     blocks += [Heading("Pictures"), picture, Heading("How it was made"), Text(_fine_print(receipt))]

@@ -1,9 +1,14 @@
-"""Figures in words: a value with its interval, a mean over folds."""
+"""Figures in words: a value with its interval, a mean over folds, how well probabilities are calibrated."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation.calibration import FIGURES
 from lrmil_cli.evaluation.metrics import show
+from lrmil_cli.evaluation.page import Table
+from lrmil_cli.evaluation.prediction_sets import SetFigures
 from lrmil_cli.evaluation.scores import Score
 
 
@@ -33,3 +38,35 @@ def folds_text(s: Score) -> str:
 def count_text(n: int, what: str) -> str:
     """``1 slide``, ``2 slides``."""
     return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def calibration_table(models: Sequence[tuple[str, dict[str, dict[str, Interval]]]]) -> Table:
+    """Calibration figures, a row a model, and a second one where its probabilities before calibration are known.
+
+    Args:
+        models: (title, figures by ``given`` and ``raw``).
+    """
+    rows = []
+    for title, both in models:
+        for who, figures in both.items():
+            kind = "before calibration" if who == "raw" else "calibrated" if "raw" in both else "as predicted"
+            rows.append([title, kind, *(interval_text(figures[k]) for k in FIGURES)])
+    note = (
+        "Slope 1, intercept 0 and error 0 are perfect. A slope below 1: probabilities too extreme; an intercept above "
+        "0: it comes true more often than they say. In brackets 95 % bootstrap intervals over patients."
+    )
+    return Table(["", "probabilities", *(t.removeprefix("calibration ") for t in FIGURES.values())], rows, note)
+
+
+def set_table(models: Sequence[tuple[str, SetFigures]], what: str) -> Table:
+    """What prediction sets reach, a row a model.
+
+    Args:
+        what: whose sets, as in "slides".
+    """
+    rows = [
+        [title, str(s.n), f"{s.promised:g}", interval_text(s.reached), show(s.one_class), show(s.empty)]
+        for title, s in models
+    ]
+    headers = ["sets", what, "promised coverage", "reached", "share with one class", "share with none"]
+    return Table(headers, rows, "The coverage is the share of sets that hold the true class.")

@@ -10,6 +10,7 @@ import torch
 
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
+from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.heads import Bag
 from lrmil_cli.inference.prediction import Prediction, Progress, expected_seconds
 from lrmil_cli.inference.torch_predictor import TorchPredictor, ensemble_bags
@@ -52,11 +53,11 @@ class LowResolutionPredictor(TorchPredictor):
         clock = time.perf_counter()
         corners = torch.from_numpy(boxes[rows, :2])
         bags = [Bag(torch.from_numpy(f[rows]), corners).to(where) for f in features]
-        per_fold, attention, class_scores = ensemble_bags(self.base, bags)
+        raw, attention, class_scores = ensemble_bags(self.base, bags)
         seconds.add("head", time.perf_counter() - clock)
         return Prediction(
-            per_fold.mean(0),
-            per_fold,
+            raw,
+            calibrated_heads(self.header, raw),
             attention,
             class_scores,
             {k: v[rows] for k, v in tiles.items()},

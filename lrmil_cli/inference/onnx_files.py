@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.files.graphs import read_graph, write_graph
 from lrmil_cli.files.header import digest
 from lrmil_cli.files.tensors import read_tensor_header
@@ -126,7 +127,7 @@ def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path,
         with open_slide(path, slide_id=slide_id, manifest_mpp=mpp) as slide:
             tiles, level, _ = find_tiles(slide, own[0].tiles)
             found = [p.encode(slide, boxes_of(tiles), level) for p in own]
-        probabilities = [p.classify(f)[0].mean(0) for p, f in zip(own, found)]
+        probabilities = [calibrated_heads(header, p.classify(f)[0]).mean(0) for p, f in zip(own, found)]
         changes.append(float(np.abs(probabilities[0] - probabilities[1]).max()))
         labels += int(probabilities[0].argmax() != probabilities[1].argmax())
         for kept, f in zip(features, found):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.files.graphs import read_graph
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
@@ -131,11 +132,11 @@ class OnnxPredictor:
             features = self.encode(slide, boxes, level, step, seconds, bad)
         rows = without_bad(len(boxes), bad, slide.path)
         clock = time.perf_counter()
-        per_fold, attention, class_scores = self.classify([f[rows] for f in features])
+        raw, attention, class_scores = self.classify([f[rows] for f in features])
         seconds["head"] = time.perf_counter() - clock
         return Prediction(
-            per_fold.mean(0),
-            per_fold,
+            raw,
+            calibrated_heads(self.header, raw),
             attention,
             class_scores,
             {k: v[rows] for k, v in tiles.items()},

@@ -23,7 +23,7 @@ class Prediction:
     """Of one slide.
 
     Attributes:
-        probabilities: [C], mean over folds; per_fold: [F, C].
+        raw: probabilities [F, C] of the fold heads as they are; per_fold: the same calibrated (inference/README 2).
         attention: [N], sums to 1; class_scores: [C, N] where the head has them.
         tiles: columns of the tile table they belong to.
         seconds: by phase.
@@ -32,7 +32,7 @@ class Prediction:
             (``hr``).
     """
 
-    probabilities: np.ndarray
+    raw: np.ndarray
     per_fold: np.ndarray
     attention: np.ndarray
     class_scores: np.ndarray | None
@@ -40,6 +40,11 @@ class Prediction:
     seconds: dict[str, float]
     record: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The answer, [C]: the mean over the calibrated heads."""
+        return self.per_fold.mean(0)
 
 
 class Predictor(Protocol):

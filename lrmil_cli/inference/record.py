@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lrmil_cli.evaluation.head_calibration import head_calibrations
 from lrmil_cli.evaluation.training_slides import saw_in_training
 from lrmil_cli.files.header import last_digest, make_header
 from lrmil_cli.inference.prediction import Prediction, Predictor
@@ -14,7 +15,7 @@ from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 
 #: Entries of the record that the header of the attention table repeats.
-SHORT = "predicted probabilities tiles tiles_read answered_at uncertain bad_tiles kept_rate".split()
+SHORT = "predicted probabilities tiles tiles_read answered_at uncertain prediction_set bad_tiles kept_rate".split()
 
 
 def prediction_record(
@@ -23,6 +24,7 @@ def prediction_record(
     """The prediction JSON of a slide."""
     best = int(p.probabilities.argmax())
     header = predictor.header
+    heads = head_calibrations(header)
     return make_header(
         "prediction",
         slide=slide.describe(),
@@ -39,7 +41,12 @@ def prediction_record(
         },
         predicted=predictor.classes[best],
         probabilities={c: round(float(v), 9) for c, v in zip(predictor.classes, p.probabilities)},
+        calibration=None
+        if heads is None
+        else {"of": header["calibration"].get("of"), "heads": [h.method for h in heads]},
+        probabilities_raw={c: round(float(v), 9) for c, v in zip(predictor.classes, p.raw.mean(0))},
         folds={c: [round(float(v), 6) for v in p.per_fold[:, n]] for n, c in enumerate(predictor.classes)},
+        folds_raw={c: [round(float(v), 9) for v in p.raw[:, n]] for n, c in enumerate(predictor.classes)},
         spread={c: round(float(p.per_fold[:, n].std()), 6) for n, c in enumerate(predictor.classes)},
         tiles=len(p.attention),
         seconds=p.seconds,

@@ -19,6 +19,7 @@ from torch import Tensor
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
+from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
 from lrmil_cli.inference.record import percentiles
 from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
@@ -194,7 +195,7 @@ class ScreenedPredictor(TorchPredictor):
         index = torch.from_numpy(read).to(self.where)
         with torch.inference_mode():
             outs = [head.select(bag, s.used[:, index]) for head, s in zip(model.heads, decided)]
-        per_fold, attention, class_scores = ensemble(
+        raw, attention, class_scores = ensemble(
             stacked([o.logits for o in outs]),
             stacked([o.attention for o in outs]),
             stacked([o.class_scores for o in outs if o.class_scores is not None]),  # DMIN has one row a class
@@ -213,8 +214,8 @@ class ScreenedPredictor(TorchPredictor):
         }
         columns = dict(zip(("x", "y", "width", "height"), c.boxes[read].T))
         return Prediction(
-            per_fold.mean(0),
-            per_fold,
+            raw,
+            calibrated_heads(self.header, raw),
             attention,
             class_scores,
             columns,

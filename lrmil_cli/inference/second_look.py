@@ -22,7 +22,7 @@ from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.evaluation.calibration import calibrated
+from lrmil_cli.evaluation.head_calibration import calibrated, calibrated_heads, common_temperature
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
@@ -42,7 +42,7 @@ class Escalation:
     Attributes:
         budget: LR tiles, by attention, under which HR tiles are read at most; 0 for no second look.
         confidence: an answer of a lower calibrated probability is in the grey zone.
-        temperature: of the calibration, from the model file.
+        temperature: that the mean of the heads is asked at: 1 unless the model is of an earlier version.
     """
 
     budget: int
@@ -237,11 +237,12 @@ class Cascade:
         bag = Bag(torch.from_numpy(features), torch.from_numpy(boxes[:, :2].copy())).to(where)
         with torch.inference_mode():
             outs = [head(*bag) for head in high.heads]
-        per_fold = np.stack([torch.softmax(o.logits.cpu().double(), 0).numpy() for o in outs])
+        raw = np.stack([torch.softmax(o.logits.cpu().double(), 0).numpy() for o in outs])
+        per_fold = calibrated_heads(high.teacher.header, raw)
         attention = np.mean([o.attention.cpu().double().numpy() for o in outs], axis=0)
         seconds.add("hr_head", time.perf_counter() - clock)
-        temperature = (high.teacher.header.get("calibration") or {}).get("temperature", 1.0)
-        again, sure, agree = doubt(per_fold, self.rule.confidence, temperature)
+        temperature = common_temperature(high.teacher.header)
+        again, sure, agree = doubt(per_fold, self.rule.confidence, 1.0 if temperature is None else temperature)
         record["answered_at"] = "hr"
         record["tiles_read"]["hr"] = len(boxes)
         record["escalation"]["hr"] = {
@@ -253,7 +254,7 @@ class Cascade:
         }
         return replace(
             p,
-            probabilities=per_fold.mean(0),
+            raw=raw,
             per_fold=per_fold,
             seconds={**p.seconds, **seconds.rounded()},
             tables={**p.tables, "hr": attention_rows(boxes, attention / attention.sum())},
@@ -285,7 +286,7 @@ def with_second_look(
         raise UsageError(
             f"--escalate is for models of LRMIL; {base.path} reads HR tiles by itself ({base.header['method']})"
         )
-    temperature = (base.header.get("calibration") or {}).get("temperature")
+    temperature = common_temperature(base.header)
     if temperature is None:
         warn(
             f"{base.path} holds no calibration (it was made before there was one); its probabilities are taken as they "

@@ -12,6 +12,7 @@ import torch
 
 from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
+from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.heads import MILOutput, PyramidBag
 from lrmil_cli.heads.zoommil import ZoomMIL
 from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
@@ -101,7 +102,7 @@ class ZoomPredictor(TorchPredictor):
                 break
             depth = max(depth, wanted[0])
             self._read(slide, reading, *wanted, progress)
-        per_fold, attention, _ = ensemble(stacked([o.logits for o in outs]), stacked([o.attention for o in outs]), None)
+        raw, attention, _ = ensemble(stacked([o.logits for o in outs]), stacked([o.attention for o in outs]), None)
         names = ["lr", "hr"] if len(levels) == 2 else ["lr", "mid", "hr"]
         rows = [np.flatnonzero(r.there) for r in reading]
         tables = {
@@ -118,8 +119,8 @@ class ZoomPredictor(TorchPredictor):
         seconds |= {f"{phase}_{t}": v for t, r in enumerate(reading) for phase, v in r.seconds.phases.items()}
         seconds["head"] = looked
         return Prediction(
-            per_fold.mean(0),
-            per_fold,
+            raw,
+            calibrated_heads(self.header, raw),
             attention,
             None,
             {k: v[rows[0]] for k, v in levels[0].tiles.items()},

@@ -156,9 +156,8 @@ def train_screened(
         fold_metrics=metrics_rows.astype(object).where(metrics_rows.notna(), None).to_dict("records"),
         starts=[r.fit.starts for r in results],
         attention_kind=results[0].fit.head.attention_kind,
-        calibration=crossval.calibrate(
-            manifest, results, lambda r, index: predict(r.fit.head, r.fit.screener, slides, index)[0]
-        ),
+        calibration=crossval.calibration(results),
+        calibration_patients=crossval.conformal(manifest, results),
         license=high_encoder.info.license,
         slides=ids,
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
@@ -287,8 +286,11 @@ def _folds(
             f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, "
             f"kept {best['val_kept']:.2f}, mask as DMIN's {best['val_agreement']:.2f}"
         )
-        probabilities = predict(fit.head, fit.screener, slides, index["test"])[0]
-        results.append(ScreenedFold(k, fit, parts, probabilities))
+
+        def said(index: list[int], fit: ScreenedFit = fit) -> np.ndarray:
+            return predict(fit.head, fit.screener, slides, index)[0]
+
+        results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said)))
     return results
 
 

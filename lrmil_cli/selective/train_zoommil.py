@@ -170,7 +170,8 @@ def train_zoom(
         metrics=pooled,
         fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
         attention_kind="native",
-        calibration=crossval.calibration(manifest, results, lambda fold: bags),
+        calibration=crossval.calibration(results),
+        calibration_patients=crossval.conformal(manifest, results),
         license=loaded.info.license,
         slides=ids,
     )

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import UsageError
-from lrmil_cli.evaluation.calibration import fit_temperature
+from lrmil_cli.evaluation.head_calibration import HeadCalibration, calibrate_head
 from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
+from lrmil_cli.evaluation.prediction_sets import by_patient
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
@@ -67,15 +69,43 @@ def has_projection(spec: HeadSpec) -> bool:
 
 @dataclass
 class FoldResult:
-    """One fold: the fit, who was in it, probabilities [n, C] of its test slides."""
+    """One fold.
+
+    Attributes:
+        parts: who was in it; raw: probabilities [n, C] of the head by part, ``val`` and ``test``, as they are.
+        calibration: of the head, by its validation slides: no test slide has a say in it.
+    """
 
     fold: int
     fit: Fit
     parts: dict[str, list[str]]
-    probabilities: np.ndarray
+    raw: dict[str, np.ndarray]
+    calibration: HeadCalibration
+
+    def said(self, part: str) -> np.ndarray:
+        """Calibrated probabilities [n, C] of a part."""
+        return self.calibration.apply(self.raw[part])
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of the test slides, calibrated: what the fold is judged by."""
+        return self.said("test")
 
 
-R = TypeVar("R", bound=FoldResult)
+def judged(
+    manifest: Manifest, parts: dict[str, list[str]], predict: Callable[[list[int]], np.ndarray]
+) -> tuple[dict[str, np.ndarray], HeadCalibration]:
+    """What a head says of its validation and test slides, and its calibration, as :class:`FoldResult` has them.
+
+    Args:
+        predict: indices of slides in the manifest -> probabilities [n, C].
+    """
+    at = {e.slide_id: i for i, e in enumerate(manifest)}
+    entries = list(manifest)
+    raw = {part: predict([at[s] for s in parts[part]]).reshape(-1, len(manifest.classes)) for part in ("val", "test")}
+    own = [entries[at[s]] for s in parts["val"]]
+    labels = np.array([manifest.classes.index(e.label) for e in own], np.int64)
+    return raw, calibrate_head(labels, raw["val"], [e.patient_id for e in own])
 
 
 def train_folds(
@@ -131,9 +161,11 @@ def train_folds(
         best = fit.curves[fit.best_epoch - 1]
         kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
         say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}")
-        result = FoldResult(k, fit, parts, predict_bags(fit.head, bags.all, index["test"]))
+        result = FoldResult(k, fit, parts, *judged(manifest, parts, partial(predict_bags, fit.head, bags.all)))
         if there is None:
             done(result)
+        how = result.calibration
+        say(f"fold {k}: calibrated by {how.method}" if not how.reason else f"fold {k}: not calibrated ({how.reason})")
         results.append(result)
     if bags is not None:
         bags.all.forget()
@@ -150,11 +182,14 @@ def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead
 
 
 def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.DataFrame:
-    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>...``."""
+    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``.
+
+    ``prob_`` are calibrated, each head by its own validation slides, ``raw_`` are as the head has them.
+    """
     entries = {e.slide_id: e for e in manifest}
     rows = []
     for r in results:
-        for slide_id, p in zip(r.parts["test"], r.probabilities):
+        for slide_id, p, raw in zip(r.parts["test"], r.probabilities, r.raw["test"]):
             e = entries[slide_id]
             rows.append(
                 {
@@ -164,9 +199,11 @@ def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.D
                     "fold": r.fold,
                     "predicted": manifest.classes[int(p.argmax())],
                     **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)},
+                    **{f"raw_{c}": float(v) for c, v in zip(manifest.classes, raw)},
                 }
             )
-    columns = ["slide_id", "patient_id", "label", "fold", "predicted", *(f"prob_{c}" for c in manifest.classes)]
+    columns = ["slide_id", "patient_id", "label", "fold", "predicted"]
+    columns += [f"{kind}_{c}" for kind in ("prob", "raw") for c in manifest.classes]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -179,29 +216,27 @@ def score(manifest: Manifest, results: Sequence[FoldResult]) -> tuple[pd.DataFra
     return metrics_table(per_fold, pooled), pooled
 
 
-def calibration(manifest: Manifest, results: list[FoldResult], bags_of_fold: BagsOfFold) -> dict[str, Any]:
-    """Temperature of the probabilities by each head's validation slides: no test slide has a say in it."""
-    return calibrate(manifest, results, lambda r, index: predict_bags(r.fit.head, bags_of_fold(r.fold).all, index))
+def calibration(results: Sequence[FoldResult]) -> dict[str, Any]:
+    """``calibration`` of a header: how each head is calibrated, by which slides (evaluation/README 6)."""
+    heads = [r.calibration for r in results]
+    return {"of": "validation", "slides": sum(h.slides for h in heads), "heads": [h.as_json() for h in heads]}
 
 
-def calibrate(
-    manifest: Manifest, results: Sequence[R], predict: Callable[[R, list[int]], np.ndarray]
-) -> dict[str, Any]:
-    """As :func:`calibration`, for any ``predict``: a fold's result and indices of slides -> probabilities [n, C]."""
-    at = {e.slide_id: i for i, e in enumerate(manifest)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
-    said = [np.zeros((0, len(manifest.classes)))]
-    truth: list[int] = []
-    for r in results:
-        index = [at[s] for s in r.parts["val"]]
-        if index:
-            said.append(predict(r, index))
-            truth += [labels[i] for i in index]
-    return {
-        "temperature": round(fit_temperature(np.array(truth, np.int64), np.concatenate(said)), 6),
-        "slides": len(truth),
-        "of": "validation",
-    }
+def conformal(manifest: Manifest, results: Sequence[FoldResult]) -> dict[str, Any]:
+    """``calibration_patients`` of a header: what each head says, calibrated, of patients that it did not see.
+
+    Those of the test slides of the folds; of one split those of its validation slides, since its test slides judge.
+    """
+    part, of = ("val", "validation") if len(results) == 1 else ("test", "test")
+    entries = {e.slide_id: e for e in manifest}
+    slides = [(n, entries[s]) for n, r in enumerate(results) for s in r.parts[part]]
+    return by_patient(
+        of,
+        [n for n, _ in slides],
+        [e.patient_id for _, e in slides],
+        [manifest.classes.index(e.label) for _, e in slides],
+        np.concatenate([r.said(part) for r in results]),
+    ).as_json()
 
 
 def curves_table(results: Sequence[FoldResult]) -> pd.DataFrame:

@@ -196,7 +196,7 @@ def train_teacher(
         made_by=bags.headers[0].get("made_by", "lrmil"),
         feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
         encoder_digest=bags.headers[0]["settings"].get("encoder"),
-        calibration=crossval.calibration(manifest, results, lambda k: bags),
+        calibration=crossval.calibration(results),
         in_dim=bags.dim,
         metrics=pooled,
         attention_kind=results[0].fit.head.attention_kind,

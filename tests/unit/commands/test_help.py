@@ -51,6 +51,7 @@ def test_examples_are_command_lines(command, line):
 
 
 def test_the_values_that_help_lists_are_those_that_are_taken():
+    from lrmil_cli.commands.promises import COVERAGE_BY
     from lrmil_cli.commands.student_methods import OF_METHODS
     from lrmil_cli.distill.regions import REGION_ATTENTION
     from lrmil_cli.distill.settings import PRESETS
@@ -78,6 +79,7 @@ def test_the_values_that_help_lists_are_those_that_are_taken():
         "region_attention": REGION_ATTENTION,
         "screen_source": SOURCES,
         "level": LEVELS,
+        "coverage_by": COVERAGE_BY,
         "head": [n for n in head_names() if build_head(n, 8, 2).takes == "bag"],
     }
     for name, words in taken.items():

@@ -1,11 +1,27 @@
-"""Reliability bins by hand; temperature scaling by hand and against a fine grid."""
+"""Reliability bins by hand; how a head is calibrated, by hand, against slow searches and on new slides."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 
-from lrmil_cli.evaluation.calibration import HIGHEST, LOWEST, calibrated, fit_temperature, reliability
+from lrmil_cli.errors import InputError
+from lrmil_cli.evaluation.calibration import calibration_error, calibration_figures, recalibration, reliability
+from lrmil_cli.evaluation.head_calibration import (
+    HIGHEST,
+    LOWEST,
+    HeadCalibration,
+    calibrate_head,
+    calibrated,
+    calibrated_heads,
+    common_temperature,
+    fit_slopes,
+    fit_temperature,
+    uncalibrated,
+)
+from lrmil_cli.evaluation.scores import Cases
 
 
 def test_reliability_by_hand():
@@ -56,3 +72,116 @@ def test_few_slides_that_are_all_right_do_not_make_a_model_sure_of_everything():
     own = fit_temperature(labels, p)  # the smoothed target is 3 / 4, not 1
     assert calibrated(p, own).max() == pytest.approx(0.75, abs=1e-3)
     assert fit_temperature(np.zeros(0, int), np.zeros((0, 2))) == 1.0
+
+
+def drawn(n, classes, seed, slope=1.0, offset=None):
+    """Labels, and the probabilities of a head whose log odds are ``slope`` times too large and ``offset`` off."""
+    rng = np.random.default_rng(seed)
+    truth = rng.dirichlet(np.ones(classes), n)
+    labels = np.array([rng.choice(classes, p=t) for t in truth])
+    wrong = np.exp(slope * np.log(truth) + (0 if offset is None else np.asarray(offset)))
+    return labels, wrong / wrong.sum(1, keepdims=True)
+
+
+def log_loss(labels, p):
+    return -np.log(p[np.arange(len(labels)), labels]).mean()
+
+
+@pytest.mark.parametrize(
+    ("classes", "slope", "offset", "method"),
+    [(2, 3.0, None, "temperature"), (2, 1.0, (0, 3.0), "platt"), (3, 1.0, (0, 3.0, -3.0), "vector")],
+)
+def test_a_head_is_calibrated_by_what_its_own_slides_ask_for(classes, slope, offset, method):
+    labels, p = drawn(300, classes, 1, slope, offset)
+    found = calibrate_head(labels, p, [f"p{i}" for i in range(300)])
+    assert found.method == method and found.log_loss[method] < found.log_loss["raw"]
+    new, said = drawn(3000, classes, 2, slope, offset)  # others than it was fitted on
+    own = found.apply(said)
+    assert own.sum(1) == pytest.approx(np.ones(3000)) and log_loss(new, own) < log_loss(new, said) - 0.05
+    assert HeadCalibration(**found.as_json()).apply(said) == pytest.approx(own)
+
+
+def test_slope_and_intercept_are_where_a_general_search_finds_them():
+    """Without gradient and bounds, of the loss as the page writes it."""
+    for classes in (2, 3):
+        labels, p = drawn(60, classes, 3, 2.0, np.arange(classes))
+        scale, offset = fit_slopes(labels, p)
+        n = np.bincount(labels)[labels]
+        targets = np.where(
+            np.eye(classes)[labels] > 0, ((n + 1) / (n + classes))[:, None], (1 / (n + classes))[:, None]
+        )
+
+        def loss(x, classes=classes, p=p, targets=targets):
+            s, b = (np.full(2, x[0]), np.array([0, x[1]])) if classes == 2 else np.split(x, 2)
+            logits = s * np.log(p) + b
+            said = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+            half = len(x) // 2
+            return -(targets * said).sum() + ((x[:half] - 1) ** 2).sum() / 2 + (x[half:] ** 2).sum() / 2
+
+        own = np.array([scale[0], offset[1]]) if classes == 2 else np.r_[scale, offset]
+        best = minimize(loss, own + 0.3, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9, "maxiter": 5000})
+        assert own == pytest.approx(best.x, abs=1e-3)
+
+
+def test_the_choice_is_by_log_loss_of_patients_left_out():
+    labels, p = drawn(40, 2, 5, 1.5, (0, 0.7))
+    patients = np.repeat(np.arange(20), 2).astype(str)
+    losses = []
+    for patient in np.unique(patients):
+        out = patients == patient
+        t = fit_temperature(labels[~out], p[~out])
+        losses += [log_loss(labels[[i]], calibrated(p[[i]], t)) for i in np.flatnonzero(out)]
+    found = calibrate_head(labels, p, patients)
+    assert found.log_loss["temperature"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert found.method == min(("temperature", "platt"), key=found.log_loss.get)
+
+
+def test_few_slides_or_one_class_calibrate_nothing():
+    labels, p = drawn(19, 2, 0)
+    few = calibrate_head(labels, p, np.arange(19).astype(str))
+    one = calibrate_head(np.zeros(30, int), np.tile(p[:1], (30, 1)), np.arange(30).astype(str))
+    assert few.method == one.method == "none" and "19" in few.reason and "one class" in one.reason
+    assert few.apply(p) is p
+    labels, p = drawn(60, 3, 0)
+    labels[labels == 2] = 0  # a class without slides has no intercept
+    assert calibrate_head(labels, p, np.arange(60).astype(str)).method == "temperature"
+
+
+def test_headers_of_earlier_versions_change_nothing_and_damaged_ones_are_refused():
+    per_fold = np.array([[0.9, 0.1], [0.3, 0.7]])
+    old = {"classes": ["a", "b"], "calibration": {"temperature": 2.0}}
+    assert calibrated_heads(old, per_fold) is per_fold and common_temperature(old) == 2.0
+    assert common_temperature({"classes": ["a", "b"]}) is None and "earlier version" in uncalibrated(old)
+    heads = [HeadCalibration("temperature", (t, t), (0.0, 0.0), 30).as_json() for t in (0.5, 1.0)]
+    new = {"classes": ["a", "b"], "calibration": {"of": "validation", "heads": heads}}
+    assert calibrated_heads(new, per_fold) == pytest.approx(np.array([[0.75, 0.25], [0.3, 0.7]]))
+    assert common_temperature(new) == 1.0 and uncalibrated(new) is None
+    for damaged in (heads[:1], [heads[0], {**heads[1], "scale": [1.0]}], [heads[0], {"method": "platt"}]):
+        with pytest.raises(InputError, match="again"):
+            calibrated_heads({**new, "calibration": {"heads": damaged}}, per_fold)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(3, 80), seed=st.integers(0, 1000), slope=st.floats(0.2, 4))
+def test_slope_and_intercept_are_those_of_scikit_learn(n, seed, slope):
+    labels, p = drawn(n, 2, seed, slope, (0, 0.5))
+    found = recalibration(labels == 1, p[:, 1])
+    x = np.log(p[:, 1] / p[:, 0])
+    if found is None:
+        yes, no = x[labels == 1], x[labels == 0]
+        assert not len(yes) or not len(no) or yes.min() >= no.max() or no.min() >= yes.max()
+        return
+    fit = LogisticRegression(C=1e9, tol=1e-10, max_iter=5000).fit(x[:, None], labels)
+    assert found == pytest.approx((fit.coef_[0, 0], fit.intercept_[0]), rel=0.02, abs=0.02)
+
+
+def test_calibration_figures_of_perfect_probabilities_hold_1_and_0_and_0():
+    labels, p = drawn(2000, 2, 7)
+    found = calibration_figures(Cases(labels, p, np.arange(2000).astype(str)), 1, draws=50, seed=0)
+    assert found["slope"].low < 1 < found["slope"].high and found["intercept"].low < 0 < found["intercept"].high
+    assert found["ece"].value < 0.04 and found["ece"].low <= found["ece"].value
+    labels, p = drawn(2000, 2, 7, 2.0)  # twice too sure
+    assert calibration_figures(Cases(labels, p, np.arange(2000).astype(str)), 1, draws=0, seed=0)[
+        "slope"
+    ].value == pytest.approx(0.5, abs=0.05)
+    assert calibration_error(np.array([0, 0, 1, 1], bool), np.array([0.1, 0.2, 0.7, 0.9])) == pytest.approx(0.175)
