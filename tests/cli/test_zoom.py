@@ -4,7 +4,6 @@ were picked."""
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
