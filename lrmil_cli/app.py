@@ -18,8 +18,9 @@ import typer
 
 from lrmil_cli import __version__
 from lrmil_cli.commands.all_commands import COMMANDS
+from lrmil_cli.commands.common import with_common_options
 from lrmil_cli.commands.help import PanelCommand, epilog
-from lrmil_cli.commands.options import debug, with_common_options
+from lrmil_cli.commands.options import debug
 from lrmil_cli.commands.report import tell
 from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.files.atomic import FULL
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, function in COMMANDS.items():
-    app.command(name, cls=PanelCommand, epilog=epilog(name))(with_common_options(function))
+    app.command(name, cls=PanelCommand, epilog=epilog(name))(with_common_options(function, name))
 
 
 def _version(show: bool) -> None:

@@ -21,6 +21,7 @@ from lrmil_cli.files.locks import locked
 from lrmil_cli.files.manifest import plain_cell
 from lrmil_cli.files.names import SEPARATORS
 from lrmil_cli.files.tables import follow_slide, table_suffix
+from lrmil_cli.progress import phase
 
 if TYPE_CHECKING:
     from lrmil_cli.slides.slide import Slide
@@ -106,6 +107,7 @@ Turn = Generator[None, None, Outcome]
 
 def run_batch(
     command: str,
+    doing: str,
     items: Sequence[T],
     work: Callable[[T], Outcome | Turn],
     report: Report,
@@ -118,6 +120,7 @@ def run_batch(
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
     Args:
+        doing: what the command does to its items, as ``embedding``, for the line that says how far it is.
         work: a function, or a generator function whose part before its ``yield`` may be done while ``ahead`` items
             before it are finished (:func:`lrmil_cli.ahead.in_turn`).
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
@@ -130,37 +133,41 @@ def run_batch(
     failures: list[tuple[Item, str, LrmilError]] = []
     outcomes: list[Outcome] = []
     failures_in = None if dry_run else failures_in
-    for item, finish in zip(items, _turns(work, items, ahead)):
-        started = time.perf_counter()
-        record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
-        try:
-            outcome = _guarded(finish, item, alone=len(items) == 1)
-        except LrmilError as e:
-            status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
-            # Without its traceback, whose frames hold the slide and its pixels.
-            failures.append((item, status, type(e)(str(e))))
-            report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
-            if len(items) == 1:
-                if failures_in is not None:
-                    _write_failures(failures_in / "failures.csv", items, failures, report)
-                raise
-            tell(f"{item.slide_id}: {status}: {e}")
-            if fail_fast:
-                break
-            continue
-        report.result(
-            {
-                **record,
-                "status": outcome.status,
-                "output": outcome.output,
-                "error": None,
-                "seconds": _since(started),
-                **outcome.extra,
-            }
-        )
-        outcomes.append(outcome)
-        if outcome.message:
-            report.say(f"{item.slide_id}: {outcome.message}")
+    with phase(doing, len(items), "slide") as told:
+        for item, finish in zip(items, _turns(work, items, ahead)):
+            told.item = item.slide_id
+            started = time.perf_counter()
+            record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
+            try:
+                outcome = _guarded(finish, item, alone=len(items) == 1)
+            except LrmilError as e:
+                status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
+                # Without its traceback, whose frames hold the slide and its pixels.
+                failures.append((item, status, type(e)(str(e))))
+                report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
+                told.advance()
+                if len(items) == 1:
+                    if failures_in is not None:
+                        _write_failures(failures_in / "failures.csv", items, failures, report)
+                    raise
+                tell(f"{item.slide_id}: {status}: {e}")
+                if fail_fast:
+                    break
+                continue
+            report.result(
+                {
+                    **record,
+                    "status": outcome.status,
+                    "output": outcome.output,
+                    "error": None,
+                    "seconds": _since(started),
+                    **outcome.extra,
+                }
+            )
+            told.advance(idle=outcome.status == "skipped")
+            outcomes.append(outcome)
+            if outcome.message:
+                report.say(f"{item.slide_id}: {outcome.message}")
     if dry_run:
         report.say(_summary(outcomes, len(failures)))
     if failures_in is not None:

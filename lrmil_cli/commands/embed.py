@@ -161,12 +161,16 @@ def embed(
         )
 
     batch = partial(
-        run_batch, "embed", items, report=report, fail_fast=fail_fast, failures_in=failures_folder(output, many)
+        run_batch,
+        "embed",
+        "embedding",
+        items,
+        report=report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
     )
     if devices is None:
-        work, ahead = open_embedder(
-            how, device, warn=report.warn, about=report.encoder, progress=lambda slide: report.progress(slide, None)
-        )
+        work, ahead = open_embedder(how, device, warn=report.warn, about=report.encoder)
 
         def one(item: Table) -> Turn:
             return told(item, (yield from work(item)))
@@ -224,4 +228,4 @@ def _repack(
         )
 
     items = [TableInput(p.stem, p) for p in files]
-    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))
+    run_batch("embed", "repacking", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))

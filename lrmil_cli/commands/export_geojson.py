@@ -142,6 +142,7 @@ def export_geojson(
 
     run_batch(
         "export-geojson",
+        "drawing the map of",
         [TableItem(attention, Path(attention).name.partition(".")[0])] if found is None else found,
         one,
         report,

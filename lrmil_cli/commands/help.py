@@ -40,7 +40,7 @@ PANELS = {
     "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
     "qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
-    "General": "config further quiet verbose debug help",
+    "General": "config further quiet verbose log debug help",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 #: Values that an option takes, where they are few words; the commands check them (a test compares).

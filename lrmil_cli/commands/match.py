@@ -101,7 +101,7 @@ def match(
             extra={"ratio": about["ratio"], **about["counts"]},
         )
 
-    run_batch("match", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))
+    run_batch("match", "matching", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))
 
 
 def _summary(about: dict[str, Any], tool: str | None) -> str:

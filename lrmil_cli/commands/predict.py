@@ -200,7 +200,7 @@ def predict(
                 return planned(tiles, seconds, slide, table)
             else:
                 opened = time.perf_counter() - began
-                p = yield from predictor.predict(slide, region, lambda: report.progress(item.slide_id, None))
+                p = yield from predictor.predict(slide, region)
                 report.notes(slide)
                 p.seconds = {"open": round(opened, 3), **p.seconds}
                 record = prediction_record(predictor, p, slide, [step("predict", predictor.settings, made_of)], region)
@@ -247,6 +247,7 @@ def predict(
     try:
         run_batch(
             "predict",
+            "planning" if dry_run else "predicting",
             inputs,
             one,
             report,

@@ -85,7 +85,7 @@ def report(
         return Outcome(str(out), "ok" if written else "skipped", told, {"pages": [str(p) for p in written]})
 
     try:
-        run_batch("report", items, one, voice, fail_fast=fail_fast)
+        run_batch("report", "drawing the page of", items, one, voice, fail_fast=fail_fast)
     finally:  # of those that have a page, whatever became of the others
         write_index(folder, out, unshown, overwrite, voice)
 

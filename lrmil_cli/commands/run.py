@@ -6,7 +6,16 @@ from pathlib import Path
 
 import typer
 
-from lrmil_cli.commands import cohort, encoder_options, head_options, options, run_options, student_options, tile
+from lrmil_cli.commands import (
+    cohort,
+    common,
+    encoder_options,
+    head_options,
+    options,
+    run_options,
+    student_options,
+    tile,
+)
 from lrmil_cli.commands.report import Report, logged
 
 
@@ -69,7 +78,7 @@ def run(
     values = {"classes": labels.pop("class"), **{name.replace("-", "_"): value for name, value in labels.items()}}
     manifest = cohort.read_cohort(report, settings.slides, values)
     folds_there = count_folds(manifest, settings)
-    voice = options.voice()
+    voice = common.voice()
 
     def step(args: list[str]) -> int:
         return ctx.obj([*args, *voice])

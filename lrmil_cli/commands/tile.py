@@ -199,5 +199,12 @@ def tile(
             )
 
     run_batch(
-        "tile", inputs, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many), dry_run=dry_run
+        "tile",
+        "tiling",
+        inputs,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        dry_run=dry_run,
     )
