@@ -45,4 +45,5 @@ def demo(
     voice = common.voice()
     with logged(out / "log.txt", f"lrmil {__version__}: {command_line.get()}"):
         summary = run_demo(out, manifest, seed, lambda args: ctx.obj([*args, *voice]), report.say)
+        report.end("", ["report", str(out / "results")])
     report.result({"command": "demo", "status": "ok", "output": folder, **summary})

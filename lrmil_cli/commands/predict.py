@@ -21,6 +21,7 @@ from lrmil_cli.commands import (
 )
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.next_step import after_predict
 from lrmil_cli.commands.predict_outputs import (
     check_outputs,
     follow_prediction,
@@ -206,7 +207,7 @@ def predict(
                 record = prediction_record(predictor, p, slide, [step("predict", predictor.settings, made_of)], region)
                 header, rows = attention_table(predictor, p, record)
                 tables = {"": rows, **p.tables}
-                message = summary(record)
+                message = summary(record, timed=report.verbose)
                 if record.get("bad_tiles"):
                     report.warn(options.bad_tiles_text(item.slide_id, record["bad_tiles"], record["tiles"]))
                 if output != "-":
@@ -244,20 +245,23 @@ def predict(
         status = "skipped" if there and not made else "uncertain" if record.get("uncertain") else "ok"
         return Outcome(str(output), status, message, extra)
 
-    try:
-        run_batch(
-            "predict",
-            "planning" if dry_run else "predicting",
-            inputs,
-            one,
-            report,
-            fail_fast=fail_fast,
-            failures_in=failures_folder(output, many),
-            ahead=predictor.ahead,
-            dry_run=dry_run,
-        )
-    finally:  # what is done is kept, also where some failed or Ctrl-C ended it
+    def kept() -> None:  # what is done, also where some failed or Ctrl-C ended it
         if answers:
             predict_outputs.keep_answers(Path(output), answers, overwrite, report)
         if answers and pages:
             report_pages.write_index(Path(output), Path(output), {}, overwrite, report)
+
+    run_batch(
+        "predict",
+        "planning" if dry_run else "predicting",
+        inputs,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        ahead=predictor.ahead,
+        dry_run=dry_run,
+        kept=kept,
+        where=output,
+        then=lambda: after_predict(slides, output, pages=pages, maps=geojson is not None),
+    )

@@ -25,13 +25,14 @@ def progress_text(phases: Sequence[Phase], now: float, rate: float | None, width
     Args:
         rate: tiles a second; width: what there is room for, on which the item that is worked on is cut short.
     """
-    named = [p for p in phases if not p.whole and (p.name or p.total is not None)] or list(phases[-1:])
+    # A command is named as long as it says nothing of itself.
+    named = [p for p in phases if _words(p) and (p is phases[-1] or not p.whole)] or list(phases[-1:])
     within = [_words(p) for p in named]
     tail = [f"{rate:.3g} {TILES}/s"] if rate and any(p.unit == TILES for p in named) else []
     left = seconds_left(list(phases), now)
     if left is not None:
         most = any(p.at_most for p in phases)
-        tail.append(f"{'at most' if most else 'about'} {duration(left)} left")
+        tail.append(f"{'at most' if most else 'about'} {duration(max(1, left))} left")
     elif named[-1].total is None:
         tail.append(duration(now - named[-1].started))
 
@@ -51,7 +52,7 @@ def _words(p: Phase) -> str:
     if p.unit.endswith("s"):
         return f"{p.name} {p.done} of {p.total} {p.unit}".strip()
     if p.total == 1:
-        return p.name or p.unit
+        return p.name
     return f"{p.name} {p.unit} {min(p.done + 1, p.total)} of {p.total}".strip()
 
 
@@ -62,11 +63,12 @@ def _shortened(item: str, room: int) -> str:
 
 def ended_text(p: Phase, now: float) -> str:
     """What is said of a phase that took long when it is over."""
-    of = f": {p.done} {p.unit if p.unit.endswith('s') or p.done == 1 else p.unit + 's'}" if p.total else ""
+    units = p.unit if p.unit.endswith("s") or p.done == 1 else p.unit + "s"
+    what = [w for w in (p.name.removesuffix(" of"), f"{p.done} {units}" if p.total else "") if w]
     tiles = p.tiles()
     seconds = now - p.started
     read = f", {tiles} {TILES}, {tiles / seconds:.3g} a second" if tiles and p.unit != TILES else ""
-    return f"{p.name or p.unit}{of} in {duration(seconds)}{read}"
+    return f"{': '.join(what)} in {duration(seconds)}{read}"
 
 
 class ProgressLine:

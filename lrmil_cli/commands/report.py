@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lrmil_cli.chain.steps import as_typed
 from lrmil_cli.commands import options, screen
 from lrmil_cli.commands.progress_line import ProgressLine
 from lrmil_cli.errors import MachineError
@@ -62,6 +63,11 @@ def speaking(command: str) -> Iterator[None]:
             line.close()
 
 
+def is_speaking() -> bool:
+    """Whether a command runs, of which one that has just ended was a step."""
+    return _depth > 0
+
+
 def is_step() -> bool:
     """Whether the command that runs is a step of another."""
     return _depth > 1
@@ -93,6 +99,25 @@ def logged(path: Path, heading: str, option: str = "--output") -> Iterator[None]
                 _logs.remove(log)
 
 
+def pasted(args: Sequence[str], width: int | None = None) -> str:
+    """A command line of ``lrmil`` to be pasted; on a narrow terminal over several lines, as the shell takes them.
+
+    Args:
+        width: of the terminal; that of stderr if None.
+    """
+    line = f"lrmil {as_typed(args)}"
+    width = screen.columns() if width is None else width
+    if not screen.is_terminal() or os.name == "nt" or len(line) + len("next: ") <= width:
+        return line
+    out, now = [], ["lrmil"]
+    for word in map(as_typed, ([a] for a in args)):
+        if word.startswith("-") and len(now) > 1:
+            out.append(" ".join(now))
+            now = []
+        now.append(word)
+    return " \\\n    ".join([*out, " ".join(now)])
+
+
 class Report:
     """The voice of one command run; quiet and verbose come from the command line."""
 
@@ -111,6 +136,13 @@ class Report:
         """Progress and summaries."""
         if not self.muted:
             tell(text, show=not self.quiet)
+
+    def end(self, made: str, then: Sequence[str] | None = None) -> None:
+        """What was made and where ("" where that was said), and the words after ``lrmil`` that one types next."""
+        if made:
+            self.say(made)
+        if then and not is_step() and not self.muted:
+            tell(f"next: {pasted(then)}", show=not self.quiet, wrapped=False)
 
     def detail(self, text: str) -> None:
         """What only ``--verbose`` and the log have."""

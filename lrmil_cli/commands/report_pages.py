@@ -10,6 +10,7 @@ import typer
 from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, run_batch
 from lrmil_cli.commands.inputs import TableItem, where_slides_are
+from lrmil_cli.commands.next_step import after_report
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, LrmilError, UsageError
 
@@ -84,10 +85,17 @@ def report(
         told = ", ".join(map(str, written)) or "up to date"
         return Outcome(str(out), "ok" if written else "skipped", told, {"pages": [str(p) for p in written]})
 
-    try:
-        run_batch("report", "drawing the page of", items, one, voice, fail_fast=fail_fast)
-    finally:  # of those that have a page, whatever became of the others
-        write_index(folder, out, unshown, overwrite, voice)
+    run_batch(
+        "report",
+        "drawing the page of",
+        items,
+        one,
+        voice,
+        fail_fast=fail_fast,
+        # Of those that have a page, whatever became of the others.
+        kept=lambda: write_index(folder, out, unshown, overwrite, voice),
+        then=lambda: after_report(results),
+    )
 
 
 def check_folders(output: str, top_tiles: str | None) -> None:

@@ -98,9 +98,10 @@ def run(
         )
     with logged(out / "log.txt", f"lrmil {__version__}: {command_line.get()}"):
         seconds = run_chain("lrmil run", settings, out, manifest, step, report.say, overwrite=overwrite)
-        report.say(
+        report.end(
             f"\n{out / 'model.receipt.html'}: what distillation bought, on held-out slides\n"
             f"{out / 'results'}: what the model says of all slides, also of those it was trained on\n"
-            f"{out / 'run.toml'}: repeats this run; {out / 'log.txt'}: what the steps said"
+            f"{out / 'run.toml'}: repeats this run; {out / 'log.txt'}: what the steps said",
+            ["report", str(out / "results")],
         )
     report.result({"command": "run", "status": "ok", "output": output, "seconds": seconds})

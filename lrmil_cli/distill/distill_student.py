@@ -252,7 +252,7 @@ def _train(
 
     def fit(who: str, say: Callable[[str], None], **how: Any) -> list[FoldResult]:
         files = kept[who]
-        how["who"] = "student" if who == "distilled" else "the baseline (LR only),"
+        how["who"] = "student" if who == "distilled" else "the baseline's head"
         how |= {"known": files.taken_over(say), "done": files.keep, "only": fold, "say": say}
         return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=training, **how)
 

@@ -114,7 +114,7 @@ def resamples(patients: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each patient was drawn, float64 [some draws, patients]: as many as there are, with replacement."""
     rng = np.random.default_rng(seed)
     some = max(1, CHUNK // patients)
-    with phase("bootstrap,", draws, "draws") as told:
+    with phase("bootstrap", draws, "draws") as told:
         for start in range(0, draws, some):
             drawn = (rng.integers(patients, size=patients) for _ in range(min(some, draws - start)))
             yield np.array([np.bincount(d, minlength=patients) for d in drawn], dtype=np.float64)
