@@ -42,6 +42,7 @@ class Phase:
             amount (``tiles``: *120 of 400 tiles*).
         at_most: it may end before its total, as training does that stops early.
         even: each takes about as long as the others, so that the time left can be told.
+        waiting: for something outside, of which nobody need hear again and again.
         whole: it is a command, whose phases lie in it.
         item: what is worked on now.
         done: how many are done; idle: of these, how many were there already and took no time.
@@ -54,6 +55,7 @@ class Phase:
     at_most: bool = False
     even: bool = True
     whole: bool = False
+    waiting: bool = False
     item: str = ""
     done: int = 0
     idle: int = 0
@@ -104,10 +106,11 @@ def phase(
     at_most: bool = False,
     even: bool = True,
     whole: bool = False,
+    waiting: bool = False,
     item: str = "",
 ) -> Iterator[Phase]:
     """A phase, open as long as the context: count in it by :meth:`Phase.advance`."""
-    own = Phase(name, total, unit, at_most, even, whole, item, depth=len(_open))
+    own = Phase(name, total, unit, at_most, even, whole, waiting, item, depth=len(_open))
     if threading.current_thread() is not threading.main_thread():
         yield own
         return

@@ -152,7 +152,7 @@ def run_batch(
     started = time.monotonic()
     try:
         with phase(doing, len(items), "slide") as told:
-            for item, finish in zip(items, _turns(work, items, ahead)):
+            for item, finish in zip(items, turns(work, items, ahead)):
                 told.item = item.slide_id
                 done = settle(command, item, finish, report, alone=len(items) == 1)
                 told.advance(idle=isinstance(done, Outcome) and done.status == "skipped")
@@ -184,12 +184,19 @@ def run_batch(
 
 
 def settle(
-    command: str, item: Item, finish: Callable[[], Outcome], report: Report, *, alone: bool = False
+    command: str,
+    item: Item,
+    finish: Callable[[], Outcome],
+    report: Report,
+    *,
+    alone: bool = False,
+    skipped: Callable[[str], None] | None = None,
 ) -> Outcome | Failed:
     """Finish one item, and say what became of it.
 
     Args:
         alone: it is the only one, so that an error is said by who raises it, and one that nobody foresaw goes through.
+        skipped: told of one that is up to date, in place of the report.
     """
     started = time.perf_counter()
     record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
@@ -213,7 +220,8 @@ def settle(
         }
     )
     if outcome.message:
-        report.say(f"{item.slide_id}: {outcome.message}")
+        say = skipped if skipped is not None and outcome.status == "skipped" else report.say
+        say(f"{item.slide_id}: {outcome.message}")
     return outcome
 
 
@@ -225,7 +233,7 @@ def counted(outcomes: Sequence[Outcome], failures: Sequence[Failed], seconds: fl
     return f"{sum(statuses.values())} slides in {duration(seconds)}: {', '.join(parts)}"
 
 
-def _turns(work: Callable[[T], Outcome | Turn], items: Sequence[T], ahead: int) -> Iterator[Callable[[], Outcome]]:
+def turns(work: Callable[[T], Outcome | Turn], items: Sequence[T], ahead: int) -> Iterator[Callable[[], Outcome]]:
     """For each item a function that does its work."""
     if inspect.isgeneratorfunction(work):
         yield from in_turn(work, items, ahead)

@@ -19,8 +19,8 @@ from typer.models import OptionInfo
 #: Panels in the order in which they are shown, and the parameters in each. One that is in none is of the first panel if
 #: the command needs it, else of "Options".
 PANELS = {
-    "Input": "slides results encoder tiles pairs teacher features attention predictions model slide recursive "
-    "slide_mpp reader image roi roi_class min_inside origin image_size mask",
+    "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
+    "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
     "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
     "onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",

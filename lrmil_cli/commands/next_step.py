@@ -34,7 +34,7 @@ def after_tile(slides: Sequence[str], output: str, mpp: float) -> Line:
     there = _tiles_beside(folder, low=not low)
     if there is None:
         return ["tile", *slides, "--mpp", f"{other}", "-o", str(folder.parent / f"tiles-{side}")]
-    both = [output, str(there)] if low else [str(there), output]
+    both = map(str, (folder, there) if low else (there, folder))
     return ["match", *both, "-o", str(folder.parent / "pairs")]
 
 

@@ -19,6 +19,7 @@ from lrmil_cli.commands import (
     second_look,
     selective_options,
 )
+from lrmil_cli.commands import watch as watching
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
 from lrmil_cli.commands.next_step import after_predict
@@ -100,6 +101,8 @@ def predict(
     recursive: options.Recursive = False,
     fail_fast: options.FailFast = False,
     dry_run: options.DryRun = False,
+    watch: watching.Watch = False,
+    interval: watching.Interval = None,
 ) -> None:
     """Classify slides from their LR tiles, and from the HR tiles that a model picks by them.
 
@@ -115,8 +118,9 @@ def predict(
     from lrmil_cli.slides.slide import open_slide
 
     report = Report(json)
-    inputs = expand_slides(slides, recursive=recursive, say=report.say)
-    many = len(inputs) > 1
+    watching.check_watch(watch, interval, slides, output, dry_run=dry_run, fail_fast=fail_fast)
+    inputs = [] if watch else expand_slides(slides, recursive=recursive, say=report.say)
+    many = watch or len(inputs) > 1
     chosen = overlays.make_style(
         style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None
     )
@@ -132,6 +136,7 @@ def predict(
     if output != "-" and not dry_run:
         check_answers(Path(output), overwrite)
     answers: list[dict[str, str]] = []
+    indexed = [report.say]  # a page that is only refreshed need not be named again
     started = time.perf_counter()
     predictor = open_predictor(
         model,
@@ -249,8 +254,22 @@ def predict(
         if answers:
             predict_outputs.keep_answers(Path(output), answers, overwrite, report)
         if answers and pages:
-            report_pages.write_index(Path(output), Path(output), {}, overwrite, report)
+            report_pages.write_index(Path(output), Path(output), {}, overwrite, indexed.pop(0))
+            indexed.append(report.detail)
+        answers.clear()
 
+    if watch:
+        return watching.watch_folders(
+            "predict",
+            slides,
+            one,
+            report,
+            failures_in=Path(output),
+            kept=kept,
+            ahead=predictor.ahead,
+            recursive=recursive,
+            interval=interval or watching.INTERVAL,
+        )
     run_batch(
         "predict",
         "planning" if dry_run else "predicting",

@@ -98,7 +98,7 @@ class ProgressLine:
 
     def closed(self, phase: Phase) -> None:
         now = time.monotonic()
-        if now - phase.started >= LONG and phase is _top_of(open_phases()) and not phase.whole:
+        if now - phase.started >= LONG and phase is _top_of(open_phases()) and not phase.whole and not phase.waiting:
             self._say(ended_text(phase, now))
             self._due = now + EVERY
 
@@ -131,7 +131,7 @@ class ProgressLine:
         if top is not self._top:
             # A phase that has just begun is told of once it turns out to be long.
             self._top, self._due = top, now + LONG if self._top is None else min(self._due, now + LONG)
-        if now >= self._due:
+        if now >= self._due and not phases[-1].waiting:
             self._due = now + EVERY
             self._say(progress_text(phases, now, self._rate()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -93,7 +94,7 @@ def report(
         voice,
         fail_fast=fail_fast,
         # Of those that have a page, whatever became of the others.
-        kept=lambda: write_index(folder, out, unshown, overwrite, voice),
+        kept=lambda: write_index(folder, out, unshown, overwrite, voice.say),
         then=lambda: after_report(results),
     )
 
@@ -150,10 +151,10 @@ def pages_of(
     return {kind: {"path": str(path), "written": path in made} for kind, path in files.items()}
 
 
-def write_index(folder: Path, out: Path, unshown: dict[str, str], overwrite: bool, voice: Report) -> None:
+def write_index(folder: Path, out: Path, unshown: dict[str, str], overwrite: bool, say: Callable[[str], None]) -> None:
     from lrmil_cli.pages.make import make_index
 
-    voice.say(f"open {make_index(folder, out, unshown, overwrite)}")
+    say(f"open {make_index(folder, out, unshown, overwrite)}")
 
 
 def _open(result: Result, given: Path | None) -> tuple[Slide | None, str]:
