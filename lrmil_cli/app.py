@@ -19,9 +19,11 @@ import typer
 from lrmil_cli import __version__
 from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.common import with_common_options
+from lrmil_cli.commands.declared import declared
 from lrmil_cli.commands.help import PanelCommand, epilog
 from lrmil_cli.commands.options import debug
 from lrmil_cli.commands.report import is_speaking, pasted, tell
+from lrmil_cli.commands.wrong_usage import usage_text
 from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
@@ -143,8 +145,12 @@ def _usage(e: Any) -> int:
     if context is not None and type(e).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
         return 2
-    hint = f"; see `{context.command_path} --help`" if context else ""
-    return _fail(f"{' '.join(e.format_message().split())}{hint}", e.exit_code)
+    command = COMMANDS.get(context.info_name or "") if context is not None else None
+    own = declared(command) if command is not None else ()
+    numbers = {
+        d.name: (d.kind, *(getattr(d.info, end) for end in ("min", "max"))) for d in own if d.kind in (int, float)
+    }
+    return _fail(usage_text(e, numbers), e.exit_code)
 
 
 def _fail(text: str, code: int) -> int:
