@@ -113,7 +113,7 @@ def run(args: Sequence[str]) -> int:
     except Exception as e:
         # The command line parser's errors; their module differs between versions of typer.
         if hasattr(e, "format_message"):
-            return _usage(e)
+            return _usage(e, args)
         return _internal(e)
 
 
@@ -139,18 +139,15 @@ def _interrupted(args: Sequence[str]) -> int:
     return _fail(text, INTERRUPTED)
 
 
-def _usage(e: Any) -> int:
+def _usage(e: Any, args: Sequence[str]) -> int:
     """A command line that cannot be parsed: the help where nothing was given, else one line."""
     context: typer.Context | None = getattr(e, "ctx", None)
     if context is not None and type(e).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
         return 2
-    command = COMMANDS.get(context.info_name or "") if context is not None else None
-    own = declared(command) if command is not None else ()
-    numbers = {
-        d.name: (d.kind, *(getattr(d.info, end) for end in ("min", "max"))) for d in own if d.kind in (int, float)
-    }
-    return _fail(usage_text(e, numbers), e.exit_code)
+    command = next((a for a in args if a in COMMANDS), "")
+    numbers = {d.name: d for d in declared(COMMANDS[command]) if d.kind in (int, float)} if command else {}
+    return _fail(usage_text(e, command, numbers), e.exit_code)
 
 
 def _fail(text: str, code: int) -> int:

@@ -148,9 +148,7 @@ def check_model(path: str) -> None:
         )
     if not path.lower().endswith((".safetensors", ".onnx")):
         slide = "a slide" if path.lower().endswith(SLIDE_SUFFIXES) else "no model"
-        raise UsageError(
-            f"-m {path}: {slide}; give the MODEL.safetensors that `lrmil distill-student` made, or its .onnx"
-        )
+        raise UsageError(f"-m {path}: {slide}; give the .safetensors that `lrmil distill-student` made, or its .onnx")
     if not given.exists():
         raise InputError(no_such_file(path, "check the path; `lrmil distill-student` makes models"))
 

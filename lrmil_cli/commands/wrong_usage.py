@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.commands.examples import EXAMPLES
 from lrmil_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lrmil_cli.commands.declared import Declared
 
 #: Where the words of the line are kept for messages: in the ``meta`` of the parser's context.
 WORDS = "lrmil.words"
 
 
-def usage_text(e: Any, numbers: Mapping[str, tuple[type, float | None, float | None]]) -> str:
+def usage_text(e: Any, command: str, numbers: Mapping[str, Declared]) -> str:
     """One line on an error of the parser.
 
     Args:
-        numbers: the parameters of the command that are numbers: whole or not, the least and the most that they may be.
+        command: its name, "" where none was named; numbers: its parameters that are numbers.
     """
     kind, context = type(e).__name__, getattr(e, "ctx", None)
-    command = context.info_name if context is not None and context.parent is not None else ""
     see = f"see `lrmil {command} --help`".replace("  ", " ")
     p = getattr(e, "param", None)
     if kind == "MissingParameter" and p is not None:
@@ -36,7 +38,7 @@ def usage_text(e: Any, numbers: Mapping[str, tuple[type, float | None, float | N
     if kind == "BadParameter" and p is not None:
         value = _given(p, context.meta.get(WORDS, ()) if context is not None else ())
         if p.name in numbers and value is not None:
-            return f"{_name(p)} {value}: {_wanted(*numbers[p.name])}"
+            return f"{_name(p)} {value}: {_wanted(numbers[p.name])}"
     text = " ".join(e.format_message().split())
     extra = re.fullmatch(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)\.?", text)
     if extra and context is not None:
@@ -82,8 +84,9 @@ def _given(p: Any, words: Sequence[str]) -> str | None:
     return found
 
 
-def _wanted(kind: type, low: float | None, high: float | None) -> str:
-    number = "a whole number" if kind is int else "a number"
+def _wanted(p: Declared) -> str:
+    low, high = p.info.min, p.info.max
+    number = "a whole number" if p.kind is int else "a number"
     if low is not None and high is not None:
         return f"give {number} from {low:g} to {high:g}"
     return f"give {number}" + (f" of {low:g} or more" if low is not None else "")
