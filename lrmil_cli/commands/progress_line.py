@@ -81,14 +81,14 @@ class ProgressLine:
     A thread looks at them every now and then, so that work which does not count is not silent either.
     """
 
-    def __init__(self, tell: Callable[..., None], *, quiet: bool, verbose: bool):
+    def __init__(self, tell: Callable[..., None], *, quiet: bool, verbose: bool, still: bool = False):
         """
         Args:
             tell: of :mod:`lrmil_cli.commands.report`: a text, and whether it is to be seen or in the log alone.
-            quiet: nothing is to be seen; verbose: words on single items are.
+            quiet: nothing is to be seen; verbose: words on single items are; still: no line may move.
         """
         self._tell, self.quiet, self.verbose = tell, quiet, verbose
-        self._moving = screen.is_terminal() and not quiet
+        self._moving = screen.is_terminal() and not quiet and not still
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._top: Phase | None = None
