@@ -278,7 +278,7 @@ def teacher_attention(cohort: Cohort) -> dict[str, np.ndarray]:
     for slide in cohort.train + cohort.val:
         if slide.slide_id not in allowed:
             raise InputError(
-                f"slide {slide.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used; leave it out"
+                f"slide {slide.slide_id} is a test slide of fold {cohort.fold}; its attention must not be used"
             )
         paired = slide.read()
         path = cohort.teacher.features / f"{paired.slide_id}.h5"
