@@ -193,6 +193,7 @@ def predict(
                     header = follow_prediction(Path(output), item.slide_id, header, slide.path.absolute())
                 record = header["prediction"]
                 message = f"{record['predicted']}, up to date ({table})"
+                predict_outputs.warn_of(report, item.slide_id, record)
                 yield  # pictures and GeoJSON are made in turn
             elif dry_run:
                 tiles, seconds = predictor.plan(slide, region)
@@ -209,6 +210,7 @@ def predict(
                 message = summary(record)
                 if record.get("bad_tiles"):
                     report.warn(options.bad_tiles_text(item.slide_id, record["bad_tiles"], record["tiles"]))
+                predict_outputs.warn_of(report, item.slide_id, record)
                 if output != "-":
                     write_prediction(Path(output), item.slide_id, record, header, tables)
             if dry_run:

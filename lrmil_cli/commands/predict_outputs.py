@@ -88,6 +88,14 @@ def summary(record: dict[str, Any]) -> str:
     return f"{doubt}{said}, {read}; seconds: {spent}; {record['device']}"
 
 
+def warn_of(report: Report, slide_id: str, record: dict[str, Any]) -> None:
+    """Say that a slide is unlike those that the model was trained on, where it is."""
+    from lrmil_cli.evaluation.unlike_training import unlike_text
+
+    if said := unlike_text(record.get("unlike_training")):
+        report.warn(f"{slide_id}: {said}; whether the model's figures hold for it is not known")
+
+
 def write_prediction(
     folder: Path, slide_id: str, record: dict[str, Any], header: dict[str, Any], tables: dict[str, dict[str, Any]]
 ) -> None:

@@ -294,6 +294,14 @@ def _terms(
     return terms
 
 
+def _training_features(cohort: StudentCohort) -> dict[str, Any]:
+    """What the LR features of the training slides look like (evaluation/README 13), by the first encoder: of folds that
+    have another one, nothing is taken."""
+    of_first = [k for k, n in enumerate(cohort.encoders.of_fold, 1) if n == 0]
+    first = cohort.low[0].all
+    return crossval.training_features(cohort.folds, of_first, lambda i: first.once(i).features.cpu().numpy())
+
+
 def _write(
     output: Path,
     cohort: StudentCohort,
@@ -331,6 +339,7 @@ def _write(
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
+        training_features=_training_features(cohort),
         license=encoders.first.info.license,
         slides=cohort.ids,
         cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),

@@ -172,6 +172,9 @@ def train_zoom(
         attention_kind="native",
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
+        training_features=crossval.training_features(
+            table, range(1, len(results) + 1), lambda i: low.all.once(i).features.cpu().numpy()
+        ),
         license=loaded.info.license,
         slides=ids,
     )

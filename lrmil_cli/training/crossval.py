@@ -17,6 +17,7 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.head_calibration import HeadCalibration, calibrate_head
 from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
 from lrmil_cli.evaluation.prediction_sets import by_patient
+from lrmil_cli.evaluation.unlike_training import describe_training
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
@@ -237,6 +238,22 @@ def conformal(manifest: Manifest, results: Sequence[FoldResult]) -> dict[str, An
         [manifest.classes.index(e.label) for _, e in slides],
         np.concatenate([r.said(part) for r in results]),
     ).as_json()
+
+
+def training_features(
+    folds: pd.DataFrame, of_folds: Sequence[int], features: Callable[[int], np.ndarray]
+) -> dict[str, Any]:
+    """``training_features`` of a header: what the slides of some folds look like (evaluation/README 13).
+
+    Args:
+        of_folds: numbers, from 1; features: of a slide by its index in the manifest, [N, D].
+    """
+    at = {s: i for i, s in enumerate(folds["slide_id"])}
+    names = fold_names(folds)
+    own = [members(folds, names[k - 1]) for k in of_folds]
+    return describe_training(
+        features, [([at[s] for s in p["train"]], [at[s] for s in (*p["val"], *p["test"])]) for p in own]
+    )
 
 
 def curves_table(results: Sequence[FoldResult]) -> pd.DataFrame:
