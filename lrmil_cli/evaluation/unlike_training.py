@@ -89,7 +89,7 @@ class TrainingFeatures:
     held_out: int
 
     def judge(self, features: np.ndarray) -> dict[str, Any]:
-        """``unlike_training`` of a prediction: whether a slide of tile features [N, D] is beyond a bound, and of which."""
+        """``unlike_training`` of a prediction: whether a slide of tile features [N, D] is beyond a bound, and which."""
         distance = float(self.slide.distance(features.mean(0, dtype=np.float64)[None])[0])
         share = float((self.tile.distance(features) > self.tile_bound).mean())
         by = [
@@ -164,11 +164,11 @@ def training_features(header: dict[str, Any], where: str) -> TrainingFeatures | 
     if about is None or "reason" in about:
         return None
     try:
-        spreads = {k: _spread(about[k]) for k in ("slide", "tile")}
-        bounds = {k: float(about[k]) for k in ("slide_bound", "tile_bound", "share_bound")}
-        if not np.isfinite(list(bounds.values())).all():
+        slide, tile, share = bounds = [float(about[f"{k}_bound"]) for k in ("slide", "tile", "share")]
+        if not np.isfinite(bounds).all():
             raise ValueError("bounds")
-        return TrainingFeatures(**spreads, **bounds, slides=int(about["slides"]), held_out=int(about["held_out"]))
+        counts = int(about["slides"]), int(about["held_out"])
+        return TrainingFeatures(_spread(about["slide"]), _spread(about["tile"]), slide, tile, share, *counts)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(
             f"{where}: what its header says of the training slides is damaged ({e!r}); copy or make the file again"
