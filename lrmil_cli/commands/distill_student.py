@@ -35,6 +35,7 @@ def distill_student(
     class_map: cohort.ClassMap = None,
     baseline_encoder: student_options.BaselineEncoder = None,
     no_baseline: student_options.NoBaseline = False,
+    no_fixture: student_options.NoFixture = False,
     mid_pairs: selective_options.MidPairs = None,
     mid_features: selective_options.MidFeatures = None,
     preset: student_options.Preset = "lrmil",
@@ -151,6 +152,7 @@ def distill_student(
         workers=workers,
         on_bad_tile=on_bad_tile,
         dtype=dtype,
+        own_fixture=not no_fixture,
     )
     if fold is not None and not result.there:
         report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")

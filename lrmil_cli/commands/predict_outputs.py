@@ -44,6 +44,16 @@ GeoJson = Annotated[
 ]
 
 
+Audit = Annotated[
+    Optional[str],
+    typer.Option(
+        "--audit",
+        metavar="FILE.jsonl",
+        help="Append a line for each answer: who, when, which slide, model and prediction by digest, what was said.",
+    ),
+]
+
+
 def check_outputs(output: str, overlay: str | None, geojson: str | None, pages: bool, many: bool, json: bool) -> None:
     """Names of outputs that cannot be meant, before any work.
 

@@ -24,10 +24,12 @@ OF_TRAINING = set(
 OF_METHODS: dict[str, set[str]] = {
     "lrmil": OF_SETTINGS
     | OF_TRAINING
-    | set("fold preset baseline_encoder no_baseline onnx head gated proj_dim classifier random_init".split()),
+    | set(
+        "fold preset baseline_encoder no_baseline no_fixture onnx head gated proj_dim classifier random_init".split()
+    ),
     "ahdmil": OF_SCREENING,
     "hdmil": OF_SCREENING,
-    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features"},
+    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features", "no_fixture"},
 }
 
 

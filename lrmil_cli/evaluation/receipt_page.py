@@ -19,7 +19,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
     models = receipt["models"]
     blocks: list[Block] = [Text(headline(receipt))]
     titles = [m["title"] for m in models.values()]
-    rows = [[t, *(_with_interval(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
+    rows = [[t, *(value_text(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
     blocks += [
         Heading("How good"),
         Table(
@@ -39,7 +39,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
             Heading("Differences"),
             Table(
                 ["", *(f"{models[d['a']]['title']} - {models[d['b']]['title']}" for d in receipt["differences"])],
-                [[METRIC_TITLES[k], *(_with_interval(d[k], sign=True) for d in receipt["differences"])] for k in keys],
+                [[METRIC_TITLES[k], *(value_text(d[k], sign=True) for d in receipt["differences"])] for k in keys],
                 "Paired: both models on the same resampled patients. An interval that holds 0 does not tell the two "
                 "apart.",
             ),
@@ -73,7 +73,7 @@ def headline(receipt: dict[str, Any]) -> str:
     m = receipt["models"]
 
     def auc(name: str) -> str:
-        return _with_interval(m[name]["metrics"]["auc"])
+        return value_text(m[name]["metrics"]["auc"])
 
     parts = [f"AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
     if "lr_only" in m:
@@ -99,7 +99,8 @@ def _interval(value: dict[str, Any]) -> Interval:
     return Interval(value["value"], value["low"], value["high"], value["undefined"])
 
 
-def _with_interval(value: dict[str, Any], sign: bool = False) -> str:
+def value_text(value: dict[str, Any], sign: bool = False) -> str:
+    """A value of a receipt with its interval, and why it is undefined where it is."""
     text = interval_text(_interval(value), sign)
     return f"{text} ({value['reason']})" if value.get("reason") else text
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from lrmil_cli.evaluation.unlike_training import describe_training
+from lrmil_cli.files.graphs import read_graph, write_graph
 from lrmil_cli.files.tensors import load_tensors, save_tensors
+from lrmil_cli.models.model_file import load_parts, save_model
+from lrmil_cli.training.fixture import add_fixture, painted
 from tests.archive.test_archive import HERE
 
 ARCHIVE = HERE / "v0.1.0"
@@ -67,21 +70,149 @@ def test_a_slide_unlike_the_training_slides_is_marked(name, at, lrmil):
     assert "up to date" in again.err and again.err.count("unlike the training slides") >= 2
 
 
-def test_graphs_measure_alike(at, lrmil):
+def test_graphs_measure_alike_and_are_verified(at, lrmil):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     model = at / "lrmil.safetensors"
     changed(model, training_features=training_slides_like_the_archive(0.5))
-    assert lrmil("export-onnx", model).code == 0
+    with_fixture(model)
+    assert lrmil("export-onnx", model, "--int8").code == 0
+    for runtime in ("onnx", "onnx-int8"):
+        said = lrmil("verify", model, "--runtime", runtime)
+        assert said.code == 0 and f"; {runtime} on cpu" in said.err, said.err
     for runtime in ("torch", "onnx"):
         assert lrmil("predict", at / "slides", "-m", model, "--runtime", runtime, "-o", at / runtime).code == 0
     for slide, own in answers(at / "torch").items():
         other = answers(at / "onnx")[slide]["unlike_training"]
         assert own["unlike_training"]["distance"] == pytest.approx(other["distance"], rel=1e-3)
         assert own["unlike_training"]["by"] == other["by"]
+    about, body = read_graph(at / "lrmil.int8.onnx")
+    write_graph(at / "lrmil.int8.onnx", body, {**about, "verify_int8": dict.fromkeys(about["verify_int8"], 1e-9)})
+    assert "differs from where it was made" in refused(lrmil("verify", model, "--runtime", "onnx-int8"), 3)
     info = lrmil("info", model, "--json")
     assert json.loads(info.out)["training_features"].keys() == {
         "slide_bound", "tile_bound", "share_bound", "slides", "held_out"
     }  # fmt: skip
     changed(model, training_features={"slide": {}})
     assert lrmil("predict", at / "slides", "-m", model, "--runtime", "torch", "-o", at / "torch2").code == 3
+
+
+def refused(said, code):
+    """What a command that ended with ``code`` says."""
+    assert said.code == code, said.err
+    return said.err
+
+
+def with_fixture(path):
+    """The model with painted tiles, and what it says of them."""
+    model, tensors = load_parts(path)
+    rest = {k: v for k, v in tensors.items() if k.startswith("screen")}
+    header = {k: v for k, v in model.header.items() if k != "content"}
+    rest |= add_fixture(header, model.encoders, model.heads, model.encoder_of, painted(model.tiles.tile_px))
+    save_model(path, header, model.encoders, model.heads, model.encoder_of, rest)
+
+
+def flipped(tensors, header):
+    name = next(k for k in tensors if k.endswith("blocks.0.attn.qkv.weight"))
+    tensors[name][0, 0] += 0.5
+
+
+def swapped_colours(tensors, header):
+    name = next(k for k in tensors if k.endswith("patch_embed.proj.weight"))
+    tensors[name] = tensors[name][:, [2, 1, 0]].contiguous()
+
+
+def other_head(tensors, header):
+    name = next(k for k in tensors if k.startswith("head0.classifier") and k.endswith("bias"))
+    tensors[name][0] += 0.01
+
+
+def other_calibration(tensors, header):
+    header["calibration"] = {"of": "validation", "slides": 40, "heads": [
+        {"method": "temperature", "scale": [2.0, 2.0], "offset": [0.0, 0.0], "slides": 20}] * 2}  # fmt: skip
+
+
+def other_mpp(tensors, header):
+    header["tiles"] = {**header["tiles"], "mpp": 1.0}
+
+
+DAMAGES = [
+    (flipped, "embeddings"),
+    (swapped_colours, "embeddings"),
+    (other_head, "probabilities"),
+    (other_calibration, "probabilities"),
+    (other_mpp, "otherwise than when it was made (mpp)"),
+]
+
+
+@pytest.mark.parametrize("name", ["lrmil", "zoommil", "ahdmil"])
+def test_a_model_is_verified_and_what_differs_is_found(name, at, lrmil):
+    model = at / f"{name}.safetensors"
+    shutil.copy(ARCHIVE / model.name, model)
+    assert "holds no tiles to verify it by" in refused(lrmil("verify", model), 3)
+    with_fixture(model)
+    said = lrmil("verify", model, "--json")
+    found = json.loads(said.out)
+    assert found["status"] == "ok" and found["of"] == "painted" and max(found["found"].values()) < 1e-6
+    assert said.err.count("\n") == 1 and "computes here what it computed" in said.err
+    if name != "lrmil":
+        return
+    assert "PASS  verify" in lrmil("doctor", model, "--quick").out
+    for damage, what in DAMAGES:
+        header, tensors = load_tensors(model, "model")
+        damage(tensors, header)
+        save_tensors(at / "bad.safetensors", tensors, header)  # with a checksum that is right: the file is whole
+        said = refused(lrmil("verify", at / "bad.safetensors"), 3)
+        assert what in said and said.count("\n") == 1, damage.__name__
+    assert "FAIL  verify" in lrmil("doctor", "--quick", "-m", at / "bad.safetensors").out
+    header, tensors = load_tensors(model, "model")
+    save_tensors(at / "bad.safetensors", {k: v for k, v in tensors.items() if k != "fixture.tiles"}, header)
+    assert "are damaged" in refused(lrmil("verify", at / "bad.safetensors"), 3)
+
+
+def test_the_audit_trail_has_a_line_an_answer(at, lrmil):
+    trail, model = at / "answers.jsonl", at / "lrmil.safetensors"
+    for _ in range(2):
+        assert lrmil("predict", at / "slides", "-m", model, "-o", at / "out", "--audit", trail).code == 0
+    lines = [json.loads(line) for line in trail.read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["predicted"] * 2 + ["up to date"] * 2
+    for line in lines:
+        own = answers(at / "out")[line["slide_id"]]
+        assert line["prediction"] == own["history"][-1]["digest"] and line["probabilities"] == own["probabilities"]
+        assert line["model"]["digest"] == own["model"]["digest"] and line["user"] and line["time"].endswith("Z")
+    assert "ends in .jsonl" in refused(lrmil("predict", at / "slides", "-m", model, "-o", at / "o", "--audit", at / "x.csv"), 2)  # fmt: skip
+    assert "is a folder" in refused(lrmil("predict", at / "slides", "-m", model, "-o", at / "o", "--audit", at), 2)
+
+
+def test_the_card_says_what_is_known_and_what_is_not(at, lrmil):
+    for name in ("lrmil.safetensors", "lrmil.receipt.json"):
+        shutil.copy(ARCHIVE / name, at)
+    model, card = at / "lrmil.safetensors", at / "CARD.md"
+    assert lrmil("info", model, "--card", "-o", card).code == 0
+    text = card.read_text()
+    assert text.startswith("NOT COMPLETE: intended use") and "6 slides" in text
+    assert "0.750 (0.250 to 1.000)" in text and "On 4 held-out slides" in text
+    changed(model, data={"slides": 6, "patients": 5, "classes": {"normal": {"slides": 3, "patients": 2},
+            "tumor": {"slides": 3, "patients": 3}}, "sites": {"A": 6}, "sites_from": "column",
+            "scanners": {"aperio": 6}, "mpp": [0.25, 0.5, 0.5]}, patients={"from": "slides"})  # fmt: skip
+    with_fixture(model)
+    (at / "said.toml").write_text('intended_use = "To teach."\ncontact = ["A.", "B."]\n')
+    assert "add --overwrite" in refused(lrmil("info", model, "--card", "-o", card), 2)
+    assert lrmil("info", model, "--card", "-o", card, "--statement", at / "said.toml", "--overwrite").code == 0
+    text = card.read_text()
+    assert text.startswith("NOT COMPLETE: nobody says not_for,") and "To teach." in text
+    for part in ("6 slides of 5 patients", "aperio 6", "All slides are of one site", "slides were taken for patients",
+                 "0.25 to 0.5, median 0.5", "8 painted tiles"):  # fmt: skip
+        assert part in text, part
+    (at / "said.toml").write_text("purpose = 1")
+    assert "its keys are intended_use" in refused(lrmil("info", model, "--card", "-o", "-", "--statement", at / "said.toml"), 3)  # fmt: skip
+    assert "lrmil info MODEL.safetensors --card -o" in refused(lrmil("info", model, "--card"), 2)
+    assert "are about --card" in refused(lrmil("info", model, "-o", card), 2)
+
+
+def test_a_new_model_holds_tiles_of_a_validation_slide(chain, lrmil, tmp_path):
+    header, tensors = load_tensors(chain.model, "model")
+    assert header["fixture"]["of"] == "slide" and tensors["fixture.tiles"].shape[1:] == (128, 128, 3)
+    assert header["data"]["classes"]["tumor"] == {"slides": 8, "patients": 8} and header["data"]["sites"] is None
+    assert lrmil("verify", chain.model).code == 0
+    assert "8 training and 8 held-out slides, 10 of each" in header["training_features"]["reason"]
