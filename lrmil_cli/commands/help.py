@@ -22,7 +22,7 @@ PANELS = {
     "Input": "slides results encoder tiles pairs teacher features attention predictions model slide recursive "
     "slide_mpp reader image roi roi_class min_inside origin image_size mask",
     "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
-    "onnx plot",
+    "onnx no_fixture plot audit card statement",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
     "Method": "method preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
