@@ -18,7 +18,8 @@ OF_SCREENING = set(
 )
 #: Those about LR features and a head trained on them, which LRMIL and ZoomMIL have in common.
 OF_TRAINING = set(
-    "lr_features batch_size dtype head_option folds recipe lr weight_decay class_weights balanced_sampling".split()
+    "lr_features batch_size dtype head_option folds by_site recipe lr weight_decay class_weights "
+    "balanced_sampling".split()
 )
 #: Parameters that only some methods read. Those in no entry are read by every method.
 OF_METHODS: dict[str, set[str]] = {

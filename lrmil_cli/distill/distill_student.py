@@ -39,7 +39,7 @@ from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.cohort_record import data_of
+from lrmil_cli.training.cohort_record import data_of, looks_of
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
 from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
@@ -302,14 +302,6 @@ def _terms(
     return terms
 
 
-def _training_features(cohort: StudentCohort) -> dict[str, Any]:
-    """What the LR features of the training slides look like (evaluation/README 13), by the first encoder: of folds that
-    have another one, nothing is taken."""
-    of_first = [k for k, n in enumerate(cohort.encoders.of_fold, 1) if n == 0]
-    first = cohort.low[0].all
-    return crossval.training_features(cohort.folds, of_first, lambda i: first.once(i).features.cpu().numpy())
-
-
 def _write(
     output: Path,
     cohort: StudentCohort,
@@ -332,6 +324,8 @@ def _write(
     if saw_test:
         say(SAW_TEST_PIXELS)
     metrics, pooled = crossval.score(manifest, results)
+    # What slides look like is what the first encoder sees, to the folds that read it.
+    of_first, first = [k for k, n in enumerate(encoders.of_fold, 1) if n == 0], cohort.low[0].all
     taught_by = {"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None else None
     header = make_header(
         "model",
@@ -348,10 +342,10 @@ def _write(
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
-        training_features=_training_features(cohort),
+        **looks_of(manifest, cohort.folds, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=encoders.first.info.license,
         slides=cohort.ids,
-        data=data_of(manifest, cohort.low[0].headers),
+        data=data_of(manifest, cohort.folds, cohort.low[0].headers),
         cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),
         teacher=taught_by if distill.uses_teacher else None,
     )

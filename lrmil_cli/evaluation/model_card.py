@@ -15,7 +15,7 @@ from lrmil_cli.evaluation.calibration import FIGURES
 from lrmil_cli.evaluation.metrics import TITLES, show
 from lrmil_cli.evaluation.page import Block, Heading, Table, Text, to_markdown
 from lrmil_cli.evaluation.prediction_sets import calibration_patients, lowest_error, patients_needed
-from lrmil_cli.evaluation.receipt_page import headline, value_text
+from lrmil_cli.evaluation.receipt_page import headline, site_text, value_text
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tensors import read_tensor_header
 
@@ -125,11 +125,14 @@ def _data(header: dict[str, Any]) -> list[Block]:
     rows.append(
         ["um/px of the slides", f"{mpp[0]:.3g} to {mpp[2]:.3g}, median {mpp[1]:.3g}" if mpp else "not recorded"]
     )
+    probe = header.get("site_probe")
+    text = [Text(site_text({"apart": about.get("sites_apart"), "probe": probe}))] if sites and len(sites) > 1 else []
     return [
         Heading("Data"),
         Text(f"{about['slides']} slides of {about['patients']} patients, for training, selection and test."),
         Table(["class", "slides", "patients"], classes),
         Table(["", ""], rows),
+        *text,
     ]
 
 

@@ -70,7 +70,7 @@ class Entry:
     roi: Path | None = None
     min_tissue: float | None = None
     site: str | None = None
-    cells: Mapping[str, str] = field(default_factory=dict)
+    cells: Mapping[str, str] = field(default_factory=dict, compare=False)
     row: int = 0
 
 
@@ -86,6 +86,7 @@ class Manifest:
         notes: how the file was read, and columns that were found by another name; ignored: columns that were not used.
         dropped: slides left out for want of a label, on request; has_paths: whether it names slide files.
         columns: what each column is for: role -> its name in the table.
+        by_site: how folds that are drawn from it treat sites: ``preserve``, ``leave-one-out``, or None: not at all.
         sites_from: where sites come from: ``column``, ``tcga``, or None where no slide has one.
         unlabelled: row and cell of slides without label; form: separator and encoding, or the workbook's sheet.
     """
@@ -104,6 +105,7 @@ class Manifest:
     unlabelled: tuple[tuple[int, str], ...] = ()
     form: str = ""
     sites_from: str | None = None
+    by_site: str | None = None
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -162,7 +162,7 @@ def train_screened(
         calibration_patients=crossval.conformal(manifest, results),
         license=high_encoder.info.license,
         slides=ids,
-        data=data_of(manifest, [s.header for s in sides]),
+        data=data_of(manifest, table, [s.header for s in sides]),
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: slides.counts[at[s]] for s in predictions["slide_id"]},

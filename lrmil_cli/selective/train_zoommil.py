@@ -25,7 +25,7 @@ from lrmil_cli.matching.tile_rows import align, find_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.cohort_record import data_of
+from lrmil_cli.training.cohort_record import data_of, looks_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
 from lrmil_cli.training.folds import fold_names, members
@@ -176,12 +176,10 @@ def train_zoom(
         attention_kind="native",
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
-        training_features=crossval.training_features(
-            table, range(1, len(results) + 1), lambda i: low.all.once(i).features.cpu().numpy()
-        ),
+        **looks_of(manifest, table, lambda i: low.all.once(i).features.cpu().numpy()),
         license=loaded.info.license,
         slides=ids,
-        data=data_of(manifest, low.headers),
+        data=data_of(manifest, table, low.headers),
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
     )
     common: dict[str, Any] = {"settings": {}, "history": history}

@@ -17,7 +17,6 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.head_calibration import HeadCalibration, calibrate_head
 from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
 from lrmil_cli.evaluation.prediction_sets import by_patient
-from lrmil_cli.evaluation.unlike_training import describe_training
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.training.bags import Bags
@@ -183,7 +182,8 @@ def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead
 
 
 def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.DataFrame:
-    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``.
+    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``, and
+    ``site`` where the manifest knows any.
 
     ``prob_`` are calibrated, each head by its own validation slides, ``raw_`` are as the head has them.
     """
@@ -198,12 +198,13 @@ def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.D
                     "patient_id": e.patient_id,
                     "label": e.label,
                     "fold": r.fold,
+                    "site": e.site or "",
                     "predicted": manifest.classes[int(p.argmax())],
                     **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)},
                     **{f"raw_{c}": float(v) for c, v in zip(manifest.classes, raw)},
                 }
             )
-    columns = ["slide_id", "patient_id", "label", "fold", "predicted"]
+    columns = ["slide_id", "patient_id", "label", "fold", *(["site"] if manifest.sites_from else []), "predicted"]
     columns += [f"{kind}_{c}" for kind in ("prob", "raw") for c in manifest.classes]
     return pd.DataFrame(rows, columns=columns)
 
@@ -238,22 +239,6 @@ def conformal(manifest: Manifest, results: Sequence[FoldResult]) -> dict[str, An
         [manifest.classes.index(e.label) for _, e in slides],
         np.concatenate([r.said(part) for r in results]),
     ).as_json()
-
-
-def training_features(
-    folds: pd.DataFrame, of_folds: Sequence[int], features: Callable[[int], np.ndarray]
-) -> dict[str, Any]:
-    """``training_features`` of a header: what the slides of some folds look like (evaluation/README 13).
-
-    Args:
-        of_folds: numbers, from 1; features: of a slide by its index in the manifest, [N, D].
-    """
-    at = {s: i for i, s in enumerate(folds["slide_id"])}
-    names = fold_names(folds)
-    own = [members(folds, names[k - 1]) for k in of_folds]
-    return describe_training(
-        features, [([at[s] for s in p["train"]], [at[s] for s in (*p["val"], *p["test"])]) for p in own]
-    )
 
 
 def curves_table(results: Sequence[FoldResult]) -> pd.DataFrame:

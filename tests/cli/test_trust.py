@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from lrmil_cli.evaluation.unlike_training import describe_training
 from lrmil_cli.files.graphs import read_graph, write_graph
+from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.files.tensors import load_tensors, save_tensors
 from lrmil_cli.models.model_file import load_parts, save_model
 from lrmil_cli.training.fixture import add_fixture, painted
@@ -217,3 +219,36 @@ def test_a_new_model_holds_tiles_of_a_validation_slide(chain, lrmil, tmp_path):
     assert header["data"]["classes"]["tumor"] == {"slides": 8, "patients": 8} and header["data"]["sites"] is None
     assert lrmil("verify", chain.model).code == 0
     assert "8 training and 8 held-out slides, 10 of each" in header["training_features"]["reason"]
+
+
+def test_evaluate_and_receipt_judge_sites_and_other_parts(at, lrmil):
+    for path in filter(Path.is_file, ARCHIVE.glob("lrmil.*")):
+        shutil.copy(path, at)
+    table = at / "lrmil.predictions.csv"
+    ids = read_table(table, "predictions")[1]["slide_id"].tolist()
+    rows = [f"{s},{'tumor' if s[0] == 't' else 'normal'},{'AB'[n % 2]},{n % 2},{n}.5" for n, s in enumerate(ids)]
+    (at / "slides.csv").write_text("\n".join(["slide_id,label,site,sex,age", *rows]) + "\n")
+    said = lrmil("evaluate", table, "--slides", at / "slides.csv", "--by", "sex", "-o", at / "e", "--json")
+    assert said.code == 0, said.err
+    groups = json.loads(said.out)["models"][0]["groups"]
+    assert {k: [g["n"] for g in own] for k, own in groups.items()} == {"site": [2, 2], "sex": [2, 2]}
+    page = (at / "e" / "evaluation.html").read_text()
+    assert "By site" in page and "By sex" in page
+    for by, what in (("ward", "has no such column"), ("site", "add the column `site`")):
+        text = (at / "slides.csv").read_text().replace("site", "hospital")
+        (at / "other.csv").write_text(text)
+        said = lrmil("evaluate", table, "--slides", at / "other.csv", "--by", by, "-o", at / "f")
+        assert what in refused(said, 2)
+    assert "add --slides" in refused(lrmil("evaluate", table, "--by", "sex", "-o", at / "f"), 2)
+    # A table that knows sites brings them into the receipt.
+    for path in at.glob("lrmil*.predictions.csv"):
+        header, own = read_table(path, "predictions")
+        write_table(path, header, own.assign(site=["AB"[n % 2] for n in range(len(own))]))
+    probe = {"auc": {"value": 0.97, "low": 0.9, "high": 1.0, "undefined": 0}, "slides": 6, "patients": 6, "classes": 2}
+    changed(at / "lrmil.safetensors", data={"sites_apart": False}, site_probe={"site": probe, "label": {"reason": "x"}})
+    said = lrmil("evaluate", at / "lrmil.safetensors", "--receipt", "-o", at / "g")
+    assert said.code == 0, said.err
+    receipt = json.loads((at / "g" / "lrmil.receipt.json").read_text())
+    assert receipt["sites"]["apart"] is False and set(receipt["sites"]["models"]) == set(receipt["models"])
+    text = (at / "g" / "lrmil.receipt.md").read_text()
+    assert "sites that they were trained on" in text and "macro AUC of 0.970 (0.900 to 1.000) (2 sites" in text
