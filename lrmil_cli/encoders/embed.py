@@ -167,11 +167,16 @@ def embed_table(
 
 
 def _there(output: str | Path, wanted: Sequence[str], on_bad_tile: str, overwrite: bool) -> BagFile | None:
-    """The feature file, if it is up to date and may be used."""
+    """The feature file, if it is up to date and may be used.
+
+    Its header decides; with ``overwrite`` all of it is read, so that what is damaged inside is made again.
+    """
     if not up_to_date(output, wanted, read_features_header, overwrite):
         return None
     try:
         file = open_features(output)
+        if overwrite:
+            file.features()
         if file.header.get("bad_tiles") and on_bad_tile == "fail":
             raise InputError(
                 f"{output}: {file.header['bad_tiles']} tiles of the slide cannot be decoded and were left out "
