@@ -37,8 +37,8 @@ PANELS = {
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
-    "Options": "int8 check level metric positive by bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
-    "qupath_scripts table_only quick",
+    "Options": "int8 check level metric positive by profile at_threshold interval checklist bootstrap "
+    "receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
     "General": "config further quiet verbose debug help",
 }
@@ -72,6 +72,9 @@ CHOICES: dict[str, Sequence[str]] = {
     "level": ("slide", "patient"),
     "coverage_by": ("all", "class"),
     "by_site": ("preserve", "leave-one-out"),
+    "profile": ("external",),
+    "interval": ("wilson", "clopper-pearson"),
+    "checklist": ("tripod-ai", "stard-ai", "claim", "remark"),
 }
 #: What is completed besides: words that are no closed list.
 SUGGESTED: dict[str, Sequence[str]] = {

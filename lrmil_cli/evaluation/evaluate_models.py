@@ -11,6 +11,7 @@ import numpy as np
 
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import calibration_figures
+from lrmil_cli.evaluation.external import External
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.metrics import METRICS
 from lrmil_cli.evaluation.prediction_sets import SetFigures, set_figures
@@ -45,7 +46,7 @@ class ModelEvaluation:
     Attributes:
         calibration: figures of the probabilities as they are (``given``) and before calibration (``raw``).
         sets: what its prediction sets reach, slide by slide; None where it has none.
-        groups: column -> the cases by what it says.
+        groups: column -> the cases by what it says; external: what ``--profile external`` adds, None without it.
     """
 
     predictions: Predictions
@@ -56,6 +57,7 @@ class ModelEvaluation:
     calibration: dict[str, dict[str, Interval]]
     sets: SetFigures | None
     groups: dict[str, list[Subgroup]]
+    external: External | None = None
 
     @property
     def name(self) -> str:
@@ -118,6 +120,7 @@ def evaluate_models(
     draws: int = 2000,
     seed: int = 0,
     by: Sequence[str] = (),
+    external: Sequence[External] = (),
     done: Callable[[int], None] = lambda n: None,
 ) -> Evaluation:
     """Judge joined predictions, and compare them pair by pair on the slides that both have.
@@ -125,7 +128,7 @@ def evaluate_models(
     Args:
         metrics: which ones; None for all, with the comparison by :data:`COMPARED`.
         positive: index of the class that ROC and calibration of two classes are about; None for the second.
-        by: columns to group by, besides sites where there are several.
+        by: columns to group by, besides sites where there are several; external: of each model, for that profile.
         done: called with 1 after each model and each pair.
 
     Raises:
@@ -135,7 +138,7 @@ def evaluate_models(
     if len(classes) == 2 and positive is None:
         positive = 1
     out = []
-    for m in models:
+    for n, m in enumerate(models):
         slides = m.cases()
         scores = metric_table(
             slides.labels,
@@ -155,7 +158,8 @@ def evaluate_models(
         if m.sets is not None and m.coverage is not None:
             sets = set_figures(m.sets, slides.labels, slides.patients, m.coverage, draws=draws, seed=seed)
         groups = groups_of(m, by, level, draws=draws, seed=seed)
-        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets, groups))
+        outside = external[n] if external else None
+        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets, groups, outside))
         done(1)
     shared = [at_level(m.cases(), level, classes) for m in common(models)]
     truth = shared[0]
