@@ -25,7 +25,8 @@ PANELS = {
     "onnx no_fixture plot audit card statement",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
-    "Method": "method preset fold folds by_site one_encoder layers baseline_encoder no_baseline crossfit init",
+    "Method": "method preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline crossfit "
+    "init",
     "Labels": "label drop_missing classes class_map",
     "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
@@ -73,6 +74,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "coverage_by": ("all", "class"),
     "by_site": ("preserve", "leave-one-out"),
     "profile": ("external",),
+    "keep": ("ensemble", "best"),
     "interval": ("wilson", "clopper-pearson"),
     "checklist": ("tripod-ai", "stard-ai", "claim", "remark"),
 }

@@ -55,6 +55,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
         sets = receipt["prediction_sets"]
         own = SetFigures(**{**sets, "reached": Interval(**sets["reached"])})
         blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
+    blocks += _seed_blocks(receipt)
     blocks += _site_blocks(receipt)
     blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
@@ -134,10 +135,47 @@ def headline(receipt: dict[str, Any]) -> str:
             continue
         against = "LR-only student" if d["b"] == "lr_only" else "teacher"
         sure = "" if value["low"] > 0 or value["high"] < 0 else ", which these patients cannot tell from none"
+        if not sure and (sd := _spread_of(receipt, d["b"])) is not None and abs(value["value"]) <= sd:
+            sure = f", which is no more than another seed changes (sd {sd:.3f}): no gain is claimed"
         way = "higher" if value["value"] >= 0 else "lower"
         text += f" Against the {against} the distilled student's AUC is {abs(value['value']):.3f} {way}{sure}."
     ratio = receipt["cost"].get("tile_ratio")
     return text + (f" It reads {ratio:.1f} times fewer tiles." if ratio else "")
+
+
+def _spread_of(receipt: dict[str, Any], other: str) -> float | None:
+    """The sd over seeds of a difference of AUC: to the LR-only student of the same seed, or, since there is one
+    teacher, of the distilled student's own AUC; None where there was one seed."""
+    about = receipt.get("seeds")
+    if not about:
+        return None
+    own = about["differences"].get(other) or about["models"].get("distilled") or {}
+    return (own.get("auc") or {}).get("sd")
+
+
+def _seed_blocks(receipt: dict[str, Any]) -> list[Block]:
+    """The two doubts apart: over patients, which the intervals tell, and over seeds."""
+    about = receipt.get("seeds")
+    if not about:
+        return []
+    rows = [
+        [receipt["models"][who]["title"], *(_over_seeds(own[m]) for m in own)]
+        for who, own in about["models"].items()
+        if who in receipt["models"]
+    ]
+    rows += [[f"distilled - {receipt['models'][b]['title']}", *(_over_seeds(own[m], "+") for m in own)]
+             for b, own in about["differences"].items() if b in receipt["models"]]  # fmt: skip
+    note = (
+        f"Mean ± sd over {about['count']} seeds, each judged as if it were the only one. Intervals above are about "
+        "which patients were in the cohort; this is about which numbers training began with."
+    )
+    return [Heading("Seeds"), Table(["", *(TITLES[m] for m in next(iter(about["models"].values())))], rows, note)]
+
+
+def _over_seeds(v: dict[str, Any], sign: str = "") -> str:
+    if v["mean"] is None:
+        return "undefined"
+    return f"{v['mean']:{sign}.3f}" + (f" ± {v['sd']:.3f}" if v["sd"] is not None else "")
 
 
 def _interval(value: dict[str, Any]) -> Interval:
@@ -202,6 +240,8 @@ def _fine_print(receipt: dict[str, Any]) -> str:
         f"Head {receipt['head']}, {folds}, the same for all models; the epoch of each head was chosen on validation "
         f"slides. Metrics count {receipt['level']}s; {receipt['bootstrap']['draws']} resamples. "
     )
+    if not receipt.get("seeds"):
+        text += "One seed: what another would change is not known (--seeds). "
     if receipt["encoder_saw_test_pixels"]:
         return text + (
             "The LR encoder was distilled on slides that are test slides here: it saw their pixels, not their labels. "
