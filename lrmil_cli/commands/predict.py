@@ -141,7 +141,7 @@ def predict(
     if output != "-" and not dry_run:
         check_answers(Path(output), overwrite)
     answers: list[dict[str, str]] = []
-    indexed = [report.say]  # a page that is only refreshed need not be named again
+    indexed: list[bool] = []
     started = time.perf_counter()
     predictor = open_predictor(
         model,
@@ -264,8 +264,10 @@ def predict(
         if answers:
             predict_outputs.keep_answers(Path(output), answers, overwrite, report)
         if answers and pages:
-            report_pages.write_index(Path(output), Path(output), {}, overwrite, indexed.pop(0))
-            indexed.append(report.detail)
+            # A page that is only refreshed need not be named again.
+            say = report.detail if indexed else report.say
+            report_pages.write_index(Path(output), Path(output), {}, overwrite, say)
+            indexed.append(True)
         answers.clear()
 
     if watch:
