@@ -16,6 +16,8 @@ from lrmil_cli.errors import InputError
 
 #: Intervals of the discrete hazard.
 INTERVALS = 4
+#: Bags of a risk set: as many graphs as fit the memory of a small GPU.
+RISK_SET = 32
 #: Fewer events than this in the training part of a fold are too few to learn from.
 MIN_EVENTS = 10
 
