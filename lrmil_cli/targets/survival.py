@@ -163,7 +163,9 @@ def cox_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     return ((standardised(student) - standardised(teacher.detach())) ** 2).mean()
 
 
-def risk_sets(events: Sequence[float], index: Sequence[int], size: int, rng: np.random.Generator) -> list[list[int]]:
+def risk_sets(
+    events: Sequence[float] | np.ndarray, index: Sequence[int], size: int, rng: np.random.Generator
+) -> list[list[int]]:
     """An epoch as risk sets of about ``size`` slides, events dealt out evenly, so that each holds its share of them.
 
     Args:
