@@ -94,6 +94,7 @@ def predict(
     device: options.Device = "auto",
     runtime: Runtime = "auto",
     compile: options.Compile = False,
+    audit: predict_outputs.Audit = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     recursive: options.Recursive = False,
@@ -105,7 +106,8 @@ def predict(
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
     from lrmil_cli.evaluation.head_calibration import uncalibrated
-    from lrmil_cli.files.header import digest, step
+    from lrmil_cli.files.audit import append_line, audit_line, check_trail
+    from lrmil_cli.files.header import digest, last_digest, step
     from lrmil_cli.files.tables import write_table
     from lrmil_cli.inference.answers import check_answers
     from lrmil_cli.inference.record import attention_table, prediction_record
@@ -121,6 +123,8 @@ def predict(
     )
     check_outputs(output, overlay, geojson, pages or top_tiles is not None, many, json)
     report_pages.check_folders(".", top_tiles)
+    if audit is not None:
+        check_trail(audit)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
     promises.check_promises(coverage, coverage_by, max_error, escalate, confidence, abstain)
     size = parse_image_size(image_size)
@@ -193,6 +197,7 @@ def predict(
                     header = follow_prediction(Path(output), item.slide_id, header, slide.path.absolute())
                 record = header["prediction"]
                 message = f"{record['predicted']}, up to date ({table})"
+                predict_outputs.warn_of(report, item.slide_id, record)
                 yield  # pictures and GeoJSON are made in turn
             elif dry_run:
                 tiles, seconds = predictor.plan(slide, region)
@@ -209,6 +214,7 @@ def predict(
                 message = summary(record)
                 if record.get("bad_tiles"):
                     report.warn(options.bad_tiles_text(item.slide_id, record["bad_tiles"], record["tiles"]))
+                predict_outputs.warn_of(report, item.slide_id, record)
                 if output != "-":
                     write_prediction(Path(output), item.slide_id, record, header, tables)
             if dry_run:
@@ -233,6 +239,9 @@ def predict(
                     shown = report_pages.pages_of(Path(output), slide, item.slide_id, pages, top_tiles, overwrite)
                     files |= shown
                 answers.append(predict_outputs.answer(Path(output), item.slide_id, tables, files))
+        if audit is not None:
+            of = {"path": predictor.path, "digest": last_digest(predictor.header)}
+            append_line(audit, audit_line(header, of, known=bool(there), output=None if output == "-" else str(table)))
         made = [f["path"] for f in files.values() if f["written"]]
         if there and made:
             message += f"; made {', '.join(made)}"

@@ -17,7 +17,7 @@ from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.files.graphs import read_graph
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds, unlike_record
 from lrmil_cli.slides.reader import iter_batches, without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide, default_workers
@@ -141,7 +141,12 @@ class OnnxPredictor:
             class_scores,
             {k: v[rows] for k, v in tiles.items()},
             {k: round(v, 3) for k, v in seconds.items()},
-            {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "onnx-int8" if self.int8 else "onnx"},
+            {
+                "tiles_read": {"lr": len(rows)},
+                "bad_tiles": len(bad),
+                "runtime": "onnx-int8" if self.int8 else "onnx",
+                **unlike_record(self.header, self.path, features[0][rows]),
+            },
         )
 
 

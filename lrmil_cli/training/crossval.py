@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -91,6 +91,20 @@ class FoldResult:
     def probabilities(self) -> np.ndarray:
         """Of the test slides, calibrated: what the fold is judged by."""
         return self.said("test")
+
+
+class Judged(Protocol):
+    """What is judged of a fold: a head, or several as one."""
+
+    @property
+    def fold(self) -> int: ...
+    @property
+    def parts(self) -> dict[str, list[str]]: ...
+    @property
+    def raw(self) -> dict[str, np.ndarray]: ...
+    def said(self, part: str) -> np.ndarray: ...
+    @property
+    def probabilities(self) -> np.ndarray: ...
 
 
 def judged(
@@ -191,8 +205,9 @@ def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead
         return build_head(spec.name, in_dim, classes, spec.options)
 
 
-def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.DataFrame:
-    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``.
+def predictions_table(manifest: Manifest, results: Sequence[Judged]) -> pd.DataFrame:
+    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``, and
+    ``site`` where the manifest knows any.
 
     ``prob_`` are calibrated, each head by its own validation slides, ``raw_`` are as the head has them.
     """
@@ -207,17 +222,18 @@ def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.D
                     "patient_id": e.patient_id,
                     "label": e.label,
                     "fold": r.fold,
+                    "site": e.site or "",
                     "predicted": manifest.classes[int(p.argmax())],
                     **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)},
                     **{f"raw_{c}": float(v) for c, v in zip(manifest.classes, raw)},
                 }
             )
-    columns = ["slide_id", "patient_id", "label", "fold", "predicted"]
+    columns = ["slide_id", "patient_id", "label", "fold", *(["site"] if manifest.sites_from else []), "predicted"]
     columns += [f"{kind}_{c}" for kind in ("prob", "raw") for c in manifest.classes]
     return pd.DataFrame(rows, columns=columns)
 
 
-def score(manifest: Manifest, results: Sequence[FoldResult]) -> tuple[pd.DataFrame, dict[str, Any]]:
+def score(manifest: Manifest, results: Sequence[Judged]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Metrics table (folds, mean, sd, pooled) and the pooled metrics of all out-of-fold slides."""
     truth = {e.slide_id: manifest.classes.index(e.label) for e in manifest}
     per_fold = {str(r.fold): evaluate([truth[s] for s in r.parts["test"]], r.probabilities) for r in results}
@@ -232,7 +248,7 @@ def calibration(results: Sequence[FoldResult]) -> dict[str, Any]:
     return {"of": "validation", "slides": sum(h.slides for h in heads), "heads": [h.as_json() for h in heads]}
 
 
-def conformal(manifest: Manifest, results: Sequence[FoldResult]) -> dict[str, Any]:
+def conformal(manifest: Manifest, results: Sequence[Judged]) -> dict[str, Any]:
     """``calibration_patients`` of a header: what each head says, calibrated, of patients that it did not see.
 
     Those of the test slides of the folds; of one split those of its validation slides, since its test slides judge.
