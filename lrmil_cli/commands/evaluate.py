@@ -104,7 +104,7 @@ def evaluate(
     by: By = None,
     profile: evaluate_external.Profile = None,
     at_threshold: evaluate_external.Threshold = None,
-    interval: evaluate_external.IntervalOf = None,
+    share_interval: evaluate_external.IntervalOf = None,
     checklist: evaluate_external.Checklist = None,
     bootstrap: Bootstrap = 2000,
     receipt: Receipt = False,
@@ -119,7 +119,7 @@ def evaluate(
     Example: lrmil evaluate teacher/ student=model.safetensors -o evaluation
     """
     from lrmil_cli.commands.evaluate_outputs import FILES, check_folder, read_header, tell, write_files
-    from lrmil_cli.evaluation.evaluate_models import evaluate_models, inputs_for_digest, pairs
+    from lrmil_cli.evaluation.evaluate_models import evaluate_models, inputs_for_digest
     from lrmil_cli.evaluation.evaluation_files import as_json
     from lrmil_cli.evaluation.join_predictions import join
     from lrmil_cli.evaluation.metrics import METRICS
@@ -136,7 +136,7 @@ def evaluate(
         for value in values:
             if value not in known:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(known)}")
-    evaluate_external.check_options(profile, at_threshold, interval, checklist)
+    evaluate_external.check_options(profile, at_threshold, share_interval, checklist)
     found = [read_predictions(p) for p in predictions]
     listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False) if slides else None
     columns = [name.strip() for name in (by or "").split(",") if name.strip()]
@@ -168,13 +168,13 @@ def evaluate(
         "seed": seed,
         "models": [m.name for m in models],
         **({"by": columns} if columns else {}),
-        **({"profile": [profile, at_threshold or "0.5", interval or "wilson"]} if profile else {}),
+        **({"profile": [profile, at_threshold or "0.5", share_interval or "wilson"]} if profile else {}),
         **({"checklist": checklist} if checklist else {}),
     }
     outside = []
     at = None if positive is None else class_names.index(positive)
     if profile is not None:
-        outside = evaluate_external.judge(models, listed, level, at, at_threshold, interval)
+        outside = evaluate_external.judge(models, listed, level, at, at_threshold, share_interval)
     inputs = {m.name: digest({"predictions": inputs_for_digest(m)}, {}) for m in models}
     wanted = digest(settings, inputs)
     files = [f for f in FILES if f != "differences.csv" or len(models) > 1]
@@ -192,18 +192,16 @@ def evaluate(
         report.say(f"{folder}: up to date")
         tell(report, folder, "skipped", read_header(folder / FILES[-1]))
         return
-    with report.progress("models", len(models) + len(pairs(len(models)))) as bar:
-        evaluation = evaluate_models(
-            models,
-            level=level,
-            metrics=chosen,
-            positive=at,
-            draws=bootstrap,
-            seed=seed,
-            by=columns,
-            external=outside,
-            done=bar,
-        )
+    evaluation = evaluate_models(
+        models,
+        level=level,
+        metrics=chosen,
+        positive=at,
+        draws=bootstrap,
+        seed=seed,
+        by=columns,
+        external=outside,
+    )
     history = [step("evaluate", settings, inputs)]
     record = make_header("evaluation", settings=settings, **as_json(evaluation), history=history)
     pictures = []

@@ -45,6 +45,7 @@ def train_runs(
     def fit(who: str, voice: str, n: int, **how: Any) -> list[FoldResult]:
         files = kept[n][who]
         voice += f"seed {n + 1}, " if len(runs) > 1 else ""
+        how["who"] = "student" if who == "distilled" else "the baseline's head"
         told = lambda text: say(voice + text)
         how |= {"known": files.taken_over(told), "done": files.keep, "only": fold, "say": told}
         return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=runs[n], **how)

@@ -57,7 +57,7 @@ def hazard_borders(times: Sequence[float], events: Sequence[float], intervals: i
     return borders[borders > own.min()]
 
 
-def interval_of(times: Sequence[float], borders: np.ndarray) -> np.ndarray:
+def interval_of(times: Sequence[float] | np.ndarray, borders: np.ndarray) -> np.ndarray:
     """int64 [n]: the interval in which each time lies; a time at a border lies in the later one."""
     return np.searchsorted(borders, np.asarray(times, float), side="right").astype(np.int64)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrmil_cli.device import seed_everything
 from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag, any_target_heads
+from lrmil_cli.progress import phase
 from lrmil_cli.training.objectives import Objective, Terms
 from lrmil_cli.training.optimizers import head_optimizer
 from lrmil_cli.training.streamed import in_order
@@ -87,7 +88,6 @@ def fit_head(
     settings: TrainSettings,
     *,
     extra_terms: ExtraTerms | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Fit:
     """Train ``head`` in place.
 
@@ -119,46 +119,52 @@ def fit_head(
     best, best_epoch = (-np.inf, -np.inf), 0
     best_state: dict[str, Tensor] = {}
     curves: list[dict[str, Any]] = []
-    for epoch in range(1, settings.epochs + 1):
-        sums: dict[str, float] = {}
-        if plateau is None:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * rate(settings, epoch)
-        lr = optimizer.param_groups[0]["lr"]
-        head.train()
-        steps = objective.steps(draw_order(objective.strata, train, settings.balanced_sampling, rng), rng)
-        loaded = iter(in_order(bags, [i for own in steps for i in own]))
-        for n, own in enumerate(steps, 1):
-            outs = [head(*next(loaded)) for _ in own]
-            terms = objective.terms(head, own, outs)
-            if extra_terms is not None:
-                terms |= extra_terms(own, outs)
-            loss = sum((w * t for w, t in terms.values()), torch.zeros((), device=device))
-            (loss / settings.accumulate).backward()
-            if n % settings.accumulate == 0 or n == len(steps):
-                if settings.clip:
-                    for part in head.clipped_parts():
-                        torch.nn.utils.clip_grad_norm_(part, settings.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            noted = {name: t for name, (_, t) in terms.items()} | {"total": loss}
-            for name, t in noted.items():
-                sums[name] = sums.get(name, 0.0) + len(own) * float(t.detach())
-            for name, t in (note for out in outs for note in head.notes(out).items()):
-                sums[name] = sums.get(name, 0.0) + float(t.detach())
-        row: dict[str, Any] = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
-        if not np.isfinite(row["train_total"]):
-            raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
-        row |= validate(head, bags, objective, val)
-        if plateau is not None:
-            plateau.step(row[next(iter(objective.watched))])
-        curves.append(row)
-        on_epoch(row)
-        score = objective.score(row, settings.monitor)
-        if score > best or epoch == settings.select_from + 1:
-            best, best_epoch, best_state = score, epoch, copy.deepcopy(head.state_dict())
-        elif epoch - best_epoch >= settings.patience and epoch >= settings.min_epochs and epoch > settings.select_from:
-            break
+    with phase("", settings.epochs, "epoch", at_most=True) as told:
+        for epoch in range(1, settings.epochs + 1):
+            sums: dict[str, float] = {}
+            if plateau is None:
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.lr * rate(settings, epoch)
+            lr = optimizer.param_groups[0]["lr"]
+            head.train()
+            steps = objective.steps(draw_order(objective.strata, train, settings.balanced_sampling, rng), rng)
+            loaded, read = iter(in_order(bags, [i for own in steps for i in own])), 0
+            for n, own in enumerate(steps, 1):
+                told.item, read = f"slide {read + 1} of {len(train)}", read + len(own)
+                outs = [head(*next(loaded)) for _ in own]
+                terms = objective.terms(head, own, outs)
+                if extra_terms is not None:
+                    terms |= extra_terms(own, outs)
+                loss = sum((w * t for w, t in terms.values()), torch.zeros((), device=device))
+                (loss / settings.accumulate).backward()
+                if n % settings.accumulate == 0 or n == len(steps):
+                    if settings.clip:
+                        for part in head.clipped_parts():
+                            torch.nn.utils.clip_grad_norm_(part, settings.clip)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                noted = {name: t for name, (_, t) in terms.items()} | {"total": loss}
+                for name, t in noted.items():
+                    sums[name] = sums.get(name, 0.0) + len(own) * float(t.detach())
+                for name, t in (note for out in outs for note in head.notes(out).items()):
+                    sums[name] = sums.get(name, 0.0) + float(t.detach())
+            row: dict[str, Any] = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
+            if not np.isfinite(row["train_total"]):
+                raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
+            row |= validate(head, bags, objective, val)
+            if plateau is not None:
+                plateau.step(row[next(iter(objective.watched))])
+            curves.append(row)
+            told.advance()
+            score = objective.score(row, settings.monitor)
+            if score > best or epoch == settings.select_from + 1:
+                best, best_epoch, best_state = score, epoch, copy.deepcopy(head.state_dict())
+            elif (
+                epoch - best_epoch >= settings.patience
+                and epoch >= settings.min_epochs
+                and epoch > settings.select_from
+            ):
+                break
     head.load_state_dict(best_state)
     head.eval()
     return Fit(head, curves, best_epoch)

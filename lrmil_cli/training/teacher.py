@@ -175,7 +175,7 @@ def train_teacher(
     def train(n: int, only: int | None = None) -> list[FoldResult]:
         told = (lambda text: say(f"seed {n + 1}, {text}")) if many else say
         how: dict[str, Any] = {"known": kept[n].taken_over(told), "done": kept[n].keep, "only": only, "say": told}
-        return crossval.train_folds(manifest, folds, lambda k: bags, spec, runs[n], **how)
+        return crossval.train_folds(manifest, folds, lambda k: bags, spec, runs[n], who="teacher", **how)
 
     if fold is not None:
         with only_job(kept[0].path(fold), fold):

@@ -1,4 +1,4 @@
-"""Every fold several times: teacher and student by two seeds, as one run and by jobs, and what the receipt makes of it."""
+"""Every fold several times: teacher and student by two seeds, in one run and by jobs, and what the receipt says."""
 
 import json
 
@@ -23,8 +23,9 @@ def by_seeds(chain, tmp_path_factory):
     student = ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder",
                chain.encoder, "--teacher", at / "teacher", "--lr-features", chain.model.with_suffix(".features"),
                *heads]  # fmt: skip
-    for line in (teacher, [*student, "-o", at / "all.safetensors"], [*student, "--fold", "1", "-o", at / "job.safetensors"],
-                 [*student, "-o", at / "job.safetensors"], [*student, "--keep", "best", "-o", at / "best.safetensors"]):  # fmt: skip
+    job = [*student, "-o", at / "job.safetensors"]
+    best = [*student, "--keep", "best", "-o", at / "best.safetensors"]
+    for line in (teacher, [*student, "-o", at / "all.safetensors"], [*job, "--fold", "1"], job, best):
         assert run([*map(str, line)]) == 0, line
     return at
 

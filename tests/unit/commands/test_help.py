@@ -12,7 +12,8 @@ from lrmil_cli import __version__
 from lrmil_cli.app import app
 from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.declared import declared
-from lrmil_cli.commands.help import CHOICES, EXAMPLES, PANELS
+from lrmil_cli.commands.examples import EXAMPLES
+from lrmil_cli.commands.help import CHOICES, PANELS
 
 CLICK = typer.main.get_command(app)
 
@@ -87,7 +88,7 @@ def test_the_values_that_help_lists_are_those_that_are_taken():
         "coverage_by": COVERAGE_BY,
         "by_site": BY_SITE,
         "profile": PROFILES,
-        "interval": INTERVALS,
+        "share_interval": INTERVALS,
         "checklist": CHECKLISTS,
         "keep": KEEP,
         "head": [n for n in head_names() if build_head(n, 8, 2).takes == "bag"],
