@@ -127,8 +127,9 @@ def watch_folders(
             before = {p: whole for p, (_, whole) in found.items()}
         look += 1
         if look != looks:
-            state = f"{count} predicted, {len(failed)} failed, {len(fresh) - len(still)} arriving"
-            with phase(f"waiting for slides: {state}", waiting=True):
+            counts = {"predicted": count, "failed": len(failed), "arriving": len(fresh) - len(still)}
+            state = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+            with phase(f"waiting for slides{state and ': '}{state}", waiting=True):
                 time.sleep(interval)
 
 

@@ -330,14 +330,14 @@ def _no_probabilities(p: np.ndarray) -> np.ndarray:
 def _check(found: Predictions, source: str) -> None:
     twice = found.rows.duplicated(["slide_id", "fold"])
     if twice.any():
-        raise InputError(f"{source}: slide {found.rows['slide_id'][twice].iloc[0]!r} is predicted twice")
+        raise InputError(f"{source}: slide {found.rows['slide_id'][twice].iloc[0]!r} is predicted twice; take one out")
     if not len(found.rows):
-        raise InputError(f"{source}: holds no predictions of any slide")
+        raise InputError(f"{source}: holds no predictions of any slide; make them with `lrmil predict`")
     for p in (found.probabilities, found.raw):
         bad = np.flatnonzero(_no_probabilities(found.probabilities if p is None else p))
         if bad.size:
             slide = found.rows["slide_id"].iloc[bad[0]]
-            raise InputError(f"{source}: slide {slide!r}: its probabilities are not numbers that sum to 1")
+            raise InputError(f"{source}: slide {slide!r}: its probabilities do not sum to 1; predict again")
     if len(found.classes) < 2 or len(set(found.classes)) < len(found.classes):
         raise InputError(
             f"{source}: the classes are {', '.join(found.classes)}; at least two different ones are needed"

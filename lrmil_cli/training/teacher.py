@@ -77,7 +77,9 @@ def read_teacher_header(path: str | Path) -> dict[str, Any]:
         what = "training was not finished" if path.is_dir() else "no such folder"
         raise InputError(f"{path}: no teacher.json in it ({what}); run `lrmil train-teacher` with -o {path}") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read as a teacher folder ({type(e).__name__})") from e
+        raise InputError(
+            f"{path}: cannot be read as a teacher folder ({type(e).__name__}); check its permissions and the disk"
+        ) from e
     header = parse_header(text, "teacher", str(path / "teacher.json"))
     header = check_seal(header, str(path / "teacher.json"))
     if not (isinstance(header.get("classes"), list) and isinstance(header.get("features"), str)):
