@@ -3,9 +3,9 @@
     lrmil tile slides.csv --mpp 2.0 -o tiles && lrmil embed tiles --encoder uni -o features
     python examples/calibrated_answers.py slides.csv features --seeds 3
 
-Cross-validation of a head on features that are there, by lrmil's own code, each seed with folds of its own. Of the held-out slides: ECE,
-slope and intercept of the raw probabilities and of the calibrated ones, accuracy, and of sets at 0.9 the coverage that is
-reached and the share with one class.
+Cross-validation of a head on features that are there, by lrmil's own code, each seed with folds of its own. Of the
+held-out slides: ECE, slope and intercept of the raw probabilities and of the calibrated ones, accuracy, and of sets at
+0.9 the coverage that is reached and the share with one class.
 """
 
 from __future__ import annotations
