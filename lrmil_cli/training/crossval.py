@@ -22,7 +22,8 @@ from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.progress import phase
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.folds import fold_names, members
-from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
+from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, class_weights, fit_head, predict_bags
+from lrmil_cli.training.objectives import Classes
 
 #: Fold number (from 1) -> the bags of all slides of the manifest, in its order.
 BagsOfFold = Callable[[int], Bags[Bag | PyramidBag]]
@@ -149,7 +150,6 @@ def train_folds(
     """
     ids = [e.slide_id for e in manifest]
     at = {slide_id: i for i, slide_id in enumerate(ids)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
     results = []
     bags: Bags[Bag | PyramidBag] | None = None
     names = fold_names(folds)
@@ -162,6 +162,7 @@ def train_folds(
             if bags is not None and bags is not bags_of_fold(k):
                 bags.all.forget()
             bags = bags_of_fold(k)
+            objective = class_objective(manifest, index["train"], settings)
             fit = there = known(k)
             if fit is None:
                 # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
@@ -169,7 +170,7 @@ def train_folds(
                 fit = fit_head(
                     head,
                     bags.all,
-                    labels,
+                    objective,
                     index["train"],
                     index["val"],
                     settings,
@@ -181,7 +182,8 @@ def train_folds(
             kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
             reached = f"best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}"
             say(f"fold {k}: {len(fit.curves)} epochs, {reached}")
-            result = FoldResult(k, fit, parts, *judged(manifest, parts, partial(predict_bags, fit.head, bags.all)))
+            says = partial(predict_bags, fit.head, bags.all, objective)
+            result = FoldResult(k, fit, parts, *judged(manifest, parts, says))
             if there is None:
                 done(result)
             how = result.calibration
@@ -195,6 +197,13 @@ def train_folds(
     if bags is not None:
         bags.all.forget()
     return results
+
+
+def class_objective(manifest: Manifest, train: Sequence[int], settings: TrainSettings) -> Classes:
+    """The classes of a manifest as what is learned, weighed by the slides of ``train`` where that is asked for."""
+    labels = [manifest.classes.index(e.label) for e in manifest]
+    weights = class_weights(labels, train, len(manifest.classes)) if settings.class_weights else None
+    return Classes(labels, len(manifest.classes), weights)
 
 
 def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead:
