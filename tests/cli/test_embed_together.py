@@ -3,6 +3,7 @@
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.locks import claimed
 from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.progress import listening
 from lrmil_cli.training.bags import embed_cohort, tile_tables
 from lrmil_cli.training.streamed import Room
 
@@ -99,7 +101,8 @@ def test_jobs_of_a_training_share_the_work(tiled, tmp_path, ended):
     job = threading.Thread(target=other_job)
     job.start()
     assert entered.wait(60)
-    bags = embed(here, say)
+    with listening(SimpleNamespace(opened=str, closed=str, noted=say)):
+        bags = embed(here, say)
     job.join()
     made = [text.split()[1] for text in said if text.startswith("embedded")]
     assert made == ["a", "c", "d"] + (["b"] if ended == "before" else [])
