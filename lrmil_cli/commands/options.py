@@ -11,7 +11,7 @@ from typing import Annotated, Optional, get_args
 import typer
 from typer.models import OptionInfo
 
-from lrmil_cli.errors import InputError, UsageError, no_such_file
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slide_names import SLIDE_SUFFIXES
 
 #: How much the running command says, and whether an internal error shows its traceback.
@@ -137,7 +137,7 @@ def check_model(path: str) -> None:
     """What a model is named by can be a model, said before anything heavy is imported.
 
     Raises:
-        UsageError: it is a file of another kind, by its name. InputError: it is a folder, or nothing is there.
+        UsageError: it is a file of another kind, by its name. InputError: it is a folder.
     """
     given = Path(path)
     if given.is_dir():
@@ -149,8 +149,6 @@ def check_model(path: str) -> None:
     if not path.lower().endswith((".safetensors", ".onnx")):
         slide = "a slide" if path.lower().endswith(SLIDE_SUFFIXES) else "no model"
         raise UsageError(f"-m {path}: {slide}; give the .safetensors that `lrmil distill-student` made, or its .onnx")
-    if not given.exists():
-        raise InputError(no_such_file(path, "check the path; `lrmil distill-student` makes models"))
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -99,7 +99,7 @@ def test_predict_writes_all_it_is_asked_for(chain, tmp_path, lrmil):
         "--geojson",
         tmp_path / "h.geojson.gz",
     ]
-    said = lrmil(*args)
+    said = lrmil(*args, "--verbose")
     assert said.code == 0 and "seconds:" in said.err and "cpu" in said.err
     record = json.loads((tmp_path / "out" / "s13.prediction.json").read_text())
     header, rows = read_table(tmp_path / "out" / "s13.attention.csv", "attention")
