@@ -180,6 +180,11 @@ class Cascade:
 
     def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
         p = yield from self.base.predict(slide, region, progress)
+        return self.judged(p, slide, progress)
+
+    def judged(self, p: Prediction, slide: Slide | None = None, progress: Progress | None = None) -> Prediction:
+        """The answer of the base, and whether it is in doubt; looked at again, where there is who looks again, on
+        ``slide``."""
         reason, sure, agree = doubt(p.per_fold, self.rule.confidence, self.rule.temperature)
         record: dict[str, Any] = {"confidence": round(sure, 6)}
         if self.high is not None:
@@ -190,6 +195,7 @@ class Cascade:
                 "escalation": {"reason": reason, "lr": first},
             }
             if reason is not None:
+                assert slide is not None and progress is not None
                 p, reason = self._again(self.high, p, slide, progress, record, reason)
         if self.abstain:
             record["uncertain"] = reason

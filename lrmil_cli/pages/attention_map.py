@@ -10,19 +10,13 @@ import cv2
 import numpy as np
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.qupath.colours import colours
 from lrmil_cli.qupath.pictures import scanned_part
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import find_tissue, settings_from_json
 
 #: Longest side of the pictures of a slide, px, and of its thumbnail in the index.
 SIDE, THUMBNAIL = 1400, 112
-#: Binary logarithms of the multiples where the colours end: an eighth and sixteen times uniform.
-LOWEST, HIGHEST = -3.0, 4.0
-#: Below uniform one blue; above it from yellow over orange to brown, ever darker.
-BELOW = np.array([33.0, 102.0, 172.0])
-ABOVE = np.array([[254.0, 196.0, 79.0], [217.0, 95.0, 14.0], [102.0, 37.0, 6.0]])
-#: How much the colours cover of the slide where they end; nothing at 1.
-COVER_BELOW, COVER_ABOVE = 0.4, 0.8
 PALE = 0.55
 #: An outline of more corners than this is drawn with fewer.
 MAX_CORNERS = 6000
@@ -93,16 +87,6 @@ def view_without_slide(about: dict[str, Any], rows: Any) -> View:
     view = View(image, scale, scale, np.array([left, top], np.float64), (), False)
     paint(image, view.boxes(rows), np.tile([205.0, 205.0, 205.0, 1.0], (len(rows), 1)))
     return view
-
-
-def colours(times: np.ndarray) -> np.ndarray:
-    """Colour and cover [N, 4] (0 to 255, cover 0 to 1) of multiples of uniform [N]. They know nothing of the slide."""
-    with np.errstate(divide="ignore"):
-        log = np.clip(np.log2(times), LOWEST, HIGHEST)
-    up = np.clip(log / HIGHEST, 0, 1)
-    above = np.stack([np.interp(up, [0, 0.5, 1], ABOVE[:, c]) for c in range(3)], 1)
-    cover = np.where(log < 0, COVER_BELOW * log / LOWEST, COVER_ABOVE * np.minimum(1, 2 * up))
-    return np.concatenate([np.where(log[:, None] < 0, BELOW, above), cover[:, None]], 1)
 
 
 def attention_picture(view: View, rows: Any, times: np.ndarray) -> np.ndarray:

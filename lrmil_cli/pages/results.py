@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError
@@ -96,11 +95,6 @@ def _files(folder: Path, slide_id: str, header: dict[str, Any]) -> list[Path]:
     maps = [f"{stem}.{kind}.geojson{gz}" for stem in stems for kind in ("heatmap", "regions") for gz in (".gz", "")]
     tables = [f"{stem}.attention.csv" for stem in stems]
     return [folder / name for name in (*maps, f"{slide_id}.overlay.png", *tables, f"{slide_id}{RECORD}")]
-
-
-def multiples(attention: np.ndarray) -> np.ndarray:
-    """Attention [N] as multiples of what each tile would have, were all looked at alike: 1 is uniform."""
-    return attention * len(attention) / attention.sum()
 
 
 def failures(folder: Path) -> list[dict[str, str]]:
