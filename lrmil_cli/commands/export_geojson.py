@@ -131,9 +131,7 @@ def export_geojson(
             check_picture_name("--picture", picture, format)
             files["png"] = {
                 "path": picture,
-                "written": _picture(
-                    picture, item.path, slide, places.get(slide_id), header, rows, look, overwrite
-                ),
+                "written": _picture(picture, item.path, slide, places.get(slide_id), header, rows, look, overwrite),
                 "objects": len(rows),
             }
         told = [

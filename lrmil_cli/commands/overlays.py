@@ -239,7 +239,5 @@ def write_picture(
     about = picture_provenance(header, table_digest(rows), look.colormap, look.dpi)
     if up_to_date(path, last_digest(about), read_picture_provenance, overwrite):
         return False
-    slide_picture(
-        path, slide, header, rows, colormap=look.colormap, dpi=look.dpi, outlines=outlines, provenance=about
-    )
+    slide_picture(path, slide, header, rows, colormap=look.colormap, dpi=look.dpi, outlines=outlines, provenance=about)
     return True

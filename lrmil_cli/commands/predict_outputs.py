@@ -53,7 +53,7 @@ Fine = Annotated[
     typer.Option(
         "--fine",
         metavar="2|4",
-        help="Also make a finer map: the tiles shifted by halves (or quarters) are read too, and each cell is the mean of "
+        help="Also make a finer map: tiles shifted by halves (or quarters) are read too, and each cell is the mean of "
         "the tiles over it. It takes 3 (or 15) times as long as the answer, which stays what it is.",
     ),
 ]

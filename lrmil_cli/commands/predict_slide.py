@@ -50,8 +50,17 @@ class Wanted:
         ""."""
         if not name:
             return self
-        places = {k: getattr(self, k) for k in ("output", "geojson", "overlay", "top_tiles")}
-        return replace(self, **{k: None if path is None else str(Path(path) / name) for k, path in places.items()})
+
+        def within(folder: str | None) -> str | None:
+            return None if folder is None else str(Path(folder) / name)
+
+        return replace(
+            self,
+            output=str(Path(self.output) / name),
+            geojson=within(self.geojson),
+            overlay=within(self.overlay),
+            top_tiles=within(self.top_tiles),
+        )
 
 
 @dataclass(frozen=True)
@@ -164,15 +173,14 @@ def predict_slide(
     missing = [n for n in range(len(models)) if n not in there]
     if missing:
         predictors = [models[n].predictor for n in missing]
-        said = yield from predict_together(
-            predictors, slide, region, lambda: report.progress(slide.slide_id, None)
-        )
+        said = yield from predict_together(predictors, slide, region, lambda: report.progress(slide.slide_id, None))
     else:
         said = []
         yield  # pictures and GeoJSON are made in turn
     report.notes(slide)
     new = dict(zip(missing, said))
-    told, extras, states = [], [], set()
+    told, states = [], set()
+    extras: list[dict[str, Any]] = []
     for n, asked in enumerate(models):
         record, header, tables, message = (
             _written(asked, new[n], slide, region, opened, report)
@@ -193,7 +201,10 @@ def predict_slide(
             }
         )
     if len(models) > 1 and models[0].wanted.pages:
-        extras[0]["files"]["page"] = str(report_pages.page_of_several(answers.folder, slide, models[0].wanted.overwrite))
+        names = [asked.name for asked in models]
+        page = report_pages.page_of_several(answers.folder, slide, models[0].wanted.overwrite, names)
+        for extra in extras:
+            extra["files"]["page"] = str(page)
     status = next(s for s in ("uncertain", "ok", "skipped") if s in states)
     return Outcome(_output(models), status, "; ".join(told), _of_models(models, extras))
 
@@ -293,7 +304,7 @@ def _made(
         files |= {"fine": file, **shown(fine_header, {"fine": rows})}
     folder, pages = Path(asked.output), wanted.pages and not asked.name
     if pages or wanted.top_tiles is not None:
-        files |= report_pages.pages_of(folder, slide, pages, wanted.top_tiles, wanted.overwrite)
+        files |= report_pages.pages_of(folder, slide, slide.slide_id, pages, wanted.top_tiles, wanted.overwrite)
     return files
 
 
@@ -322,8 +333,8 @@ def _finer(
     spent = sum((record.get("seconds") or {}).get(k, 0.0) for k in ("read", "encode"))
     about = f", about {max(1, round(spent / tiles * plan.more))} s" if spent else ""
     report.say(
-        f"{slide.slide_id}: {_named(asked)}the finer map reads {plan.more} tiles more, {plan.more / tiles:.1f} times as "
-        f"many as the answer{about}"
+        f"{slide.slide_id}: {_named(asked)}the finer map reads {plan.more} tiles more, "
+        f"{plan.more / tiles:.1f} times as many as the answer{about}"
     )
     columns, seconds = fine_map(model, slide, plan, rows, lambda: report.progress(slide.slide_id, plan.more))
     new = fine_header(header, made, plan, seconds)

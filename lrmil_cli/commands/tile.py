@@ -61,7 +61,8 @@ KeepPen = Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks
 Thumbnail = Annotated[
     bool,
     typer.Option(
-        "--thumbnail", help="Also write a PNG of the slide with the tissue outline and the kept tiles, also where there are none."
+        "--thumbnail",
+        help="Also write a PNG of the slide with the tissue outline and the kept tiles, also where there are none.",
     ),
 ]
 

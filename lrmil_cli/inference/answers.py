@@ -120,7 +120,7 @@ def note_answers(
             ordered = [merged[key] for key in sorted(merged)]
             made_of = {key: row["digest"] for key, row in merged.items()}
             history = [step("predict", {"table": "answers"}, made_of)]
-            several = {"models": names} if names else {}
+            several: dict[str, Any] = {"models": names} if names else {}
             write_table(
                 folder / NAME, make_header("answers", settings={}, **several, history=history), _columns(ordered)
             )
@@ -136,9 +136,9 @@ def _merged(
     there: tuple[dict[str, dict[str, str]], list[str]], new: dict[str, dict[str, str]], models: Sequence[str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     rows, names = there
-    if bool(names) != bool(models):  # of one model before, of several now, or the other way round
+    if bool(names) != bool(models):  # of one model before, of several now: the user said --overwrite
         rows, names = {}, []
-    merged = rows | {key: _with_files(row, rows.get(key)) for key, row in new.items()}
+    merged = {**rows, **{key: _with_files(row, rows.get(key)) for key, row in new.items()}}
     return merged, list(dict.fromkeys([*names, *models]))
 
 

@@ -126,7 +126,11 @@ def fine_map(
 
 
 def fine_step(predictor: Predictor, header: dict[str, Any], pieces: int) -> dict[str, Any]:
-    """How a finer map is made; its digest decides whether one is up to date. ``header`` is that of the answer's table."""
+    """How a finer map is made; its digest decides whether one is up to date.
+
+    Args:
+        header: of the answer's attention table.
+    """
     return step("predict", {**predictor.settings, "fine": pieces}, {"prediction": last_digest(header)})
 
 

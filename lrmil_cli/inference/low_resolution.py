@@ -40,9 +40,7 @@ class LowResolutionPredictor(TorchPredictor):
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
         tissue = time.perf_counter() - clock
-        return expected_seconds(
-            boxes_of(tiles), self.batch.now, tissue, lambda some: encode(self, slide, some, level)
-        )
+        return expected_seconds(boxes_of(tiles), self.batch.now, tissue, lambda some: encode(self, slide, some, level))
 
     def reading(self, slide: Slide, boxes: np.ndarray, level: int, bad: list[int]) -> Tiles:
         return read_ahead(slide, boxes, level, self.tiles.tile_px, device=self.where, batch=self.batch, bad=bad)

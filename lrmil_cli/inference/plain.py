@@ -42,9 +42,7 @@ class PlainPredictor(Protocol):
     def encoder_key(self) -> str:
         """What decides the features of its encoders besides the tiles; of another kind it is never the same."""
 
-    def reading(
-        self, slide: Slide, boxes: np.ndarray, level: int, bad: list[int]
-    ) -> AbstractContextManager[Batches]:
+    def reading(self, slide: Slide, boxes: np.ndarray, level: int, bad: list[int]) -> AbstractContextManager[Batches]:
         """Begin to read tiles; ``bad`` as of :func:`lrmil_cli.slides.reader.iter_batches`."""
 
     def encode_for(
@@ -164,8 +162,10 @@ def _groups(predictors: Sequence[Predictor]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for n, predictor in enumerate(predictors):
         plain = plain_part(predictor)
-        alone = plain is None or getattr(predictor, "high", None) is not None or len(predictors) == 1
-        groups.setdefault(f"alone {n}" if alone else f"{plain.runtime} {plain.device} {plain.tiles}", []).append(n)
+        key = f"alone {n}"
+        if plain is not None and getattr(predictor, "high", None) is None and len(predictors) > 1:
+            key = f"{plain.runtime} {plain.device} {plain.tiles}"
+        groups.setdefault(key, []).append(n)
     return list(groups.values())
 
 

@@ -125,7 +125,9 @@ def read_picture_provenance(path: str | Path) -> dict[str, Any]:
             with Image.open(path) as image:
                 return json.loads(image.info["lrmil"])
         kept = re.search(_MARK.encode() + rb"([A-Za-z0-9+/]+=*)", Path(path).read_bytes())
-        return json.loads(base64.b64decode(kept[1])) if kept else {}["lrmil"]
+        if kept is None:
+            raise ValueError("no such entry")
+        return json.loads(base64.b64decode(kept[1]))
     except (OSError, KeyError, ValueError, SyntaxError) as e:
         raise InputError(f"{path}: not a picture made by lrmil") from e
 
@@ -300,14 +302,14 @@ def _save(figure: Any, path: str | Path, dpi: int, provenance: dict[str, Any] | 
     kind = Path(path).suffix.lower().removeprefix(".")
     text = json.dumps(provenance or {})
     marked = _MARK + base64.b64encode(text.encode()).decode("ascii")
-    about: dict[str, Any] = {
+    forms: dict[str, dict[str, Any]] = {
         "png": {"lrmil": text},
         "svg": {"Date": None, "Description": marked},
         "pdf": {"CreationDate": None, "Keywords": marked},
-    }[kind]
+    }
     sink = io.BytesIO()
     with rc_context({"svg.hashsalt": "lrmil", "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure.savefig(sink, format=kind, dpi=dpi, metadata=about if provenance is not None else None)
+        figure.savefig(sink, format=kind, dpi=dpi, metadata=forms[kind] if provenance is not None else None)
     write_bytes(path, sink.getvalue())
 
 

@@ -56,8 +56,10 @@ def corners(index: np.ndarray, step: float) -> np.ndarray:
 
 
 def finer(grid: Grid, pieces: int) -> Grid:
-    """The grid whose cells are a ``pieces``-th of a tile wide, a power of two: then every ``pieces``-th of its corners is
-    one of the grid's, to the last bit."""
+    """The grid whose cells are a ``pieces``-th of a tile wide.
+
+    A power of two: then every ``pieces``-th of its corners is one of the grid's, to the last bit.
+    """
     step = grid.step / pieces
     return Grid(step, _count(grid.width, step), _count(grid.height, step), grid.width, grid.height)
 

@@ -118,7 +118,8 @@ def select_tiles(
     """Columns of the tile table: tiles whose tissue share is at least ``min_tissue``, in raster order.
 
     Args:
-        bare: also tiles without any tissue; span: cells of the grid along a side of a tile, which begins at any of them.
+        bare: also tiles without any tissue.
+        span: cells of the grid along a side of a tile, which begins at any of them.
 
     Returns:
         ``x, y, width, height, col, row`` int64 [N] in level-0 px and grid indices, ``tissue`` float64 [N].

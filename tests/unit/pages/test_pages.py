@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrmil_cli.pages.attention_map import attention_picture, colours, jpeg, view_of_slide
-from lrmil_cli.pages.results import multiples, page_name, read_result
+from lrmil_cli.pages.attention_map import attention_picture, jpeg, view_of_slide
+from lrmil_cli.pages.results import page_name, read_result
+from lrmil_cli.qupath.colours import colours, multiples
 from lrmil_cli.pages.tile_pictures import chosen_rows
 from lrmil_cli.slides.slide import open_slide
 from tests.conftest import blob_image, not_on_windows
