@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,8 @@ from lrmil_cli.pages.style import SCRIPT, STYLE
 
 #: Letters of a page within which it mostly says how it was made; its pictures come behind.
 HEAD = 64_000
+#: Raised where the index looks otherwise than before.
+LOOK = 2
 #: Columns of one model's answers; of several, the model's name stands for ``answer``.
 ANSWER = [("answer", ""), ("probability", "number")]
 COST = [("tiles", "number less"), ("seconds", "number less")]
@@ -58,11 +61,17 @@ def read_page(path: Path) -> dict[str, Any]:
     return about
 
 
-def index_page(folder: Path, out: Path, ids: list[str], unshown: dict[str, str]) -> str:
+def index_page(
+    folder: Path, out: Path, ids: list[str], unshown: dict[str, str], there: str | None = None
+) -> str | None:
     """The index as HTML, of the records of a folder and of the pages that are there.
 
     Args:
         out: where the pages are; unshown: slide id -> why its page could not be made.
+        there: digest of the index that is there, if any.
+
+    Returns:
+        None where it shows all this already.
     """
     names = [name for name, _ in models_in(folder)]
     rows, wrong = [], dict(unshown)
@@ -71,9 +80,8 @@ def index_page(folder: Path, out: Path, ids: list[str], unshown: dict[str, str])
             rows.append(_row(folder, out, slide_id))
         except InputError as e:
             wrong.setdefault(slide_id, str(e))
-    records = [(f"{r.slide_id} {name}".strip(), record) for r in rows for name, record in r.records.items()]
-    made = step("report", {"index": 1}, {key: record["history"][-1]["digest"] for key, record in records})
-    models = {record["model"]["digest"]: Path(record["model"]["path"]).name for _, record in records}
+    records = [record for r in rows for record in r.records.values()]
+    models = {record["model"]["digest"]: Path(record["model"]["path"]).name for record in records}
     body = [
         *(f'<p class="counts">{escaped(_counts(rows, name))}</p>' for name in names),
         _several(models) if names == [""] else "",
@@ -81,8 +89,12 @@ def index_page(folder: Path, out: Path, ids: list[str], unshown: dict[str, str])
         'aria-label="Filter slides"><span id="count" class="counts" aria-live="polite"></span></div>',
         _table(rows, names),
         _failures(folder, wrong),
-        f'<p class="note">{escaped(_made_by(models, made))} For research use only; not a medical device.</p>',
     ]
+    shown = sha256("\n".join([*body, *sorted(models)]).encode()).hexdigest()[:32]
+    made = step("report", {"index": LOOK}, {"shown": shown})
+    if made["digest"] == there:
+        return None
+    body.append(f'<p class="note">{escaped(_made_by(models, made))} For research use only; not a medical device.</p>')
     about = json.dumps({"kind": "page", "history": [made]})
     return document(f"Predictions: {folder.resolve().name}", "\n".join(body), style=STYLE, script=SCRIPT, about=about)
 

@@ -65,8 +65,9 @@ def make_index(folder: Path, out: Path, unshown: Mapping[str, str], overwrite: b
     """
     path = out / INDEX
     with locked(path):
-        ours(path, overwrite)
-        write_text(path, index_page(folder, out, slide_ids(folder), dict(unshown)))
+        text = index_page(folder, out, slide_ids(folder), dict(unshown), ours(path, overwrite))
+        if text is not None:
+            write_text(path, text)
     return path
 
 
