@@ -20,6 +20,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
     not (SHARED / "data").is_dir(), reason="the folder of real slides is not on this machine"
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: threads of torch would stand in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 WINDOWS = os.name == "nt"
 not_on_windows = pytest.mark.skipif(WINDOWS, reason="needs what only POSIX has: signals, fork, or names of any kind")
 

@@ -19,8 +19,9 @@ import torch
 from lrmil_cli.chain.plan import Settings, chain_steps
 from lrmil_cli.chain.run import as_table, count_folds
 from lrmil_cli.chain.steps import Run, Step
-from lrmil_cli.chain.work import TRAINING, Tiles, passes, stage1_options
+from lrmil_cli.chain.work import TRAINING, Tiles, passes, stage1_options, targets
 from lrmil_cli.device import autocast, pick_device, synchronize
+from lrmil_cli.distill.stage1_estimate import target_values
 from lrmil_cli.doctor.machine import duration
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder, parse_layers
@@ -156,7 +157,8 @@ def stored(settings: Settings, steps: Sequence[Step], tiles: Tiles, encoder: Enc
     dtype = {
         name: 4 if settings.of(name).get("dtype") == "float32" else 2 for name in ("train-teacher", "distill-student")
     }
-    blocks = len(parse_layers(str(stage1["layers"]), encoder.depth)) + (stage1["final-loss"] != "none")
+    layers = len(parse_layers(str(stage1["layers"]), encoder.depth))
+    target = target_values(encoder, layers, stage1["final-loss"] != "none")
     weights = 4.0 * sum(p.numel() for p in encoder.parameters())
     return {
         "tile-lr": ROW * tiles.lr,
@@ -164,7 +166,7 @@ def stored(settings: Settings, steps: Sequence[Step], tiles: Tiles, encoder: Enc
         "match": ROW * tiles.hr,
         "train-teacher": dtype["train-teacher"] * encoder.embed_dim * tiles.hr,
         # Targets are float16 as a rule; while an encoder is trained, its checkpoint holds it four times.
-        "distill-encoder": 2 * blocks * encoder.width * tiles.hr + (encoders + 4) * weights,
+        "distill-encoder": 2 * target * targets(settings, tiles) + (encoders + 4) * weights,
         "distill-student": dtype["distill-student"] * encoder.embed_dim * tiles.lr * (encoders + 1)
         + encoders * weights,
         "predict": ROW * tiles.lr,

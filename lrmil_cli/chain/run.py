@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrmil_cli.chain.plan import LEFT, Settings, chain_steps
-from lrmil_cli.chain.run_file import keep_settings
+from lrmil_cli.chain.run_file import NAME, keep_settings
 from lrmil_cli.chain.steps import Done, Run, Say, run_steps
 from lrmil_cli.chain.work import count_tiles, passes, seconds_left
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import write_text
+from lrmil_cli.files.locks import claimed
 from lrmil_cli.files.manifest import Entry, Manifest
 from lrmil_cli.files.tables import list_tables
 from lrmil_cli.training.folds import fold_names, make_folds
@@ -76,7 +77,7 @@ def as_table(slides: Sequence[Entry], *, patients: bool) -> str:
 def run_chain(
     of: str, settings: Settings, out: Path, manifest: Manifest, run: Run, say: Say, *, overwrite: bool = False
 ) -> dict[str, float]:
-    """Run the chain into ``out``; what is up to date is left alone by each step.
+    """Run the chain into ``out``, which is this process's alone so long; each step leaves alone what is up to date.
 
     Args:
         of: the command that a user says, for messages; run: runs one command line and returns its exit code.
@@ -85,9 +86,22 @@ def run_chain(
         seconds of the steps, by name.
 
     Raises:
-        UsageError: the folder is of other settings. StepError: a step failed.
+        UsageError: the folder is of other settings, or another run is at work in it. StepError: a step failed.
     """
-    keep_settings(out, settings, overwrite)
+    with claimed(out / NAME) as ours:
+        if not ours:
+            raise UsageError(
+                f"another lrmil is at work in {out}; wait until it is done (its log.txt says how far it is), or choose "
+                "another --output"
+            )
+        keep_settings(out, settings, overwrite)
+        return _run_steps(of, settings, out, manifest, run, say, overwrite)
+
+
+def _run_steps(
+    of: str, settings: Settings, out: Path, manifest: Manifest, run: Run, say: Say, overwrite: bool
+) -> dict[str, float]:
+    """What :func:`run_chain` does in a folder of its own."""
     steps = chain_steps(settings, out, count_folds(manifest, settings), overwrite)
     work: list[float] = []
 

@@ -32,6 +32,16 @@ def stage1_options(settings: Settings) -> dict[str, Any]:
     return {"epochs": usual.epochs, "batch-size": usual.batch_size, "layers": "lrmil", "final-loss": "none", **given}
 
 
+def regions(settings: Settings, tiles: Tiles) -> int:
+    """LR tiles that stage 1 learns from: all, or so many a slide at most (the mean slide stands for each)."""
+    return min(tiles.lr, tiles.slides * stage1_options(settings).get("max-tiles-per-slide", tiles.lr))
+
+
+def targets(settings: Settings, tiles: Tiles) -> int:
+    """HR tiles below :func:`regions`, of which stage 1 keeps the class tokens."""
+    return round(tiles.hr * regions(settings, tiles) / tiles.lr)
+
+
 def passes(settings: Settings, tiles: Tiles, steps: Sequence[Step]) -> list[float]:
     """Encoder passes of each step, a tile each; a training step of stage 1 counts as :data:`TRAINING`.
 
@@ -39,13 +49,13 @@ def passes(settings: Settings, tiles: Tiles, steps: Sequence[Step]) -> list[floa
     """
     stage1 = stage1_options(settings)
     encoders = sum(step.name == "distill-encoder" for step in steps)
-    epoch = min(tiles.lr, tiles.slides * stage1.get("max-tiles-per-slide", tiles.lr))
+    epoch = regions(settings, tiles)
     epoch = min(epoch, stage1.get("steps-per-epoch", epoch) * stage1["batch-size"])
     # Targets are kept, so the first fold makes nearly all of them. The receipt's LR-only student has an encoder too.
-    targets = iter([tiles.hr] + [0] * encoders)
+    made = iter([targets(settings, tiles)] + [0] * encoders)
     work = {"train-teacher": tiles.hr, "distill-student": tiles.lr * (encoders + 1), "predict": tiles.lr * encoders}
     return [
-        stage1["epochs"] * epoch * TRAINING + next(targets)
+        stage1["epochs"] * epoch * TRAINING + next(made)
         if step.name == "distill-encoder"
         else float(work.get(step.name, 0))
         for step in steps

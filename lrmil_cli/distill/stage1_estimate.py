@@ -53,7 +53,7 @@ def say_cost(
     files = [list(map(open_targets, target_paths(cache, s, weights, settings.layers, final).values())) for s in slides]
     missing = [s for s, own in zip(slides, files) if None in own]
     value = max((f.dtype.itemsize for own in files for f in own if f is not None), default=2)
-    tile = value * (len(settings.layers) * teacher.width + (teacher.embed_dim if final else 0))
+    tile = value * target_values(teacher, len(settings.layers), final)
     whole, wanted = (tile * sum(s.targets for s in some) for some in (slides, missing))
     free = _free(cache)
     if wanted > free:
@@ -79,6 +79,11 @@ def say_cost(
         text += f"{_duration(epoch)} an epoch, {_duration(encoding + settings.epochs * epoch)} for {settings.epochs}"
         text += " (measured on the first batches)"
     say(text)
+
+
+def target_values(teacher: Encoder, layers: int, final: bool) -> int:
+    """Numbers that are kept of an HR tile: its class token after each layer, and its final embedding."""
+    return layers * teacher.width + (teacher.embed_dim if final else 0)
 
 
 def tile_seconds(

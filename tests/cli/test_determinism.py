@@ -115,6 +115,7 @@ def test_two_processes_writing_one_output_leave_a_whole_one(chain, slide, tmp_pa
     assert {code for code, _ in said} == {0}, said
     _, rows = read_table(tmp_path / "p" / "s13.attention.csv", "attention")
     assert rows["attention"].sum() == pytest.approx(1) and {p.name for p in (tmp_path / "p").iterdir()} == {
+        "predictions.csv",
         "s13.attention.csv",
         "s13.prediction.json",
     }

@@ -14,6 +14,7 @@ import pytest
 
 from lrmil_cli.app import run
 from lrmil_cli.files.features import read_features
+from lrmil_cli.files.locks import claimed
 from tests.cli.test_kill import plain
 from tests.conftest import not_on_windows
 
@@ -93,6 +94,13 @@ def test_a_second_run_does_nothing(ran, table, lrmil):
     assert said.code == 0 and said.records[0]["status"] == "ok" and said.err.count("up to date") > 8 * 4
     after = files_in(out)
     assert {p.name for p in after if after[p] != before.get(p)} == {"run.toml", "log.txt"}
+
+
+def test_a_folder_is_of_one_run_at_a_time(ran, table, lrmil):
+    out, _ = ran
+    with claimed(out / "run.toml"):
+        said = lrmil(*line_of(table, out))
+    assert said.code == 2 and f"another lrmil is at work in {out}" in said.err.splitlines()[-1]
 
 
 def test_its_file_repeats_the_lines_and_a_dry_run_writes_nothing(ran, table, tmp_path, lrmil, monkeypatch):

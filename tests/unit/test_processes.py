@@ -87,6 +87,8 @@ def test_all_end_with_the_first(how, tmp_path):
     item = "long" if how == "Ctrl-C" else "0"
     script = tmp_path / "long.py"
     script.write_text(
+        # A suite in the background of a shell is deaf to Ctrl-C, and what it starts inherits that.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from functools import partial\nfrom lrmil_cli.processes import processes\n"
         "from tests.unit.test_processes import load\nif __name__ == '__main__':\n"
         f"    with processes([(n, partial(load, n)) for n in 'ab']) as shared:\n        print('loaded', flush=True)\n"

@@ -84,10 +84,11 @@ def test_passes_by_hand(tmp_path):
     """10 slides, 100 LR and 1000 HR tiles, two folds, 5 epochs."""
     tiles, options = Tiles(10, 100, 1000), {"stage1-epochs": 5}
     own = {"distill-encoder": {"max-tiles-per-slide": 8}}
-    for of_steps, epoch in (({}, 100), (own, 80), ({"distill-encoder": {"steps-per-epoch": 1}}, 64)):
+    one_step = {"distill-encoder": {"steps-per-epoch": 1}}
+    for of_steps, epoch, hr in (({}, 100, 1000), (own, 80, 800), (one_step, 64, 1000)):
         settings = Settings("s.csv", "e", options, of_steps)
         work = passes(settings, tiles, chain_steps(settings, tmp_path, 2))
-        assert work == [0, 0, 0, 1000, 5 * 3 * epoch + 1000, 5 * 3 * epoch, 300, 200, 0, 0]
+        assert work == [0, 0, 0, 1000, 5 * 3 * epoch + hr, 5 * 3 * epoch, 300, 200, 0, 0]
 
 
 @given(TEXT, TEXT, st.dictionaries(TEXT, VALUE, max_size=4), st.dictionaries(TEXT, st.dictionaries(TEXT, VALUE)))
