@@ -21,10 +21,10 @@ from typer.models import OptionInfo
 PANELS = {
     "Input": "slides results encoder tiles pairs teacher features attention predictions model slide recursive "
     "slide_mpp reader image roi roi_class min_inside origin image_size mask",
-    "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
+    "Output": "output pages top_tiles thumbnail overlay geojson png format dpi json overwrite dry_run fail_fast lr_features cache "
     "onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
-    "Map for QuPath": "style top threshold colormap",
+    "Map for QuPath": "style top threshold colormap fine",
     "Method": "method preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
     "Labels": "label drop_missing classes class_map",
     "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
@@ -53,6 +53,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "runtime": ("auto", "torch", "onnx", "onnx-int8"),
     "origin": ("auto", "bounds", "full"),
     "style": ("tiles", "regions", "both"),
+    "format": ("png", "svg", "pdf"),
     "colormap": ("viridis", "magma", "inferno", "plasma", "cividis", "gray"),
     "on_bad_tile": ("fail", "skip"),
     "on_bad_slide": ("fail", "skip"),
@@ -104,7 +105,7 @@ EXAMPLES = {
     ),
     "predict": (
         "predict slide.svs -m model.safetensors -o results --geojson results",
-        "predict slides/ -m model.safetensors -o results --report",
+        "predict slides/ -m subtype.safetensors -m grade.safetensors -o results --report",
     ),
     "report": ("report results", "report results --slides slides/ --top-tiles tiles -o pages"),
     "export-geojson": (

@@ -54,7 +54,7 @@ PictureFormat = Annotated[
     Optional[str],
     typer.Option(
         "--format",
-        help="Format of the picture, where a folder is given for it; svg and pdf for print.  [default: png]",
+        help="Format of the picture, where a folder is given for it; svg and pdf for print.  [default: png; ours]",
     ),
 ]
 Dpi = Annotated[

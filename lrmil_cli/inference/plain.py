@@ -85,7 +85,7 @@ def encode(
 def predict_plain(
     models: Sequence[PlainPredictor], slide: Slide, region: Region | None, progress: Progress
 ) -> Generator[None, None, list[Prediction]]:
-    """Classify one slide by models of one kind whose tiles are the same (inference/README 1, 9).
+    """Classify one slide by models of one kind whose tiles are the same (inference/README 1, 8).
 
     Raises:
         as :meth:`lrmil_cli.inference.prediction.Predictor.predict`.
@@ -123,7 +123,7 @@ def predict_plain(
 def predict_together(
     predictors: Sequence[Predictor], slide: Slide, region: Region | None, progress: Progress
 ) -> Generator[None, None, list[Prediction]]:
-    """Classify one slide by several models, read once for all of a kind whose tiles are the same (inference/README 9).
+    """Classify one slide by several models, read once for all of a kind whose tiles are the same (inference/README 8).
 
     Returns:
         a prediction a predictor, each what the predictor alone would say.
