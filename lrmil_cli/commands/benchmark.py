@@ -11,6 +11,7 @@ import typer
 
 from lrmil_cli.commands import encoder_options, options
 from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.screen import line_cleared
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slide_names import slide_id_of
 
@@ -207,4 +208,5 @@ def benchmark(
         reports.plot(plot, record, tables, head + (f"\n{texts[0]}" if not read_only else ""))
     report.result({**record, "seconds": round(time.perf_counter() - began, 3)})
     if not json:
-        print("\n\n".join([head, *texts]), flush=True)
+        with line_cleared():
+            print("\n\n".join([head, *texts]), flush=True)

@@ -8,6 +8,7 @@ import typer
 
 from lrmil_cli.commands import cohort, encoder_options, head_options, options, stage1_options
 from lrmil_cli.commands.inputs import where_slides_are
+from lrmil_cli.commands.next_step import after_encoder
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -157,7 +158,7 @@ def distill_encoder(
             on_bad_tile=on_bad_tile,
             world=world,
         )
-        report.say(f"{target}: {result.text}")
+        report.end(f"{target}: {result.text}", after_encoder(str(target), encoder, slides))
         report.result(
             {
                 "command": "distill-encoder",

@@ -19,9 +19,10 @@ from typer.models import OptionInfo
 #: Panels in the order in which they are shown, and the parameters in each. One that is in none is of the first panel if
 #: the command needs it, else of "Options".
 PANELS = {
-    "Input": "slides results encoder tiles pairs teacher features attention predictions model slide recursive "
-    "slide_mpp reader image roi roi_class min_inside origin image_size mask",
-    "Output": "output pages top_tiles thumbnail overlay geojson png format dpi json overwrite dry_run fail_fast lr_features cache "
+    "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
+    "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
+    "Output": "output pages top_tiles thumbnail overlay geojson png format dpi json overwrite dry_run fail_fast "
+    "lr_features cache "
     "onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap fine",
@@ -40,7 +41,7 @@ PANELS = {
     "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
     "qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
-    "General": "config further quiet verbose debug help",
+    "General": "config further quiet verbose log debug help",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 #: Values that an option takes, where they are few words; the commands check them (a test compares).

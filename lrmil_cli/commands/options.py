@@ -1,60 +1,21 @@
-"""Options that several commands share, and those that every command has (``-q -v --debug``)."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 import re
-from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Annotated, Any, Optional, get_args
+from typing import Annotated, Optional, get_args
 
 import typer
 from typer.models import OptionInfo
 
-from lrmil_cli.commands.help import shown
 from lrmil_cli.errors import UsageError
 
 #: How much the running command says, and whether an internal error shows its traceback.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 verbose: ContextVar[bool] = ContextVar("verbose", default=False)
 debug: ContextVar[bool] = ContextVar("debug", default=False)
-
-_COMMON = {
-    "quiet": (quiet, Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.")]),
-    "verbose": (verbose, Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]),
-    "debug": (debug, Annotated[bool, typer.Option("--debug", help="Show the traceback of an internal error.")]),
-}
-
-
-def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with ``-q -v --debug`` added to its signature, so that no command has to list them."""
-    own = inspect.signature(command, eval_str=True)
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, (_, annotation) in _COMMON.items()
-    ]
-    signature = own.replace(parameters=[shown(p) for p in [*own.parameters.values(), *added]])
-
-    @functools.wraps(command)
-    def wrapped(**kwargs: Any) -> None:
-        for name, (variable, _) in _COMMON.items():
-            variable.set(kwargs.pop(name))
-        for name, value in kwargs.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{names_of(own.parameters[name])[-1]} {value}: give a number")
-        command(**kwargs)
-
-    vars(wrapped).update(__signature__=signature)
-    wrapped.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    del vars(wrapped)["__wrapped__"]  # typer would look through to the undecorated function
-    return wrapped
-
-
-def voice() -> list[str]:
-    """Those of ``-q -v --debug`` that the running command was given, for commands that it runs."""
-    return [f"--{name}" for name, (variable, _) in _COMMON.items() if variable.get()]
 
 
 def names_of(parameter: inspect.Parameter) -> tuple[str, ...]:

@@ -19,8 +19,10 @@ from lrmil_cli.commands import (
     second_look,
     selective_options,
 )
+from lrmil_cli.commands import watch as watching
 from lrmil_cli.commands.batch import Turn, failures_folder, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.next_step import after_predict
 from lrmil_cli.commands.predict_outputs import check_fine, check_outputs
 from lrmil_cli.commands.predict_slide import Answers, Asked, Wanted, model_names, planned_slide, predict_slide
 from lrmil_cli.commands.report import Report
@@ -98,6 +100,8 @@ def predict(
     recursive: options.Recursive = False,
     fail_fast: options.FailFast = False,
     dry_run: options.DryRun = False,
+    watch: watching.Watch = False,
+    interval: watching.Interval = None,
 ) -> None:
     """Classify slides from their LR tiles, and from the HR tiles that a model picks by them.
 
@@ -110,8 +114,9 @@ def predict(
     from lrmil_cli.slides.slide import open_slide
 
     report = Report(json)
-    inputs = expand_slides(slides, recursive=recursive, say=report.say)
-    names, many = model_names(model), len(inputs) > 1
+    watching.check_watch(watch, interval, slides, output, dry_run=dry_run, fail_fast=fail_fast)
+    inputs = [] if watch else expand_slides(slides, recursive=recursive, say=report.say)
+    names, many = model_names(model), watch or len(inputs) > 1
     chosen = overlays.make_style(
         style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None
     )
@@ -135,6 +140,7 @@ def predict(
     if output != "-" and not dry_run:
         for folder in dict.fromkeys([output, *(wanted.of(name).output for name in names)]):
             check_answers(Path(folder), overwrite, several=len(names) > 1 and folder == output)
+    indexed = [report.say]  # a page that is only refreshed need not be named again
     started = time.perf_counter()
     predictors = open_predictors(
         model,
@@ -191,18 +197,37 @@ def predict(
             opened = time.perf_counter() - began
             return (yield from predict_slide(models, slide, region, opened, answers, report))
 
-    try:
-        run_batch(
+    def kept() -> None:  # what is done, also where some failed or Ctrl-C ended it
+        some = answers.some
+        answers.keep(overwrite, report)
+        if some and pages:
+            report_pages.write_index(Path(output), Path(output), {}, overwrite, indexed.pop(0))
+            indexed.append(report.detail)
+
+    ahead = min(p.ahead for p in predictors)
+    if watch:
+        return watching.watch_folders(
             "predict",
-            inputs,
+            slides,
             one,
             report,
-            fail_fast=fail_fast,
-            failures_in=failures_folder(output, many),
-            ahead=min(p.ahead for p in predictors),
-            dry_run=dry_run,
+            failures_in=Path(output),
+            kept=kept,
+            ahead=ahead,
+            recursive=recursive,
+            interval=interval or watching.INTERVAL,
         )
-    finally:  # what is done is kept, also where some failed or Ctrl-C ended it
-        answers.keep(overwrite, report)
-        if answers.some and pages:
-            report_pages.write_index(Path(output), Path(output), {}, overwrite, report)
+    run_batch(
+        "predict",
+        "planning" if dry_run else "predicting",
+        inputs,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        ahead=ahead,
+        dry_run=dry_run,
+        kept=kept,
+        where=output,
+        then=lambda: after_predict(slides, output, pages=pages, maps=geojson is not None),
+    )

@@ -97,10 +97,11 @@ class Answers:
             self.rows.setdefault("", []).append(together | {"model": asked.name})
 
     def keep(self, overwrite: bool, report: Report) -> None:
-        """Write what there is."""
+        """Write what there is, and forget it."""
         several = [n for n in self.names if n]
         for name, rows in self.rows.items():
             predict_outputs.keep_answers(self.folder / name, rows, overwrite, report, [] if name else several)
+        self.rows.clear()
 
 
 def model_names(paths: Sequence[str]) -> list[str]:
@@ -173,7 +174,7 @@ def predict_slide(
     missing = [n for n in range(len(models)) if n not in there]
     if missing:
         predictors = [models[n].predictor for n in missing]
-        said = yield from predict_together(predictors, slide, region, lambda: report.progress(slide.slide_id, None))
+        said = yield from predict_together(predictors, slide, region)
     else:
         said = []
         yield  # pictures and GeoJSON are made in turn
@@ -262,7 +263,7 @@ def _written(
         report.warn(options.bad_tiles_text(slide.slide_id, record["bad_tiles"], record["tiles"]))
     if asked.output != "-":
         predict_outputs.write_prediction(Path(asked.output), slide.slide_id, record, header, tables)
-    return record, header, tables, predict_outputs.summary(record)
+    return record, header, tables, predict_outputs.summary(record, timed=report.verbose)
 
 
 def _made(
@@ -336,7 +337,7 @@ def _finer(
         f"{slide.slide_id}: {_named(asked)}the finer map reads {plan.more} tiles more, "
         f"{plan.more / tiles:.1f} times as many as the answer{about}"
     )
-    columns, seconds = fine_map(model, slide, plan, rows, lambda: report.progress(slide.slide_id, plan.more))
+    columns, seconds = fine_map(model, slide, plan, rows)
     new = fine_header(header, made, plan, seconds)
     write_table(path, new, columns)
     return new, columns, {"path": str(path), "written": True}

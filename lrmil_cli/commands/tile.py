@@ -13,6 +13,7 @@ import typer
 from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, failures_folder, left_alone, output_path, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.next_step import after_tile
 from lrmil_cli.commands.regions import ImageSize, Mask, MinInside, Origin, Roi, RoiClass, mask_reader, region_reader
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
@@ -200,5 +201,14 @@ def tile(
             )
 
     run_batch(
-        "tile", inputs, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many), dry_run=dry_run
+        "tile",
+        "tiling",
+        inputs,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        dry_run=dry_run,
+        where=output,
+        then=lambda: after_tile(slides, output, wanted),
     )

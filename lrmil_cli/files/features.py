@@ -253,7 +253,9 @@ def _checked_bytes(path: Path) -> bytearray | None:
     if end < 0 or data[end : end + len(_MARK)] != _MARK:
         return None
     if hashlib.blake2b(memoryview(data)[:end], digest_size=16).digest() != data[-16:]:
-        raise InputError(f"{path}: changed after it was written (a damaged copy?); make it again, or copy it again")
+        raise InputError(
+            f"{path}: changed after it was written (a damaged copy?); make it again (--overwrite), or copy it again"
+        )
     return data
 
 

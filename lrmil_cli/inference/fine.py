@@ -15,7 +15,7 @@ import numpy as np
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import last_digest, make_header, step
 from lrmil_cli.inference.plain import PlainPredictor, encode, plain_part
-from lrmil_cli.inference.prediction import Predictor, Progress
+from lrmil_cli.inference.prediction import Predictor
 from lrmil_cli.inference.record import SHORT, attention_rows
 from lrmil_cli.slides.grid import Grid
 from lrmil_cli.slides.reader import without_bad
@@ -81,7 +81,7 @@ def plan_fine(model: PlainPredictor, slide: Slide, region: Region | None, pieces
 
 
 def fine_map(
-    model: PlainPredictor, slide: Slide, plan: FinePlan, base: Mapping[str, Any], progress: Progress
+    model: PlainPredictor, slide: Slide, plan: FinePlan, base: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The attention of each cell: the mean over all tiles that cover it, each as a multiple of what its own grid would
     give every tile, were all looked at alike.
@@ -99,8 +99,7 @@ def fine_map(
     bad: list[int] = []
     shifted = np.flatnonzero(plan.of_grid > 0)
     boxes = boxes_of(plan.tiles)[shifted]
-    with progress() as advance:
-        features = encode(model, slide, boxes, plan.level, advance, seconds, bad)
+    features = encode(model, slide, boxes, plan.level, seconds, bad)
     read = without_bad(len(boxes), bad, slide.path) if len(boxes) else np.zeros(0, np.int64)
     clock = time.perf_counter()
     total, count = np.zeros((plan.grid.rows, plan.grid.cols)), np.zeros((plan.grid.rows, plan.grid.cols), np.int64)

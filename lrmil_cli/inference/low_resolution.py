@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from lrmil_cli.encoders.pipeline import Seconds, Tiles, read_ahead
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.heads import Bag
 from lrmil_cli.inference.plain import encode, predict_plain
-from lrmil_cli.inference.prediction import Prediction, Progress, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, expected_seconds
 from lrmil_cli.inference.torch_predictor import TorchPredictor, ensemble_bags
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
@@ -51,7 +51,6 @@ class LowResolutionPredictor(TorchPredictor):
         batches: Tiles,
         count: int,
         seconds: dict[str, float],
-        step: Callable[[int], None],
     ) -> list[list[np.ndarray]]:
         if len(models) == 1:
             keys = [[str(n) for n in range(len(models[0].base.encoders))]]
@@ -67,7 +66,6 @@ class LowResolutionPredictor(TorchPredictor):
             device=self.where,
             batch=self.batch,
             seconds=Seconds(seconds),
-            progress=step,
         )
         of = dict(zip(once, found))
         return [[of[key] for key in own] for own in keys]
@@ -78,5 +76,5 @@ class LowResolutionPredictor(TorchPredictor):
         corners = torch.from_numpy(boxes[:, :2])
         return ensemble_bags(self.base, [Bag(torch.from_numpy(f), corners).to(self.where) for f in features])
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
-        return (yield from predict_plain([self], slide, region, progress))[0]
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
+        return (yield from predict_plain([self], slide, region))[0]

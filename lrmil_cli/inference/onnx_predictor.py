@@ -6,7 +6,7 @@ Nothing here imports torch or timm, which takes longer than a small slide.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.files.graphs import body_digest, read_graph
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.inference.plain import encode, predict_plain
-from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
+from lrmil_cli.progress import TILES, phase
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide, default_workers
@@ -104,23 +105,23 @@ class OnnxPredictor:
         batches: Iterable[tuple[np.ndarray, np.ndarray]],
         count: int,
         seconds: dict[str, float],
-        step: Callable[[int], None],
     ) -> list[list[np.ndarray]]:
         once = {m.encoder_key: m.encoder for m in models}
         out: dict[str, list[np.ndarray]] = {}
         clock = time.perf_counter()
-        for rows, pixels in batches:
-            began = time.perf_counter()
-            seconds["read"] = seconds.get("read", 0.0) + began - clock
-            for key, session in once.items():
-                results = session.run(None, {"tiles": pixels})
-                if key not in out:
-                    out[key] = [np.empty((count, r.shape[1]), np.float32) for r in results]
-                for array, result in zip(out[key], results):
-                    array[rows] = result
-            step(len(rows))
-            clock = time.perf_counter()
-            seconds["encode"] = seconds.get("encode", 0.0) + clock - began
+        with phase("", count, TILES) as told:
+            for rows, pixels in batches:
+                began = time.perf_counter()
+                seconds["read"] = seconds.get("read", 0.0) + began - clock
+                for key, session in once.items():
+                    results = session.run(None, {"tiles": pixels})
+                    if key not in out:
+                        out[key] = [np.empty((count, r.shape[1]), np.float32) for r in results]
+                    for array, result in zip(out[key], results):
+                        array[rows] = result
+                told.advance(len(rows))
+                clock = time.perf_counter()
+                seconds["encode"] = seconds.get("encode", 0.0) + clock - began
         return [out.get(m.encoder_key, []) for m in models]
 
     def classify(
@@ -131,8 +132,8 @@ class OnnxPredictor:
         logits, attention, *rows = self.heads.run(None, {k: v for k, v in inputs.items() if k in known})
         return ensemble(logits, attention, rows[0] if rows else None)
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
-        return (yield from predict_plain([self], slide, region, progress))[0]
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
+        return (yield from predict_plain([self], slide, region))[0]
 
 
 def open_graphs(

@@ -6,14 +6,14 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
-from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
+from lrmil_cli.inference.prediction import Prediction, Predictor
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
@@ -51,7 +51,6 @@ class PlainPredictor(Protocol):
         batches: Batches,
         count: int,
         seconds: dict[str, float],
-        step: Callable[[int], None],
     ) -> list[list[np.ndarray]]:
         """Features of ``count`` tiles for each of some models of this kind, float32 [N, D] of each of its encoders.
         Encoders that are the same run once. ``seconds`` is filled with ``read`` and ``encode``."""
@@ -73,17 +72,16 @@ def encode(
     slide: Slide,
     boxes: np.ndarray,
     level: int,
-    step: Callable[[int], None] = lambda n: None,
     seconds: dict[str, float] | None = None,
     bad: list[int] | None = None,
 ) -> list[np.ndarray]:
     """Features float32 [N, D] of each encoder of a model, in the order of ``boxes``."""
     with model.reading(slide, boxes, level, [] if bad is None else bad) as batches:
-        return model.encode_for([model], batches, len(boxes), {} if seconds is None else seconds, step)[0]
+        return model.encode_for([model], batches, len(boxes), {} if seconds is None else seconds)[0]
 
 
 def predict_plain(
-    models: Sequence[PlainPredictor], slide: Slide, region: Region | None, progress: Progress
+    models: Sequence[PlainPredictor], slide: Slide, region: Region | None
 ) -> Generator[None, None, list[Prediction]]:
     """Classify one slide by models of one kind whose tiles are the same (inference/README 1, 8).
 
@@ -98,8 +96,7 @@ def predict_plain(
     bad: list[int] = []
     with first.reading(slide, boxes, level, bad) as batches:
         yield
-        with progress() as step:
-            features = first.encode_for(models, batches, len(boxes), seconds, step)
+        features = first.encode_for(models, batches, len(boxes), seconds)
     rows = without_bad(len(boxes), bad, slide.path)
     out = []
     for model, own in zip(models, features):
@@ -121,7 +118,7 @@ def predict_plain(
 
 
 def predict_together(
-    predictors: Sequence[Predictor], slide: Slide, region: Region | None, progress: Progress
+    predictors: Sequence[Predictor], slide: Slide, region: Region | None
 ) -> Generator[None, None, list[Prediction]]:
     """Classify one slide by several models, read once for all of a kind whose tiles are the same (inference/README 8).
 
@@ -132,15 +129,15 @@ def predict_together(
         as :meth:`lrmil_cli.inference.prediction.Predictor.predict`.
     """
     if len(predictors) == 1:
-        return [(yield from predictors[0].predict(slide, region, progress))]
+        return [(yield from predictors[0].predict(slide, region))]
     yield  # what could be begun ahead would be one reading of several
     out: dict[int, Prediction] = {}
     for members in _groups(predictors):
         models = [m for n in members if (m := plain_part(predictors[n])) is not None]
         if len(members) == 1:
-            out[members[0]] = finished(predictors[members[0]].predict(slide, region, progress))
+            out[members[0]] = finished(predictors[members[0]].predict(slide, region))
             continue
-        for n, p in zip(members, finished(predict_plain(models, slide, region, progress))):
+        for n, p in zip(members, finished(predict_plain(models, slide, region))):
             out[n] = _judged(predictors[n], p)
             out[n].record["read_with"] = [predictors[other].path for other in members if other != n]
     return [out[n] for n in range(len(predictors))]

@@ -19,7 +19,7 @@ from lrmil_cli.evaluation.prediction_sets import (
     lowest_error,
     prediction_sets,
 )
-from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
+from lrmil_cli.inference.prediction import Prediction, Predictor
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 
@@ -54,8 +54,8 @@ class Promised:
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         return self.base.plan(slide, region)
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
-        return self.judged((yield from self.base.predict(slide, region, progress)))
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
+        return self.judged((yield from self.base.predict(slide, region)))
 
     def judged(self, p: Prediction) -> Prediction:
         """The answer of the base, with what is promised of it."""

@@ -464,6 +464,7 @@ def test_ctrl_c(command, chain, tmp_path):
                 "-o",
                 tmp_path / "t",
                 *many,
+                "--verbose",
             ],
             "embedded s01",
         ),

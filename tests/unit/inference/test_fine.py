@@ -1,6 +1,6 @@
 """The finer map against rectangles: each cell is the mean of the tiles of all grids that lie over it."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ class Model:
         self.log.append(("read", len(boxes)))
         yield boxes
 
-    def encode_for(self, models, batches, count, seconds, step):
+    def encode_for(self, models, batches, count, seconds):
         own = {m.encoder_key: np.asarray(batches, np.float32) for m in models}
         self.log.append(("encode", *own))
         return [[own[m.encoder_key]] for m in models]
@@ -40,8 +40,8 @@ class Model:
     def plan(self, slide, region):
         return 10, 2.0
 
-    def predict(self, slide, region, progress):
-        return (yield from predict_plain([self], slide, region, progress))[0]
+    def predict(self, slide, region):
+        return (yield from predict_plain([self], slide, region))[0]
 
 
 @pytest.mark.parametrize("pieces", [2, 4])
@@ -52,7 +52,7 @@ def test_cells_are_means_over_the_tiles_of_all_shifted_grids(slide, pieces, regi
         base, _, tissue = find_tiles(opened, model.tiles, region)
         _, attention, _ = model.classify([boxes_of(base).astype(np.float32)], boxes_of(base))
         plan = plan_fine(model, opened, region, pieces)
-        rows, _ = fine_map(model, opened, plan, {**base, "attention": attention}, lambda: nullcontext(lambda n: None))
+        rows, _ = fine_map(model, opened, plan, {**base, "attention": attention})
     step = 320 / pieces
     assert set(rows["width"]) == {step}
     total, count = np.zeros(len(rows["x"])), np.zeros(len(rows["x"]), int)
@@ -98,13 +98,12 @@ def test_a_model_that_picks_its_tiles_has_no_finer_map():
 def test_models_that_share_tiles_read_once_and_those_that_share_an_encoder_encode_once(slide):
     tiles = TileSettings(mpp=2.0, tile_px=128)
     models = [Model(tiles), Model(tiles, "other"), Model(tiles, scale=0.5), Model(TileSettings(mpp=2.0, tile_px=64))]
-    said = lambda: nullcontext(lambda n: None)  # noqa: E731
     with open_slide(slide) as opened:
-        together = finished(predict_together(models, opened, None, said))
+        together = finished(predict_together(models, opened, None))
         assert [m.log for m in models] == [[("read", len(together[0].attention)), ("encode", "e", "other")], [], [],
                                            [("read", len(together[3].attention)), ("encode", "e")]]  # fmt: skip
         for model, p in zip(models, together):
-            alone = finished(model.predict(opened, None, said))
+            alone = finished(model.predict(opened, None))
             assert np.array_equal(alone.attention, p.attention) and np.array_equal(alone.raw, p.raw)
         # By the first of each encoder: twice for the three that read together, once for the other.
         assert plan_together(models, opened, None) == (10 + 10, 2 * 2.0 + 2.0)
