@@ -36,6 +36,7 @@ def distill_student(
     class_map: cohort.ClassMap = None,
     baseline_encoder: student_options.BaselineEncoder = None,
     no_baseline: student_options.NoBaseline = False,
+    no_fixture: student_options.NoFixture = False,
     mid_pairs: selective_options.MidPairs = None,
     mid_features: selective_options.MidFeatures = None,
     preset: student_options.Preset = "lrmil",
@@ -68,6 +69,7 @@ def distill_student(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    by_site: cohort.BySite = None,
     fold: head_options.Fold = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
@@ -152,6 +154,7 @@ def distill_student(
         workers=workers,
         on_bad_tile=on_bad_tile,
         dtype=dtype,
+        own_fixture=not no_fixture,
     )
     if fold is not None and not result.there:
         report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")

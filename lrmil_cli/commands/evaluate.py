@@ -60,6 +60,15 @@ Positive = Annotated[
         "[default: the second; official code]",
     ),
 ]
+By = Annotated[
+    Optional[str],
+    typer.Option(
+        "--by",
+        metavar="COLUMN[,COLUMN]",
+        help="Also judge the parts that columns of --slides make, such as sex,scanner; sites are shown where they are "
+        "known.",
+    ),
+]
 Bootstrap = Annotated[
     int,
     typer.Option(
@@ -92,6 +101,7 @@ def evaluate(
     level: Level = "slide",
     metric: Metric = None,
     positive: Positive = None,
+    by: By = None,
     bootstrap: Bootstrap = 2000,
     receipt: Receipt = False,
     seed: options.Seed = 0,
@@ -124,7 +134,8 @@ def evaluate(
                 raise UsageError(f"{option} {value}: choose one of {', '.join(known)}")
     found = [read_predictions(p) for p in predictions]
     listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False) if slides else None
-    models = join(found, listed)
+    columns = [name.strip() for name in (by or "").split(",") if name.strip()]
+    models = join(found, listed, columns)
     distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]
     if receipt and not distilled:
         raise UsageError("--receipt: none of the arguments is a model file of distill-student")
@@ -151,6 +162,7 @@ def evaluate(
         "bootstrap": bootstrap,
         "seed": seed,
         "models": [m.name for m in models],
+        **({"by": columns} if columns else {}),
     }
     inputs = {m.name: digest({"predictions": inputs_for_digest(m)}, {}) for m in models}
     wanted = digest(settings, inputs)
@@ -175,6 +187,7 @@ def evaluate(
         positive=None if positive is None else class_names.index(positive),
         draws=bootstrap,
         seed=seed,
+        by=columns,
     )
     history = [step("evaluate", settings, inputs)]
     record = make_header("evaluation", settings=settings, **as_json(evaluation), history=history)

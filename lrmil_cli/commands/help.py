@@ -22,11 +22,10 @@ PANELS = {
     "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
     "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
     "Output": "output pages top_tiles thumbnail overlay geojson png format dpi json overwrite dry_run fail_fast "
-    "lr_features cache "
-    "onnx plot",
+    "lr_features cache onnx no_fixture plot audit card statement",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap fine",
-    "Method": "method preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
+    "Method": "method preset fold folds by_site one_encoder layers baseline_encoder no_baseline crossfit init",
     "Labels": "label drop_missing classes class_map",
     "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
@@ -38,7 +37,7 @@ PANELS = {
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
-    "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
+    "Options": "int8 check level metric positive by bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
     "qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
     "General": "config further quiet verbose log debug help",
@@ -73,6 +72,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "screen_source": ("lr-tiles", "thumbnail"),
     "level": ("slide", "patient"),
     "coverage_by": ("all", "class"),
+    "by_site": ("preserve", "leave-one-out"),
 }
 #: What is completed besides: words that are no closed list.
 SUGGESTED: dict[str, Sequence[str]] = {
@@ -122,6 +122,7 @@ EXAMPLES = {
         "calibrate model.safetensors model.predictions.csv -o calibrated.safetensors",
         "calibrate model.safetensors results --slides slides.csv -o ours.safetensors",
     ),
+    "verify": ("verify model.safetensors", "verify model.safetensors --runtime onnx-int8"),
     "embed": (
         "embed tiles-hr --encoder uni -o features",
         "embed trident/features --repack --dtype float16 -o features",

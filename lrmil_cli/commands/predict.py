@@ -95,6 +95,7 @@ def predict(
     device: options.Device = "auto",
     runtime: Runtime = "auto",
     compile: options.Compile = False,
+    audit: predict_outputs.Audit = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     recursive: options.Recursive = False,
@@ -107,6 +108,7 @@ def predict(
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
+    from lrmil_cli.files.audit import check_trail
     from lrmil_cli.inference.answers import check_answers
     from lrmil_cli.inference.fine import shiftable
     from lrmil_cli.inference.runtime import open_predictors
@@ -125,6 +127,8 @@ def predict(
     check_outputs(output, overlay, format, geojson, shown, many, json, several=len(names) > 1)
     check_fine(fine, output)
     report_pages.check_folders(".", top_tiles)
+    if audit is not None:
+        check_trail(audit)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
     if escalate is not None and len(names) > 1:
         raise UsageError("--escalate asks the teacher of one model; give one --model")
@@ -135,7 +139,19 @@ def predict(
     if (origin != "auto" or size) and geojson is None and roi is None and not any(item.roi for item in inputs):
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
     wanted = Wanted(
-        output, geojson, overlay, pages, top_tiles, chosen, look, origin, size, fine, overwrite, on_bad_tile == "skip"
+        output,
+        geojson,
+        overlay,
+        pages,
+        top_tiles,
+        chosen,
+        look,
+        origin,
+        size,
+        fine,
+        audit,
+        overwrite,
+        on_bad_tile == "skip",
     )
     if output != "-" and not dry_run:
         for folder in dict.fromkeys([output, *(wanted.of(name).output for name in names)]):

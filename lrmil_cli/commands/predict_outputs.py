@@ -57,6 +57,14 @@ Fine = Annotated[
         "the tiles over it. It takes 3 (or 15) times as long as the answer, which stays what it is.",
     ),
 ]
+Audit = Annotated[
+    Optional[str],
+    typer.Option(
+        "--audit",
+        metavar="FILE.jsonl",
+        help="Append a line for each answer: who, when, which slide, model and prediction by digest, what was said.",
+    ),
+]
 
 
 def check_fine(fine: int | None, output: str) -> None:
@@ -127,6 +135,14 @@ def summary(record: dict[str, Any], *, timed: bool = True) -> str:
     if own := record.get("prediction_set"):
         said += f", {own['coverage']:.0%} set: {', '.join(own['classes']) or 'empty'}"
     return f"{doubt}{said}, {read}" + (f"; seconds: {spent}; {record['device']}" if timed else "")
+
+
+def warn_of(report: Report, slide_id: str, record: dict[str, Any]) -> None:
+    """Say that a slide is unlike those that the model was trained on, where it is."""
+    from lrmil_cli.evaluation.unlike_training import unlike_text
+
+    if said := unlike_text(record.get("unlike_training")):
+        report.warn(f"{slide_id}: {said}; whether the model's figures hold for it is not known")
 
 
 def write_prediction(

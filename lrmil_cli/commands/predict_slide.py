@@ -42,6 +42,7 @@ class Wanted:
     origin: str
     image_size: Optional[tuple[int, int]]
     fine: Optional[int]
+    audit: Optional[str]
     overwrite: bool
     skip_bad: bool
 
@@ -188,7 +189,10 @@ def predict_slide(
             if n in new
             else (there[n][0]["prediction"], *there[n], _up_to_date(asked, slide, there[n][0]))
         )
+        predict_outputs.warn_of(report, slide.slide_id, record)
         files = _made(asked, slide, region, header, tables, record, report)
+        if asked.wanted.audit is not None:
+            _audit(asked, slide, header, known=n in there)
         if asked.output != "-":
             answers.add(asked, slide.slide_id, tables, files)
         made = [f["path"] for f in files.values() if f["written"]]
@@ -208,6 +212,17 @@ def predict_slide(
             extra["files"]["page"] = str(page)
     status = next(s for s in ("uncertain", "ok", "skipped") if s in states)
     return Outcome(_output(models), status, "; ".join(told), _of_models(models, extras))
+
+
+def _audit(asked: Asked, slide: Slide, header: dict[str, Any], *, known: bool) -> None:
+    """A line in the audit trail; ``known``: the answer was there already."""
+    from lrmil_cli.files.audit import append_line, audit_line
+    from lrmil_cli.files.header import last_digest
+
+    assert asked.wanted.audit is not None
+    model = {"path": asked.predictor.path, "digest": last_digest(asked.predictor.header)}
+    output = None if asked.output == "-" else str(_table(asked, slide))
+    append_line(asked.wanted.audit, audit_line(header, model, known=known, output=output))
 
 
 def _table(asked: Asked, slide: Slide) -> Path:

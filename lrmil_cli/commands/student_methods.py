@@ -18,16 +18,19 @@ OF_SCREENING = set(
 )
 #: Those about LR features and a head trained on them, which LRMIL and ZoomMIL have in common.
 OF_TRAINING = set(
-    "lr_features batch_size dtype head_option folds recipe lr weight_decay class_weights balanced_sampling".split()
+    "lr_features batch_size dtype head_option folds by_site recipe lr weight_decay class_weights "
+    "balanced_sampling".split()
 )
 #: Parameters that only some methods read. Those in no entry are read by every method.
 OF_METHODS: dict[str, set[str]] = {
     "lrmil": OF_SETTINGS
     | OF_TRAINING
-    | set("fold preset baseline_encoder no_baseline onnx head gated proj_dim classifier random_init".split()),
+    | set(
+        "fold preset baseline_encoder no_baseline no_fixture onnx head gated proj_dim classifier random_init".split()
+    ),
     "ahdmil": OF_SCREENING,
     "hdmil": OF_SCREENING,
-    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features"},
+    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features", "no_fixture"},
 }
 
 

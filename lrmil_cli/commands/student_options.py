@@ -40,6 +40,13 @@ NoBaseline = Annotated[
     bool,
     typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it."),
 ]
+NoFixture = Annotated[
+    bool,
+    typer.Option(
+        "--no-fixture",
+        help="Keep no tiles of a validation slide in the model; `lrmil verify` then goes by painted ones.",
+    ),
+]
 Onnx = Annotated[
     bool,
     typer.Option(

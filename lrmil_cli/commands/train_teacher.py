@@ -56,6 +56,7 @@ def train_teacher(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    by_site: cohort.BySite = None,
     fold: head_options.Fold = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,

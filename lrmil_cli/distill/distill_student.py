@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lrmil_cli.distill.settings import DistillSettings, preset_warning
@@ -39,7 +40,9 @@ from lrmil_cli.models.model_file import save_model
 from lrmil_cli.progress import phase
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
+from lrmil_cli.training.cohort_record import data_of, looks_of
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
+from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
 from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
@@ -93,6 +96,7 @@ def train_student(
     workers: int | None = None,
     on_bad_tile: str = "fail",
     dtype: str | None = None,
+    own_fixture: bool = True,
 ) -> Result:
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
@@ -101,6 +105,7 @@ def train_student(
             LR encoder was distilled from; None for no such student.
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the model together.
         room: that bags may be kept in.
+        own_fixture: keep tiles of a validation slide in the model, for ``lrmil verify``; else painted ones.
 
     Raises:
         UsageError, InputError, MachineError: as the parts.
@@ -180,6 +185,8 @@ def train_student(
                 jobs.enter_context(only_job(files.path(fold), fold))
             _train(cohort, head, distill, training, device, kept, say, warn, fold)
         return Result(False, {}, f"fold {fold}", None)
+    if not own_fixture:
+        own["fixture"] = "painted"  # a model that shows tissue is not up to date for who may not pass it on
     inputs = all_inputs(cohort)
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         receipt = existing_receipt(output) if cohort.tested else None
@@ -187,7 +194,8 @@ def train_student(
     for files in kept.values():
         files.check_collected(len(fold_names(table)))
     students = _train(cohort, head, distill, training, device, kept, say, warn)
-    result = _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say)
+    shown = tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tile_px)
+    result = _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say, shown)
     shutil.rmtree(output.with_suffix(".folds"), ignore_errors=True)  # all of it is in the model now
     return result
 
@@ -313,11 +321,12 @@ def _write(
     distill: DistillSettings,
     device: torch.device,
     say: Callable[[str], None],
+    shown: tuple[np.ndarray, np.ndarray, dict[str, Any]],
 ) -> Result:
     """Judge the students and write all files: what stands beside the model, the model, the receipt.
 
     Args:
-        own: the settings that the model's digest is of.
+        own: the settings that the model's digest is of; shown: the tiles of its fixture.
     """
     manifest, guide, high, encoders = cohort.manifest, cohort.guide, cohort.high, cohort.encoders
     results = students["distilled"].results
@@ -325,6 +334,8 @@ def _write(
     if saw_test:
         say(SAW_TEST_PIXELS)
     metrics, pooled = crossval.score(manifest, results)
+    # What slides look like is what the first encoder sees, to the folds that read it.
+    of_first, first = [k for k, n in enumerate(encoders.of_fold, 1) if n == 0], cohort.low[0].all
     taught_by = {"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None else None
     header = make_header(
         "model",
@@ -341,8 +352,10 @@ def _write(
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
+        **looks_of(manifest, cohort.folds, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=encoders.first.info.license,
         slides=cohort.ids,
+        data=data_of(manifest, cohort.folds, cohort.low[0].headers),
         cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),
         teacher=taught_by if distill.uses_teacher else None,
     )
@@ -350,7 +363,8 @@ def _write(
     if guide is not None and high is not None:
         agreement = agreement_table(guide, students, high, cohort.ids, distill, device)
     write_beside(output, history, manifest, students, guide, agreement, metrics)
+    rest = add_fixture(header, encoders.all, [r.fit.head for r in results], encoders.of_fold, shown)
     # Last of the two, because it marks the run as complete; the receipt is then made from what stands beside it.
-    save_model(output, header, encoders.all, [r.fit.head for r in results], encoders.of_fold)
+    save_model(output, header, encoders.all, [r.fit.head for r in results], encoders.of_fold, rest)
     text = crossval.summary(own["preset"], metrics, len(results))
     return Result(False, pooled, text, write_receipt(output) if cohort.tested else None)

@@ -20,6 +20,8 @@ from lrmil_cli.files.tables import read_table, read_table_header, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
 
 COLUMNS = ["slide_id", "patient_id", "label", "fold"]
+#: A further column, of tables that know it.
+SITE = "site"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Predictions:
     Attributes:
         name: what the user calls the model; source: the file or folder; kind: ``out-of-fold`` or ``predict``.
         classes: names of the columns of :attr:`probabilities`.
-        rows: ``slide_id, patient_id, label, fold``; the last three None where the file does not say.
+        rows: ``slide_id, patient_id, label, fold``; the last three None where the file does not say; ``site``, and
+            what else cases are to be grouped by (text, "" where nobody says it), where that is known.
         probabilities: [n, C].
         made_by: history entry of the command that made them.
         seen: slides its heads were trained or selected on (of a model that ``predict`` used).
@@ -149,9 +152,12 @@ def _table(path: str | Path) -> Predictions:
     raw = None
     if all(f"raw_{c}" in rows for c in classes):
         raw = rows[[f"raw_{c}" for c in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if SITE in rows:
+        rows[SITE] = rows[SITE].fillna("").astype(str)
     made_by = _made_by(header)
+    columns = [*COLUMNS, *([SITE] if SITE in rows else [])]
     found = Predictions(
-        "", str(path), "out-of-fold", classes, rows[COLUMNS], probabilities, made_by, of_model=made_by.get("digest")
+        "", str(path), "out-of-fold", classes, rows[columns], probabilities, made_by, of_model=made_by.get("digest")
     )
     return _with_raw(found, raw)
 

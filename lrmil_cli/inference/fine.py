@@ -1,4 +1,4 @@
-"""A finer map for people's eyes: the attention of a model on the slide's grid and on shifted ones (inference/README 7).
+"""A finer map for people's eyes: the attention of a model on the slide's grid and on shifted ones (inference/README 9).
 
 The answer stays that of the slide's own grid; nothing here imports torch.
 """

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
-from lrmil_cli.inference.prediction import Prediction, Predictor
+from lrmil_cli.inference.prediction import Prediction, Predictor, unlike_record
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
@@ -28,6 +28,8 @@ Ensemble = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 class PlainPredictor(Protocol):
     """A predictor that encodes tiles wherever they lie, and classifies them: LRMIL, by torch or by ONNX."""
 
+    @property
+    def path(self) -> str: ...
     @property
     def header(self) -> dict[str, Any]: ...
     @property
@@ -83,7 +85,7 @@ def encode(
 def predict_plain(
     models: Sequence[PlainPredictor], slide: Slide, region: Region | None
 ) -> Generator[None, None, list[Prediction]]:
-    """Classify one slide by models of one kind whose tiles are the same (inference/README 1, 8).
+    """Classify one slide by models of one kind whose tiles are the same (inference/README 1, 10).
 
     Raises:
         as :meth:`lrmil_cli.inference.prediction.Predictor.predict`.
@@ -111,7 +113,12 @@ def predict_plain(
                 class_scores,
                 {k: v[rows] for k, v in tiles.items()},
                 {k: round(v, 3) for k, v in spent.items()},
-                {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": model.runtime},
+                {
+                    "tiles_read": {"lr": len(rows)},
+                    "bad_tiles": len(bad),
+                    "runtime": model.runtime,
+                    **unlike_record(model.header, model.path, own[0][rows]),
+                },
             )
         )
     return out
@@ -120,7 +127,7 @@ def predict_plain(
 def predict_together(
     predictors: Sequence[Predictor], slide: Slide, region: Region | None
 ) -> Generator[None, None, list[Prediction]]:
-    """Classify one slide by several models, read once for all of a kind whose tiles are the same (inference/README 8).
+    """Classify one slide by several models, read once for all of a kind whose tiles are the same (inference/README 10).
 
     Returns:
         a prediction a predictor, each what the predictor alone would say.

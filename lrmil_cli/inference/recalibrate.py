@@ -20,6 +20,7 @@ from lrmil_cli.evaluation.predictions import Predictions, read_predictions
 from lrmil_cli.files.header import digest, last_digest, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tensors import load_tensors, save_tensors
+from lrmil_cli.models.fixture import PREFIX
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def recalibrate(
         "history": [*header["history"], made],
     }
     new["calibration_patients"] = _patients(own, heads, slides, new)
+    if "fixture" in header:  # what its tiles are answered changes with the calibration
+        raw = tensors[f"{PREFIX}probabilities"].numpy()
+        answer = calibrated_heads(new, raw).mean(0)
+        new["fixture"] = {**header["fixture"], "answer": [round(float(p), 9) for p in answer]}
     save_tensors(output, tensors, new)
     return Recalibrated(False, new)
 

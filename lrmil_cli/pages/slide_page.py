@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from lrmil_cli.evaluation.page import Heading, Table, block_html, document, escaped
+from lrmil_cli.evaluation.unlike_training import unlike_text
 from lrmil_cli.files.header import step
 from lrmil_cli.pages import attention_map
 from lrmil_cli.pages.attention_map import View, attention_picture, jpeg, kept_picture
@@ -104,6 +105,8 @@ def _model(result: Result) -> str:
 def _answer(record: dict[str, Any]) -> str:
     p = record["probabilities"][record["predicted"]]
     badge = ' <span class="badge">uncertain</span>' if record.get("uncertain") else ""
+    if (record.get("unlike_training") or {}).get("unlike"):
+        badge += ' <span class="badge">unlike the training slides</span>'
     heads = (record.get("calibration") or {}).get("heads") or ["none"]
     said = f"probability {p:.2f}, not calibrated" if "none" in heads else f"calibrated probability {p:.2f}"
     return f'<p class="answer"><b>{escaped(str(record["predicted"]))}</b> {said}{badge}</p>'
@@ -123,6 +126,7 @@ def _warnings(record: dict[str, Any], why_not: str) -> str:
     saw = (record.get("model") or {}).get("saw")
     said = [
         f"uncertain: {record['uncertain']}" if record.get("uncertain") else "",
+        "" if record.get("uncertain") else unlike_text(record.get("unlike_training")) or "",
         "the model was trained or selected on the label of this slide: its answer says nothing of new slides"
         if saw == "labels"
         else "",

@@ -193,7 +193,8 @@ def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead
 
 
 def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.DataFrame:
-    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``.
+    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``, and
+    ``site`` where the manifest knows any.
 
     ``prob_`` are calibrated, each head by its own validation slides, ``raw_`` are as the head has them.
     """
@@ -208,12 +209,13 @@ def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.D
                     "patient_id": e.patient_id,
                     "label": e.label,
                     "fold": r.fold,
+                    "site": e.site or "",
                     "predicted": manifest.classes[int(p.argmax())],
                     **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)},
                     **{f"raw_{c}": float(v) for c, v in zip(manifest.classes, raw)},
                 }
             )
-    columns = ["slide_id", "patient_id", "label", "fold", "predicted"]
+    columns = ["slide_id", "patient_id", "label", "fold", *(["site"] if manifest.sites_from else []), "predicted"]
     columns += [f"{kind}_{c}" for kind in ("prob", "raw") for c in manifest.classes]
     return pd.DataFrame(rows, columns=columns)
 

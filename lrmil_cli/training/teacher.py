@@ -26,6 +26,7 @@ from lrmil_cli.heads.checkpoint import load_head
 from lrmil_cli.slide_places import as_seen_from
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, shared_tiles
+from lrmil_cli.training.cohort_record import probe_of
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
@@ -203,6 +204,7 @@ def train_teacher(
         attention_kind=results[0].fit.head.attention_kind,
         folds=len(results),
         encoder_saw_test_pixels=saw_test,
+        site_probe=probe_of(manifest, lambda i: bags.all.once(i).features.mean(0).cpu().numpy()),
     )
     write_text(output / "teacher.json", json.dumps(sealed(header), indent=1, allow_nan=False) + "\n")
     return header, False
