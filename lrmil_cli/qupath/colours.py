@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 #: Binary logarithms of the multiples where the colours end: an eighth and sixteen times uniform.
@@ -22,12 +24,11 @@ def multiples(attention: np.ndarray) -> np.ndarray:
     return attention * len(attention) / attention.sum()
 
 
-def times_of(rows: object) -> np.ndarray:
+def times_of(rows: Any) -> np.ndarray:
     """The multiples [N] of the rows of an attention table; a finer map says them itself."""
-    column = rows["multiple"] if "multiple" in rows else None  # type: ignore[index, operator]
-    if column is not None:
-        return np.asarray(column, np.float64)
-    return multiples(np.asarray(rows["attention"], np.float64))  # type: ignore[index]
+    if "multiple" in rows:
+        return np.asarray(rows["multiple"], np.float64)
+    return multiples(np.asarray(rows["attention"], np.float64))
 
 
 def colours(times: np.ndarray, colormap: str | None = None) -> np.ndarray:
