@@ -139,8 +139,11 @@ def summary(record: dict[str, Any], *, timed: bool = True) -> str:
 
 def warn_of(report: Report, slide_id: str, record: dict[str, Any]) -> None:
     """Say that a slide is unlike those that the model was trained on, where it is."""
+    from lrmil_cli.evaluation.purpose import means_nothing
     from lrmil_cli.evaluation.unlike_training import unlike_text
 
+    if nothing := means_nothing((record.get("model") or {}).get("trained_on") or {}, record.get("slide") or {}):
+        report.warn(f"{slide_id}: {nothing}")
     if said := unlike_text(record.get("unlike_training")):
         report.warn(f"{slide_id}: {said}; whether the model's figures hold for it is not known")
 
@@ -208,11 +211,12 @@ def keep_answers(
 def introduce(name: str, predictor: Predictor, report: Report) -> None:
     """Say what a model is, before its first answer."""
     from lrmil_cli.evaluation.head_calibration import uncalibrated
+    from lrmil_cli.evaluation.purpose import purpose, purpose_text
 
     named = f"{name}: " if name else ""
+    report.say(f"{named}model of {', '.join(predictor.classes)}; {purpose_text(purpose(predictor.header))}")
     if note := uncalibrated(predictor.header):
         report.say(f"{named}{note}")
-    report.detail(f"{named}model of {', '.join(predictor.classes)}")
 
 
 def predicted_before(

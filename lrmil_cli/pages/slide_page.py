@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from lrmil_cli.evaluation.page import Heading, Table, block_html, document, escaped
+from lrmil_cli.evaluation.purpose import means_nothing, purpose_text
 from lrmil_cli.evaluation.unlike_training import unlike_text
 from lrmil_cli.files.header import step
 from lrmil_cli.pages import attention_map
@@ -125,6 +126,7 @@ def _set(record: dict[str, Any]) -> str:
 def _warnings(record: dict[str, Any], why_not: str) -> str:
     saw = (record.get("model") or {}).get("saw")
     said = [
+        means_nothing((record.get("model") or {}).get("trained_on") or {}, record["slide"]),
         f"uncertain: {record['uncertain']}" if record.get("uncertain") else "",
         "" if record.get("uncertain") else unlike_text(record.get("unlike_training")) or "",
         "the model was trained or selected on the label of this slide: its answer says nothing of new slides"
@@ -344,6 +346,7 @@ def _making(record: dict[str, Any], made: dict[str, Any]) -> list[list[str]]:
     last = record["history"][-1] if record["history"] else {}
     rows = [
         ["model", f"{model['path']}, digest {model['digest']}"],
+        ["trained on", purpose_text(model.get("trained_on") or {})],
         ["preset, licence", f"{model.get('preset') or 'none'}, {model.get('license') or 'unknown'}"],
         ["slide", f"{slide['path']}, fingerprint {slide['fingerprint']}"],
         ["size", f"{slide['width']:,} × {slide['height']:,} px, {slide['mpp']:.4g} µm/px ({slide['mpp_source']})"],
