@@ -236,47 +236,62 @@ def attention_picture(
         MachineError: the file cannot be written.
     """
     import shapely
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.collections import LineCollection, PatchCollection
-    from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.patches import Rectangle
+    from matplotlib.collections import LineCollection
 
     height, width = image.shape[0] * scale_y, image.shape[1] * scale_x
     figure, (left, right) = _figure(width, height, 2)
-    # Grey and pale, so that no colour on the right is a stain.
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    pale = np.repeat((255 - (255 - grey.astype(np.float32)) * PALE).astype(np.uint8)[..., None], 3, 2)
     times = times_of(rows)
     boxes = rows[["x", "y", "width", "height"]].to_numpy(np.float64)
     high = boxes[times >= OUTLINED]
     around = rings(shapely.union_all(shapely.box(high[:, 0], high[:, 1], *(high[:, :2] + high[:, 2:]).T)))
     named = f"slide; outlined: {OUTLINED:g}× an even share and more" if around else "slide"
-    for ax, name, shown in ((left, named, image), (right, "attention", pale)):
+    for ax, name, shown in ((left, named, image), (right, "attention", pale(image))):
         _show_slide(ax, shown, width, height)
         ax.set_title(name, fontsize=10)
     left.add_collection(LineCollection(around, colors="white", linewidths=2.6))
     left.add_collection(LineCollection(around, colors=HIGH_COLOUR, linewidths=1.4))
-    of = colours(times, colormap)
-    face = np.concatenate([of[:, :3] / 255, of[:, 3:]], 1)
-    squares = [Rectangle((x, y), w, h) for x, y, w, h in boxes]
-    right.add_collection(PatchCollection(squares, facecolor=face, lw=0, antialiased=False))
+    draw_attention(right, boxes, times, colormap)
     for ax in (left, right):
         for ring in outlines:
             ax.plot(ring[:, 0], ring[:, 1], color="white", lw=3.2)
             ax.plot(ring[:, 0], ring[:, 1], color="#0072B2", lw=1.8)
         _scale_bar(ax, width, height, slide["mpp"])
-    steps = 2 ** np.linspace(LOWEST, HIGHEST, 256)
-    scale = colours(steps, colormap)
-    seen = (scale[:, :3] * scale[:, 3:] + 225 * (1 - scale[:, 3:])) / 255
-    legend = ScalarMappable(Normalize(LOWEST, HIGHEST), ListedColormap(seen))
-    bar = figure.colorbar(legend, ax=[left, right], location="bottom", shrink=0.62, aspect=48, pad=0.02)
-    bar.set_ticks(list(np.linspace(LOWEST, HIGHEST, len(NAMES))), labels=NAMES)
-    bar.set_label("attention, in multiples of an even share; the same colours for every slide", fontsize=9)
+    draw_legend(figure, [left, right], colormap)
     text = figure.suptitle(f"{title}\n{verdict}" if verdict else title, fontsize=14 if verdict else 11)
     text.set_parse_math(False)
     if note:
         figure.supxlabel(f"{note}. Research use only.", fontsize=9, color="#444444", parse_math=False)
     _save(figure, path, dpi, provenance)
+
+
+def pale(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] in pale grey, so that no colour over it is a stain."""
+    grey = 255 - (255 - cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)) * PALE
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, 2)
+
+
+def draw_attention(ax: Any, boxes: np.ndarray, times: np.ndarray, colormap: str | None = None) -> None:
+    """Boxes [N, 4] (``x, y, width, height``) in the colours of their multiples [N] of an even share."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    of = colours(times, colormap)
+    squares = [Rectangle((x, y), w, h) for x, y, w, h in boxes.tolist()]
+    face = np.concatenate([of[:, :3] / 255, of[:, 3:]], 1)
+    ax.add_collection(PatchCollection(squares, facecolor=face, lw=0, antialiased=False))
+
+
+def draw_legend(figure: Any, axes: Any, colormap: str | None = None) -> None:
+    """The scale of colours below some axes."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    scale = colours(2 ** np.linspace(LOWEST, HIGHEST, 256), colormap)
+    seen = (scale[:, :3] * scale[:, 3:] + 225 * (1 - scale[:, 3:])) / 255
+    legend = ScalarMappable(Normalize(LOWEST, HIGHEST), ListedColormap(seen))
+    bar = figure.colorbar(legend, ax=axes, location="bottom", shrink=0.62, aspect=48, pad=0.02)
+    bar.set_ticks(list(np.linspace(LOWEST, HIGHEST, len(NAMES))), labels=NAMES)
+    bar.set_label("attention, in multiples of an even share; the same colours for every slide", fontsize=9)
 
 
 def _figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[Any]]:
