@@ -19,9 +19,11 @@ import typer
 from lrmil_cli import __version__
 from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.common import with_common_options
+from lrmil_cli.commands.declared import declared
 from lrmil_cli.commands.help import PanelCommand, epilog
 from lrmil_cli.commands.options import debug
 from lrmil_cli.commands.report import is_speaking, pasted, tell
+from lrmil_cli.commands.wrong_usage import usage_text
 from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
@@ -111,7 +113,7 @@ def run(args: Sequence[str]) -> int:
     except Exception as e:
         # The command line parser's errors; their module differs between versions of typer.
         if hasattr(e, "format_message"):
-            return _usage(e)
+            return _usage(e, args)
         return _internal(e)
 
 
@@ -137,14 +139,15 @@ def _interrupted(args: Sequence[str]) -> int:
     return _fail(text, INTERRUPTED)
 
 
-def _usage(e: Any) -> int:
+def _usage(e: Any, args: Sequence[str]) -> int:
     """A command line that cannot be parsed: the help where nothing was given, else one line."""
     context: typer.Context | None = getattr(e, "ctx", None)
     if context is not None and type(e).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
         return 2
-    hint = f"; see `{context.command_path} --help`" if context else ""
-    return _fail(f"{' '.join(e.format_message().split())}{hint}", e.exit_code)
+    command = next((a for a in args if a in COMMANDS), "")
+    numbers = {d.name: d for d in declared(COMMANDS[command]) if d.kind in (int, float)} if command else {}
+    return _fail(usage_text(e, command, numbers), e.exit_code)
 
 
 def _fail(text: str, code: int) -> int:

@@ -104,6 +104,8 @@ def benchmark(
         raise UsageError(f"--plot {plot}: give a name that ends in .png")
     if model is not None and encoder is not None:
         raise UsageError("give --model or --encoder, not both")
+    if model is not None:
+        options.check_model(model)
     if read_only and (model is not None or encoder is not None or random_init):
         raise UsageError("--read-only encodes nothing; leave out --model, --encoder and --random-init")
     base = TileSettings(Mpp(mpp or 2.0), LevelPx(tile_px or 256))

@@ -60,6 +60,7 @@ def calibrate(
     from lrmil_cli.inference.recalibrate import describe, recalibrate
 
     report = Report(json)
+    options.check_model(model)
     if not output.endswith(".safetensors"):
         raise UsageError(f"-o {output}: a model ends in .safetensors")
     if Path(output).resolve() == Path(model).resolve():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -54,8 +55,9 @@ def with_common_options(command: Callable[..., None], called: str = "") -> Calla
         for name, value in kwargs.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{names_of(own.parameters[name])[-1]} {value}: give a number")
+        still = sys.stdout.isatty() and "-" in (kwargs.get("output"), kwargs.get("geojson"))
         heading = f"lrmil {__version__}: {command_line.get()}"
-        with logged(Path(log), heading, "--log") if log else nullcontext(), speaking(called):
+        with logged(Path(log), heading, "--log") if log else nullcontext(), speaking(called, still=still):
             command(**kwargs)
 
     vars(wrapped).update(__signature__=signature)

@@ -79,11 +79,11 @@ def distill_encoder(
     if lr <= 0 or clip <= 0:
         raise UsageError("--lr and --clip must be above 0")
     if "{fold}" in output and fold is None:
-        raise UsageError("-o with {fold} needs --fold")
+        raise UsageError("-o with {fold} needs --fold K, which takes its place")
     if by_site is not None and fold is None:
         raise UsageError("--by-site says how folds are drawn; give --slides and --fold too")
     if fold is not None and slides is None:
-        raise UsageError("--fold needs --slides, the manifest with the folds")
+        raise UsageError("--fold needs --slides slides.csv, the manifest with the folds")
     if final_loss == "attention" and (teacher is None or fold is None):
         raise UsageError(
             "--final-loss attention needs --teacher, --slides and --fold: attention of test slides must not be used"

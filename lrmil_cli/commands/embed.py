@@ -15,6 +15,7 @@ from lrmil_cli.commands.inputs import where_slides_are
 from lrmil_cli.commands.next_step import after_embed
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.progress import TILES, phase
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,9 @@ def embed(
         spent = (
             f" ({', '.join(f'{k} {v:.1f} s' for k, v in made.phases.items())}; {made.device})" if report.verbose else ""
         )
+        if devices:  # what another process has encoded counts when it is there
+            with phase("", made.tiles, TILES) as encoded:
+                encoded.advance(made.tiles)
         if made.bad_tiles:
             report.warn(options.bad_tiles_text(item.slide_id, made.bad_tiles, made.tiles))
         return Outcome(

@@ -16,6 +16,9 @@ from typing import Annotated, Any, get_args
 from typer.core import TyperCommand
 from typer.models import OptionInfo
 
+from lrmil_cli.commands.examples import EXAMPLES
+from lrmil_cli.commands.wrong_usage import WORDS, check_dashes
+
 #: Panels in the order in which they are shown, and the parameters in each. One that is in none is of the first panel if
 #: the command needs it, else of "Options".
 PANELS = {
@@ -86,59 +89,6 @@ SUFFIXES: dict[str, Sequence[str]] = {
     "attention": (".csv", ".csv.gz", ".parquet"),
     "roi": (".geojson", ".geojson.gz", ".json"),
 }
-#: Two command lines each.
-EXAMPLES = {
-    "tile": ("tile slides/ --mpp 2.0 -o tiles-lr", "tile slide.svs --mpp 0.5 -o tiles --thumbnail"),
-    "match": ("match tiles-lr tiles-hr -o pairs", "match tiles-lr trident/20x_256px/patches -o pairs"),
-    "distill-encoder": (
-        "distill-encoder pairs --encoder uni -o lr-encoder.safetensors",
-        "distill-encoder pairs --slides slides.csv --fold 1 --encoder uni -o fold1.safetensors",
-    ),
-    "train-teacher": (
-        "train-teacher slides.csv --tiles tiles-hr --encoder uni -o teacher",
-        "train-teacher slides.csv --features trident/features --head clam_sb -o teacher",
-    ),
-    "distill-student": (
-        "distill-student slides.csv --tiles tiles-lr --pairs pairs --teacher teacher --encoder lr-encoder.safetensors "
-        "-o model.safetensors",
-        "distill-student slides.csv --tiles tiles-lr --pairs pairs --teacher teacher --encoder fold{fold}.safetensors "
-        "-o model.safetensors",
-    ),
-    "predict": (
-        "predict slide.svs -m model.safetensors -o results --geojson results",
-        "predict slides/ -m subtype.safetensors -m grade.safetensors -o results --report",
-    ),
-    "report": ("report results", "report results --slides slides/ --top-tiles tiles -o pages"),
-    "export-geojson": (
-        "export-geojson results/slide.attention.csv -o slide.geojson",
-        "export-geojson results/ --style both --top 10 -o maps",
-    ),
-    "export-onnx": ("export-onnx model.safetensors", "export-onnx model.safetensors --int8 --check slide.svs"),
-    "evaluate": (
-        "evaluate model.predictions.csv -o evaluation",
-        "evaluate results --slides slides.csv --level patient -o evaluation",
-    ),
-    "calibrate": (
-        "calibrate model.safetensors model.predictions.csv -o calibrated.safetensors",
-        "calibrate model.safetensors results --slides slides.csv -o ours.safetensors",
-    ),
-    "verify": ("verify model.safetensors", "verify model.safetensors --runtime onnx-int8"),
-    "embed": (
-        "embed tiles-hr --encoder uni -o features",
-        "embed trident/features --repack --dtype float16 -o features",
-    ),
-    "benchmark": (
-        "benchmark slide.svs --encoder uni --max-tiles 64",
-        "benchmark slide.svs --read-only",
-    ),
-    "info": ("info slide.svs", "info --encoders"),
-    "doctor": ("doctor", "doctor slides/ -m model.safetensors"),
-    "run": (
-        "run slides.csv --encoder uni -o run",
-        "run slides.csv --encoder uni -o run --dry-run",
-    ),
-    "demo": ("demo demo-folder", "demo demo-folder --slides 24"),
-}
 
 
 def shown(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -200,6 +150,11 @@ def epilog(command: str) -> str:
 
 class PanelCommand(TyperCommand):
     """A command whose help shows arguments, panel by panel its options, and examples, as plain text."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = list(args)
+        check_dashes(args, [name for p in self.get_params(ctx) for name in (*p.opts, *p.secondary_opts)])
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": []}

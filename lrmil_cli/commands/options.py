@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Optional, get_args
 
 import typer
 from typer.models import OptionInfo
 
-from lrmil_cli.errors import UsageError
+from lrmil_cli.errors import InputError, UsageError, no_such_file
+from lrmil_cli.slide_names import SLIDE_SUFFIXES
 
 #: How much the running command says, and whether an internal error shows its traceback.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -129,6 +131,26 @@ Compile = Annotated[
         "up to a minute at the start, then about a tenth faster on a CPU, more on a GPU.",
     ),
 ]
+
+
+def check_model(path: str) -> None:
+    """What a model is named by can be a model, said before anything heavy is imported.
+
+    Raises:
+        UsageError: it is a file of another kind, by its name. InputError: it is a folder, or nothing is there.
+    """
+    given = Path(path)
+    if given.is_dir():
+        teacher = (given / "teacher.json").is_file()
+        raise InputError(
+            f"-m {path}: a {'teacher' if teacher else 'folder'}; give the model file that `lrmil distill-student` made"
+            + (" of it" if teacher else "")
+        )
+    if not path.lower().endswith((".safetensors", ".onnx")):
+        slide = "a slide" if path.lower().endswith(SLIDE_SUFFIXES) else "no model"
+        raise UsageError(f"-m {path}: {slide}; give the .safetensors that `lrmil distill-student` made, or its .onnx")
+    if not given.exists():
+        raise InputError(no_such_file(path, "check the path; `lrmil distill-student` makes models"))
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -108,6 +108,8 @@ def predict(
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
+    for path in model:
+        options.check_model(path)
     from lrmil_cli.files.audit import check_trail
     from lrmil_cli.inference.answers import check_answers
     from lrmil_cli.inference.fine import shiftable

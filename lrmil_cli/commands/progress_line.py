@@ -27,23 +27,27 @@ def progress_text(phases: Sequence[Phase], now: float, rate: float | None, width
     """
     # A command is named as long as it says nothing of itself.
     named = [p for p in phases if _words(p) and (p is phases[-1] or not p.whole)] or list(phases[-1:])
-    within = [_words(p) for p in named]
-    tail = [f"{rate:.3g} {TILES}/s"] if rate and any(p.unit == TILES for p in named) else []
-    left = seconds_left(list(phases), now)
+    told = [_words(p) for p in named]
+    pace = [f"{rate:.3g} {TILES}/s"] if rate and any(p.unit == TILES for p in named) else []
+    left, end = seconds_left(list(phases), now), []
     if left is not None:
-        most = any(p.at_most for p in phases)
-        tail.append(f"{'at most' if most else 'about'} {duration(max(1, left))} left")
+        end = [f"{'at most' if any(p.at_most for p in phases) else 'about'} {duration(max(1, left))} left"]
     elif named[-1].total is None:
-        tail.append(duration(now - named[-1].started))
+        end = [duration(now - named[-1].started)]
 
-    def line(items: Sequence[str]) -> str:
-        return ", ".join([*(f"{w} ({i})" if i else w for w, i in zip(within, items)), *tail])
+    def line(items: Sequence[str], pace: Sequence[str], first: int = 0) -> str:
+        return ", ".join([*(f"{w} ({i})" if i else w for w, i in zip(told, items))][first:] + [*pace, *end])
 
     items = [p.item for p in named]
-    over = len(line(items)) - width if width else 0
-    if over > 0:
-        items = [_shortened(i, len(i) - over) for i in items]
-    return line(items)
+    whole = line(items, pace)
+    over = len(whole) - width if width else 0
+    if over <= 0:
+        return whole
+    short = [_shortened(i, len(i) - over) for i in items]
+    bare = [""] * len(items)
+    # What can best be done without goes first; the time left stays.
+    tries = [line(short, pace), line(bare, pace), line(bare, []), *(line(bare, [], n) for n in range(1, len(told)))]
+    return next((text for text in tries if len(text) <= (width or 0)), tries[-1])
 
 
 def _words(p: Phase) -> str:
@@ -77,14 +81,14 @@ class ProgressLine:
     A thread looks at them every now and then, so that work which does not count is not silent either.
     """
 
-    def __init__(self, tell: Callable[..., None], *, quiet: bool, verbose: bool):
+    def __init__(self, tell: Callable[..., None], *, quiet: bool, verbose: bool, still: bool = False):
         """
         Args:
             tell: of :mod:`lrmil_cli.commands.report`: a text, and whether it is to be seen or in the log alone.
-            quiet: nothing is to be seen; verbose: words on single items are.
+            quiet: nothing is to be seen; verbose: words on single items are; still: no line may move.
         """
         self._tell, self.quiet, self.verbose = tell, quiet, verbose
-        self._moving = screen.is_terminal() and not quiet
+        self._moving = screen.is_terminal() and not quiet and not still
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._top: Phase | None = None

@@ -47,13 +47,17 @@ def _note(log: TextIO, text: str) -> None:
 
 
 @contextmanager
-def speaking(command: str) -> Iterator[None]:
-    """A command runs meanwhile: how far it is is told, and what it says as a step of another stands under that."""
+def speaking(command: str, *, still: bool = False) -> Iterator[None]:
+    """A command runs meanwhile: how far it is is told, and what it says as a step of another stands under that.
+
+    Args:
+        still: no line moves, because a table goes to the same terminal.
+    """
     global _depth
     _depth += 1
     others = os.environ.get("RANK", "0") != "0"  # of processes that train together the first one speaks
     quiet, verbose = options.quiet.get() or others, options.verbose.get()
-    line = ProgressLine(tell, quiet=quiet, verbose=verbose) if _depth == 1 else None
+    line = ProgressLine(tell, quiet=quiet, verbose=verbose, still=still) if _depth == 1 else None
     try:
         with listening(line) if line else nullcontext(), phase(command, whole=True):
             yield

@@ -81,12 +81,15 @@ def draw(text: str) -> None:
 
 
 def wrap(text: str, width: int) -> str:
-    """Lines no longer than ``width``: broken between words, and paths at their slashes; what has neither is cut."""
+    """Lines no longer than ``width``: broken between words, and paths at their slashes; what has neither is cut.
+
+    Command lines after ``$`` stay whole.
+    """
     return "\n".join(broken for line in text.split("\n") for broken in _wrap(line, width))
 
 
 def _wrap(line: str, width: int) -> list[str]:
-    if len(line) <= width:
+    if len(line) <= width or line.lstrip().startswith("$ "):  # a command line is left as it can be pasted
         return [line]
     margin = " " * min(len(line) - len(line.lstrip()), width // 2)
     out, now = [], ""

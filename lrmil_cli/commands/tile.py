@@ -18,6 +18,15 @@ from lrmil_cli.commands.regions import ImageSize, Mask, MinInside, Origin, Roi, 
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
 
+
+def _magnification(text: str) -> float:
+    """``5`` or ``5x``."""
+    try:
+        return float(str(text).lower().removesuffix("x"))
+    except ValueError:
+        raise UsageError(f"--mag {text}: give a number, such as 5 or 5x") from None
+
+
 Output = Annotated[
     str,
     typer.Option("-o", "--output", metavar="FILE|DIR|-", help="Tile table of one slide, a folder, or - for stdout."),
@@ -31,7 +40,12 @@ Mpp = Annotated[
 ]
 Mag = Annotated[
     Optional[float],
-    typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5."),
+    typer.Option(
+        "--mag",
+        metavar="X",
+        parser=_magnification,
+        help="The same as a magnification: 5 (or 5x) is --mpp 2.0, 20 is --mpp 0.5.",
+    ),
 ]
 TilePx = Annotated[
     int,

@@ -47,7 +47,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
         if set(m.classes) != set(classes):
             raise InputError(
                 f"{m.source}: knows the classes {', '.join(sorted(m.classes))}, but {models[0].source} knows "
-                f"{', '.join(classes)}"
+                f"{', '.join(classes)}; compare models of the same classes"
             )
     out = [_grouped(_labelled(_reordered(m, classes), manifest), manifest, by) for m in models]
     known: dict[str, tuple[str, str]] = {}

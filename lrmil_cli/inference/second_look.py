@@ -109,7 +109,8 @@ def open_high_resolution(
     guide = read_teacher(teacher)
     if guide.classes != base.classes:
         raise InputError(
-            f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model {', '.join(base.classes)}"
+            f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model "
+            f"{', '.join(base.classes)}; give the teacher that the model was distilled from"
         )
     if guide.header.get("made_by", "lrmil") != "lrmil":
         raise InputError(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shlex
 import signal
@@ -39,6 +38,9 @@ def test_the_line_says_phase_slide_rate_and_time_left():
     )
     assert "case" not in progress_text([command, slides], 60, None, 30)
     assert progress_text([command, slides], 60, None, 58) == "predicting slide 3 of 14 (case-7), about 6 min left"
+    deep = [command, step, slides, tiles]
+    assert progress_text(deep, 60, 412.4, 79).startswith("step 5 of 12, predicting slide 3 of 14, 120 of 400 tiles, ab")
+    assert progress_text(deep, 60, 412.4, 45) == "120 of 400 tiles, about 5 min left"
     epochs = Phase("stage 1", 50, "epoch", at_most=True, done=10, started=0)
     assert progress_text([command, epochs], 100, None) == "stage 1 epoch 11 of 50, at most 7 min left"
     assert progress_text([command, Phase("receipt", started=50)], 60, None) == "receipt, 10 s"
@@ -155,6 +157,8 @@ def test_the_other_side_and_the_encoders_of_folds_are_found(lrmil, slide, tmp_pa
 # ---- as it is seen --------------------------------------------------------------------------------
 def on_a_terminal(args, *, out=subprocess.PIPE, until=None):
     """What a command writes to a terminal of 80 columns that its stderr is; its stdout; its exit code."""
+    import pty  # not on Windows
+
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "", "LINES": ""}
     process = subprocess.Popen([sys.executable, "-m", *args], stderr=theirs, stdout=out, text=True, env=env)
