@@ -108,8 +108,6 @@ def predict(
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
-    for path in model:
-        options.check_model(path)
     from lrmil_cli.files.audit import check_trail
     from lrmil_cli.inference.answers import check_answers
     from lrmil_cli.inference.fine import shiftable
@@ -119,6 +117,8 @@ def predict(
 
     report = Report(json)
     watching.check_watch(watch, interval, slides, output, dry_run=dry_run, fail_fast=fail_fast)
+    for path in model:
+        options.check_model(path)
     inputs = [] if watch else expand_slides(slides, recursive=recursive, say=report.say)
     names, many = model_names(model), watch or len(inputs) > 1
     chosen = overlays.make_style(

@@ -359,14 +359,8 @@ def _entry(
         tcga = tcga_patient(slide_id)
         patient, source = (tcga, "tcga") if tcga else (slide_id, "slides")
     site = cell("site") or (None if "site" in columns else tcga_site(slide_id))
-    own = (
-        ("slide_id", slide_id),
-        ("label", label or ""),
-        ("patient_id", patient),
-        ("site", site or ""),
-        *((name, cell(name)) for name in ("organ", "stain")),
-    )
-    for column, value in own:
+    own = {"slide_id": slide_id, "label": label or "", "patient_id": patient, "site": site or ""}
+    for column, value in (own | {name: cell(name) for name in ("organ", "stain")}).items():
         if is_formula(value):
             raise InputError(
                 f"{path}: row {row.number}, {column} {value[:40]!r}: spreadsheets would run this as a formula, and it "
