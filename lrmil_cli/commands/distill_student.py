@@ -71,6 +71,8 @@ def distill_student(
     folds: head_options.Folds = 5,
     by_site: cohort.BySite = None,
     fold: head_options.Fold = None,
+    seeds: head_options.Seeds = 1,
+    keep: student_options.Keep = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
     epochs: student_options.Epochs = None,
@@ -106,6 +108,7 @@ def distill_student(
     from lrmil_cli.evaluation.receipt_page import headline
     from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.recipes import recipe_options, train_settings
+    from lrmil_cli.training.seeds import check_seeds
     from lrmil_cli.training.streamed import room_for
 
     report = Report(json)
@@ -116,6 +119,7 @@ def distill_student(
     check_method(ctx, method)
     if method in OTHER_METHODS:
         return OTHER_METHODS[method](report, ctx.params)
+    check_seeds(seeds, keep)
     if no_baseline and baseline_encoder:
         raise UsageError("--no-baseline and --baseline-encoder exclude each other")
     values = ctx.params
@@ -155,6 +159,8 @@ def distill_student(
         on_bad_tile=on_bad_tile,
         dtype=dtype,
         own_fixture=not no_fixture,
+        seeds=seeds,
+        keep=keep,
     )
     if fold is not None and not result.there:
         report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")

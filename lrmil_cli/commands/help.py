@@ -28,7 +28,8 @@ PANELS = {
     "lr_features cache onnx no_fixture plot audit card statement",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap fine",
-    "Method": "method preset fold folds by_site one_encoder layers baseline_encoder no_baseline crossfit init",
+    "Method": "method preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline crossfit "
+    "init",
     "Labels": "label drop_missing classes class_map",
     "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
@@ -40,8 +41,8 @@ PANELS = {
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
-    "Options": "int8 check level metric positive by bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
-    "qupath_scripts table_only quick",
+    "Options": "int8 check level metric positive by profile at_threshold share_interval checklist bootstrap "
+    "receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
     "General": "config further quiet verbose log debug help",
 }
@@ -76,6 +77,10 @@ CHOICES: dict[str, Sequence[str]] = {
     "level": ("slide", "patient"),
     "coverage_by": ("all", "class"),
     "by_site": ("preserve", "leave-one-out"),
+    "profile": ("external",),
+    "keep": ("ensemble", "best"),
+    "share_interval": ("wilson", "clopper-pearson"),
+    "checklist": ("tripod-ai", "stard-ai", "claim", "remark"),
 }
 #: What is completed besides: words that are no closed list.
 SUGGESTED: dict[str, Sequence[str]] = {

@@ -158,7 +158,7 @@ def predict(
     if output != "-" and not dry_run:
         for folder in dict.fromkeys([output, *(wanted.of(name).output for name in names)]):
             check_answers(Path(folder), overwrite, several=len(names) > 1 and folder == output)
-    indexed = [report.say]  # a page that is only refreshed need not be named again
+    indexed: list[bool] = []
     started = time.perf_counter()
     predictors = open_predictors(
         model,
@@ -219,8 +219,10 @@ def predict(
         some = answers.some
         answers.keep(overwrite, report)
         if some and pages:
-            report_pages.write_index(Path(output), Path(output), {}, overwrite, indexed.pop(0))
-            indexed.append(report.detail)
+            # A page that is only refreshed need not be named again.
+            say = report.detail if indexed else report.say
+            report_pages.write_index(Path(output), Path(output), {}, overwrite, say)
+            indexed.append(True)
 
     ahead = min(p.ahead for p in predictors)
     if watch:

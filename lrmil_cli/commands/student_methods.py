@@ -26,7 +26,8 @@ OF_METHODS: dict[str, set[str]] = {
     "lrmil": OF_SETTINGS
     | OF_TRAINING
     | set(
-        "fold preset baseline_encoder no_baseline no_fixture onnx head gated proj_dim classifier random_init".split()
+        "fold seeds keep preset baseline_encoder no_baseline no_fixture onnx head gated proj_dim classifier "
+        "random_init".split()
     ),
     "ahdmil": OF_SCREENING,
     "hdmil": OF_SCREENING,

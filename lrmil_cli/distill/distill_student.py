@@ -27,8 +27,7 @@ from lrmil_cli.distill.student_encoders import (
     load_encoders,
 )
 from lrmil_cli.distill.student_files import Student, agreement_table, costs, write_beside
-from lrmil_cli.distill.student_loss import terms_of_fold
-from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets
+from lrmil_cli.distill.student_runs import train_runs
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.receipt import DISAGREEMENT, existing_receipt, write_receipt
@@ -43,14 +42,15 @@ from lrmil_cli.progress import phase
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import data_of, looks_of
-from lrmil_cli.training.crossval import FoldResult, HeadSpec
+from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
-from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
-from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.fold_files import check_fold_number, only_job
+from lrmil_cli.training.folds import fold_names
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
-from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_leak, patients_by_slide
-from lrmil_cli.training.loop import ExtraTerms, TrainSettings, settings_of
+from lrmil_cli.training.leaks import SAW_TEST_PIXELS, patients_by_slide
+from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.seeds import as_judged, header_of, settings_of_seed
 from lrmil_cli.training.streamed import Room
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
@@ -99,6 +99,8 @@ def train_student(
     on_bad_tile: str = "fail",
     dtype: str | None = None,
     own_fixture: bool = True,
+    seeds: int = 1,
+    keep: str | None = None,
 ) -> Result:
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
@@ -107,6 +109,7 @@ def train_student(
             LR encoder was distilled from; None for no such student.
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the model together.
         room: that bags may be kept in.
+        seeds: times that each fold is trained; keep: ``ensemble`` (the default) or ``best`` of them.
         own_fixture: keep tiles of a validation slide in the model, for ``lrmil verify``; else painted ones.
 
     Raises:
@@ -180,25 +183,29 @@ def train_student(
         "folds": table.to_dict("list"),
         "baseline": plain.digest() if plain is not None else None,
     }
-    kept = fold_files(cohort, own, output.with_suffix(".folds"), fold)
+    folder = output.with_suffix(".folds")
+    runs = [settings_of_seed(training, n) for n in range(seeds)]
+    kept = [fold_files(cohort, {**own, "seed": run.seed}, folder, fold, n) for n, run in enumerate(runs)]
     if fold is not None:
         with ExitStack() as jobs:
-            for files in kept.values():
+            for files in kept[0].values():
                 jobs.enter_context(only_job(files.path(fold), fold))
-            _train(cohort, head, distill, training, device, kept, say, warn, fold)
+            train_runs(cohort, head, distill, runs, keep, device, kept, say, warn, fold)
         return Result(False, {}, f"fold {fold}", None)
+    if seeds > 1:
+        own |= {"seeds": seeds, "keep": keep or "ensemble"}
     if not own_fixture:
         own["fixture"] = "painted"  # a model that shows tissue is not up to date for who may not pass it on
     inputs = all_inputs(cohort)
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         receipt = existing_receipt(output) if cohort.tested else None
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", receipt)
-    for files in kept.values():
+    for files in (f for own_files in kept for f in own_files.values()):
         files.check_collected(len(fold_names(table)))
-    students = _train(cohort, head, distill, training, device, kept, say, warn)
+    students = train_runs(cohort, head, distill, runs, keep, device, kept, say, warn)
     shown = tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tile_px)
     result = _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say, shown)
-    shutil.rmtree(output.with_suffix(".folds"), ignore_errors=True)  # all of it is in the model now
+    shutil.rmtree(folder, ignore_errors=True)  # all of it is in the model now
     return result
 
 
@@ -243,77 +250,6 @@ def _regions(
     return counts
 
 
-def _train(
-    cohort: StudentCohort,
-    head: HeadSpec,
-    distill: DistillSettings,
-    training: TrainSettings,
-    device: torch.device,
-    kept: dict[str, FoldFiles],
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-    fold: int | None = None,
-) -> dict[str, Student]:
-    """The distilled student and, if it is wanted, the LR-only one, which learns from the labels alone.
-
-    Args:
-        kept: where the heads of each are kept; fold: the one to train, None for all.
-    """
-
-    def fit(who: str, say: Callable[[str], None], **how: Any) -> list[FoldResult]:
-        files = kept[who]
-        how["who"] = "student" if who == "distilled" else "the baseline's head"
-        how |= {"known": files.taken_over(say), "done": files.keep, "only": fold, "say": say}
-        return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=training, **how)
-
-    untaught: set[str] = set()
-    terms = _terms(cohort, distill, training, device, untaught)
-    results = fit("distilled", say, bags_of_fold=cohort.bags_of, extra_terms=terms)
-    students = {"distilled": Student(results, cohort.bags_of)}
-    if untaught:
-        warn(
-            f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone "
-            "(--missing-teacher ce-only)"
-        )
-    if (bags := cohort.baseline) is not None:
-        same = lambda fold: bags
-        of_baseline = lambda text: say(f"LR-only, {text}")
-        results = fit("lr_only", of_baseline, bags_of_fold=same)
-        students["lr_only"] = Student(results, same)
-    return students
-
-
-def _terms(
-    cohort: StudentCohort, distill: DistillSettings, training: TrainSettings, device: torch.device, untaught: set[str]
-) -> Callable[[int, list[str]], ExtraTerms | None]:
-    """For a fold and its training slides: the distillation terms, by the teacher's head of that fold alone.
-
-    See distill/README 5.1. Training slides without a target are added to ``untaught``.
-    """
-    guide, high, manifest, ids = cohort.guide, cohort.high, cohort.manifest, cohort.ids
-    if not cohort.taught or guide is None or high is None:
-        return lambda fold, train_ids: None
-    at = {s: i for i, s in enumerate(ids)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
-    spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
-    inner = settings_of(guide.header["settings"])  # inner teachers are trained as the teacher was
-
-    def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
-        header, head = guide.head(fold)
-        tested = members(cohort.folds, fold_names(cohort.folds)[fold - 1])["test"]
-        check_no_leak(header, tested, fold, patients_by_slide(manifest))
-        train = [at[s] for s in train_ids]
-        n_lr = cohort.bags_of(fold).counts
-        if distill.crossfit:
-            targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, inner, fold, ids)
-        else:
-            targets = fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
-        untaught.update(ids[i] for i in train if i not in targets)
-        return terms_of_fold(targets, distill, training.seed + fold, training.lr)
-
-    return terms
-
-
 def _write(
     output: Path,
     cohort: StudentCohort,
@@ -332,10 +268,12 @@ def _write(
     """
     manifest, guide, high, encoders = cohort.manifest, cohort.guide, cohort.high, cohort.encoders
     results = students["distilled"].results
+    judged = as_judged(results)
+    runs = len(students["distilled"].runs)
     saw_test = encoders.saw_test_pixels(cohort.folds, patients_by_slide(manifest))
     if saw_test:
         say(SAW_TEST_PIXELS)
-    metrics, pooled = crossval.score(manifest, results)
+    metrics, pooled = crossval.score(manifest, judged)
     # What slides look like is what the first encoder sees, to the folds that read it.
     of_first, first = [k for k, n in enumerate(encoders.of_fold, 1) if n == 0], cohort.low[0].all
     taught_by = {"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None else None
@@ -353,7 +291,8 @@ def _write(
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(results),
-        calibration_patients=crossval.conformal(manifest, results),
+        calibration_patients=crossval.conformal(manifest, judged),
+        **header_of(runs, own.get("keep"), results),
         **looks_of(manifest, cohort.folds, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=encoders.first.info.license,
         slides=cohort.ids,
@@ -378,8 +317,9 @@ def _write(
     else:
         remove(output.with_name(output.stem + DISAGREEMENT))  # of an earlier run
     write_beside(output, history, manifest, students, guide, agreement, metrics)
-    rest = add_fixture(header, encoders.all, [r.fit.head for r in results], encoders.of_fold, shown)
+    heads, of = [r.fit.head for r in results], [encoders.of_fold[r.fold - 1] for r in results]
+    rest = add_fixture(header, encoders.all, heads, of, shown)
     # Last of the two, because it marks the run as complete; the receipt is then made from what stands beside it.
-    save_model(output, header, encoders.all, [r.fit.head for r in results], encoders.of_fold, rest)
-    text = crossval.summary(own["preset"], metrics, len(results))
+    save_model(output, header, encoders.all, heads, of, rest)
+    text = crossval.summary(own["preset"], metrics, len(judged))
     return Result(False, pooled, text, write_receipt(output) if cohort.tested else None)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import calibration_figures
+from lrmil_cli.evaluation.external import External
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.metrics import METRICS
 from lrmil_cli.evaluation.prediction_sets import SetFigures, set_figures
@@ -46,7 +47,7 @@ class ModelEvaluation:
     Attributes:
         calibration: figures of the probabilities as they are (``given``) and before calibration (``raw``).
         sets: what its prediction sets reach, slide by slide; None where it has none.
-        groups: column -> the cases by what it says.
+        groups: column -> the cases by what it says; external: what ``--profile external`` adds, None without it.
     """
 
     predictions: Predictions
@@ -57,6 +58,7 @@ class ModelEvaluation:
     calibration: dict[str, dict[str, Interval]]
     sets: SetFigures | None
     groups: dict[str, list[Subgroup]]
+    external: External | None = None
 
     @property
     def name(self) -> str:
@@ -119,13 +121,14 @@ def evaluate_models(
     draws: int = 2000,
     seed: int = 0,
     by: Sequence[str] = (),
+    external: Sequence[External] = (),
 ) -> Evaluation:
     """Judge joined predictions, and compare them pair by pair on the slides that both have.
 
     Args:
         metrics: which ones; None for all, with the comparison by :data:`COMPARED`.
         positive: index of the class that ROC and calibration of two classes are about; None for the second.
-        by: columns to group by, besides sites where there are several.
+        by: columns to group by, besides sites where there are several; external: of each model, for that profile.
 
     Raises:
         InputError: at patient level, a patient whose slides have different labels.
@@ -135,7 +138,7 @@ def evaluate_models(
         positive = 1
     out = []
     with phase("judging", len(models), "model") as told:
-        for m in models:
+        for n, m in enumerate(models):
             told.item = m.name
             slides = m.cases()
             scores = metric_table(
@@ -156,7 +159,9 @@ def evaluate_models(
             if m.sets is not None and m.coverage is not None:
                 sets = set_figures(m.sets, slides.labels, slides.patients, m.coverage, draws=draws, seed=seed)
             groups = groups_of(m, by, level, draws=draws, seed=seed)
-            out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets, groups))
+            own = per_class(cases, classes)
+            outside = external[n] if external else None
+            out.append(ModelEvaluation(m, cases, scores, own, most, figures, sets, groups, outside))
             told.advance()
     shared = [at_level(m.cases(), level, classes) for m in common(models)]
     truth = shared[0]

@@ -78,6 +78,7 @@ def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
         },
         "prediction_sets": None if m.sets is None else {**vars(m.sets), "reached": _interval_json(m.sets.reached)},
         "groups": {name: [group_json(g, e.classes) for g in own] for name, own in m.groups.items()},
+        "external": None if m.external is None else m.external.as_json(),
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
         "reading": None if p.reading is None else reading_json(m, p.reading),

@@ -32,6 +32,7 @@ from lrmil_cli.evaluation.prediction_sets import (
 from lrmil_cli.evaluation.predictions import Predictions, read_predictions
 from lrmil_cli.evaluation.receipt_page import receipt_blocks
 from lrmil_cli.evaluation.scores import Cases, Score, at_level, differences, majority, metric_table
+from lrmil_cli.evaluation.seed_spread import seed_spread
 from lrmil_cli.files.atomic import write_bytes, write_text
 from lrmil_cli.files.header import last_digest, step
 from lrmil_cli.files.tables import read_table
@@ -45,6 +46,8 @@ OWN_TITLES = {"lr-only": "LR-only student", "patch": "student of a distilled enc
 FILES = {"teacher": ".teacher.predictions.csv", "lr_only": ".lr-only.predictions.csv", "distilled": ".predictions.csv"}
 #: The picture of the slides where teacher and student disagree most.
 DISAGREEMENT = ".disagreement.png"
+#: What each seed said, of models that were trained with several.
+SEEDS = ".seeds.csv"
 COMPARISONS = (("distilled", "lr_only"), ("distilled", "teacher"), ("lr_only", "teacher"))
 
 
@@ -129,6 +132,7 @@ def build_receipt(
             for n, own_scores in scores.items()
         },
         "prediction_sets": _held_out_sets(model, header, shared["distilled"], draws, seed),
+        "seeds": seed_spread(_beside(model, SEEDS), last_digest(header), classes, level),
         "sites": _sites(header, shared, level, draws, seed),
         "differences": [compare(a, b) for a, b in COMPARISONS if a in cases and b in cases],
         "cost": header.get("cost", {}),

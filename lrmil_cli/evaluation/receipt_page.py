@@ -63,6 +63,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture, apart: Picture | N
         sets = receipt["prediction_sets"]
         own = SetFigures(**{**sets, "reached": Interval(**sets["reached"])})
         blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
+    blocks += _seed_blocks(receipt)
     blocks += _site_blocks(receipt)
     blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
@@ -156,21 +157,22 @@ def headline(receipt: dict[str, Any]) -> str:
     for d in receipt["differences"]:
         if d["b"] == "teacher" and d["a"] == "lr_only":
             continue
-        text += " " + _difference_text(d, "LR-only student" if d["b"] == "lr_only" else "teacher")
+        text += " " + _difference_text(receipt, d, "LR-only student" if d["b"] == "lr_only" else "teacher")
     ratio = receipt["cost"].get("tile_ratio")
     return text + (f" It reads {ratio:.1f} times fewer tiles." if ratio else "")
 
 
-def _difference_text(d: dict[str, Any], against: str) -> str:
+def _difference_text(receipt: dict[str, Any], d: dict[str, Any], against: str) -> str:
     """The distilled student against another: each metric whose interval excludes 0, and which do not."""
     known = {k: d[k] for k in METRIC_TITLES if k in d and d[k]["value"] is not None and d[k]["low"] is not None}
     sure = {k: v for k, v in known.items() if v["low"] > 0 or v["high"] < 0}
 
     def one(metric: str) -> str:
-        value = sure[metric]["value"]
-        better = (value > 0) != (metric in LOWER_IS_BETTER)
-        way = "higher" if value > 0 else "lower"
-        return f"{TITLES[metric]} {abs(value):.3f} {way} ({'better' if better else 'worse'})"
+        value, sd = sure[metric]["value"], _spread_of(receipt, d["b"], metric)
+        better = "better" if (value > 0) != (metric in LOWER_IS_BETTER) else "worse"
+        if sd is not None and abs(value) <= sd:
+            better = f"no more than another seed changes, sd {sd:.3f}: no gain is claimed"
+        return f"{TITLES[metric]} {abs(value):.3f} {'higher' if value > 0 else 'lower'} ({better})"
 
     rest = [TITLES[k] for k in known if k not in sure]
     if not known:
@@ -179,6 +181,41 @@ def _difference_text(d: dict[str, Any], against: str) -> str:
         return f"Against the {against} these patients tell no metric apart ({', '.join(rest)})."
     left = f"; {', '.join(rest)} cannot be told apart" if rest else ""
     return f"Against the {against} the distilled student has {', '.join(map(one, sure))}{left}."
+
+
+def _spread_of(receipt: dict[str, Any], other: str, metric: str) -> float | None:
+    """The sd over seeds of a difference: to the LR-only student of the same seed, or, since there is one teacher, of
+    the distilled student's own figure; None where there was one seed, or it is not known."""
+    about = receipt.get("seeds")
+    if not about:
+        return None
+    own = about["differences"].get(other) or about["models"].get("distilled") or {}
+    return (own.get(metric) or {}).get("sd")
+
+
+def _seed_blocks(receipt: dict[str, Any]) -> list[Block]:
+    """The two doubts apart: over patients, which the intervals tell, and over seeds."""
+    about = receipt.get("seeds")
+    if not about:
+        return []
+    rows = [
+        [receipt["models"][who]["title"], *(_over_seeds(own[m]) for m in own)]
+        for who, own in about["models"].items()
+        if who in receipt["models"]
+    ]
+    rows += [[f"distilled - {receipt['models'][b]['title']}", *(_over_seeds(own[m], "+") for m in own)]
+             for b, own in about["differences"].items() if b in receipt["models"]]  # fmt: skip
+    note = (
+        f"Mean ± sd over {about['count']} seeds, each judged as if it were the only one. Intervals above are about "
+        "which patients were in the cohort; this is about which numbers training began with."
+    )
+    return [Heading("Seeds"), Table(["", *(TITLES[m] for m in next(iter(about["models"].values())))], rows, note)]
+
+
+def _over_seeds(v: dict[str, Any], sign: str = "") -> str:
+    if v["mean"] is None:
+        return "undefined"
+    return f"{v['mean']:{sign}.3f}" + (f" ± {v['sd']:.3f}" if v["sd"] is not None else "")
 
 
 def _interval(value: dict[str, Any]) -> Interval:
@@ -243,6 +280,8 @@ def _fine_print(receipt: dict[str, Any]) -> str:
         f"Head {receipt['head']}, {folds}, the same for all models; the epoch of each head was chosen on validation "
         f"slides. Metrics count {receipt['level']}s; {receipt['bootstrap']['draws']} resamples. "
     )
+    if not receipt.get("seeds"):
+        text += "One seed: what another would change is not known (--seeds). "
     if receipt["encoder_saw_test_pixels"]:
         return text + (
             "The LR encoder was distilled on slides that are test slides here: it saw their pixels, not their labels. "

@@ -62,6 +62,11 @@ def _distilled(header: dict[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
     return pixels, labels
 
 
+def _folds(header: dict[str, Any]) -> int:
+    """A model may hold several heads a fold."""
+    return len(set(header["fold_of"])) if "fold_of" in header else len(header.get("heads", []))
+
+
 def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
     """Slides of the model's cohort that none of its heads was trained or selected on: test slides of every fold."""
     beside = path.with_name(f"{model_name(path.name)}.predictions.csv")
@@ -75,4 +80,4 @@ def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
                 folds.setdefault(row["slide_id"], set()).add(row["fold"])
     except (InputError, OSError, KeyError):
         return frozenset()
-    return frozenset(s for s, own in folds.items() if len(own) == len(header.get("heads", [])))
+    return frozenset(s for s, own in folds.items() if len(own) == _folds(header))

@@ -126,7 +126,9 @@ class Manifest:
         classes = tuple(c for c in self.classes if any(e.label == c for e in entries))
         if len(classes) < min(2, len(self.classes)):
             lost = count(len(left_out), "slide")
-            raise InputError(f"{self.path}: without {lost} that cannot be used no two classes are left")
+            raise InputError(
+                f"{self.path}: without {lost} that cannot be used no two classes are left; correct the labels"
+            )
         return replace(self, entries=entries, classes=classes)
 
     def understood(self) -> str:

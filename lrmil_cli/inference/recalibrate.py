@@ -100,6 +100,11 @@ def _of_heads(own: Predictions, header: dict[str, Any], model: str) -> list[tupl
                 "predict again without --escalate"
             )
         return [(labels, own.heads[:, k][:, order], patients) for k in range(count)]
+    if "fold_of" in header:
+        raise InputError(
+            f"{own.source}: {model} holds several heads a fold, and an out-of-fold table does not say what each of "
+            "them said; give the folder that `lrmil predict` wrote, of other slides"
+        )
     raw = (own.probabilities if own.raw is None else own.raw)[:, order]
     folds = own.rows["fold"].to_numpy(np.int64)
     rows = [np.flatnonzero(folds == k + 1) for k in range(count)]

@@ -57,7 +57,7 @@ def test_a_slide_unlike_the_training_slides_is_marked(name, at, lrmil):
     if name == "lrmil":
         changed(model, training_features=training_slides_like_the_archive(0.0))
         said = lrmil("predict", slides, "-m", model, "--abstain", "--confidence", "0.01", "-o", at / "like")
-        assert said.code == 0 and "unlike" not in said.err
+        assert said.code == 0 and "unlike the training" not in said.err
         assert not any(r["unlike_training"]["unlike"] for r in answers(at / "like").values())
     changed(model, training_features=training_slides_like_the_archive(50.0))
     said = lrmil("predict", slides, "-m", model, "--abstain", "--report", "-o", at / "unlike")
@@ -252,3 +252,63 @@ def test_evaluate_and_receipt_judge_sites_and_other_parts(at, lrmil):
     assert receipt["sites"]["apart"] is False and set(receipt["sites"]["models"]) == set(receipt["models"])
     text = (at / "g" / "lrmil.receipt.md").read_text()
     assert "sites that they were trained on" in text and "macro AUC of 0.970 (0.900 to 1.000) (2 sites" in text
+
+
+def test_an_outside_cohort_is_judged_as_one(at, lrmil):
+    model, out = at / "lrmil.safetensors", at / "out"
+    truth = np.arange(60) % 2
+    p = np.clip(0.5 + 0.3 * (truth - 0.5) + np.random.default_rng(0).normal(0, 0.2, 60), 0.01, 0.99)
+    heads = [{"method": "temperature", "scale": [1.0, 1.0], "offset": [0.0, 0.0], "slides": 30}] * 2
+    record = {
+        "of": "test",
+        "head": [0, 1] * 30,
+        "class": truth.tolist(),
+        "probabilities": np.stack([1 - p, p], 1).tolist(),
+    }
+    changed(model, slides=[], calibration={"of": "validation", "heads": heads}, calibration_patients=record,
+            training_features=training_slides_like_the_archive(50.0),
+            encoders=[{**e, "distilled": None} for e in load_tensors(model, "model")[0]["encoders"]])  # fmt: skip
+    (at / "slides" / "broken.svs").write_bytes(b"II*\0 and no more")
+    assert lrmil("predict", at / "slides", "-m", model, "-o", out).code == 4
+    said = {s: r["predicted"] for s, r in answers(out).items()}
+    wrong = {"normal": "tumor", "tumor": "normal"}
+    lines = [f"slides/n1.svs,{wrong[said['n1']]},p1,x", f"slides/t1.svs,{said['t1']},p2,y",
+             "slides/broken.svs,tumor,p3,x", "slides/lost.svs,tumor,p4,x", "slides/open.svs,,p5,x"]  # fmt: skip
+    (at / "slides.csv").write_text("\n".join(["slide,label,patient_id,sex", *lines]) + "\n")
+    run = ["evaluate", out, "--slides", at / "slides.csv", "--profile", "external", "--json"]
+    result = lrmil(*run, "--threshold", "youden", "--by", "sex", "-o", at / "e", "--checklist", "tripod-ai")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["models"][0]["external"]
+    flow = {f["what"]: f["slides"] for f in found["flow"]}
+    assert flow == {"given in slides.csv": 5, "unreadable": 1, "no tissue": 0, "without label": 1,
+                    "not predicted, nobody says why": 1, "judged": 2, "of these unlike the training slides": 2,
+                    "of these uncertain": 0}  # fmt: skip
+    assert found["threshold"]["rule"] == "youden" and found["threshold"]["patients"] == 60
+    shares = found["operating_point"]["tumor"]
+    assert sum(shares[k]["n"] for k in ("sensitivity", "specificity")) == 2 == shares["accuracy"]["n"]
+    assert found["worst_errors"][0]["slide_id"] == "n1" and found["worst_errors"][0]["unlike_training"]
+    page = (at / "e" / "evaluation.html").read_text()
+    for part in ("on the 60 held-out patients of the training record", "Decision curve", "Flow of participants",
+                 "Worst errors", "n1: the slide, and where the model looked", "By sex"):  # fmt: skip
+        assert part in page, part
+    assert (at / "e" / "evaluation.error.1.png").read_bytes()[:4] == b"\x89PNG"
+    text = (at / "e" / "checklist.tripod-ai.md").read_text()
+    assert (
+        "| 20a | flow of participants | given in slides.csv 5, unreadable 1" in text and "to be written by you" in text
+    )
+    for name in ("stard-ai", "claim", "remark"):
+        assert lrmil(*run, "-o", at / name, "--checklist", name).code == 0
+        assert "items are answered from the record" in (at / name / f"checklist.{name}.md").read_text()
+    for options, code, what in (
+        (["--threshold", "sensitivity=0.99"], 3, "100 positive patients at least are needed to see it"),
+        (["--threshold", "2"], 2, "give a number between 0 and 1"),
+        (["--interval", "wald"], 2, "choose one of wilson, clopper-pearson"),
+    ):
+        assert what in refused(lrmil(*run, *options, "-o", at / "f"), code)
+    assert "give that too" in refused(lrmil("evaluate", out, "--threshold", "0.4", "-o", at / "f"), 2)
+    table = ["evaluate", ARCHIVE / "lrmil.predictions.csv", "--profile", "external", "-o", at / "f"]
+    assert "an out-of-fold table" in refused(lrmil(*table), 2)
+    changed(model, slides=["n1"])  # another digest would be needed to tell: the records say what the model saw
+    shutil.rmtree(out)
+    assert lrmil("predict", at / "slides", "-m", model, "-o", out).code == 4
+    assert "no external validation: the model was trained" in refused(lrmil(*run, "-o", at / "g"), 3)
