@@ -195,6 +195,15 @@ def answer(
     return answer_row(record, [path, *own, *made], folder if seen_from is None else seen_from)
 
 
+def seconds_of(folder: Path, slide_id: str) -> dict[str, float]:
+    """What a prediction that is there took, by phase; nothing where that is not known."""
+    try:
+        record = json_format.loads((folder / f"{slide_id}.prediction.json").read_text(encoding="utf-8"))
+        return {str(k): float(v) for k, v in record["seconds"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def keep_answers(
     folder: Path, rows: list[dict[str, str]], overwrite: bool, report: Report, models: Sequence[str] = ()
 ) -> None:

@@ -346,7 +346,8 @@ def _finer(
     model = shiftable(asked.predictor)
     plan = plan_fine(model, slide, region, asked.wanted.fine)
     tiles = len(rows["x"])
-    spent = sum((record.get("seconds") or {}).get(k, 0.0) for k in ("read", "encode"))
+    seconds = record.get("seconds") or predict_outputs.seconds_of(Path(asked.output), slide.slide_id)
+    spent = sum(seconds.get(k, 0.0) for k in ("read", "encode"))
     about = f", about {max(1, round(spent / tiles * plan.more))} s" if spent else ""
     report.say(
         f"{slide.slide_id}: {_named(asked)}the finer map reads {plan.more} tiles more, "

@@ -104,6 +104,8 @@ def test_several_models_answer_from_one_reading(lrmil, chain, cohort, others, tm
     assert lrmil("report", out).code == 0
     judged = lrmil("evaluate", out / "second", "--slides", cohort, "--bootstrap", 20, "-o", tmp_path / "judged")
     assert judged.code == 0, judged.err
+    both = lrmil("evaluate", out, "--slides", cohort, "-o", tmp_path / "both")
+    assert both.code == 3 and f"give the folder of one, such as {out / 'model'}" in both.err
     # What cannot be meant.
     twice = tmp_path / "copy" / chain.model.name
     for more, says in (
