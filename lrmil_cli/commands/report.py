@@ -30,8 +30,9 @@ _depth = 0
 
 def tell(text: str, *, show: bool = True, wrapped: bool = True) -> None:
     """A message on stderr, and in the logs that are kept; these have those too that are not shown."""
+    text = indent(text, "  " * max(0, _depth - 1))
     if show:
-        screen.show(indent(text, "  " * max(0, _depth - 1)), wrapped=wrapped)
+        screen.show(text, wrapped=wrapped)
     for log in list(_logs):
         _note(log, text)
 
