@@ -143,7 +143,6 @@ def build_receipt(
             **{k: header["history"][-1].get(k) for k in ("date", "lrmil")},
             "seed": header["settings"].get("seed"),
         },
-        "made": {k: v for k, v in step("receipt", {}, {}).items() if k in ("date", "lrmil")},
     }
     return receipt, [(titles[n], c) for n, c in judged.items()]
 
@@ -164,7 +163,11 @@ def write_receipt(
     stem = str(output) if output is not None else str(_beside(Path(model), ".receipt"))
     picture = evaluation_picture(cases, receipt["classes"], draws=draws, seed=seed)
     about = "ROC, calibration and confusion matrices of the models"
-    blocks = receipt_blocks(receipt, Picture(picture, about, Path(stem).name + ".png"), _disagreement(Path(model)))
+    shown = Picture(picture, about, Path(stem).name + ".png")
+    apart = _disagreement(Path(model))
+    if apart is not None and Path(stem).parent != Path(model).parent:  # the Markdown page names it
+        write_bytes(Path(stem).parent / apart.name, apart.png)
+    blocks = receipt_blocks(receipt, shown, apart, step("receipt", {}, {}))
     title = f"What distillation bought: {receipt['model']}"
     write_bytes(f"{stem}.png", picture)
     write_text(f"{stem}.md", to_markdown(title, blocks))

@@ -16,14 +16,17 @@ from lrmil_cli.evaluation.wording import calibration_table, folds_text, group_ta
 METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "") for m, title in TITLES.items()}
 
 
-def receipt_blocks(receipt: dict[str, Any], picture: Picture, apart: Picture | None = None) -> list[Block]:
+def receipt_blocks(
+    receipt: dict[str, Any], picture: Picture, apart: Picture | None = None, made: dict[str, Any] | None = None
+) -> list[Block]:
     """The receipt as a page.
 
     Args:
         apart: the slides where teacher and student disagree most, where there is a picture of them.
+        made: history entry of the page, for its date; the receipt itself is the same whenever it is written.
     """
     models = receipt["models"]
-    blocks: list[Block] = [Text(headline(receipt)), Text(_dated(receipt))]
+    blocks: list[Block] = [Text(headline(receipt)), Text(_dated(receipt, made or {}))]
     titles = [m["title"] for m in models.values()]
     rows = [[t, *(value_text(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
     blocks += [
@@ -79,9 +82,9 @@ APART = (
 )
 
 
-def _dated(receipt: dict[str, Any]) -> str:
+def _dated(receipt: dict[str, Any], made: dict[str, Any]) -> str:
     """When, by which version, with which seeds, and what it is not for."""
-    trained, made = receipt.get("trained") or {}, receipt.get("made") or {}
+    trained = receipt.get("trained") or {}
     said = f"Trained {trained.get('date') or 'at an unknown time'} by lrmil {trained.get('lrmil') or 'unknown'}"
     seeds = f"seed {trained.get('seed', 'not recorded')}, resamples by seed {receipt['bootstrap']['seed']}"
     written = f"; receipt of {made['date']} by lrmil {made['lrmil']}" if made else ""
