@@ -33,8 +33,8 @@ from lrmil_cli.units import duration
 
 #: Slides that are looked at, at most; of more the tiles are extrapolated.
 LOOKED_AT = 24
-#: Bytes a row of a table of tiles, pairs or attention, about, and of a tile on the map.
-ROW, MAP_TILE = 60, 25
+#: Bytes a row of a table of tiles, pairs or attention, about, of a tile on the map, and of the page of a slide.
+ROW, MAP_TILE, PAGE = 60, 25, 1_500_000
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ def stored(settings: Settings, steps: Sequence[Step], tiles: Tiles, encoder: Enc
         + encoders * weights,
         "predict": ROW * tiles.lr,
         "export-geojson": MAP_TILE * tiles.lr,
+        "report": PAGE * tiles.slides,
     }
 
 
