@@ -117,8 +117,6 @@ def predict(
 
     report = Report(json)
     watching.check_watch(watch, interval, slides, output, dry_run=dry_run, fail_fast=fail_fast)
-    for path in model:
-        options.check_model(path)
     inputs = [] if watch else expand_slides(slides, recursive=recursive, say=report.say)
     names, many = model_names(model), watch or len(inputs) > 1
     chosen = overlays.make_style(
@@ -140,6 +138,8 @@ def predict(
     read_mask = regions.mask_reader(mask, many)
     if (origin != "auto" or size) and geojson is None and roi is None and not any(item.roi for item in inputs):
         raise UsageError("--origin and --image-size are about --geojson and --roi; give one of these too")
+    for path in model:
+        options.check_model(path)
     wanted = Wanted(
         output,
         geojson,

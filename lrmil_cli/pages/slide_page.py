@@ -119,8 +119,8 @@ def _set(record: dict[str, Any]) -> str:
     if not own:
         return ""
     names = ", ".join(map(str, own["classes"])) or "no class: the slide is like none of them"
-    whom = "of each class" if own.get("by") == "class" else ""
-    return f'<p class="set">The set for {own["coverage"]:.0%} of new patients {whom}: <b>{escaped(names)}</b></p>'
+    whom = " of each class" if own.get("by") == "class" else ""
+    return f'<p class="set">The set for {own["coverage"]:.0%} of new patients{whom}: <b>{escaped(names)}</b></p>'
 
 
 def _warnings(record: dict[str, Any], why_not: str) -> str:

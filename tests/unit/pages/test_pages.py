@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrmil_cli.files.header import step
+from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.pages.attention_map import attention_picture, jpeg, view_of_slide
 from lrmil_cli.pages.results import page_name, read_result
 from lrmil_cli.pages.tile_pictures import chosen_rows
 from lrmil_cli.qupath.colours import colours, multiples
+from lrmil_cli.slides.given import read_mask
 from lrmil_cli.slides.slide import open_slide
 from tests.conftest import blob_image, not_on_windows
 from tests.unit.pages.conftest import ATTENTION, BOXES
@@ -129,6 +132,51 @@ def test_page_of_a_slide(put, lrmil, tmp_path):
     assert (
         "prefers-color-scheme: dark" in (out / "a.html").read_text() and "@media print" in (out / "a.html").read_text()
     )
+
+
+def test_further_tables_and_promises_are_shown(put, lrmil, tmp_path):
+    out = tmp_path / "out"
+    record = put(
+        out,
+        "a",
+        calibration={"of": "validation", "heads": ["temperature", "none"]},
+        probabilities_raw={"normal": 0.1, "tumor": 0.9},
+        prediction_set={"classes": ["tumor", "normal"], "coverage": 0.9, "by": "all", "patients": 40},
+    )
+    header, rows = read_table(out / "a.attention.csv", "attention")
+    own = header | {"tables": ["screen"]}
+    write_table(out / "a.attention.csv", own, rows)
+    kept = (rows.index < 3).astype(float)
+    write_table(out / "a.screen.attention.csv", own, rows.assign(kept=kept, screening=kept, attention=kept / 3))
+    fine = own | {"history": [*header["history"], step("predict", {"fine": 2}, {})], "tables": []}
+    write_table(out / "a.fine.attention.csv", fine, rows.assign(multiple=2.0, tiles=4))
+    assert lrmil("report", out).code == 0
+    page = Page(out / "a.html")
+    page.check_safe()
+    shown = " ".join(page.text.split())
+    assert "Finer map" in shown and "What was read at 20x green: read; blue: a candidate, not read. 3 of 12." in shown
+    assert len(page.all("img")) == 4 + 9 and (out / "a.html").stat().st_size < PAGE_BYTES
+    assert "probability 0.75, not calibrated" in shown and "1 of 2 heads not, for lack of slides" in shown
+    assert "before calibration" in shown and "The set for 90% of new patients: tumor, normal" in shown
+    # One that is of another prediction is none of this one.
+    put(out, "a", p=0.6)
+    assert lrmil("report", out).code == 0 and "Finer map" not in Page(out / "a.html").text
+    assert record["slide"]["id"] == "a"
+
+
+def test_a_mask_that_was_given_is_outlined_while_it_is_there(put, slide, tmp_path):
+    mask = np.zeros((120, 160), np.uint8)
+    mask[30:90, 40:120] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with open_slide(slide) as opened:
+        given = read_mask(tmp_path / "mask.png", opened.width, opened.height)
+        view = view_of_slide(opened, put(tmp_path / "out", "a", given=given.about))
+    (ring,) = view.outlines
+    box = np.concatenate([ring.min(0), ring.max(0)]) * np.array([view.scale_x, view.scale_y] * 2)
+    assert box == pytest.approx([400, 300, 1200, 900], abs=25)
+    Image.fromarray(255 - mask).save(tmp_path / "mask.png")
+    with open_slide(slide) as opened:
+        assert not view_of_slide(opened, put(tmp_path / "out", "a", given=given.about)).outlines
 
 
 @not_on_windows
