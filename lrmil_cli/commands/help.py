@@ -25,9 +25,10 @@ PANELS = {
     "onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
-    "Method": "method preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
+    "Method": "method student preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
     "Labels": "label drop_missing classes class_map",
-    "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
+    "Encoder": "embedding input_size student_input_size random_init hr_encoder dtype repack feature_set "
+    "allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
     "hard k unmatched missing_teacher attention_row final_loss lambda_final normalize weighting",
     "Head": "head head_option gated proj_dim classifier",
@@ -90,7 +91,7 @@ EXAMPLES = {
     "match": ("match tiles-lr tiles-hr -o pairs", "match tiles-lr trident/20x_256px/patches -o pairs"),
     "distill-encoder": (
         "distill-encoder pairs --encoder uni -o lr-encoder.safetensors",
-        "distill-encoder pairs --slides slides.csv --fold 1 --encoder uni -o fold1.safetensors",
+        "distill-encoder pairs --encoder uni --student vit_small_patch16_224 -o small.safetensors",
     ),
     "train-teacher": (
         "train-teacher slides.csv --tiles tiles-hr --encoder uni -o teacher",

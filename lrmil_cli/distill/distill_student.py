@@ -120,7 +120,7 @@ def train_student(
     info = encoders.first.info
     plain = load_baseline(baseline, encoders.first, tile_px, warn)
     if guide is not None and distill.uses_teacher:
-        compare_embeddings(guide, info.embedding, say, warn)
+        compare_embeddings(guide, info, say, warn)
     for note in (preset_warning(preset, info.distilled is not None), licence_warning(info)):
         if note:
             warn(note)
