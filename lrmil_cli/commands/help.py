@@ -25,7 +25,8 @@ PANELS = {
     "onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
-    "Method": "method student preset fold folds one_encoder layers baseline_encoder no_baseline crossfit init",
+    "Method": "method student preset fold folds one_encoder layers baseline_encoder no_baseline also_encoder crossfit "
+    "init",
     "Labels": "label drop_missing classes class_map",
     "Encoder": "embedding input_size student_input_size random_init hr_encoder dtype repack feature_set "
     "allow_fractional_regions",

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import typer
 
-from lrmil_cli.commands import cohort, encoder_options, head_options, options, run_options, student_options, tile
+from lrmil_cli.commands import (
+    cohort,
+    encoder_options,
+    head_options,
+    options,
+    run_options,
+    stage1_options,
+    student_options,
+    tile,
+)
 from lrmil_cli.commands.report import Report, logged
 
 
@@ -26,6 +35,7 @@ def run(
     min_tissue: tile.MinTissue = 0.1,
     embedding: encoder_options.Embedding = None,
     input_size: encoder_options.InputSize = None,
+    student: stage1_options.Student = None,
     one_encoder: run_options.OneEncoder = False,
     stage1_epochs: run_options.Stage1Epochs = 50,
     head: head_options.Head = "abmil",
@@ -62,7 +72,13 @@ def run(
 
     report = Report(json)
     settings = run_options.read_settings(ctx, config)
-    settings = replace(settings, slides=str(Path(settings.slides).absolute()), encoder=absolute_spec(settings.encoder))
+    small = settings.options.get("student")
+    settings = replace(
+        settings,
+        slides=str(Path(settings.slides).absolute()),
+        encoder=absolute_spec(settings.encoder),
+        options={**settings.options, **({"student": absolute_spec(str(small))} if small is not None else {})},
+    )
     run_options.check_settings(settings)
     out = Path(output)
     labels = {name: settings.of("train-teacher").get(name) for name in ("label", "drop-missing", "class", "class-map")}

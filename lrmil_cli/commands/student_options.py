@@ -36,6 +36,15 @@ BaselineEncoder = Annotated[
         "[default: the one that --encoder was distilled from]",
     ),
 ]
+AlsoEncoder = Annotated[
+    Optional[str],
+    typer.Option(
+        "--also-encoder",
+        metavar="SPEC",
+        help="Also train students of this LR encoder (may hold {fold}), such as the distilled copy beside a small one: "
+        "a column more in the receipt.",
+    ),
+]
 NoBaseline = Annotated[
     bool,
     typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it."),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lrmil_cli.distill.settings import DistillSettings, preset_warning
-from lrmil_cli.distill.student_cohort import StudentCohort, all_inputs, fold_files, slides_of
+from lrmil_cli.distill.student_cohort import OtherSide, StudentCohort, all_inputs, fold_files, slides_of
 from lrmil_cli.distill.student_encoders import (
     EncoderArgs,
     compare_embeddings,
@@ -76,6 +76,7 @@ def train_student(
     features: str | None,
     lr_features: Path,
     baseline: str | None,
+    also: str | None,
     head: HeadSpec,
     preset: str,
     distill: DistillSettings,
@@ -98,6 +99,7 @@ def train_student(
     Args:
         baseline: spec of the encoder of the LR-only student that is trained for comparison; "auto" for the one that the
             LR encoder was distilled from; None for no such student.
+        also: spec of another LR encoder, whose distilled student is trained for comparison; None for none.
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the model together.
         room: that bags may be kept in.
 
@@ -118,6 +120,9 @@ def train_student(
     encoders = load_encoders(encoder, len(fold_names(table)), tile_px, warn, fold)
     encoders.check_labels(table, patients_by_slide(manifest))
     info = encoders.first.info
+    others = load_encoders(EncoderArgs(also), len(fold_names(table)), tile_px, warn, fold) if also else None
+    if others is not None:
+        others.check_labels(table, patients_by_slide(manifest))
     plain = load_baseline(baseline, encoders.first, tile_px, warn)
     if guide is not None and distill.uses_teacher:
         compare_embeddings(guide, info, say, warn)
@@ -149,11 +154,15 @@ def train_student(
     )
     low = [embedded(e, folder=lr_features / name) for e, name in zip(encoders.all, encoders.names)]
     plain_bags = embedded(plain, folder=lr_features / "lr-only") if plain is not None else None
+    other = None
+    if others is not None:
+        seen = [embedded(e, folder=lr_features / "also" / name) for e, name in zip(others.all, others.names)]
+        other = OtherSide(others, seen)
     if high is not None:
         _leave_out_bad(high, low[0], tables)
     counts = _regions(taught, ids, guide, high, low[0], say, warn)
     cohort = StudentCohort(
-        manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, guide, high, taught, counts
+        manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, other, guide, high, taught, counts
     )
 
     own = {
@@ -164,6 +173,7 @@ def train_student(
         **training.as_json(),
         "folds": table.to_dict("list"),
         "baseline": plain.digest() if plain is not None else None,
+        **({"also": [e.digest() for e in others.all]} if others is not None else {}),
     }
     kept = fold_files(cohort, own, output.with_suffix(".folds"), fold)
     if fold is not None:
@@ -236,7 +246,8 @@ def _train(
     warn: Callable[[str], None],
     fold: int | None = None,
 ) -> dict[str, Student]:
-    """The distilled student and, if it is wanted, the LR-only one, which learns from the labels alone.
+    """The distilled student and, if they are wanted, that of another encoder, and the LR-only one, which learns from
+    the labels alone.
 
     Args:
         kept: where the heads of each are kept; fold: the one to train, None for all.
@@ -251,6 +262,9 @@ def _train(
     terms = _terms(cohort, distill, training, device, untaught)
     results = fit("distilled", say, bags_of_fold=cohort.bags_of, extra_terms=terms)
     students = {"distilled": Student(results, cohort.bags_of)}
+    if (other := cohort.also) is not None:
+        results = fit("also", lambda text: say(f"{_who(other)}, {text}"), bags_of_fold=other.bags_of, extra_terms=terms)
+        students["also"] = Student(results, other.bags_of)
     if untaught:
         warn(
             f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone "
@@ -261,6 +275,13 @@ def _train(
         results = fit("lr_only", lambda text: say(f"LR-only, {text}"), bags_of_fold=same)
         students["lr_only"] = Student(results, same)
     return students
+
+
+def _who(other: OtherSide) -> str:
+    """What the students of another encoder are called: of a distilled copy, or of which architecture."""
+    info = other.encoders.first.info
+    copied = info.distilled is not None and "student" not in info.distilled
+    return "student of a copy" if copied else f"student of {info.architecture}"
 
 
 def _terms(
@@ -311,7 +332,8 @@ def _write(
     """
     manifest, guide, high, encoders = cohort.manifest, cohort.guide, cohort.high, cohort.encoders
     results = students["distilled"].results
-    saw_test = encoders.saw_test_pixels(cohort.folds, patients_by_slide(manifest))
+    eyes = [encoders] if cohort.also is None else [encoders, cohort.also.encoders]
+    saw_test = any([e.saw_test_pixels(cohort.folds, patients_by_slide(manifest)) for e in eyes])
     if saw_test:
         say(SAW_TEST_PIXELS)
     metrics, pooled = crossval.score(manifest, results)
@@ -333,9 +355,11 @@ def _write(
         calibration_patients=crossval.conformal(manifest, results),
         license=encoders.first.info.license,
         slides=cohort.ids,
-        cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),
+        cost=costs(cohort.ids, cohort.tested, cohort.low[0], high, None if cohort.also is None else cohort.also.low[0]),
         teacher=taught_by if distill.uses_teacher else None,
     )
+    if cohort.also is not None:
+        header["also"] = _who(cohort.also)
     agreement = None
     if guide is not None and high is not None:
         agreement = agreement_table(guide, students, high, cohort.ids, distill, device)

@@ -53,7 +53,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
         sets = receipt["prediction_sets"]
         own = SetFigures(**{**sets, "reached": Interval(**sets["reached"])})
         blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
-    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
+    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"], models)]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
     blocks += [Heading("Pictures"), picture, Heading("How it was made"), Text(_fine_print(receipt))]
     return blocks
@@ -78,6 +78,8 @@ def headline(receipt: dict[str, Any]) -> str:
     parts = [f"AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
     if "lr_only" in m:
         parts.append(f"{auc('lr_only')} from the labels alone")
+    if "also" in m:
+        parts.append(f"{auc('also')} for the {m['also']['title']}")
     if "teacher" in m:
         parts.append(f"{auc('teacher')} for the teacher at high resolution")
     text = "; ".join(parts) + "."
@@ -87,7 +89,9 @@ def headline(receipt: dict[str, Any]) -> str:
         value = d["auc"]
         if value["value"] is None or value["low"] is None:
             continue
-        against = "LR-only student" if d["b"] == "lr_only" else "teacher"
+        against = {"lr_only": "LR-only student", "also": m["also"]["title"] if "also" in m else ""}.get(
+            d["b"], "teacher"
+        )
         sure = "" if value["low"] > 0 or value["high"] < 0 else ", which these patients cannot tell from none"
         way = "higher" if value["value"] >= 0 else "lower"
         text += f" Against the {against} the distilled student's AUC is {abs(value['value']):.3f} {way}{sure}."
@@ -109,8 +113,9 @@ def _over_folds(metric: str, value: dict[str, Any]) -> str:
     return folds_text(Score(metric, _interval(value), *rest))
 
 
-def _cost_blocks(cost: dict[str, Any]) -> list[Block]:
-    sides = [s for s in ("hr", "lr") if s in cost]
+def _cost_blocks(cost: dict[str, Any], models: dict[str, Any]) -> list[Block]:
+    sides = [s for s in ("hr", "lr", "also") if s in cost]
+    titles = {"hr": "HR", "lr": "LR", "also": f"LR, {models['also']['title']}" if "also" in models else ""}
     if not sides:
         return [Text("Not recorded.")]
 
@@ -120,10 +125,10 @@ def _cost_blocks(cost: dict[str, Any]) -> list[Block]:
 
     devices = sorted({d for s in sides for d in cost[s]["devices"]})
     where = f", on {', '.join(devices)}" if devices else ""
-    timed = ", ".join(f"{s.upper()} {cost[s]['timed']} of {cost[s]['slides']} slides" for s in sides)
+    timed = ", ".join(f"{titles[s]} {cost[s]['timed']} of {cost[s]['slides']} slides" for s in sides)
     return [
         Table(
-            ["a slide", *(s.upper() for s in sides), "HR / LR"],
+            ["a slide", *(titles[s] for s in sides), "HR / LR"],
             [
                 row("tiles read and encoded", "tiles", "{:.1f}", cost.get("tile_ratio")),
                 row("seconds", "seconds", "{:.2f}", cost.get("seconds_ratio")),
