@@ -191,7 +191,6 @@ def predict(
         NoTissueError: no tile has enough tissue, or none lies in the regions. InputError: the slide or the model cannot
             be used.
     """
-    from contextlib import nullcontext
 
     from lrmil_cli.ahead import in_turn
     from lrmil_cli.files.header import step
@@ -203,7 +202,7 @@ def predict(
             return predict(opened, model, roi=roi, min_inside=min_inside)
     ready = load_model(model) if isinstance(model, (str, Path)) else model
     region = _region(slide, roi, min_inside)
-    found = next(in_turn(lambda s: ready.predict(s, region, lambda: nullcontext(lambda done: None)), [slide], 0))()
+    found = next(in_turn(lambda s: ready.predict(s, region), [slide], 0))()
     made_of = slide.made_of | ({"roi": region.digest} if region else {})
     record = prediction_record(ready, found, slide, [step("predict", ready.settings, made_of)], region)
     header, columns = attention_table(ready, found, record)

@@ -18,9 +18,12 @@ import typer
 
 from lrmil_cli import __version__
 from lrmil_cli.commands.all_commands import COMMANDS
+from lrmil_cli.commands.common import with_common_options
+from lrmil_cli.commands.declared import declared
 from lrmil_cli.commands.help import PanelCommand, epilog
-from lrmil_cli.commands.options import debug, with_common_options
-from lrmil_cli.commands.report import tell
+from lrmil_cli.commands.options import debug
+from lrmil_cli.commands.report import is_speaking, pasted, tell
+from lrmil_cli.commands.wrong_usage import usage_text
 from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.files.atomic import FULL
 from lrmil_cli.files.header import command_line
@@ -28,6 +31,11 @@ from lrmil_cli.files.header import command_line
 INTERRUPTED = 130
 #: As the shell counts a process that SIGPIPE ended.
 CLOSED_PIPE = 141
+#: Commands that leave alone what is up to date, so that saying them again goes on after a break.
+RESUMED = frozenset(
+    "tile match embed train-teacher distill-encoder distill-student predict report export-geojson export-onnx "
+    "run demo".split()
+)
 _WINDOWS = os.name == "nt"
 
 app = typer.Typer(
@@ -41,7 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, function in COMMANDS.items():
-    app.command(name, cls=PanelCommand, epilog=epilog(name))(with_common_options(function))
+    app.command(name, cls=PanelCommand, epilog=epilog(name))(with_common_options(function, name))
 
 
 def _version(show: bool) -> None:
@@ -77,13 +85,13 @@ def run(args: Sequence[str]) -> int:
         # The runner is handed down: `demo` types command lines, and nothing below may import this file.
         code = app(args=list(args), standalone_mode=False, obj=run)
         # Newer versions of typer turn Ctrl-C into this exit code, older ones into Abort.
-        return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
+        return _interrupted(args) if code == INTERRUPTED else code if isinstance(code, int) else 0
     except LrmilError as e:
         return _fail(" ".join(str(e).split()), e.exit_code)
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return _interrupted(args)
     except (BrokenPipeError, SystemExit) as e:  # the command line parser turns the first into the second
         if isinstance(e, SystemExit) and not e.code:  # completion says so that it is done
             return 0
@@ -105,7 +113,7 @@ def run(args: Sequence[str]) -> int:
     except Exception as e:
         # The command line parser's errors; their module differs between versions of typer.
         if hasattr(e, "format_message"):
-            return _usage(e)
+            return _usage(e, args)
         return _internal(e)
 
 
@@ -122,18 +130,24 @@ def _close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupted() -> int:
-    return _fail("interrupted; what was finished is kept", INTERRUPTED)
+def _interrupted(args: Sequence[str]) -> int:
+    text = "interrupted; what was finished is kept"
+    if not is_speaking() and args and args[0] in RESUMED and "-" not in args:
+        tell(f"error: {text}, and the same command goes on from there")
+        tell(f"next: {pasted(args)}", wrapped=False)
+        return INTERRUPTED
+    return _fail(text, INTERRUPTED)
 
 
-def _usage(e: Any) -> int:
+def _usage(e: Any, args: Sequence[str]) -> int:
     """A command line that cannot be parsed: the help where nothing was given, else one line."""
     context: typer.Context | None = getattr(e, "ctx", None)
     if context is not None and type(e).__name__ == "NoArgsIsHelpError":
         print(context.get_help(), file=sys.stderr)
         return 2
-    hint = f"; see `{context.command_path} --help`" if context else ""
-    return _fail(f"{' '.join(e.format_message().split())}{hint}", e.exit_code)
+    command = next((a for a in args if a in COMMANDS), "")
+    numbers = {d.name: d for d in declared(COMMANDS[command]) if d.kind in (int, float)} if command else {}
+    return _fail(usage_text(e, command, numbers), e.exit_code)
 
 
 def _fail(text: str, code: int) -> int:

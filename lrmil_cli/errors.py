@@ -5,6 +5,21 @@ Every message is one line that says what is wrong, in which file, why, and what 
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+
+def no_such_file(path: str | Path, hint: str = "check the path", what: str = "file") -> str:
+    """What is said of a path where nothing is: the name beside it that it was probably meant to be, else ``hint``."""
+    there = Path(path)
+    try:
+        names = os.listdir(there.parent)
+    except OSError:
+        return f"{path}: no such {what}, nor a folder {there.parent}; {hint}"
+    near = get_close_matches(there.name, names, 1, 0.8)
+    return f"{path}: no such {what}; " + (f"did you mean {there.with_name(near[0])}?" if near else hint)
+
 
 class LrmilError(Exception):
     """Base of everything the toolkit raises on purpose; the user sees its message and no traceback."""

@@ -19,3 +19,10 @@ Level0Px = NewType("Level0Px", int)
 
 #: Pixels of one level of the pyramid, or of a tile as an encoder gets it.
 LevelPx = NewType("LevelPx", int)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "1 s or less"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -20,6 +20,7 @@ from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.inference.torch_predictor import ensemble_bags
 from lrmil_cli.models.model_file import Model
+from lrmil_cli.progress import phase
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles
@@ -93,11 +94,14 @@ def measure(
         for _ in range(2 if device.type == "cpu" else 12):  # a GPU's batch size is found meanwhile
             _floor(models[name], warm if device.type != "cpu" else warm[:1], device, batch)
     seen: dict[str, list[Side]] = {name: [] for name in sides}
-    for turn in range(rounds):
-        for name, settings in sides.items():
-            floor = _floor(models[name], memory[name], device, batch)
-            seen[name].append(_once(path, models[name], settings, floor, device, batch, workers, slide_mpp, most))
-            say(f"round {turn + 1} of {rounds}, {name}: {seen[name][-1].total:.1f} s")
+    with phase("measuring", rounds, "round") as told:
+        for turn in range(rounds):
+            for name, settings in sides.items():
+                told.item = name
+                floor = _floor(models[name], memory[name], device, batch)
+                seen[name].append(_once(path, models[name], settings, floor, device, batch, workers, slide_mpp, most))
+                say(f"round {turn + 1} of {rounds}, {name}: {seen[name][-1].total:.1f} s")
+            told.advance()
     return {name: sorted(own, key=lambda s: s.total)[(len(own) - 1) // 2] for name, own in seen.items()}
 
 

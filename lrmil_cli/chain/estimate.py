@@ -22,13 +22,13 @@ from lrmil_cli.chain.steps import Run, Step
 from lrmil_cli.chain.work import TRAINING, Tiles, passes, stage1_options, targets
 from lrmil_cli.device import pick_device
 from lrmil_cli.distill.stage1_estimate import target_values
-from lrmil_cli.doctor.machine import duration
 from lrmil_cli.encoders.vit import Encoder, parse_layers
 from lrmil_cli.errors import StepError
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.units import duration
 
 #: Slides that are looked at, at most; of more the tiles are extrapolated.
 LOOKED_AT = 24

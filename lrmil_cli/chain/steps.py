@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrmil_cli.doctor.machine import duration
 from lrmil_cli.errors import PartialError, StepError
+from lrmil_cli.progress import phase
+from lrmil_cli.units import duration
 
 #: Runs the words after ``lrmil`` and returns the exit code.
 Run = Callable[[list[str]], int]
@@ -70,20 +71,22 @@ def run_steps(
         StepError: a step ended with another exit code than 0.
     """
     done: list[Done] = []
-    for number, step in enumerate(steps, 1):
-        left = before(done)
-        spent = sum(d.seconds for d in done)
-        times = (f", {duration(spent)} so far" if done else "") + (f", about {duration(left)} left" if left else "")
-        say(f"\nstep {number} of {len(steps)}: {step.name}{times}\n$ {step.line}")
-        written, started = _written(step.made), time.perf_counter()
-        code = run(list(step.args))
-        done.append(Done(step, time.perf_counter() - started, _written(step.made) != written))
-        if code and not (step.some_may_fail and code == PartialError.exit_code):
-            raise StepError(
-                f"step {number} of {len(steps)} ended with exit code {code}: `{step.line}`; what is done is kept, and "
-                f"the same `{of}` goes on from there",
-                code,
-            )
+    with phase("", len(steps), "step", even=False) as told:
+        for number, step in enumerate(steps, 1):
+            left = before(done)
+            spent = sum(d.seconds for d in done)
+            times = (f", {duration(spent)} so far" if done else "") + (f", about {duration(left)} left" if left else "")
+            say(f"\nstep {number} of {len(steps)}: {step.name}{times}\n$ {step.line}")
+            written, started = _written(step.made), time.perf_counter()
+            code = run(list(step.args))
+            done.append(Done(step, time.perf_counter() - started, _written(step.made) != written))
+            if code and not (step.some_may_fail and code == PartialError.exit_code):
+                raise StepError(
+                    f"step {number} of {len(steps)} ended with exit code {code}: `{step.line}`; what is done is kept, "
+                    f"and the same `{of}` goes on from there",
+                    code,
+                )
+            told.advance()
     return done
 
 

@@ -6,6 +6,7 @@ import csv
 import inspect
 import io
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,8 @@ from lrmil_cli.files.locks import locked
 from lrmil_cli.files.manifest import plain_cell
 from lrmil_cli.files.names import SEPARATORS
 from lrmil_cli.files.tables import follow_slide, table_suffix
+from lrmil_cli.progress import phase
+from lrmil_cli.units import duration
 
 if TYPE_CHECKING:
     from lrmil_cli.slides.slide import Slide
@@ -90,6 +93,15 @@ class Item(Protocol):
     def slide_id(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class Failed:
+    """An item that failed: ``status`` is ``no_tissue`` or ``failed``."""
+
+    item: Item
+    status: str
+    error: LrmilError
+
+
 T = TypeVar("T", bound=Item)
 FAILURE_COLUMNS = ["slide", "slide_id", "status", "error"]
 
@@ -106,6 +118,7 @@ Turn = Generator[None, None, Outcome]
 
 def run_batch(
     command: str,
+    doing: str,
     items: Sequence[T],
     work: Callable[[T], Outcome | Turn],
     report: Report,
@@ -114,68 +127,113 @@ def run_batch(
     failures_in: Path | None = None,
     ahead: int = 0,
     dry_run: bool = False,
+    kept: Callable[[], None] = lambda: None,
+    where: str = "",
+    then: Callable[[], Sequence[str] | None] | None = None,
 ) -> None:
     """Run ``work`` on every item; report each; raise what the exit code should be.
 
     Args:
+        doing: what the command does to its items, as ``embedding``, for the line that says how far it is.
         work: a function, or a generator function whose part before its ``yield`` may be done while ``ahead`` items
             before it are finished (:func:`lrmil_cli.ahead.in_turn`).
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
+        kept: called when all are done, also where some failed or Ctrl-C ended it.
+        where: what is made goes there; then: the command that comes next (:mod:`lrmil_cli.commands.next_step`).
         dry_run: ``work`` only plans; nothing is written, and what was found is summed up.
 
     Raises:
         LrmilError: of the only item; PartialError if some of several failed; InputError if all did. Whatever else one
             of several raises is that item's failure too; of the only one it goes through, as an internal error.
     """
-    failures: list[tuple[Item, str, LrmilError]] = []
+    failures: list[Failed] = []
     outcomes: list[Outcome] = []
     failures_in = None if dry_run else failures_in
-    for item, finish in zip(items, _turns(work, items, ahead)):
-        started = time.perf_counter()
-        record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
-        try:
-            outcome = _guarded(finish, item, alone=len(items) == 1)
-        except LrmilError as e:
-            status = "no_tissue" if isinstance(e, NoTissueError) else "failed"
-            # Without its traceback, whose frames hold the slide and its pixels.
-            failures.append((item, status, type(e)(str(e))))
-            report.result({**record, "status": status, "output": None, "error": str(e), "seconds": _since(started)})
-            if len(items) == 1:
-                if failures_in is not None:
-                    _write_failures(failures_in / "failures.csv", items, failures, report)
-                raise
-            tell(f"{item.slide_id}: {status}: {e}")
-            if fail_fast:
-                break
-            continue
-        report.result(
-            {
-                **record,
-                "status": outcome.status,
-                "output": outcome.output,
-                "error": None,
-                "seconds": _since(started),
-                **outcome.extra,
-            }
-        )
-        outcomes.append(outcome)
-        if outcome.message:
-            report.say(f"{item.slide_id}: {outcome.message}")
+    started = time.monotonic()
+    try:
+        with phase(doing, len(items), "slide") as told:
+            for item, finish in zip(items, turns(work, items, ahead)):
+                told.item = item.slide_id
+                done = settle(command, item, finish, report, alone=len(items) == 1)
+                told.advance(idle=isinstance(done, Outcome) and done.status == "skipped")
+                if isinstance(done, Outcome):
+                    outcomes.append(done)
+                    continue
+                failures.append(done)
+                if len(items) > 1 and fail_fast:
+                    break
+    finally:
+        kept()
     if dry_run:
         report.say(_summary(outcomes, len(failures)))
     if failures_in is not None:
-        _write_failures(failures_in / "failures.csv", items, failures, report)
+        list_failures(failures_in / "failures.csv", items, failures, report)
+    if failures and len(items) == 1:
+        raise failures[0].error
+    if not dry_run and outcomes:
+        many = counted(outcomes, failures, time.monotonic() - started) if len(items) > 1 else ""
+        report.end(f"{many} -> {where}" if many and where else many, then() if then else None)
     if failures:
-        where = f", listed in {failures_in / 'failures.csv'}" if failures_in is not None else ""
-        text = f"{len(failures)} of {len(items)} slides failed{where}"
-        codes = {e.exit_code for _, _, e in failures}
+        listed = f", listed in {failures_in / 'failures.csv'}" if failures_in is not None else ""
+        text = f"{len(failures)} of {len(items)} slides failed{listed}"
+        codes = {f.error.exit_code for f in failures}
         if len(failures) == len(items) and len(codes) == 1:
-            error = failures[0][2]
+            error = failures[0].error
             raise type(error)(f"{text}; the first: {error}")
         raise PartialError(text + (" (stopped at the first, --fail-fast)" if fail_fast else ""))
 
 
-def _turns(work: Callable[[T], Outcome | Turn], items: Sequence[T], ahead: int) -> Iterator[Callable[[], Outcome]]:
+def settle(
+    command: str,
+    item: Item,
+    finish: Callable[[], Outcome],
+    report: Report,
+    *,
+    alone: bool = False,
+    skipped: Callable[[str], None] | None = None,
+) -> Outcome | Failed:
+    """Finish one item, and say what became of it.
+
+    Args:
+        alone: it is the only one, so that an error is said by who raises it, and one that nobody foresaw goes through.
+        skipped: told of one that is up to date, in place of the report.
+    """
+    started = time.perf_counter()
+    record = {"slide": str(item.path), "slide_id": item.slide_id, "command": command}
+    try:
+        outcome = _guarded(finish, item, alone=alone)
+    except LrmilError as e:
+        # Without its traceback, whose frames hold the slide and its pixels.
+        failed = Failed(item, "no_tissue" if isinstance(e, NoTissueError) else "failed", type(e)(str(e)))
+        report.result({**record, "status": failed.status, "output": None, "error": str(e), "seconds": _since(started)})
+        if not alone:
+            tell(f"{item.slide_id}: {failed.status}: {e}")
+        return failed
+    report.result(
+        {
+            **record,
+            "status": outcome.status,
+            "output": outcome.output,
+            "error": None,
+            "seconds": _since(started),
+            **outcome.extra,
+        }
+    )
+    if outcome.message:
+        say = skipped if skipped is not None and outcome.status == "skipped" else report.say
+        say(f"{item.slide_id}: {outcome.message}")
+    return outcome
+
+
+def counted(outcomes: Sequence[Outcome], failures: Sequence[Failed], seconds: float) -> str:
+    """What became of a batch, in one line."""
+    words = {"ok": "made", "uncertain": "uncertain", "skipped": "up to date", "no_tissue": "without tissue"}
+    statuses = Counter([o.status for o in outcomes] + [f.status for f in failures])
+    parts = [f"{statuses[s]} {words.get(s, s)}" for s in (*words, "failed") if statuses[s]]
+    return f"{sum(statuses.values())} slides in {duration(seconds)}: {', '.join(parts)}"
+
+
+def turns(work: Callable[[T], Outcome | Turn], items: Sequence[T], ahead: int) -> Iterator[Callable[[], Outcome]]:
     """For each item a function that does its work."""
     if inspect.isgeneratorfunction(work):
         yield from in_turn(work, items, ahead)
@@ -216,9 +274,7 @@ def _summary(outcomes: list[Outcome], failures: int) -> str:
     )
 
 
-def _write_failures(
-    path: Path, items: Sequence[Item], failures: list[tuple[Item, str, LrmilError]], report: Report
-) -> None:
+def list_failures(path: Path, items: Sequence[Item], failures: Sequence[Failed], report: Report) -> None:
     """Say in ``failures.csv`` what became of this batch. Rows of other slides stay: jobs of an array share a folder,
     and may end in the same moment."""
     if not failures and not path.exists():
@@ -226,7 +282,10 @@ def _write_failures(
     done = {plain_cell(i.slide_id) for i in items}
     with locked(path) as alone:
         rows = [row for row in _listed_failures(path) if row[1] not in done]
-        rows += [[*map(plain_cell, (str(i.path), i.slide_id)), status, plain_cell(str(e))] for i, status, e in failures]
+        rows += [
+            [*map(plain_cell, (str(f.item.path), f.item.slide_id)), f.status, plain_cell(str(f.error))]
+            for f in failures
+        ]
         if rows:
             sink = io.StringIO()
             csv.writer(sink, lineterminator="\n").writerows([FAILURE_COLUMNS, *rows])

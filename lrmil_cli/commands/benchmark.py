@@ -11,6 +11,7 @@ import typer
 
 from lrmil_cli.commands import encoder_options, options
 from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.screen import line_cleared
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slide_names import slide_id_of
 
@@ -115,6 +116,8 @@ def benchmark(
         raise UsageError(f"--plot {plot}: give a name that ends in .png")
     if model is not None and encoder is not None:
         raise UsageError("give --model or --encoder, not both")
+    if model is not None:
+        options.check_model(model)
     if read_only and (model is not None or encoder is not None or hr_encoder is not None or random_init):
         raise UsageError("--read-only encodes nothing; leave out --model, --encoder, --hr-encoder and --random-init")
     base = TileSettings(Mpp(mpp or 2.0), LevelPx(tile_px or 256))
@@ -223,7 +226,8 @@ def benchmark(
         reports.plot(plot, record, tables, head + (f"\n{texts[0]}" if not read_only else ""))
     report.result({**record, "seconds": round(time.perf_counter() - began, 3)})
     if not json:
-        print("\n\n".join([head, *texts]), flush=True)
+        with line_cleared():
+            print("\n\n".join([head, *texts]), flush=True)
 
 
 def _name(info: EncoderInfo) -> str:

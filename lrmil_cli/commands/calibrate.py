@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from lrmil_cli.commands import cohort, options
+from lrmil_cli.commands.next_step import after_model
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -59,6 +60,7 @@ def calibrate(
     from lrmil_cli.inference.recalibrate import describe, recalibrate
 
     report = Report(json)
+    options.check_model(model)
     if not output.endswith(".safetensors"):
         raise UsageError(f"-o {output}: a model ends in .safetensors")
     if Path(output).resolve() == Path(model).resolve():
@@ -68,9 +70,10 @@ def calibrate(
     about = found.header["calibration"]
     for line in describe(read_tensor_header(model, "model"), found.header):
         report.say(line)
-    report.say(
+    report.end(
         f"{output}: {'up to date' if found.there else 'written'}, calibrated by {about['slides']} slides of "
-        f"{about['patients']} patients"
+        f"{about['patients']} patients",
+        after_model(output),
     )
     report.result(
         {

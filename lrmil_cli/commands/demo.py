@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lrmil_cli.commands import options
+from lrmil_cli.commands import common, options
 from lrmil_cli.commands.report import Report, logged
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder for slides and results.")]
@@ -42,7 +42,8 @@ def demo(
     started = time.perf_counter()
     manifest = make_cohort(out / "cohort", slides, seed)
     report.say(f"{slides} slides in {time.perf_counter() - started:.0f} s")
-    voice = options.voice()
+    voice = common.voice()
     with logged(out / "log.txt", f"lrmil {__version__}: {command_line.get()}"):
         summary = run_demo(out, manifest, seed, lambda args: ctx.obj([*args, *voice]), report.say)
+        report.end("", ["report", str(out / "results")])
     report.result({"command": "demo", "status": "ok", "output": folder, **summary})

@@ -8,6 +8,7 @@ import typer
 
 from lrmil_cli.commands import cohort, encoder_options, head_options, options, stage1_options
 from lrmil_cli.commands.inputs import where_slides_are
+from lrmil_cli.commands.next_step import after_encoder
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -88,9 +89,9 @@ def distill_encoder(
     if lr <= 0 or clip <= 0:
         raise UsageError("--lr and --clip must be above 0")
     if "{fold}" in output and fold is None:
-        raise UsageError("-o with {fold} needs --fold")
+        raise UsageError("-o with {fold} needs --fold K, which takes its place")
     if fold is not None and slides is None:
-        raise UsageError("--fold needs --slides, the manifest with the folds")
+        raise UsageError("--fold needs --slides slides.csv, the manifest with the folds")
     if final_loss == "attention" and (teacher is None or fold is None):
         raise UsageError(
             "--final-loss attention needs --teacher, --slides and --fold: attention of test slides must not be used"
@@ -183,7 +184,7 @@ def distill_encoder(
             world=world,
             student=None if student is None else (learner, student),
         )
-        report.say(f"{target}: {result.text}")
+        report.end(f"{target}: {result.text}", after_encoder(str(target), encoder, slides))
         report.result(
             {
                 "command": "distill-encoder",

@@ -8,6 +8,7 @@ from textwrap import fill
 import typer
 
 from lrmil_cli.commands import cohort, encoder_options, head_options, options, selective_options, student_options
+from lrmil_cli.commands.next_step import after_student
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.student_ahdmil import distill_screened
 from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method
@@ -162,12 +163,13 @@ def distill_student(
 
         report.say(", ".join(map(str, export_files(output, overwrite=True, say=report.detail).files)))
     if result.receipt is None:
-        report.say(f"{target}: {result.text}\nno receipt: the split holds out no test slides to judge on")
+        made = f"{target}: {result.text}\nno receipt: the split holds out no test slides to judge on"
     else:
-        report.say(
+        made = (
             f"{target}: {result.text}\n{fill(headline(result.receipt), 80)}\n"
             f"receipt: {target.with_suffix('.receipt.html')}"
         )
+    report.end(made, after_student(manifest, str(target)))
     report.result(
         {
             "command": "distill-student",

@@ -8,7 +8,8 @@ import typer
 
 from lrmil_cli.commands import cohort, head_options, options
 from lrmil_cli.commands.layout import beside
-from lrmil_cli.commands.report import Report, printable
+from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.screen import line_cleared, printable
 
 if TYPE_CHECKING:
     from lrmil_cli.doctor.check import Check
@@ -73,6 +74,7 @@ def doctor(
     from lrmil_cli.doctor.machine import PROBE_SECONDS, check_machine, check_speed, encoder_speed, probe_speed
     from lrmil_cli.errors import LrmilError, UsageError
     from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
+    from lrmil_cli.progress import phase
 
     report = Report(json)
     tables = [p for p in paths or [] if p.lower().endswith(SPREADSHEETS)]
@@ -119,34 +121,37 @@ def doctor(
             rate = encoder_speed(first.encoders[0].to(where), where, PROBE_SECONDS, settings.tile_px) / len(
                 first.encoders
             )
-        for item in slides:
-            checks = check_slide(
-                item.path,
-                settings,
-                slide_id=item.slide_id,
-                slide_mpp=slide_mpp,
-                manifest_mpp=item.mpp,
-                mask=item.mask,
-                min_tissue=item.min_tissue,
-                reader=reader,
-                image=image,
-                blocks=12 if quick else 40,
-                rate=rate,
-            )
-            for m in opened if all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks) else []:
-                try:
-                    with open_slide(
-                        item.path,
-                        slide_id=item.slide_id,
-                        slide_mpp=slide_mpp,
-                        manifest_mpp=item.mpp,
-                        reader=reader,
-                        image=image,
-                    ) as slide:
-                        checks += check_fit(m, slide)
-                except LrmilError as e:
-                    checks.append(failed("fit", e, str(item.path)))
-            found.append(_tell(report, "slide", str(item.path), checks))
+        with phase("checking", len(slides), "slide") as told:
+            for item in slides:
+                told.item = item.slide_id
+                checks = check_slide(
+                    item.path,
+                    settings,
+                    slide_id=item.slide_id,
+                    slide_mpp=slide_mpp,
+                    manifest_mpp=item.mpp,
+                    mask=item.mask,
+                    min_tissue=item.min_tissue,
+                    reader=reader,
+                    image=image,
+                    blocks=12 if quick else 40,
+                    rate=rate,
+                )
+                for m in opened if all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks) else []:
+                    try:
+                        with open_slide(
+                            item.path,
+                            slide_id=item.slide_id,
+                            slide_mpp=slide_mpp,
+                            manifest_mpp=item.mpp,
+                            reader=reader,
+                            image=image,
+                        ) as slide:
+                            checks += check_fit(m, slide)
+                    except LrmilError as e:
+                        checks.append(failed("fit", e, str(item.path)))
+                found.append(_tell(report, "slide", str(item.path), checks))
+                told.advance()
     _conclude([c for checks in found for c in checks])
 
 
@@ -166,7 +171,8 @@ def _tell(report: Report, kind: str, subject: str, checks: list[Check]) -> list[
         }
     )
     if not report.as_json:
-        print(printable(render(subject, checks)), flush=True)
+        with line_cleared():
+            print(printable(render(subject, checks)), flush=True)
     return checks
 
 

@@ -12,8 +12,10 @@ import typer
 from lrmil_cli.commands import encoder_options, options
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, run_batch
 from lrmil_cli.commands.inputs import where_slides_are
+from lrmil_cli.commands.next_step import after_embed
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.progress import TILES, phase
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,17 @@ def embed(
             return Outcome(target, "skipped", f"left to another process, which is at it ({target})")
         if made.there:
             return Outcome(target, "skipped", f"up to date ({target})")
-        spent = ", ".join(f"{k} {v:.1f} s" for k, v in made.phases.items())
+        spent = (
+            f" ({', '.join(f'{k} {v:.1f} s' for k, v in made.phases.items())}; {made.device})" if report.verbose else ""
+        )
+        if devices:  # what another process has encoded counts when it is there
+            with phase("", made.tiles, TILES) as encoded:
+                encoded.advance(made.tiles)
         if made.bad_tiles:
             report.warn(options.bad_tiles_text(item.slide_id, made.bad_tiles, made.tiles))
         return Outcome(
             target,
-            message=f"{made.tiles} tiles x {made.width} features ({spent}; {made.device}) -> {target}",
+            message=f"{made.tiles} tiles x {made.width} features{spent} -> {target}",
             extra={
                 "tiles": made.tiles,
                 "bad_tiles": made.bad_tiles,
@@ -161,12 +168,18 @@ def embed(
         )
 
     batch = partial(
-        run_batch, "embed", items, report=report, fail_fast=fail_fast, failures_in=failures_folder(output, many)
+        run_batch,
+        "embed",
+        "embedding",
+        items,
+        report=report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        where=output,
+        then=lambda: after_embed(output),
     )
     if devices is None:
-        work, ahead = open_embedder(
-            how, device, warn=report.warn, about=report.encoder, progress=lambda slide: report.progress(slide, None)
-        )
+        work, ahead = open_embedder(how, device, warn=report.warn, about=report.encoder)
 
         def one(item: Table) -> Turn:
             return told(item, (yield from work(item)))
@@ -224,4 +237,14 @@ def _repack(
         )
 
     items = [TableInput(p.stem, p) for p in files]
-    run_batch("embed", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))
+    run_batch(
+        "embed",
+        "repacking",
+        items,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        where=output,
+        then=lambda: after_embed(output),
+    )

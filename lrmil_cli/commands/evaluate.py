@@ -105,7 +105,7 @@ def evaluate(
     Example: lrmil evaluate teacher/ student=model.safetensors -o evaluation
     """
     from lrmil_cli.commands.evaluate_outputs import FILES, check_folder, read_header, tell, write_files
-    from lrmil_cli.evaluation.evaluate_models import evaluate_models, inputs_for_digest, pairs
+    from lrmil_cli.evaluation.evaluate_models import evaluate_models, inputs_for_digest
     from lrmil_cli.evaluation.evaluation_files import as_json
     from lrmil_cli.evaluation.join_predictions import join
     from lrmil_cli.evaluation.metrics import METRICS
@@ -168,16 +168,14 @@ def evaluate(
         report.say(f"{folder}: up to date")
         tell(report, folder, "skipped", read_header(folder / FILES[-1]))
         return
-    with report.progress("models", len(models) + len(pairs(len(models)))) as bar:
-        evaluation = evaluate_models(
-            models,
-            level=level,
-            metrics=chosen,
-            positive=None if positive is None else class_names.index(positive),
-            draws=bootstrap,
-            seed=seed,
-            done=bar,
-        )
+    evaluation = evaluate_models(
+        models,
+        level=level,
+        metrics=chosen,
+        positive=None if positive is None else class_names.index(positive),
+        draws=bootstrap,
+        seed=seed,
+    )
     history = [step("evaluate", settings, inputs)]
     record = make_header("evaluation", settings=settings, **as_json(evaluation), history=history)
     write_files(folder, evaluation, record)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.screen import line_cleared
 from lrmil_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -91,4 +92,5 @@ def tell(report: Report, folder: Path, status: str, record: dict[str, Any]) -> N
     elif not report.quiet:
         from lrmil_cli.commands.evaluate_tables import print_tables
 
-        print_tables(record)
+        with line_cleared():
+            print_tables(record)

@@ -99,6 +99,8 @@ def export_geojson(
     places = where_slides_are(slides)
     chosen = make_style(style, top, threshold, colormap, geojson=True, picture=png is not None)
 
+    made: list[str] = []
+
     def one(item: TableItem) -> Outcome:
         if item.error is not None:
             raise InputError(item.error)
@@ -122,6 +124,7 @@ def export_geojson(
                 ),
                 "objects": len(rows),
             }
+        made.extend(str(f["path"]) for kind, f in files.items() if kind != "png" and f["path"] != "-")
         told = [
             f"{f['path']}: "
             + (f"{f['objects']} {'tiles' if kind == 'png' else kind}" if f["written"] else "up to date")
@@ -142,10 +145,13 @@ def export_geojson(
 
     run_batch(
         "export-geojson",
+        "drawing the map of",
         [TableItem(attention, Path(attention).name.partition(".")[0])] if found is None else found,
         one,
         report,
         failures_in=failures_folder(output, many),
+        where=output,
+        then=lambda: ["info", made[0]] if made else None,
     )
 
 

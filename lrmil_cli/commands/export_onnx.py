@@ -8,6 +8,7 @@ import typer
 
 from lrmil_cli.commands import options
 from lrmil_cli.commands.inputs import expand_slides
+from lrmil_cli.commands.next_step import after_model
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -59,8 +60,7 @@ def export_onnx(
     )
     for path, there in made.files.items():
         report.say(f"{path}: {'up to date' if there else 'written'}")
-    if made.effect:
-        report.say(describe_effect(made.effect))
+    report.end(describe_effect(made.effect) if made.effect else "", after_model(model))
     report.result(
         {
             "command": "export-onnx",

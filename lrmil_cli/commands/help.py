@@ -16,11 +16,14 @@ from typing import Annotated, Any, get_args
 from typer.core import TyperCommand
 from typer.models import OptionInfo
 
+from lrmil_cli.commands.examples import EXAMPLES
+from lrmil_cli.commands.wrong_usage import WORDS, check_dashes
+
 #: Panels in the order in which they are shown, and the parameters in each. One that is in none is of the first panel if
 #: the command needs it, else of "Options".
 PANELS = {
-    "Input": "slides results encoder tiles pairs teacher features attention predictions model slide recursive "
-    "slide_mpp reader image roi roi_class min_inside origin image_size mask",
+    "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
+    "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
     "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
     "onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
@@ -42,7 +45,7 @@ PANELS = {
     "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
     "qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
-    "General": "config further quiet verbose debug help",
+    "General": "config further quiet verbose log debug help",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 #: Values that an option takes, where they are few words; the commands check them (a test compares).
@@ -85,58 +88,6 @@ SUFFIXES: dict[str, Sequence[str]] = {
     "model": (".safetensors", ".onnx"),
     "attention": (".csv", ".csv.gz", ".parquet"),
     "roi": (".geojson", ".geojson.gz", ".json"),
-}
-#: Two command lines each.
-EXAMPLES = {
-    "tile": ("tile slides/ --mpp 2.0 -o tiles-lr", "tile slide.svs --mpp 0.5 -o tiles --thumbnail"),
-    "match": ("match tiles-lr tiles-hr -o pairs", "match tiles-lr trident/20x_256px/patches -o pairs"),
-    "distill-encoder": (
-        "distill-encoder pairs --encoder uni -o lr-encoder.safetensors",
-        "distill-encoder pairs --encoder uni --student vit_small_patch16_224 -o small.safetensors",
-    ),
-    "train-teacher": (
-        "train-teacher slides.csv --tiles tiles-hr --encoder uni -o teacher",
-        "train-teacher slides.csv --features trident/features --head clam_sb -o teacher",
-    ),
-    "distill-student": (
-        "distill-student slides.csv --tiles tiles-lr --pairs pairs --teacher teacher --encoder lr-encoder.safetensors "
-        "-o model.safetensors",
-        "distill-student slides.csv --tiles tiles-lr --pairs pairs --teacher teacher --encoder fold{fold}.safetensors "
-        "-o model.safetensors",
-    ),
-    "predict": (
-        "predict slide.svs -m model.safetensors -o results --geojson results",
-        "predict slides/ -m model.safetensors -o results --report",
-    ),
-    "report": ("report results", "report results --slides slides/ --top-tiles tiles -o pages"),
-    "export-geojson": (
-        "export-geojson results/slide.attention.csv -o slide.geojson",
-        "export-geojson results/ --style both --top 10 -o maps",
-    ),
-    "export-onnx": ("export-onnx model.safetensors", "export-onnx model.safetensors --int8 --check slide.svs"),
-    "evaluate": (
-        "evaluate model.predictions.csv -o evaluation",
-        "evaluate results --slides slides.csv --level patient -o evaluation",
-    ),
-    "calibrate": (
-        "calibrate model.safetensors model.predictions.csv -o calibrated.safetensors",
-        "calibrate model.safetensors results --slides slides.csv -o ours.safetensors",
-    ),
-    "embed": (
-        "embed tiles-hr --encoder uni -o features",
-        "embed trident/features --repack --dtype float16 -o features",
-    ),
-    "benchmark": (
-        "benchmark slide.svs --encoder uni --max-tiles 64",
-        "benchmark slide.svs --read-only",
-    ),
-    "info": ("info slide.svs", "info --encoders"),
-    "doctor": ("doctor", "doctor slides/ -m model.safetensors"),
-    "run": (
-        "run slides.csv --encoder uni -o run",
-        "run slides.csv --encoder uni -o run --dry-run",
-    ),
-    "demo": ("demo demo-folder", "demo demo-folder --slides 24"),
 }
 
 
@@ -199,6 +150,11 @@ def epilog(command: str) -> str:
 
 class PanelCommand(TyperCommand):
     """A command whose help shows arguments, panel by panel its options, and examples, as plain text."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = list(args)
+        check_dashes(args, [name for p in self.get_params(ctx) for name in (*p.opts, *p.secondary_opts)])
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": []}

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lrmil_cli.commands import cohort, options
-from lrmil_cli.commands.report import Report, printable
+from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.screen import line_cleared, printable
 
 PathOrNone = Annotated[
     Optional[str],
@@ -74,13 +75,15 @@ def info(
         for row in rows:
             report.result(row)
         if not json:
-            print(text)
+            with line_cleared():
+                print(text)
         return
     labels = cohort.labels_of(ctx.params) if cohort.asks_for_labels(ctx.params) else None
     about = describe(path, slide_mpp, reader, image, labels)
     report.result(about)
     if not json:
-        print(printable(render(path, about)))
+        with line_cleared():
+            print(printable(render(path, about)))
     if about["kind"] == "geojson" and not (about["opens"] and about["objects"]):
         which = (
             "" if len(about["opens_in"]) in (0, 3) else f" in every version (it does in {', '.join(about['opens_in'])})"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.errors import InputError, UsageError, no_such_file
 
 if TYPE_CHECKING:
     from lrmil_cli.files.manifest import Labels
@@ -36,7 +36,7 @@ def describe(
 
     p, name = Path(path), Path(path).name.lower()
     if not p.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(no_such_file(path))
     if p.is_dir():
         from lrmil_cli.training.teacher import read_teacher_header
 

@@ -91,8 +91,7 @@ def where_slides_are(argument: str | None) -> dict[str, Path]:
 
 def _from_folder(folder: Path, recursive: bool, say: Callable[[str], None]) -> list[SlideInput]:
     """The slides of a folder, sorted; a link that leads nowhere is one of them, so that it fails by its name."""
-    depths = ("**/*",) if recursive else ("*", "*/*")  # one level down is looked at, to say what is left out
-    found = sorted({p for d in depths for p in folder.glob(d) if _is_slide(p.relative_to(folder)) and not p.is_dir()})
+    found = slides_in(folder, recursive, depth=2)  # one level down is looked at, to say what is left out
     own = [p for p in found if p.parent == folder]
     if (below := len(found) - len(own)) and not recursive:
         what = f"{below} slide{'' if below == 1 else 's'} in its sub-folders"
@@ -104,16 +103,22 @@ def _from_folder(folder: Path, recursive: bool, say: Callable[[str], None]) -> l
         raise InputError(f"{folder}: no slides in this folder (looked for {' '.join(SLIDE_SUFFIXES)})")
     names = Counter(as_file(slide_id_of(p)) for p in chosen)
     return [
-        SlideInput(p, slide_id_of(p) if names[as_file(slide_id_of(p))] == 1 else _path_id(p.relative_to(folder)))
+        SlideInput(p, slide_id_of(p) if names[as_file(slide_id_of(p))] == 1 else path_id(p.relative_to(folder)))
         for p in chosen
     ]
+
+
+def slides_in(folder: Path, recursive: bool, *, depth: int = 1) -> list[Path]:
+    """Files with the name of a slide, sorted: of a folder, down to ``depth``, or of all in it."""
+    patterns = ("**/*",) if recursive else ("*", "*/*")[:depth]
+    return sorted({p for d in patterns for p in folder.glob(d) if _is_slide(p.relative_to(folder)) and not p.is_dir()})
 
 
 def _is_slide(path: Path) -> bool:
     return path.suffix.lower() in SLIDE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _path_id(path: Path) -> str:
+def path_id(path: Path) -> str:
     """``case1/a.svs`` -> ``case1__a``."""
     return "__".join([*path.parts[:-1], slide_id_of(path)])
 

@@ -11,6 +11,7 @@ import typer
 from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, failures_folder, left_alone, output_path, run_batch
 from lrmil_cli.commands.inputs import where_slides_are
+from lrmil_cli.commands.next_step import after_match
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, UsageError
 
@@ -101,7 +102,17 @@ def match(
             extra={"ratio": about["ratio"], **about["counts"]},
         )
 
-    run_batch("match", items, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many))
+    run_batch(
+        "match",
+        "matching",
+        items,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        where=output,
+        then=lambda: after_match(output),
+    )
 
 
 def _summary(about: dict[str, Any], tool: str | None) -> str:

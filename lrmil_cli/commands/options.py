@@ -1,60 +1,23 @@
-"""Options that several commands share, and those that every command has (``-q -v --debug``)."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 import re
-from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Annotated, Any, Optional, get_args
+from pathlib import Path
+from typing import Annotated, Optional, get_args
 
 import typer
 from typer.models import OptionInfo
 
-from lrmil_cli.commands.help import shown
-from lrmil_cli.errors import UsageError
+from lrmil_cli.errors import InputError, UsageError, no_such_file
+from lrmil_cli.slide_names import SLIDE_SUFFIXES
 
 #: How much the running command says, and whether an internal error shows its traceback.
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 verbose: ContextVar[bool] = ContextVar("verbose", default=False)
 debug: ContextVar[bool] = ContextVar("debug", default=False)
-
-_COMMON = {
-    "quiet": (quiet, Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.")]),
-    "verbose": (verbose, Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]),
-    "debug": (debug, Annotated[bool, typer.Option("--debug", help="Show the traceback of an internal error.")]),
-}
-
-
-def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with ``-q -v --debug`` added to its signature, so that no command has to list them."""
-    own = inspect.signature(command, eval_str=True)
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, (_, annotation) in _COMMON.items()
-    ]
-    signature = own.replace(parameters=[shown(p) for p in [*own.parameters.values(), *added]])
-
-    @functools.wraps(command)
-    def wrapped(**kwargs: Any) -> None:
-        for name, (variable, _) in _COMMON.items():
-            variable.set(kwargs.pop(name))
-        for name, value in kwargs.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{names_of(own.parameters[name])[-1]} {value}: give a number")
-        command(**kwargs)
-
-    vars(wrapped).update(__signature__=signature)
-    wrapped.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    del vars(wrapped)["__wrapped__"]  # typer would look through to the undecorated function
-    return wrapped
-
-
-def voice() -> list[str]:
-    """Those of ``-q -v --debug`` that the running command was given, for commands that it runs."""
-    return [f"--{name}" for name, (variable, _) in _COMMON.items() if variable.get()]
 
 
 def names_of(parameter: inspect.Parameter) -> tuple[str, ...]:
@@ -168,6 +131,26 @@ Compile = Annotated[
         "up to a minute at the start, then about a tenth faster on a CPU, more on a GPU.",
     ),
 ]
+
+
+def check_model(path: str) -> None:
+    """What a model is named by can be a model, said before anything heavy is imported.
+
+    Raises:
+        UsageError: it is a file of another kind, by its name. InputError: it is a folder, or nothing is there.
+    """
+    given = Path(path)
+    if given.is_dir():
+        teacher = (given / "teacher.json").is_file()
+        raise InputError(
+            f"-m {path}: a {'teacher' if teacher else 'folder'}; give the model file that `lrmil distill-student` made"
+            + (" of it" if teacher else "")
+        )
+    if not path.lower().endswith((".safetensors", ".onnx")):
+        slide = "a slide" if path.lower().endswith(SLIDE_SUFFIXES) else "no model"
+        raise UsageError(f"-m {path}: {slide}; give the .safetensors that `lrmil distill-student` made, or its .onnx")
+    if not given.exists():
+        raise InputError(no_such_file(path, "check the path; `lrmil distill-student` makes models"))
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -19,8 +19,10 @@ from lrmil_cli.commands import (
     second_look,
     selective_options,
 )
+from lrmil_cli.commands import watch as watching
 from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.next_step import after_predict
 from lrmil_cli.commands.predict_outputs import (
     check_outputs,
     follow_prediction,
@@ -99,11 +101,14 @@ def predict(
     recursive: options.Recursive = False,
     fail_fast: options.FailFast = False,
     dry_run: options.DryRun = False,
+    watch: watching.Watch = False,
+    interval: watching.Interval = None,
 ) -> None:
     """Classify slides from their LR tiles, and from the HR tiles that a model picks by them.
 
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
+    options.check_model(model)
     from lrmil_cli.evaluation.head_calibration import uncalibrated
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
@@ -114,8 +119,9 @@ def predict(
     from lrmil_cli.slides.slide import open_slide
 
     report = Report(json)
-    inputs = expand_slides(slides, recursive=recursive, say=report.say)
-    many = len(inputs) > 1
+    watching.check_watch(watch, interval, slides, output, dry_run=dry_run, fail_fast=fail_fast)
+    inputs = [] if watch else expand_slides(slides, recursive=recursive, say=report.say)
+    many = watch or len(inputs) > 1
     chosen = overlays.make_style(
         style, top, threshold, colormap, geojson=geojson is not None, picture=overlay is not None
     )
@@ -131,6 +137,7 @@ def predict(
     if output != "-" and not dry_run:
         check_answers(Path(output), overwrite)
     answers: list[dict[str, str]] = []
+    indexed = [report.say]  # a page that is only refreshed need not be named again
     started = time.perf_counter()
     predictor = open_predictor(
         model,
@@ -200,13 +207,13 @@ def predict(
                 return planned(tiles, seconds, slide, table)
             else:
                 opened = time.perf_counter() - began
-                p = yield from predictor.predict(slide, region, lambda: report.progress(item.slide_id, None))
+                p = yield from predictor.predict(slide, region)
                 report.notes(slide)
                 p.seconds = {"open": round(opened, 3), **p.seconds}
                 record = prediction_record(predictor, p, slide, [step("predict", predictor.settings, made_of)], region)
                 header, rows = attention_table(predictor, p, record)
                 tables = {"": rows, **p.tables}
-                message = summary(record)
+                message = summary(record, timed=report.verbose)
                 if record.get("bad_tiles"):
                     report.warn(options.bad_tiles_text(item.slide_id, record["bad_tiles"], record["tiles"]))
                 if output != "-":
@@ -244,19 +251,37 @@ def predict(
         status = "skipped" if there and not made else "uncertain" if record.get("uncertain") else "ok"
         return Outcome(str(output), status, message, extra)
 
-    try:
-        run_batch(
-            "predict",
-            inputs,
-            one,
-            report,
-            fail_fast=fail_fast,
-            failures_in=failures_folder(output, many),
-            ahead=predictor.ahead,
-            dry_run=dry_run,
-        )
-    finally:  # what is done is kept, also where some failed or Ctrl-C ended it
+    def kept() -> None:  # what is done, also where some failed or Ctrl-C ended it
         if answers:
             predict_outputs.keep_answers(Path(output), answers, overwrite, report)
         if answers and pages:
-            report_pages.write_index(Path(output), Path(output), {}, overwrite, report)
+            report_pages.write_index(Path(output), Path(output), {}, overwrite, indexed.pop(0))
+            indexed.append(report.detail)
+        answers.clear()
+
+    if watch:
+        return watching.watch_folders(
+            "predict",
+            slides,
+            one,
+            report,
+            failures_in=Path(output),
+            kept=kept,
+            ahead=predictor.ahead,
+            recursive=recursive,
+            interval=interval or watching.INTERVAL,
+        )
+    run_batch(
+        "predict",
+        "planning" if dry_run else "predicting",
+        inputs,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        ahead=predictor.ahead,
+        dry_run=dry_run,
+        kept=kept,
+        where=output,
+        then=lambda: after_predict(slides, output, pages=pages, maps=geojson is not None),
+    )

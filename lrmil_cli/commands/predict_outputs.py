@@ -72,8 +72,8 @@ def check_outputs(output: str, overlay: str | None, geojson: str | None, pages: 
             raise UsageError("--geojson - wants stdout for itself; choose one of it, -o - and --json")
 
 
-def summary(record: dict[str, Any]) -> str:
-    """A prediction in one line."""
+def summary(record: dict[str, Any], *, timed: bool = True) -> str:
+    """A prediction in one line; ``timed``: with the seconds of each phase."""
     levels = {name: n for name, n in record.get("tiles_read", {}).items() if n}
     read = (
         " and ".join(f"{n} {name.upper()} tiles" for name, n in levels.items())
@@ -85,7 +85,7 @@ def summary(record: dict[str, Any]) -> str:
     said = f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f})"
     if own := record.get("prediction_set"):
         said += f", {own['coverage']:.0%} set: {', '.join(own['classes']) or 'empty'}"
-    return f"{doubt}{said}, {read}; seconds: {spent}; {record['device']}"
+    return f"{doubt}{said}, {read}" + (f"; seconds: {spent}; {record['device']}" if timed else "")
 
 
 def write_prediction(

@@ -12,8 +12,8 @@ from pathlib import Path
 from textwrap import dedent, fill
 
 from lrmil_cli.commands.all_commands import COMMANDS
+from lrmil_cli.commands.common import with_common_options
 from lrmil_cli.commands.declared import Declared, declared
-from lrmil_cli.commands.options import with_common_options
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- reference: made by python -m lrmil_cli.commands.reference -->", "<!-- /reference -->"

@@ -3,68 +3,95 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lrmil_cli.commands import options
+from lrmil_cli.chain.steps import as_typed
+from lrmil_cli.commands import options, screen
+from lrmil_cli.commands.progress_line import ProgressLine
 from lrmil_cli.errors import MachineError
+from lrmil_cli.progress import listening, phase
 
 if TYPE_CHECKING:
     from lrmil_cli.encoders.vit import EncoderInfo
     from lrmil_cli.slides.slide import Slide
 
 
-def printable(text: str) -> str:
-    """Text without what a terminal would obey.
-
-    Control characters and changes of direction (from file names, labels, headers) are spelled out.
-    """
-    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+#: Where all that is told is kept besides: the log of a chain, and the one that the user asked for.
+_logs: list[TextIO] = []
+#: Commands that run in each other; the messages of a step stand under its line.
+_depth = 0
 
 
-#: Where all that is told is kept besides, while a chain runs.
-_log: TextIO | None = None
-
-
-def tell(text: str, *, show: bool = True) -> None:
-    """A message on stderr, and in the log where one is kept; the log has those too that are not shown."""
+def tell(text: str, *, show: bool = True, wrapped: bool = True) -> None:
+    """A message on stderr, and in the logs that are kept; these have those too that are not shown."""
     if show:
-        print(printable(text), file=sys.stderr, flush=True)
-    if _log is not None:
-        _note(_log, text)
+        screen.show(indent(text, "  " * max(0, _depth - 1)), wrapped=wrapped)
+    for log in list(_logs):
+        _note(log, text)
 
 
 def _note(log: TextIO, text: str) -> None:
-    global _log
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     try:
-        log.write("".join(f"{now}  {line}\n" for line in printable(text).splitlines() if line.strip()))
+        log.write("".join(f"{now}  {line}\n" for line in screen.printable(text).splitlines() if line.strip()))
         log.flush()
     except OSError as e:
-        _log = None
+        _logs.remove(log)
         tell(f"warning: {log.name}: the log ends here: {e.strerror or e}")
 
 
 @contextmanager
-def logged(path: Path, heading: str) -> Iterator[None]:
+def speaking(command: str, *, still: bool = False) -> Iterator[None]:
+    """A command runs meanwhile: how far it is is told, and what it says as a step of another stands under that.
+
+    Args:
+        still: no line moves, because a table goes to the same terminal.
+    """
+    global _depth
+    _depth += 1
+    others = os.environ.get("RANK", "0") != "0"  # of processes that train together the first one speaks
+    quiet, verbose = options.quiet.get() or others, options.verbose.get()
+    line = ProgressLine(tell, quiet=quiet, verbose=verbose, still=still) if _depth == 1 else None
+    try:
+        with listening(line) if line else nullcontext(), phase(command, whole=True):
+            yield
+    finally:
+        _depth -= 1
+        if line is not None:
+            line.close()
+
+
+def is_speaking() -> bool:
+    """Whether a command runs, of which one that has just ended was a step."""
+    return _depth > 0
+
+
+def is_step() -> bool:
+    """Whether the command that runs is a step of another."""
+    return _depth > 1
+
+
+@contextmanager
+def logged(path: Path, heading: str, option: str = "--output") -> Iterator[None]:
     """Keep all that is told in a file, each line with its time; what is there already stays.
 
     Raises:
         MachineError: it cannot be written.
     """
-    global _log
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Names of files may be no text; here they are spelled out.
         log = open(path, "a", encoding="utf-8", errors="backslashreplace")
     except OSError as e:
-        raise MachineError(f"cannot write {path}: {e.strerror or e}; choose another --output") from e
+        raise MachineError(f"cannot write {path}: {e.strerror or e}; choose another {option}") from e
     with log:
-        _log = log
+        _logs.append(log)
         try:
             tell(heading, show=False)
             yield
@@ -72,7 +99,27 @@ def logged(path: Path, heading: str) -> Iterator[None]:
             tell(f"ended by: {e or type(e).__name__}", show=False)
             raise
         finally:
-            _log = None
+            if log in _logs:
+                _logs.remove(log)
+
+
+def pasted(args: Sequence[str], width: int | None = None) -> str:
+    """A command line of ``lrmil`` to be pasted; on a narrow terminal over several lines, as the shell takes them.
+
+    Args:
+        width: of the terminal; that of stderr if None.
+    """
+    line = f"lrmil {as_typed(args)}"
+    width = screen.columns() if width is None else width
+    if not screen.is_terminal() or os.name == "nt" or len(line) + len("next: ") <= width:
+        return line
+    out, now = [], ["lrmil"]
+    for word in map(as_typed, ([a] for a in args)):
+        if word.startswith("-") and len(now) > 1:
+            out.append(" ".join(now))
+            now = []
+        now.append(word)
+    return " \\\n    ".join([*out, " ".join(now)])
 
 
 class Report:
@@ -94,10 +141,17 @@ class Report:
         if not self.muted:
             tell(text, show=not self.quiet)
 
+    def end(self, made: str, then: Sequence[str] | None = None) -> None:
+        """What was made and where ("" where that was said), and the words after ``lrmil`` that one types next."""
+        if made:
+            self.say(made)
+        if then and not is_step() and not self.muted:
+            tell(f"next: {pasted(then)}", show=not self.quiet, wrapped=False)
+
     def detail(self, text: str) -> None:
-        """What only ``--verbose`` shows."""
-        if self.verbose and not self.quiet:
-            tell(text)
+        """What only ``--verbose`` and the log have."""
+        if not self.muted:
+            tell(text, show=self.verbose and not self.quiet)
 
     def warn(self, text: str) -> None:
         """Something the user should know; shown even when quiet."""
@@ -121,18 +175,5 @@ class Report:
     def result(self, record: dict[str, Any]) -> None:
         """One JSON object on one line of stdout, with ``--json`` only."""
         if self.as_json:
-            print(json.dumps(record, allow_nan=False), flush=True)
-
-    @contextmanager
-    def progress(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A bar on a terminal; nothing where stderr is a file or a pipe."""
-        if self.quiet or not sys.stderr.isatty():
-            yield lambda n: None
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label[:40], total=total)
-            yield lambda n: bar.advance(task, n)
+            with screen.line_cleared():
+                print(json.dumps(record, allow_nan=False), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -10,6 +11,7 @@ import typer
 from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, run_batch
 from lrmil_cli.commands.inputs import TableItem, where_slides_are
+from lrmil_cli.commands.next_step import after_report
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, LrmilError, UsageError
 
@@ -84,10 +86,17 @@ def report(
         told = ", ".join(map(str, written)) or "up to date"
         return Outcome(str(out), "ok" if written else "skipped", told, {"pages": [str(p) for p in written]})
 
-    try:
-        run_batch("report", items, one, voice, fail_fast=fail_fast)
-    finally:  # of those that have a page, whatever became of the others
-        write_index(folder, out, unshown, overwrite, voice)
+    run_batch(
+        "report",
+        "drawing the page of",
+        items,
+        one,
+        voice,
+        fail_fast=fail_fast,
+        # Of those that have a page, whatever became of the others.
+        kept=lambda: write_index(folder, out, unshown, overwrite, voice.say),
+        then=lambda: after_report(results),
+    )
 
 
 def check_folders(output: str, top_tiles: str | None) -> None:
@@ -142,10 +151,10 @@ def pages_of(
     return {kind: {"path": str(path), "written": path in made} for kind, path in files.items()}
 
 
-def write_index(folder: Path, out: Path, unshown: dict[str, str], overwrite: bool, voice: Report) -> None:
+def write_index(folder: Path, out: Path, unshown: dict[str, str], overwrite: bool, say: Callable[[str], None]) -> None:
     from lrmil_cli.pages.make import make_index
 
-    voice.say(f"open {make_index(folder, out, unshown, overwrite)}")
+    say(f"open {make_index(folder, out, unshown, overwrite)}")
 
 
 def _open(result: Result, given: Path | None) -> tuple[Slide | None, str]:

@@ -8,6 +8,7 @@ import typer
 
 from lrmil_cli.commands import (
     cohort,
+    common,
     encoder_options,
     head_options,
     options,
@@ -85,7 +86,7 @@ def run(
     values = {"classes": labels.pop("class"), **{name.replace("-", "_"): value for name, value in labels.items()}}
     manifest = cohort.read_cohort(report, settings.slides, values)
     folds_there = count_folds(manifest, settings)
-    voice = options.voice()
+    voice = common.voice()
 
     def step(args: list[str]) -> int:
         return ctx.obj([*args, *voice])
@@ -105,9 +106,10 @@ def run(
         )
     with logged(out / "log.txt", f"lrmil {__version__}: {command_line.get()}"):
         seconds = run_chain("lrmil run", settings, out, manifest, step, report.say, overwrite=overwrite)
-        report.say(
+        report.end(
             f"\n{out / 'model.receipt.html'}: what distillation bought, on held-out slides\n"
             f"{out / 'results'}: what the model says of all slides, also of those it was trained on\n"
-            f"{out / 'run.toml'}: repeats this run; {out / 'log.txt'}: what the steps said"
+            f"{out / 'run.toml'}: repeats this run; {out / 'log.txt'}: what the steps said",
+            ["report", str(out / "results")],
         )
     report.result({"command": "run", "status": "ok", "output": output, "seconds": seconds})

@@ -7,6 +7,7 @@ from typing import Any
 
 from lrmil_cli.commands import options
 from lrmil_cli.commands.cohort import read_cohort
+from lrmil_cli.commands.next_step import after_student
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.selective_options import screen_changes
 from lrmil_cli.errors import UsageError
@@ -53,7 +54,7 @@ def distill_screened(report: Report, values: dict[str, Any]) -> None:
             )
         },
     )
-    report.say(f"{output}: {result.text}")
+    report.end(f"{output}: {result.text}", after_student(values["manifest"], str(output)))
     report.result(
         {
             "command": "distill-student",

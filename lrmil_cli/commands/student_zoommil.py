@@ -7,6 +7,7 @@ from typing import Any
 
 from lrmil_cli.commands import head_options, options
 from lrmil_cli.commands.cohort import read_cohort
+from lrmil_cli.commands.next_step import after_student
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -61,7 +62,7 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
         say=report.say,
         warn=report.warn,
     )
-    report.say(f"{target}: {result.text}")
+    report.end(f"{target}: {result.text}", after_student(values["manifest"], str(target)))
     report.result(
         {
             "command": "distill-student",

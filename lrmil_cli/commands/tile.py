@@ -13,9 +13,19 @@ import typer
 from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, failures_folder, left_alone, output_path, planned, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.next_step import after_tile
 from lrmil_cli.commands.regions import ImageSize, Mask, MinInside, Origin, Roi, RoiClass, mask_reader, region_reader
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
+
+
+def _magnification(text: str) -> float:
+    """``5`` or ``5x``."""
+    try:
+        return float(str(text).lower().removesuffix("x"))
+    except ValueError:
+        raise UsageError(f"--mag {text}: give a number, such as 5 or 5x") from None
+
 
 Output = Annotated[
     str,
@@ -30,7 +40,12 @@ Mpp = Annotated[
 ]
 Mag = Annotated[
     Optional[float],
-    typer.Option("--mag", help="The same as a magnification: 5 is --mpp 2.0, 20 is --mpp 0.5."),
+    typer.Option(
+        "--mag",
+        metavar="X",
+        parser=_magnification,
+        help="The same as a magnification: 5 (or 5x) is --mpp 2.0, 20 is --mpp 0.5.",
+    ),
 ]
 TilePx = Annotated[
     int,
@@ -199,5 +214,14 @@ def tile(
             )
 
     run_batch(
-        "tile", inputs, one, report, fail_fast=fail_fast, failures_in=failures_folder(output, many), dry_run=dry_run
+        "tile",
+        "tiling",
+        inputs,
+        one,
+        report,
+        fail_fast=fail_fast,
+        failures_in=failures_folder(output, many),
+        dry_run=dry_run,
+        where=output,
+        then=lambda: after_tile(slides, output, wanted),
     )

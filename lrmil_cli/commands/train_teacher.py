@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from lrmil_cli.commands import cohort, encoder_options, head_options, options
+from lrmil_cli.commands.next_step import after_teacher
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -166,7 +167,8 @@ def train_teacher(
     scores = (
         f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"
     )
-    report.say(f"{output}: {'up to date; ' if there else ''}{scores}")
+    text = f"{output}: {'up to date; ' if there else ''}{scores}"
+    report.end(text, after_teacher(manifest, output, head, encoder))
     report.result(
         {
             "command": "train-teacher",

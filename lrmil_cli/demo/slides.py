@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 
 from lrmil_cli.demo.paint import GRID, render_slide
+from lrmil_cli.progress import phase
 
 PAINT_MPP = 0.5  # everything is painted at 20x; another mpp is resized from that
 LESION_COLOR = [200, 0, 0]
@@ -139,13 +140,16 @@ def make_cohort(folder: str | os.PathLike, n_slides: int = 60, seed: int = 0, wo
     for name in ("slides", "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     rows = plan_cohort(n_slides, seed)
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for job in [pool.submit(_cohort_slide, str(folder), row, seed) for row in rows]:
-                job.result()
-    else:
-        for row in rows:
-            _cohort_slide(str(folder), row, seed)
+    with phase("painting", n_slides, "slide") as told:
+        if workers > 1:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                for job in [pool.submit(_cohort_slide, str(folder), row, seed) for row in rows]:
+                    job.result()
+                    told.advance()
+        else:
+            for row in rows:
+                _cohort_slide(str(folder), row, seed)
+                told.advance()
     part = folder / "slides.csv.part"
     with open(part, "w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")

@@ -36,6 +36,7 @@ from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag
 from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
 from lrmil_cli.models.model_file import save_model
+from lrmil_cli.progress import phase
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
@@ -152,11 +153,19 @@ def train_student(
         overwrite=overwrite,
         say=say,
     )
-    low = [embedded(e, folder=lr_features / name) for e, name in zip(encoders.all, encoders.names)]
-    plain_bags = embedded(plain, folder=lr_features / "lr-only") if plain is not None else None
+    low = []
+    with phase("", len(encoders.all), "encoder") as told:
+        for e, name in zip(encoders.all, encoders.names):
+            low.append(embedded(e, folder=lr_features / name))
+            told.advance()
+    plain_bags = None
+    if plain is not None:
+        with phase("the baseline's encoder"):
+            plain_bags = embedded(plain, folder=lr_features / "lr-only")
     other = None
     if others is not None:
-        seen = [embedded(e, folder=lr_features / "also" / name) for e, name in zip(others.all, others.names)]
+        with phase("the other encoder"):
+            seen = [embedded(e, folder=lr_features / "also" / name) for e, name in zip(others.all, others.names)]
         other = OtherSide(others, seen)
     if high is not None:
         _leave_out_bad(high, low[0], tables)
@@ -255,6 +264,7 @@ def _train(
 
     def fit(who: str, say: Callable[[str], None], **how: Any) -> list[FoldResult]:
         files = kept[who]
+        how["who"] = "student" if who == "distilled" else "the baseline's head"
         how |= {"known": files.taken_over(say), "done": files.keep, "only": fold, "say": say}
         return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=training, **how)
 
@@ -272,7 +282,8 @@ def _train(
         )
     if (bags := cohort.baseline) is not None:
         same = lambda fold: bags
-        results = fit("lr_only", lambda text: say(f"LR-only, {text}"), bags_of_fold=same)
+        of_baseline = lambda text: say(f"LR-only, {text}")
+        results = fit("lr_only", of_baseline, bags_of_fold=same)
         students["lr_only"] = Student(results, same)
     return students
 

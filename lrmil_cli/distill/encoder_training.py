@@ -35,6 +35,7 @@ from lrmil_cli.distill.stage1_estimate import say_cost
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import LrmilError
+from lrmil_cli.progress import TILES, phase
 
 
 @dataclass
@@ -167,20 +168,24 @@ def _train(
     if progress is not None:
         say(f"resumed after epoch {progress.epoch}")
     else:
-        start = {"epoch": 0, **_validate(run, val_set)}
+        with phase("stage 1: the encoder as it is"):
+            start = {"epoch": 0, **_validate(run, val_set)}
         progress = Progress(best=start["val_loss"], curves=[start])  # what it starts from is the first candidate
         say(_line(start, settings))
-    while progress.epoch < settings.epochs and progress.epoch - progress.best_epoch < settings.patience:
-        progress.epoch += 1
-        mean = _train_epoch(run, train_set, progress)
-        row = {"epoch": progress.epoch, "train_loss": mean, **_validate(run, val_set)}
-        progress.curves.append(row)
-        if row["val_loss"] < progress.best:
-            progress.best, progress.best_epoch = row["val_loss"], progress.epoch
-            progress.best_weights = {k: v.detach().cpu().clone() for k, v in run.learner.encoder.weights().items()}
-        say(_line(row, settings))
-        if run.world.first:
-            save_checkpoint(checkpoint, key, run.learner, run.optimizer, run.scaler, progress)
+    with phase("stage 1", settings.epochs, "epoch", at_most=True) as told:
+        told.advance(progress.epoch, idle=True)
+        while progress.epoch < settings.epochs and progress.epoch - progress.best_epoch < settings.patience:
+            progress.epoch += 1
+            mean = _train_epoch(run, train_set, progress)
+            row = {"epoch": progress.epoch, "train_loss": mean, **_validate(run, val_set)}
+            progress.curves.append(row)
+            if row["val_loss"] < progress.best:
+                progress.best, progress.best_epoch = row["val_loss"], progress.epoch
+                progress.best_weights = {k: v.detach().cpu().clone() for k, v in run.learner.encoder.weights().items()}
+            say(_line(row, settings))
+            if run.world.first:
+                save_checkpoint(checkpoint, key, run.learner, run.optimizer, run.scaler, progress)
+            told.advance()
     return progress
 
 
@@ -227,36 +232,38 @@ def _train_epoch(run: _Run, data: Regions, progress: Progress) -> float:
     groups = _cut(order, whole)
     parts = [own_part(g, world) for g in groups]
     ahead = Prefetch(batches(data, [p for p, _ in parts], run.reader, run.final), run.ahead)
-    for arrays, group, (_, counts) in zip(ahead, groups, parts):
-        batch = on_device(arrays, run.device)
-        if settings.augment:
-            batch = turn_batch(batch, int(rng.integers(8)))
-        progress.step += 1
-        for param_group in optimizer.param_groups:
-            param_group["lr"] = settings.lr * min(1.0, progress.step / max(1, settings.warmup))
-        scale = step_scale(batch.mask, settings.weighting, counts, world) if world.size > 1 else (1.0, 1.0)
-        loss, _ = batch_loss(
-            run.together,
-            batch.tiles,
-            batch.targets,
-            batch.mask,
-            settings,
-            batch.final,
-            batch.attention,
-            scale,
-        )
-        value = float(world.sum(loss.detach() / world.size))
-        if not np.isfinite(value):
-            raise LrmilError(
-                f"stage 1 diverged in epoch {progress.epoch} (loss {value}); lower --lr, or try --normalize ln"
+    with phase("", sum(map(len, groups)), TILES) as told:
+        for arrays, group, (_, counts) in zip(ahead, groups, parts):
+            batch = on_device(arrays, run.device)
+            if settings.augment:
+                batch = turn_batch(batch, int(rng.integers(8)))
+            progress.step += 1
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = settings.lr * min(1.0, progress.step / max(1, settings.warmup))
+            scale = step_scale(batch.mask, settings.weighting, counts, world) if world.size > 1 else (1.0, 1.0)
+            loss, _ = batch_loss(
+                run.together,
+                batch.tiles,
+                batch.targets,
+                batch.mask,
+                settings,
+                batch.final,
+                batch.attention,
+                scale,
             )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_([p for p in run.together.parameters() if p.grad is not None], settings.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        total, seen = total + value * len(group), seen + len(group)
+            value = float(world.sum(loss.detach() / world.size))
+            if not np.isfinite(value):
+                raise LrmilError(
+                    f"stage 1 diverged in epoch {progress.epoch} (loss {value}); lower --lr, or try --normalize ln"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([p for p in run.together.parameters() if p.grad is not None], settings.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            total, seen = total + value * len(group), seen + len(group)
+            told.advance(len(group))
     return total / seen
 
 
@@ -274,14 +281,18 @@ def _validate(run: _Run, data: Regions) -> dict[str, float]:
         names.append("loss_final")
     sums = dict.fromkeys([*names, "children", "regions"], 0.0)
     groups = world.share(_cut(np.arange(len(data)), settings.batch_size))
-    for arrays in Prefetch(batches(data, groups, run.reader, run.final), run.ahead):
-        batch = on_device(arrays, device)
-        _, parts = batch_loss(learner, batch.tiles, batch.targets, batch.mask, settings, batch.final, batch.attention)
-        counts = {"children": int(batch.mask.sum()), "regions": len(batch.tiles)}
-        for k, v in parts.items():
-            sums[k] += float(v) * counts["children" if k in by_child else "regions"]
-        for k, n in counts.items():
-            sums[k] += n
+    with phase("validating", sum(map(len, groups)), TILES) as told:
+        for arrays in Prefetch(batches(data, groups, run.reader, run.final), run.ahead):
+            batch = on_device(arrays, device)
+            _, parts = batch_loss(
+                learner, batch.tiles, batch.targets, batch.mask, settings, batch.final, batch.attention
+            )
+            counts = {"children": int(batch.mask.sum()), "regions": len(batch.tiles)}
+            for k, v in parts.items():
+                sums[k] += float(v) * counts["children" if k in by_child else "regions"]
+            for k, n in counts.items():
+                sums[k] += n
+            told.advance(len(batch.tiles))
     # On the device because nccl sums nothing else; an Apple GPU knows no float64.
     summed = world.sum(
         torch.tensor(list(sums.values()), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)

@@ -22,6 +22,7 @@ from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.files.locks import claimed
 from lrmil_cli.matching.paired_slide import tile_level
+from lrmil_cli.progress import phase
 
 #: float16 ends at 65504; residual streams of large encoders can be beyond.
 FLOAT16_LIMIT = 6e4
@@ -169,22 +170,25 @@ def load_targets(
     # Each process looks at its own part alone, because another may be writing meanwhile.
     missing = [n for n in world.share(range(len(paths))) if not there(n)]
 
-    # Folds that are jobs share a cache: what is free is taken first, then what others were at is waited for.
-    for wait in (False, True):
+    with phase("HR targets of", len(missing), "slide") as told:
+        # Folds that are jobs share a cache: what is free is taken first, then what others were at is waited for.
+        for wait in (False, True):
 
-        def one(n: int, wait: bool = wait) -> Generator[None, None, bool]:
-            with claimed(paths[n]["layers"], wait=wait) as mine:
-                if mine and not there(n):
-                    arrays = yield from compute_targets(encoder, slides[n], layers, final, device, batch, workers)
-                    for k, path in paths[n].items():
-                        _write(path, arrays[k])
-                    say(f"HR targets {n + 1}/{len(slides)}: {slides[n].slide_id}, {slides[n].targets} tiles")
-                return mine
+            def one(n: int, wait: bool = wait) -> Generator[None, None, bool]:
+                with claimed(paths[n]["layers"], wait=wait) as mine:
+                    if mine and not there(n):
+                        told.item = slides[n].slide_id
+                        arrays = yield from compute_targets(encoder, slides[n], layers, final, device, batch, workers)
+                        for k, path in paths[n].items():
+                            _write(path, arrays[k])
+                        told.advance()
+                        told.note(f"HR targets {n + 1}/{len(slides)}: {slides[n].slide_id}, {slides[n].targets} tiles")
+                    return mine
 
-        ahead = 0 if wait else slides_ahead(device)  # who waits for a slide must hold no other that is waited for
-        missing = [n for n, made in zip(missing, in_turn(one, missing, ahead)) if not made()]
-        if missing:
-            say(f"other jobs are at the HR targets of {len(missing)} slides; waiting for them")
+            ahead = 0 if wait else slides_ahead(device)  # who waits for a slide must hold no other that is waited for
+            missing = [n for n, made in zip(missing, in_turn(one, missing, ahead)) if not made()]
+            if missing:
+                say(f"other jobs are at the HR targets of {len(missing)} slides; waiting for them")
     world.wait()
     return [{k: _opened(p) for k, p in own.items()} for own in paths]
 

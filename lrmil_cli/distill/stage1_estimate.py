@@ -23,6 +23,8 @@ from lrmil_cli.encoders.pipeline import CPU_BATCH, BatchSize
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import MachineError
 from lrmil_cli.matching.paired_slide import keep_targets
+from lrmil_cli.progress import phase
+from lrmil_cli.units import duration
 
 #: Batches of a run from which on it is worth measuring a few of them first.
 WORTH_MEASURING = 200
@@ -72,11 +74,12 @@ def say_cost(
     hr_tiles = math.ceil(sum(s.targets for s in missing) / world.size)
     batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
     if world.first and hr_tiles / batch + settings.epochs * steps >= WORTH_MEASURING:
-        own = tile_seconds(teacher, missing[0], settings, batch, device, workers) if missing else 0.0
-        step, check = step_seconds(teacher, student, train[0], settings, device, workers)
+        with phase("measuring the first batches"):
+            own = tile_seconds(teacher, missing[0], settings, batch, device, workers) if missing else 0.0
+            step, check = step_seconds(teacher, student, train[0], settings, device, workers)
         encoding, epoch = hr_tiles * own, steps * step + checks * check
-        text += f"; on {device_label(device)} about " + (f"{_duration(encoding)} for them and " if missing else "")
-        text += f"{_duration(epoch)} an epoch, {_duration(encoding + settings.epochs * epoch)} for {settings.epochs}"
+        text += f"; on {device_label(device)} about " + (f"{duration(encoding)} for them and " if missing else "")
+        text += f"{duration(epoch)} an epoch, {duration(encoding + settings.epochs * epoch)} for {settings.epochs}"
         text += " (measured on the first batches)"
     say(text)
 
@@ -152,9 +155,3 @@ def _free(folder: Path) -> int:
 
 def _size(nbytes: float) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -18,6 +18,7 @@ from lrmil_cli.files.header import make_header
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.heads import Bag
+from lrmil_cli.progress import phase
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.crossval import FoldResult
@@ -90,17 +91,21 @@ def agreement_table(
     """
     at = {s: i for i, s in enumerate(ids)}
     rows = []
-    for of_fold in zip(*(student.results for student in students.values())):
-        fold, tested = of_fold[0].fold, of_fold[0].parts["test"]
-        teacher = guide.head(fold)[1].to(device)
-        for i in (at[s] for s in tested if high.slides[at[s]] is not None):
-            slide = high.slides[i]
-            assert slide is not None, "those were left out"
-            n_lr = next(iter(students.values())).bags_of(fold).counts[i]
-            region, matched = teacher_regions(teacher, high.bags.once(i), slide.parent, n_lr, distill.region_attention)
-            for (who, student), r in zip(students.items(), of_fold):
-                found = slide_agreement(region, matched, r.fit.head, student.bags_of(fold).all.once(i), distill.k)
-                rows.append({"student": who, "slide_id": ids[i], "fold": fold, **found})
+    with phase("attention of students and teacher", len(ids), "slides") as told:
+        for of_fold in zip(*(student.results for student in students.values())):
+            fold, tested = of_fold[0].fold, of_fold[0].parts["test"]
+            teacher = guide.head(fold)[1].to(device)
+            for i in (at[s] for s in tested if high.slides[at[s]] is not None):
+                told.advance()
+                slide = high.slides[i]
+                assert slide is not None, "those were left out"
+                n_lr = next(iter(students.values())).bags_of(fold).counts[i]
+                region, matched = teacher_regions(
+                    teacher, high.bags.once(i), slide.parent, n_lr, distill.region_attention
+                )
+                for (who, student), r in zip(students.items(), of_fold):
+                    found = slide_agreement(region, matched, r.fit.head, student.bags_of(fold).all.once(i), distill.k)
+                    rows.append({"student": who, "slide_id": ids[i], "fold": fold, **found})
     order = list(students)
     rows.sort(key=lambda row: order.index(row["student"]))
     return pd.DataFrame(rows).astype({"rank_correlation": float, "overlap": float, "chance": float}) if rows else None

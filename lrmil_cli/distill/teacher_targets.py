@@ -15,6 +15,7 @@ from lrmil_cli.distill.settings import DistillSettings
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead
+from lrmil_cli.progress import phase
 from lrmil_cli.training.crossval import HeadSpec, seeded_head
 from lrmil_cli.training.high_resolution import HighResolution
 from lrmil_cli.training.loop import TrainSettings, fit_head
@@ -72,12 +73,14 @@ def fold_targets(
     """
     targets: dict[int, Target] = {}
     missing = []
-    for i in slides:
-        own = high.slides[i]
-        if own is None or not bool((own.parent >= 0).any()):
-            missing.append(ids[i])
-            continue
-        targets[i] = make_target(head, high.bags.once(i), own.parent, n_lr[i], settings, labels[i])
+    with phase("what the teacher says of", len(slides), "slide") as told:
+        for i in slides:
+            told.advance()
+            own = high.slides[i]
+            if own is None or not bool((own.parent >= 0).any()):
+                missing.append(ids[i])
+                continue
+            targets[i] = make_target(head, high.bags.once(i), own.parent, n_lr[i], settings, labels[i])
     if missing and settings.missing_teacher == "error":
         raise InputError(
             f"slide {missing[0]}: no HR features or no pairs, so the teacher says nothing of it "
@@ -119,13 +122,15 @@ def crossfit_targets(
         )
     splitter = StratifiedGroupKFold(settings.crossfit, shuffle=True, random_state=training.seed)
     targets: dict[int, Target] = {}
-    for n, (inner, held) in enumerate(splitter.split(usable, labels[usable], patients[usable])):
-        seed, groups = training.seed + 100 * fold + n, patients[usable][inner]
-        early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=seed)
-        fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
-        head = seeded_head(spec, high.bags.dim, len(manifest.classes), seed).to(high.bags.device)
-        fit_head(head, high.bags, labels.tolist(), fitted, watched, training)
-        targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
+    with phase("inner teachers", settings.crossfit, "fold") as told:
+        for n, (inner, held) in enumerate(splitter.split(usable, labels[usable], patients[usable])):
+            seed, groups = training.seed + 100 * fold + n, patients[usable][inner]
+            early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=seed)
+            fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
+            head = seeded_head(spec, high.bags.dim, len(manifest.classes), seed).to(high.bags.device)
+            fit_head(head, high.bags, labels.tolist(), fitted, watched, training)
+            targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
+            told.advance()
     high.bags.forget()
     missing = [i for i in train if i not in targets]  # of these no head can say anything
     return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist())

@@ -16,6 +16,7 @@ from lrmil_cli import __version__
 from lrmil_cli.device import available_memory
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check
 from lrmil_cli.errors import LrmilError, MachineError
+from lrmil_cli.units import duration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,10 +195,3 @@ def check_speed(rate: float) -> Check:
     if rate < 2:
         return Check("speed", WARN, found, "use a machine with a GPU, or a smaller encoder")
     return Check("speed", PASS, found)
-
-
-def duration(seconds: float) -> str:
-    """For people: ``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else "1 s or less"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

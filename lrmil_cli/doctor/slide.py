@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
-from lrmil_cli.doctor.machine import duration
 from lrmil_cli.errors import InputError, LrmilError, NoScaleError
 from lrmil_cli.slides.given import Given, read_mask
 from lrmil_cli.slides.grid import make_grid
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import TileSettings, TissueMap, boxes_of, find_tissue, is_much, select_tiles, slide_level
+from lrmil_cli.units import duration
 
 #: Side in px of the blocks that are read to find damage.
 BLOCK_PX = 256

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, no_such_file
 from lrmil_cli.files.stand_ins import stand_in
 
 State = dict[str, torch.Tensor]
@@ -54,7 +54,7 @@ def read_state(path: Path) -> State:
             raise InputError(f"{path}: no weights in this folder (looked for {', '.join(WEIGHT_FILES)})")
         path = found
     if not path.is_file():
-        raise InputError(f"{path}: no such weights file")
+        raise InputError(no_such_file(path, what="weights file"))
     shard = _SHARD.search(path.name)
     if shard and int(shard[1]) > 1:
         path = path.with_name(f"{path.name[: shard.start()]}{path.suffix}.index.json")

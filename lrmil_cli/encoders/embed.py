@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,12 @@ def embed_tiles(
     device: torch.device,
     batch: BatchSize,
     seconds: Seconds | None = None,
-    progress: Callable[[int], None] = lambda n: None,
 ) -> list[np.ndarray]:
     """Embed the tiles of one slide by one or more encoders, read once for all of them.
 
     Args:
         tiles: of :func:`lrmil_cli.encoders.pipeline.read_ahead`; count: how many there are.
-        seconds: filled with ``read`` and ``encode``; progress: called with the number of tiles done.
+        seconds: filled with ``read`` and ``encode``.
 
     Returns:
         float32 [N, D_e] for each encoder, in table order; of no meaning for tiles that could not be decoded.
@@ -56,7 +54,6 @@ def embed_tiles(
         device=device,
         batch=batch,
         seconds=seconds,
-        progress=progress,
     )
     # There were none, or none could be decoded.
     return out or [np.zeros((count, e.embed_dim), np.float32) for e in encoders]
@@ -94,7 +91,6 @@ def embed_table(
     slide_path: str | Path | None = None,
     dtype: str | None = None,
     wait: bool = False,
-    progress: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda n: None),
 ) -> Generator[None, None, Embedded | None]:
     """Embed the tiles of a tile table into a feature file, unless it is there and up to date.
 
@@ -107,7 +103,6 @@ def embed_table(
             (``bad_tiles``).
         dtype: float16 or float32 as the features are to be stored; None writes float16 and takes either.
         wait: for another process that is at this slide.
-        progress: opened when it is the slide's turn, gives a function that is called with the number of tiles done.
 
     Returns:
         the features; None where another process is at them, and is not waited for.
@@ -144,10 +139,7 @@ def embed_table(
                 slide, boxes, header["level"], header["settings"]["tile_px"], device=device, batch=batch, bad=bad
             ) as pixels:
                 yield
-                with progress() as step_by:
-                    (array,) = embed_tiles(
-                        [encoder], pixels, len(boxes), device=device, batch=batch, seconds=seconds, progress=step_by
-                    )
+                (array,) = embed_tiles([encoder], pixels, len(boxes), device=device, batch=batch, seconds=seconds)
             if bad:
                 rows = without_bad(len(boxes), bad, slide.path)
                 boxes, array = boxes[rows], array[rows]

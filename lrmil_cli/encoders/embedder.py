@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,16 +67,12 @@ def open_embedder(
     sharing: int = 1,
     warn: Callable[[str], None],
     about: Callable[[EncoderInfo], None],
-    progress: Callable[[str], AbstractContextManager[Callable[[int], None]]] = lambda slide: nullcontext(
-        lambda n: None
-    ),
 ) -> tuple[Embed, int]:
     """Load the encoder.
 
     Args:
         sharing: processes that share the cores of this machine.
         warn: told what had to be guessed, and of memory that did not suffice; about: told what encoder it is.
-        progress: of a slide, opened when it is its turn, gives a function that is called with the tiles done.
 
     Returns:
         a generator function for :func:`lrmil_cli.ahead.in_turn`, None for slides that another process is at; and how
@@ -118,7 +112,6 @@ def open_embedder(
             overwrite=how.overwrite,
             dtype=how.dtype,
             slide_path=table.slide_path,
-            progress=partial(progress, table.slide_id),
         )
         if done is None:
             return None

@@ -126,23 +126,24 @@ def unreachable(name: str, e: Exception, alias: Alias | None = None) -> LrmilErr
     if silence is None:
         why, network = f"{why} ({type(e).__name__})", "check the network"
     else:
-        why, network = f"{why}: they are not in the cache", f"the hub does not answer ({type(silence).__name__})"
+        why = f"{why}: they are not in the cache, and the hub does not answer ({type(silence).__name__})"
+        network = "go online and say the same again"
     if alias is not None:
-        first = f"ask for access at {alias.page}, then `hf auth login`; " if alias.access == "gated" else ""
+        first = f" (ask for access at {alias.page} first, then `hf auth login`)" if alias.access == "gated" else ""
         file = "pytorch_model.bin" if alias.architecture == CONCH else "FILE"
         return MachineError(
-            f"{why}; {first}{network}; offline, download the weights from {alias.page} elsewhere and give "
-            f"them as {alias.name}@{file} (--encoder {alias.name} --random-init is for dry runs)"
+            f"{why}; {network}{first}; or download the weights from {alias.page} elsewhere and give "
+            f"--encoder {alias.name}@{file} (--encoder {alias.name} --random-init is for dry runs)"
         )
     if name.startswith("hf-hub:"):
         page = f"{HUB}{name[len('hf-hub:') :].partition('@')[0]}"
         return MachineError(
-            f"{why}; check the name; {network}; if {page} asks for it, request access and run `hf auth login`; "
-            "offline, download config.json and the weights elsewhere and give their folder as local-dir:PATH"
+            f"{why}; check the name; {network} (if {page} asks for it, request access and run `hf auth login`); "
+            "or download config.json and the weights elsewhere and give --encoder local-dir:FOLDER"
         )
     return MachineError(
-        f"{why}; {network}; offline, download the weights from {_timm_page(name)} elsewhere and give them as "
-        f"{name}@FILE, or --random-init for a dry run"
+        f"{why}; {network}; or download the weights from {_timm_page(name)} elsewhere and give "
+        f"--encoder {name}@FILE (--random-init is for dry runs)"
     )
 
 

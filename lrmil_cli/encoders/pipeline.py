@@ -17,6 +17,7 @@ from torch import Tensor
 from lrmil_cli.ahead import Prefetch
 from lrmil_cli.device import autocast, free_memory, is_out_of_memory, synchronize, to_device
 from lrmil_cli.errors import MachineError
+from lrmil_cli.progress import TILES, phase
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide
 
@@ -134,15 +135,13 @@ def encode_tiles(
     device: torch.device,
     batch: BatchSize,
     seconds: Seconds | None = None,
-    progress: Callable[[int], None] = lambda n: None,
 ) -> list[np.ndarray]:
-    """Encode tiles as they come in.
+    """Encode tiles as they come in, a phase of the work.
 
     Args:
         encode: uint8 [B, P, P, 3] on the device -> tensors [B, ...].
         tiles: rows and pixels, as of :func:`read_ahead`; together all rows 0 to ``count`` - 1.
         seconds: filled with ``read`` (time that no tile was there) and ``encode``.
-        progress: called with the number of tiles of each batch.
 
     Returns:
         one float32 array [count, ...] for each tensor, in the order of the rows; an empty list where there is no tile.
@@ -158,12 +157,12 @@ def encode_tiles(
             out.extend(np.empty((count, *r.shape[1:]), np.float32) for r in results)
         for array, result in zip(out, results):
             array[rows] = result.float().cpu().numpy()
-        progress(len(rows))
+        told.advance(len(rows))
 
     # Results are fetched one batch late, so that the device has the next one to work on meanwhile.
     waiting: tuple[np.ndarray, tuple[Tensor, ...]] | None = None
     clock = time.perf_counter()
-    with torch.inference_mode():
+    with phase("", count, TILES) as told, torch.inference_mode():
         for pieces in _regroup(tiles, batch):
             began = time.perf_counter()
             seconds.add("read", began - clock)

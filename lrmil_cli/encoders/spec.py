@@ -16,6 +16,7 @@ from lrmil_cli.encoders.source import Source, find_source, weights_alone
 from lrmil_cli.encoders.vit import EMBEDDINGS, Encoder, EncoderInfo, ViT
 from lrmil_cli.errors import UsageError
 from lrmil_cli.files.tensors import read_tensor_metadata
+from lrmil_cli.progress import phase
 
 DEMO_VIT = Path(__file__).with_name("demo_vit.safetensors")
 
@@ -57,7 +58,9 @@ def load_encoder(
             raise weights_alone(spec)
         encoder = load_encoder_file(ours, input_size=input_size, embedding=embedding)
     else:
-        encoder = _from_source(find_source(spec, random_init), tile_px, ratio, input_size, embedding, random_init, warn)
+        with phase(f"loading {spec}"):
+            source = find_source(spec, random_init)
+            encoder = _from_source(source, tile_px, ratio, input_size, embedding, random_init, warn)
     return encoder.eval().requires_grad_(False)
 
 

@@ -62,7 +62,10 @@ def load_weights(model: ViT, tensors: State, where: str) -> None:
         f"{k} {list(v.shape)} for {list(own[k].shape)}" for k, v in sorted(tensors.items()) if v.shape != own[k].shape
     ]
     if wrong:
-        raise InputError(f"{where}: the weights do not fit the architecture; of another shape: {few(wrong)}")
+        raise InputError(
+            f"{where}: the weights do not fit the architecture; of another shape: {few(wrong)}; name the one they are "
+            "of, as NAME@FILE"
+        )
     model.load_state_dict(tensors, assign=True)
 
 

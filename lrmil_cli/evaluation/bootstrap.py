@@ -14,6 +14,7 @@ import numpy as np
 
 from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS
 from lrmil_cli.evaluation.resampled import resampled
+from lrmil_cli.progress import phase
 
 #: Counts of patients that are held at a time, of as many resamples as that gives: 16 MB.
 CHUNK = 2_000_000
@@ -113,6 +114,8 @@ def resamples(patients: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each patient was drawn, float64 [some draws, patients]: as many as there are, with replacement."""
     rng = np.random.default_rng(seed)
     some = max(1, CHUNK // patients)
-    for start in range(0, draws, some):
-        drawn = (rng.integers(patients, size=patients) for _ in range(min(some, draws - start)))
-        yield np.array([np.bincount(d, minlength=patients) for d in drawn], dtype=np.float64)
+    with phase("bootstrap", draws, "draws") as told:
+        for start in range(0, draws, some):
+            drawn = (rng.integers(patients, size=patients) for _ in range(min(some, draws - start)))
+            yield np.array([np.bincount(d, minlength=patients) for d in drawn], dtype=np.float64)
+            told.advance(min(some, draws - start))

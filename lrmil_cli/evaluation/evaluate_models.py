@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -27,6 +27,7 @@ from lrmil_cli.evaluation.scores import (
     per_class,
 )
 from lrmil_cli.evaluation.tiles_read import Curve, cascade_curve
+from lrmil_cli.progress import phase
 
 #: Up to so many models, each is compared with each; of more, each with the first.
 ALL_PAIRS = 4
@@ -114,14 +115,12 @@ def evaluate_models(
     positive: int | None = None,
     draws: int = 2000,
     seed: int = 0,
-    done: Callable[[int], None] = lambda n: None,
 ) -> Evaluation:
     """Judge joined predictions, and compare them pair by pair on the slides that both have.
 
     Args:
         metrics: which ones; None for all, with the comparison by :data:`COMPARED`.
         positive: index of the class that ROC and calibration of two classes are about; None for the second.
-        done: called with 1 after each model and each pair.
 
     Raises:
         InputError: at patient level, a patient whose slides have different labels.
@@ -130,43 +129,47 @@ def evaluate_models(
     if len(classes) == 2 and positive is None:
         positive = 1
     out = []
-    for m in models:
-        slides = m.cases()
-        scores = metric_table(
-            slides.labels,
-            slides.probabilities,
-            slides.patients,
-            slides.folds,
-            classes=classes,
-            level=level,
-            metrics=metrics or METRICS,
-            draws=draws,
-            seed=seed,
-        )
-        cases = at_level(slides, level, classes)
-        figures = calibration_of(m, level, positive, draws=draws, seed=seed)
-        most = majority(cases.labels, classes)
-        sets = None
-        if m.sets is not None and m.coverage is not None:
-            sets = set_figures(m.sets, slides.labels, slides.patients, m.coverage, draws=draws, seed=seed)
-        out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets))
-        done(1)
+    with phase("judging", len(models), "model") as told:
+        for m in models:
+            told.item = m.name
+            slides = m.cases()
+            scores = metric_table(
+                slides.labels,
+                slides.probabilities,
+                slides.patients,
+                slides.folds,
+                classes=classes,
+                level=level,
+                metrics=metrics or METRICS,
+                draws=draws,
+                seed=seed,
+            )
+            cases = at_level(slides, level, classes)
+            figures = calibration_of(m, level, positive, draws=draws, seed=seed)
+            most = majority(cases.labels, classes)
+            sets = None
+            if m.sets is not None and m.coverage is not None:
+                sets = set_figures(m.sets, slides.labels, slides.patients, m.coverage, draws=draws, seed=seed)
+            out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets))
+            told.advance()
     shared = [at_level(m.cases(), level, classes) for m in common(models)]
     truth = shared[0]
     compared = []
-    for reference, other in pairs(len(models)) if len(truth.labels) else []:
-        found = differences(
-            truth.labels,
-            shared[other].probabilities,
-            shared[reference].probabilities,
-            truth.patients,
-            metrics=metrics or COMPARED,
-            draws=draws,
-            seed=seed,
-        )
-        names = models[other].name, models[reference].name
-        compared += [Difference(*names, metric, v) for metric, v in found.items()]
-        done(1)
+    both = pairs(len(models)) if len(truth.labels) else []
+    with phase("comparing", len(both), "pair") as told:
+        for reference, other in both:
+            found = differences(
+                truth.labels,
+                shared[other].probabilities,
+                shared[reference].probabilities,
+                truth.patients,
+                metrics=metrics or COMPARED,
+                draws=draws,
+                seed=seed,
+            )
+            names = models[other].name, models[reference].name
+            compared += [Difference(*names, metric, v) for metric, v in found.items()]
+            told.advance()
     n, patients = len(truth.labels), len(set(truth.patients))
     return Evaluation(level, classes, positive, draws, seed, out, compared, n, patients)
 

@@ -38,7 +38,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predi
         if set(m.classes) != set(classes):
             raise InputError(
                 f"{m.source}: knows the classes {', '.join(sorted(m.classes))}, but {models[0].source} knows "
-                f"{', '.join(classes)}"
+                f"{', '.join(classes)}; compare models of the same classes"
             )
     out = [_labelled(_reordered(m, classes), manifest) for m in models]
     known: dict[str, tuple[str, str]] = {}

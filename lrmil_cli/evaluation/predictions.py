@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, no_such_file
 from lrmil_cli.evaluation.scores import Cases
 from lrmil_cli.evaluation.tiles_read import Reading, read_reading
 from lrmil_cli.evaluation.training_slides import LABELS, PIXELS, model_name, training_slides
@@ -109,7 +109,7 @@ def read_predictions(argument: str) -> Predictions:
     elif source == "-" or table_suffix(source):
         found = _table(source)
     elif not path.exists():
-        raise InputError(f"{source}: no such file or folder")
+        raise InputError(no_such_file(source, what="file or folder"))
     else:
         raise InputError(
             f"{source}: holds no predictions; give a predictions table, a teacher folder, a model file, or the folder "
@@ -194,7 +194,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
         if r["model"]["digest"] != first["model"]["digest"]:
             raise InputError(f"{path}: predicted by another model than {paths[0].name}; keep one folder a model")
         if set(r["probabilities"]) != set(classes):
-            raise InputError(f"{path}: other classes than {paths[0].name}")
+            raise InputError(f"{path}: other classes than {paths[0].name}; keep one folder a model")
     rows = pd.DataFrame({"slide_id": [r["slide"]["id"] for r in records]}).reindex(columns=COLUMNS).astype(object)
     rows = rows.where(rows.notna(), None)
     probabilities = np.array([[r["probabilities"][c] for c in classes] for r in records], dtype=np.float64)
@@ -259,9 +259,9 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
+        raise InputError(no_such_file(path)) from e
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read ({type(e).__name__})") from e
+        raise InputError(f"{path}: cannot be read ({type(e).__name__}); copy it, or predict again") from e
     record = check_seal(parse_header(text, "prediction", str(path)), str(path))
     try:
         json.dumps([record["slide"]["id"] + "", record["model"]["path"] + "", record["model"]["digest"] + ""])

@@ -36,6 +36,7 @@ from lrmil_cli.files.atomic import write_bytes, write_text
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.progress import phase
 
 TITLES = {"teacher": "HR teacher", "lr_only": "LR-only student", "distilled": "distilled student"}
 #: What the model itself is called where its preset distils less than all.
@@ -152,7 +153,8 @@ def write_receipt(
     Raises:
         InputError: as :func:`build_receipt`; MachineError: a file cannot be written.
     """
-    receipt, cases = build_receipt(model, level=level, draws=draws, seed=seed)
+    with phase("receipt"):
+        receipt, cases = build_receipt(model, level=level, draws=draws, seed=seed)
     stem = str(output) if output is not None else str(_beside(Path(model), ".receipt"))
     picture = evaluation_picture(cases, receipt["classes"])
     blocks = receipt_blocks(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.errors import InputError, UsageError, no_such_file
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.hdf5 import DAMAGE, open_hdf5, own_dataset
 from lrmil_cli.files.header import check_header, check_seal, parse_header
@@ -248,7 +248,11 @@ def _checked_bytes(path: Path) -> bytearray | None:
             data = bytearray(os.fstat(fh.fileno()).st_size)
             _fill(fh, data)
     except OSError as e:
-        raise InputError(f"{path}: {'no such file' if isinstance(e, FileNotFoundError) else e.strerror}") from e
+        raise InputError(
+            no_such_file(path, "make it with `lrmil embed`")
+            if isinstance(e, FileNotFoundError)
+            else f"{path}: cannot be read ({e.strerror}); check its permissions and the disk"
+        ) from e
     end = len(data) - 16 - len(_MARK)
     if end < 0 or data[end : end + len(_MARK)] != _MARK:
         return None

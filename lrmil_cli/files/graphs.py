@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, no_such_file
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import check_seal, parse_header, sealed
 
@@ -42,7 +42,7 @@ def read_graph(path: str | Path) -> tuple[dict[str, Any], bytes]:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file; make it with `lrmil export-onnx`") from e
+        raise InputError(no_such_file(path, "make it with `lrmil export-onnx`")) from e
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from e
     at = data.rfind(_KEY)

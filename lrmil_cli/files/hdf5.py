@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, no_such_file
 
 #: How many times its size on disk a dataset may take in memory; a damaged one claims anything.
 MOST_UNPACKED = 200
@@ -27,7 +27,7 @@ def open_hdf5(path: str | Path) -> Any:
     try:
         return h5py.File(path, "r", locking=False)
     except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
+        raise InputError(no_such_file(path)) from e
     except OSError as e:
         if not e.errno:
             raise

@@ -90,6 +90,10 @@ def make_header(
     return {**head, "settings": settings, **extra, "history": history}
 
 
+def a_file_of(kind: str) -> str:
+    return f"a{'n' if kind[:1] in 'aeiou' else ''} {kind} file"
+
+
 def check_header(header: Any, kind: str, where: str) -> dict[str, Any]:
     """Return ``header`` if it is one of ``kind`` that this version can read, as one of :data:`FORMAT_VERSION`.
 
@@ -97,11 +101,11 @@ def check_header(header: Any, kind: str, where: str) -> dict[str, Any]:
         InputError: another kind, a newer version, or no header at all; the message names the command that makes it.
     """
     command = MADE_BY.get(kind, "lrmil")
-    wanted = f"a {kind} file (made by `{command}`)"
+    wanted = f"{a_file_of(kind)} (made by `{command}`)"
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise InputError(f"{where}: not {wanted}; it carries no lrmil header")
     if header["kind"] != kind:
-        raise InputError(f"{where}: this is a {header['kind'][:40]} file, but {wanted} is needed here")
+        raise InputError(f"{where}: this is {a_file_of(header['kind'][:40])}, but {wanted} is needed here")
     version = header.get("version")
     if not isinstance(version, int) or version < 1:
         raise InputError(f"{where}: the header has no valid version; make the file again with `{command}`")

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrmil_cli.errors import InputError, MachineError
+from lrmil_cli.errors import InputError, MachineError, no_such_file
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
 #: In the order in which they are preferred where the header line fits several.
@@ -57,9 +57,9 @@ def read_spreadsheet(path: str | Path) -> Spreadsheet:
     try:
         data = path.read_bytes()
     except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
+        raise InputError(no_such_file(path)) from e
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
     if data.startswith(b"PK\x03\x04"):
         lines, notes = _workbook(path, data)
         form = ", ".join(notes)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.errors import InputError, MachineError, UsageError
+from lrmil_cli.errors import InputError, MachineError, UsageError, no_such_file
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import MADE_BY, check_header, check_seal, digest, last_digest, parse_header, sealed
 from lrmil_cli.slide_places import as_read, as_written, moved_header
@@ -192,7 +192,7 @@ def read_table_header(path: str | Path, kind: str) -> dict[str, Any]:
         with opener(path, "rt", encoding="utf-8") as fh:
             first = fh.readline()
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
-        raise InputError(f"{path}: cannot be read ({_one_line(e)})") from e
+        raise InputError(f"{path}: cannot be read ({_one_line(e)}); copy or make it again") from e
     return as_read(_header_of_line(first.rstrip("\n"), kind, str(path)), Path(path).parent)
 
 
@@ -219,9 +219,9 @@ def _read_text(path: str | Path, where: str) -> str:
             data = gzip.decompress(data)
         return data.decode("utf-8")
     except FileNotFoundError as e:
-        raise InputError(f"{where}: no such file") from e
+        raise InputError(no_such_file(where)) from e
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
-        raise InputError(f"{where}: cannot be read as a table ({_one_line(e)})") from e
+        raise InputError(f"{where}: cannot be read as a table ({_one_line(e)}); copy or make it again") from e
 
 
 def _header_of_line(line: str, kind: str, where: str) -> dict[str, Any]:
@@ -278,9 +278,9 @@ def _from_parquet(path: str | Path, kind: str, where: str) -> tuple[dict[str, An
     try:
         table = pa.parquet.read_table(path, page_checksum_verification=True)
     except FileNotFoundError as e:
-        raise InputError(f"{where}: no such file") from e
+        raise InputError(no_such_file(where)) from e
     except (OSError, pa.ArrowException) as e:
-        raise InputError(f"{where}: cannot be read as Parquet ({_one_line(e)})") from e
+        raise InputError(f"{where}: cannot be read as Parquet ({_one_line(e)}); copy or make it again") from e
     meta = (table.schema.metadata or {}).get(b"lrmil")
     header = check_header(None, kind, where) if meta is None else parse_header(meta, kind, where)
     try:

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, no_such_file
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import check_header, check_seal, parse_header, sealed
 from lrmil_cli.files.stand_ins import stand_in
@@ -68,7 +68,7 @@ def read_tensor_metadata(path: str | Path) -> dict[str, str]:
             raise ValueError("no safetensors header")
         return meta
     except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file; check the path") from e
+        raise InputError(no_such_file(path)) from e
     except IsADirectoryError as e:
         raise InputError(f"{path}: this is a folder; a .safetensors file is needed") from e
     except (OSError, ValueError, struct.error, AttributeError, RecursionError) as e:

@@ -12,7 +12,7 @@ from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.heads import Bag
-from lrmil_cli.inference.prediction import Prediction, Progress, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, expected_seconds
 from lrmil_cli.inference.torch_predictor import TorchPredictor, ensemble_bags
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
@@ -36,7 +36,7 @@ class LowResolutionPredictor(TorchPredictor):
 
         return expected_seconds(boxes_of(tiles), self.batch.now, tissue, encode)
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
         where, batch, seconds = self.where, self.batch, Seconds()
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
@@ -45,10 +45,7 @@ class LowResolutionPredictor(TorchPredictor):
         bad: list[int] = []
         with read_ahead(slide, boxes, level, self.tiles.tile_px, device=where, batch=batch, bad=bad) as pixels:
             yield
-            with progress() as step:
-                features = embed_tiles(
-                    self.base.encoders, pixels, len(boxes), device=where, batch=batch, seconds=seconds, progress=step
-                )
+            features = embed_tiles(self.base.encoders, pixels, len(boxes), device=where, batch=batch, seconds=seconds)
         rows = without_bad(len(boxes), bad, slide.path)
         clock = time.perf_counter()
         corners = torch.from_numpy(boxes[rows, :2])

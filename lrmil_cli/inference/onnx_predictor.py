@@ -6,7 +6,7 @@ Nothing here imports torch or timm, which takes longer than a small slide.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.files.graphs import read_graph
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
+from lrmil_cli.progress import TILES, phase
 from lrmil_cli.slides.reader import iter_batches, without_bad
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide, default_workers
@@ -85,7 +86,6 @@ class OnnxPredictor:
         slide: Slide,
         boxes: np.ndarray,
         level: int,
-        step: Callable[[int], None] = lambda n: None,
         seconds: dict[str, float] | None = None,
         bad: list[int] | None = None,
     ) -> list[np.ndarray]:
@@ -93,17 +93,18 @@ class OnnxPredictor:
         seconds = {} if seconds is None else seconds
         out: list[np.ndarray] = []
         clock = time.perf_counter()
-        for rows, pixels in iter_batches(slide, boxes, level, self.tiles.tile_px, self.batch, bad):
-            began = time.perf_counter()
-            seconds["read"] = seconds.get("read", 0.0) + began - clock
-            results = self.encoder.run(None, {"tiles": pixels})
-            if not out:
-                out = [np.empty((len(boxes), r.shape[1]), np.float32) for r in results]
-            for array, result in zip(out, results):
-                array[rows] = result
-            step(len(rows))
-            clock = time.perf_counter()
-            seconds["encode"] = seconds.get("encode", 0.0) + clock - began
+        with phase("", len(boxes), TILES) as told:
+            for rows, pixels in iter_batches(slide, boxes, level, self.tiles.tile_px, self.batch, bad):
+                began = time.perf_counter()
+                seconds["read"] = seconds.get("read", 0.0) + began - clock
+                results = self.encoder.run(None, {"tiles": pixels})
+                if not out:
+                    out = [np.empty((len(boxes), r.shape[1]), np.float32) for r in results]
+                for array, result in zip(out, results):
+                    array[rows] = result
+                told.advance(len(rows))
+                clock = time.perf_counter()
+                seconds["encode"] = seconds.get("encode", 0.0) + clock - began
         return out
 
     def classify(self, features: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -121,15 +122,14 @@ class OnnxPredictor:
             boxes_of(tiles), self.batch, tissue, lambda some: self.encode(slide, some, level, bad=[])
         )
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
         seconds = {"tissue": time.perf_counter() - clock}
         boxes = boxes_of(tiles)
         bad: list[int] = []
         yield
-        with progress() as step:
-            features = self.encode(slide, boxes, level, step, seconds, bad)
+        features = self.encode(slide, boxes, level, seconds, bad)
         rows = without_bad(len(boxes), bad, slide.path)
         clock = time.perf_counter()
         raw, attention, class_scores = self.classify([f[rows] for f in features])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,9 +12,6 @@ import numpy as np
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
-
-#: Opened when it is the slide's turn, gives a function that is called with the number of tiles done.
-Progress = Callable[[], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass
@@ -85,7 +81,7 @@ class Predictor(Protocol):
             NoTissueError, InputError: as :meth:`predict`, as far as a few tiles show it.
         """
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
         """Classify one slide, or a region of it. A generator for :func:`lrmil_cli.ahead.in_turn`.
 
         Raises:

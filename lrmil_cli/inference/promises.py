@@ -19,7 +19,7 @@ from lrmil_cli.evaluation.prediction_sets import (
     lowest_error,
     prediction_sets,
 )
-from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
+from lrmil_cli.inference.prediction import Prediction, Predictor
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 
@@ -54,8 +54,8 @@ class Promised:
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         return self.base.plan(slide, region)
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
-        p = yield from self.base.predict(slide, region, progress)
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
+        p = yield from self.base.predict(slide, region)
         record: dict[str, Any] = {}
         if self.coverage is not None:
             (there,) = prediction_sets(p.per_fold[None], self.known, self.coverage, by_class=self.by_class)

@@ -20,7 +20,7 @@ from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
-from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
 from lrmil_cli.inference.record import percentiles
 from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
 from lrmil_cli.matching.children import find_children
@@ -152,7 +152,7 @@ class ScreenedPredictor(TorchPredictor):
         share = min(max(float(self.header.get("kept_rate") or 1.0), self.budget.least), self.budget.most)
         return len(c.lr_boxes) + round(share * n), tissue + share * seconds
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
         seconds, model, hr = Seconds(), self.model, self.model.hr_tiles
         clock = time.perf_counter()
         c = find_candidates(slide, self.tiles, hr, model.ratio, region)
@@ -177,7 +177,6 @@ class ScreenedPredictor(TorchPredictor):
             read_ahead(
                 slide, c.boxes[chosen], c.level, hr.tile_px, device=self.where, batch=self.batch, bad=bad
             ) as pixels,
-            progress() as step,
         ):
             (features,) = embed_tiles(
                 model.base.encoders,
@@ -186,7 +185,6 @@ class ScreenedPredictor(TorchPredictor):
                 device=self.where,
                 batch=self.batch,
                 seconds=seconds,
-                progress=step,
             )
         rows = without_bad(len(chosen), bad, slide.path)
         clock = time.perf_counter()

@@ -25,7 +25,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.head_calibration import calibrated, calibrated_heads, common_temperature
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
-from lrmil_cli.inference.prediction import Prediction, Predictor, Progress
+from lrmil_cli.inference.prediction import Prediction, Predictor
 from lrmil_cli.inference.record import attention_rows
 from lrmil_cli.matching.children import find_children
 from lrmil_cli.slides.grid import split_ratio
@@ -109,7 +109,8 @@ def open_high_resolution(
     guide = read_teacher(teacher)
     if guide.classes != base.classes:
         raise InputError(
-            f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model {', '.join(base.classes)}"
+            f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model "
+            f"{', '.join(base.classes)}; give the teacher that the model was distilled from"
         )
     if guide.header.get("made_by", "lrmil") != "lrmil":
         raise InputError(
@@ -178,8 +179,8 @@ class Cascade:
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         return self.base.plan(slide, region)
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
-        p = yield from self.base.predict(slide, region, progress)
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
+        p = yield from self.base.predict(slide, region)
         reason, sure, agree = doubt(p.per_fold, self.rule.confidence, self.rule.temperature)
         record: dict[str, Any] = {"confidence": round(sure, 6)}
         if self.high is not None:
@@ -190,7 +191,7 @@ class Cascade:
                 "escalation": {"reason": reason, "lr": first},
             }
             if reason is not None:
-                p, reason = self._again(self.high, p, slide, progress, record, reason)
+                p, reason = self._again(self.high, p, slide, record, reason)
         if self.abstain:
             record["uncertain"] = reason
         p.record = {**p.record, **record}
@@ -201,7 +202,6 @@ class Cascade:
         high: HighResolution,
         p: Prediction,
         slide: Slide,
-        progress: Progress,
         record: dict[str, Any],
         reason: str,
     ) -> tuple[Prediction, str | None]:
@@ -221,11 +221,8 @@ class Cascade:
         bad: list[int] = []
         with (
             read_ahead(slide, boxes, level, high.tiles.tile_px, device=where, batch=batch, bad=bad) as pixels,
-            progress() as step,
         ):
-            (features,) = embed_tiles(
-                [high.encoder], pixels, len(boxes), device=where, batch=batch, seconds=hr_seconds, progress=step
-            )
+            (features,) = embed_tiles([high.encoder], pixels, len(boxes), device=where, batch=batch, seconds=hr_seconds)
         boxes, features = np.delete(boxes, bad, axis=0), np.delete(features, bad, axis=0)
         record["bad_tiles"] = p.record.get("bad_tiles", 0) + len(bad)
         if not len(boxes):

@@ -15,7 +15,7 @@ from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.heads import MILOutput, PyramidBag
 from lrmil_cli.heads.zoommil import ZoomMIL
-from lrmil_cli.inference.prediction import Prediction, Progress, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
 from lrmil_cli.inference.record import attention_rows
 from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
 from lrmil_cli.matching.children import find_children
@@ -85,13 +85,13 @@ class ZoomPredictor(TorchPredictor):
         deeper = sum(min(len(v.boxes), picked * ratio**2) for v, ratio in zip(levels[1:], self.model.ratios))
         return n + deeper, tissue + seconds * (n + deeper) / n
 
-    def predict(self, slide: Slide, region: Region | None, progress: Progress) -> Generator[None, None, Prediction]:
+    def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
         clock = time.perf_counter()
         levels = find_levels(slide, self.model, region)
         seconds = {"tissue": time.perf_counter() - clock}
         yield
         reading = [_Reading(level, self.model.base.encoders[0].embed_dim, self.where) for level in levels]
-        good = self._read(slide, reading, 0, np.arange(len(levels[0].boxes)), progress)
+        good = self._read(slide, reading, 0, np.arange(len(levels[0].boxes)))
         without_bad(len(good), np.flatnonzero(~good).tolist(), slide.path)  # an error where nothing is left
         depth, looked = 0, 0.0
         while True:
@@ -101,7 +101,7 @@ class ZoomPredictor(TorchPredictor):
             if wanted is None:
                 break
             depth = max(depth, wanted[0])
-            self._read(slide, reading, *wanted, progress)
+            self._read(slide, reading, *wanted)
         raw, attention, _ = ensemble(stacked([o.logits for o in outs]), stacked([o.attention for o in outs]), None)
         names = ["lr", "hr"] if len(levels) == 2 else ["lr", "mid", "hr"]
         rows = [np.flatnonzero(r.there) for r in reading]
@@ -129,9 +129,7 @@ class ZoomPredictor(TorchPredictor):
             tables,
         )
 
-    def _read(
-        self, slide: Slide, reading: list[_Reading], t: int, wanted: np.ndarray, progress: Progress
-    ) -> np.ndarray:
+    def _read(self, slide: Slide, reading: list[_Reading], t: int, wanted: np.ndarray) -> np.ndarray:
         """Read and encode the tiles ``wanted`` of level t; bool, those that could be decoded."""
         own = reading[t]
         bad: list[int] = []
@@ -140,7 +138,6 @@ class ZoomPredictor(TorchPredictor):
             read_ahead(
                 slide, own.level.boxes[wanted], own.level.read_from, px, device=self.where, batch=self.batch, bad=bad
             ) as pixels,
-            progress() as step,
         ):
             (found,) = embed_tiles(
                 self.model.base.encoders,
@@ -149,7 +146,6 @@ class ZoomPredictor(TorchPredictor):
                 device=self.where,
                 batch=self.batch,
                 seconds=own.seconds,
-                progress=step,
             )
         good = np.ones(len(wanted), bool)
         good[bad] = False

@@ -14,6 +14,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.header import check_slide, digest, is_positive
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.matching.pairs import MAX_OFFSET, boxes_of, cell_offsets
+from lrmil_cli.progress import TILES, phase
 from lrmil_cli.slides.grid import choose_level
 from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide
@@ -131,8 +132,9 @@ def only_readable(paired: PairedSlide, workers: int | None, say: Callable[[str],
         header = paired.header[side]
         with paired.open_slide(side, workers, on_bad_tile="skip") as slide:
             level, tile_px = tile_level(slide, header), header["settings"]["tile_px"]
-            for _ in iter_batches(slide, boxes, level, tile_px, 64, bad[side]):
-                pass
+            with phase(f"trying the {side.upper()} tiles of {paired.slide_id}:", len(boxes), TILES) as told:
+                for rows, _ in iter_batches(slide, boxes, level, tile_px, 64, bad[side]):
+                    told.advance(len(rows))
     if not bad["lr"] and not bad["hr"]:
         return paired
     gone = np.isin(paired.region, bad["lr"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.errors import InputError, UsageError, no_such_file
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.qupath.gson import parse
 
@@ -111,7 +111,7 @@ def read_documents(path: str | Path, skipped: list[str] | None = None) -> list[D
             return _read_zip(path, skipped)
         return [_parse(str(path), _unpacked(Path(path).read_bytes()))]
     except FileNotFoundError as e:
-        raise InputError(f"{path}: no such file") from e
+        raise InputError(no_such_file(path)) from e
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:
         raise InputError(f"{path}: cannot be read ({' '.join(str(e).split())[:120]}); export it again") from e
 

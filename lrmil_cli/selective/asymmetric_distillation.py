@@ -19,6 +19,7 @@ from lrmil_cli.errors import LrmilError, UsageError
 from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.heads.base import bag_cross_entropy
 from lrmil_cli.heads.dmin import DMIN, straight_through, union_rate
+from lrmil_cli.progress import phase
 from lrmil_cli.selective.screener import Screener, Screening, cross_ema, refresh_statistics, screen, seeded_screener
 from lrmil_cli.training.loop import Fit, draw_order
 from lrmil_cli.training.streamed import counts_of, in_order
@@ -196,24 +197,30 @@ def _fit_once(
     curves: list[dict[str, Any]] = []
     best, best_epoch, state = np.inf, 0, None
     cross_ema(screener, settings.cross_ema)
-    for epoch in range(1, settings.epochs + 1):
-        order = draw_order(labels, usable, True, rng)
-        means = _epoch(head, screener, slides, labels, order, optimizer, tuner, settings, rng)
-        cross_ema(screener, settings.cross_ema)
-        if not settings.official_modes:
-            refresh_statistics(screener, (s.images for s in in_order(slides, usable)))
-        row: dict[str, Any] = {"epoch": epoch, **{f"train_{k}": v for k, v in means.items()}}
-        if not np.isfinite(row["train_total"]) or not np.isfinite(row.get("train_ce", 0.0)):
-            raise LrmilError(
-                f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lipn-lr or --dmin-lr"
-            )
-        row |= validate(head, screener, slides, labels, val)
-        curves.append(row)
-        inside = settings.window is None or settings.window[0] <= row["val_kept"] <= settings.window[1]
-        if row["val_ce"] < best and inside:
-            best, best_epoch, state = row["val_ce"], epoch, copy.deepcopy((head.state_dict(), screener.state_dict()))
-        elif epoch - best_epoch >= settings.patience:
-            break
+    with phase("", settings.epochs, "epoch", at_most=True) as told:
+        for epoch in range(1, settings.epochs + 1):
+            order = draw_order(labels, usable, True, rng)
+            means = _epoch(head, screener, slides, labels, order, optimizer, tuner, settings, rng)
+            cross_ema(screener, settings.cross_ema)
+            if not settings.official_modes:
+                refresh_statistics(screener, (s.images for s in in_order(slides, usable)))
+            row: dict[str, Any] = {"epoch": epoch, **{f"train_{k}": v for k, v in means.items()}}
+            if not np.isfinite(row["train_total"]) or not np.isfinite(row.get("train_ce", 0.0)):
+                raise LrmilError(
+                    f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lipn-lr or --dmin-lr"
+                )
+            row |= validate(head, screener, slides, labels, val)
+            curves.append(row)
+            told.advance()
+            inside = settings.window is None or settings.window[0] <= row["val_kept"] <= settings.window[1]
+            if row["val_ce"] < best and inside:
+                best, best_epoch, state = (
+                    row["val_ce"],
+                    epoch,
+                    copy.deepcopy((head.state_dict(), screener.state_dict())),
+                )
+            elif epoch - best_epoch >= settings.patience:
+                break
     if state is not None:
         head.load_state_dict(state[0])
         screener.load_state_dict(state[1])

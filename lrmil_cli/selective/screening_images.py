@@ -18,6 +18,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import atomic_path
 from lrmil_cli.files.header import digest, last_digest
 from lrmil_cli.matching.paired_slide import PairedSlide, tile_level
+from lrmil_cli.progress import phase
 from lrmil_cli.slides.reader import iter_batches, overview
 from lrmil_cli.slides.samples import WHITE
 from lrmil_cli.slides.slide import Slide
@@ -190,20 +191,22 @@ def cached_images(
         InputError: a slide cannot be read. MachineError: the cache cannot be written.
     """
     out = []
-    for n, paired in enumerate(slides, 1):
-        key = digest({"px": screen_px, "source": source}, {"pairs": last_digest(paired.header)})
-        file = cache / f"{paired.slide_id}.{key[:16]}.screen.npz"
-        found = _stored(file, (len(paired.hr_boxes), screen_px, screen_px, 3))
-        if found is None or (on_bad_tile == "fail" and not found[1].all()):
-            found = make_images(paired, screen_px, source, workers, on_bad_tile)
-            with atomic_path(file) as tmp, open(tmp, "wb") as fh:
-                np.savez(fh, images=found[0], there=found[1])
-            bad = int((~found[1]).sum())
-            say(
-                f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px"
-                + (f" ({bad} lie in LR tiles that cannot be decoded and are left out)" if bad else "")
-            )
-        out.append(StoredImages(file, found[1]))
+    with phase("screening images of", len(slides), "slide") as told:
+        for n, paired in enumerate(slides, 1):
+            told.item = paired.slide_id
+            key = digest({"px": screen_px, "source": source}, {"pairs": last_digest(paired.header)})
+            file = cache / f"{paired.slide_id}.{key[:16]}.screen.npz"
+            found = _stored(file, (len(paired.hr_boxes), screen_px, screen_px, 3))
+            there = found is not None and (on_bad_tile != "fail" or bool(found[1].all()))
+            if found is None or not there:
+                found = make_images(paired, screen_px, source, workers, on_bad_tile)
+                with atomic_path(file) as tmp, open(tmp, "wb") as fh:
+                    np.savez(fh, images=found[0], there=found[1])
+                told.note(f"screening images {n}/{len(slides)}: {paired.slide_id}, {len(found[0])} of {screen_px} px")
+                if bad := int((~found[1]).sum()):
+                    say(f"{paired.slide_id}: {bad} HR tiles lie in LR tiles that cannot be decoded and are left out")
+            out.append(StoredImages(file, found[1]))
+            told.advance(idle=there)
     return out
 
 

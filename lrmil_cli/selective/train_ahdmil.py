@@ -27,6 +27,7 @@ from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads.dmin import DMIN
 from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
 from lrmil_cli.models.model_file import save_model
+from lrmil_cli.progress import phase
 from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, ScreenSettings, fit_screened, predict
 from lrmil_cli.selective.screening_images import StoredImages, cached_images, check_windows
 from lrmil_cli.training import crossval
@@ -264,33 +265,36 @@ def _folds(
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     labels = [manifest.classes.index(e.label) for e in manifest]
     results = []
-    for k, name in enumerate(fold_names(table), 1):
-        parts = members(table, name)
-        index = {part: [at[s] for s in own] for part, own in parts.items()}
-        header, head = guide.head(k)
-        assert isinstance(head, DMIN), "_teachers_encoder has looked"
-        check_no_leak(header, parts["test"], k, patients_by_slide(manifest))
+    names = fold_names(table)
+    with phase("screener and DMIN", len(names), "fold") as told:
+        for k, name in enumerate(names, 1):
+            parts = members(table, name)
+            index = {part: [at[s] for s in own] for part, own in parts.items()}
+            header, head = guide.head(k)
+            assert isinstance(head, DMIN), "_teachers_encoder has looked"
+            check_no_leak(header, parts["test"], k, patients_by_slide(manifest))
 
-        def say_of(text: str, k: int = k) -> None:
-            say(f"fold {k}: {text}")
+            def say_of(text: str, k: int = k) -> None:
+                say(f"fold {k}: {text}")
 
-        own = replace(settings, seed=settings.seed + k)
-        fit = fit_screened(head.to(device), slides, labels, index["train"], index["val"], own, say=say_of)
-        if fit.skipped:
-            warn(
-                f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; "
-                "one tile has no batch statistics"
+            own = replace(settings, seed=settings.seed + k)
+            fit = fit_screened(head.to(device), slides, labels, index["train"], index["val"], own, say=say_of)
+            if fit.skipped:
+                warn(
+                    f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; "
+                    "one tile has no batch statistics"
+                )
+            best = fit.curves[fit.best_epoch - 1]
+            say(
+                f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, "
+                f"kept {best['val_kept']:.2f}, mask as DMIN's {best['val_agreement']:.2f}"
             )
-        best = fit.curves[fit.best_epoch - 1]
-        say(
-            f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, "
-            f"kept {best['val_kept']:.2f}, mask as DMIN's {best['val_agreement']:.2f}"
-        )
 
-        def said(index: list[int], fit: ScreenedFit = fit) -> np.ndarray:
-            return predict(fit.head, fit.screener, slides, index)[0]
+            def said(index: list[int], fit: ScreenedFit = fit) -> np.ndarray:
+                return predict(fit.head, fit.screener, slides, index)[0]
 
-        results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said)))
+            results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said)))
+            told.advance()
     return results
 
 

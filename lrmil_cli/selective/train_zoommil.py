@@ -155,7 +155,9 @@ def train_zoom(
         return make_pyramid(low.all.once(n), [level[n] for level in deep], [level[n] for level in paired])
 
     bags = Bags(Streamed(load, low.counts, low.dim, room, device), low.headers)
-    results = crossval.train_folds(manifest, table, lambda fold: bags, HeadSpec(head.name, options), training, say=say)
+    results = crossval.train_folds(
+        manifest, table, lambda fold: bags, HeadSpec(head.name, options), training, who="ZoomMIL", say=say
+    )
     rows, pooled = crossval.score(manifest, results)
     history = [step("distill-student", own, inputs)]
     header = make_header(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.errors import InputError, LrmilError, UsageError
+from lrmil_cli.errors import InputError, LrmilError, UsageError, no_such_file
 from lrmil_cli.slide_names import SLIDE_SUFFIXES
 from lrmil_cli.slides.choice import OPENSLIDE, READERS, TIFFSLIDE, Choice, Facts, choose, refusal
 from lrmil_cli.slides.dicom import is_dicom, series_of, series_spacings, spacing_of
@@ -60,7 +60,7 @@ def check_file(path: Path) -> None:
         InputError: there is none.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
+        raise InputError(no_such_file(path))
     if path.is_dir():
         raise InputError(f"{path}: this is a folder, not a slide")
     if path.stat().st_size == 0:

@@ -25,6 +25,7 @@ from lrmil_cli.files.foreign import NAMES, open_bag
 from lrmil_cli.files.manifest import Entry, Manifest
 from lrmil_cli.files.tables import find_table, read_table_header
 from lrmil_cli.heads import Bag, PyramidBag
+from lrmil_cli.progress import phase
 from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.training.streamed import Room, Streamed
 
@@ -116,52 +117,55 @@ def embed_cohort(
     batch, settings = BatchSize(batch_size, device, say), features_settings(encoder)
     todo = list(zip(manifest, tables))
 
-    # What is free is taken first; then what other jobs were at is waited for, and made where one of them ended early.
-    for wait in (False, True):
+    with phase("embedding", len(manifest), "slide") as told:
+        # What is free is taken first; then what other jobs were at is waited for, and made where one ended early.
+        for wait in (False, True):
 
-        def one(item: tuple[Entry, tuple[Path, dict[str, Any]]], wait: bool = wait) -> Embedding:
-            entry, (path, _) = item
-            return embed_table(
-                encoder,
-                path,
-                Path(folder) / f"{entry.slide_id}.h5",
-                settings=settings,
-                device=device,
-                batch=batch,
-                workers=workers,
-                on_bad_tile=on_bad_tile,
-                overwrite=overwrite,
-                dtype=dtype,
-                slide_path=entry.path if entry.path.exists() else None,
-                wait=wait,
-            )
-
-        others = []
-        ahead = 0 if wait else slides_ahead(device)  # who waits for a slide must hold no other that is waited for
-        for item, embedded in zip(todo, in_turn(one, todo, ahead)):
-            slide_id = item[0].slide_id
-            try:
-                done = embedded()
-            except InputError as e:
-                if left_out is None:
-                    raise
-                left_out[slide_id] = str(e)
-                continue
-            if done is None:
-                others.append(item)
-                continue
-            files[slide_id] = done.file
-            if not done.there:
-                made += 1
-                bad = done.file.header.get("bad_tiles")
-                say(
-                    f"embedded {slide_id} ({len(files)}/{len(manifest)}): {done.file.shape[0]} tiles"
-                    + (f" ({bad} that cannot be decoded left out)" if bad else "")
-                    + f", {sum(done.seconds.phases.values()):.1f} s"
+            def one(item: tuple[Entry, tuple[Path, dict[str, Any]]], wait: bool = wait) -> Embedding:
+                entry, (path, _) = item
+                return embed_table(
+                    encoder,
+                    path,
+                    Path(folder) / f"{entry.slide_id}.h5",
+                    settings=settings,
+                    device=device,
+                    batch=batch,
+                    workers=workers,
+                    on_bad_tile=on_bad_tile,
+                    overwrite=overwrite,
+                    dtype=dtype,
+                    slide_path=entry.path if entry.path.exists() else None,
+                    wait=wait,
                 )
-        if others and not wait:
-            say(f"other jobs are at {len(others)} of the slides; waiting for them")
-        todo = others
+
+            others = []
+            ahead = 0 if wait else slides_ahead(device)  # who waits for a slide must hold no other that is waited for
+            for item, embedded in zip(todo, in_turn(one, todo, ahead)):
+                slide_id = told.item = item[0].slide_id
+                try:
+                    done = embedded()
+                except InputError as e:
+                    if left_out is None:
+                        raise
+                    left_out[slide_id] = str(e)
+                    told.advance(idle=True)
+                    continue
+                if done is None:
+                    others.append(item)
+                    continue
+                files[slide_id] = done.file
+                told.advance(idle=done.there)
+                if not done.there:
+                    made += 1
+                    bad = done.file.header.get("bad_tiles")
+                    if bad:
+                        say(f"{slide_id}: {bad} tiles that cannot be decoded left out")
+                    told.note(
+                        f"embedded {slide_id}: {done.file.shape[0]} tiles, {sum(done.seconds.phases.values()):.1f} s"
+                    )
+            if others and not wait:
+                say(f"other jobs are at {len(others)} of the slides; waiting for them")
+            todo = others
     if not files:
         raise InputError(listed(list((left_out or {}).values()), len(manifest)))
     if made < len(files):

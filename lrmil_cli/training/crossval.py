@@ -19,6 +19,7 @@ from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
 from lrmil_cli.evaluation.prediction_sets import by_patient
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
+from lrmil_cli.progress import phase
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
@@ -119,6 +120,7 @@ def train_folds(
     known: Callable[[int], Fit | None] = lambda fold: None,
     done: Callable[[FoldResult], None] = lambda result: None,
     only: int | None = None,
+    who: str = "training",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[FoldResult]:
     """Fit one head a fold.
@@ -129,44 +131,53 @@ def train_folds(
         known: fold number -> a fit of an earlier, interrupted run.
         done: called after each fold that was not known, so that what is finished is kept.
         only: the one fold (from 1) to train; None for all.
+        who: is trained, for the line that says how far it is.
     """
     ids = [e.slide_id for e in manifest]
     at = {slide_id: i for i, slide_id in enumerate(ids)}
     labels = [manifest.classes.index(e.label) for e in manifest]
     results = []
     bags: Bags[Bag | PyramidBag] | None = None
-    for k, name in enumerate(fold_names(folds), 1):
-        if only not in (None, k):
-            continue
-        parts = members(folds, name)
-        index = {part: [at[s] for s in slides] for part, slides in parts.items()}
-        if bags is not None and bags is not bags_of_fold(k):
-            bags.all.forget()
-        bags = bags_of_fold(k)
-        fit = there = known(k)
-        if fit is None:
-            # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
-            head = seeded_head(spec, bags.dim, len(manifest.classes), settings.seed + k).to(bags.device)
-            fit = fit_head(
-                head,
-                bags.all,
-                labels,
-                index["train"],
-                index["val"],
-                settings,
-                extra_terms=extra_terms(k, parts["train"]),
+    names = fold_names(folds)
+    with phase(who, len(names) if only is None else 1, "fold") as told:
+        for k, name in enumerate(names, 1):
+            if only not in (None, k):
+                continue
+            parts = members(folds, name)
+            index = {part: [at[s] for s in slides] for part, slides in parts.items()}
+            if bags is not None and bags is not bags_of_fold(k):
+                bags.all.forget()
+            bags = bags_of_fold(k)
+            fit = there = known(k)
+            if fit is None:
+                # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
+                head = seeded_head(spec, bags.dim, len(manifest.classes), settings.seed + k).to(bags.device)
+                fit = fit_head(
+                    head,
+                    bags.all,
+                    labels,
+                    index["train"],
+                    index["val"],
+                    settings,
+                    extra_terms=extra_terms(k, parts["train"]),
+                )
+            else:
+                fit.head.to(bags.device)
+            best = fit.curves[fit.best_epoch - 1]
+            kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
+            reached = f"best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}"
+            say(f"fold {k}: {len(fit.curves)} epochs, {reached}")
+            result = FoldResult(k, fit, parts, *judged(manifest, parts, partial(predict_bags, fit.head, bags.all)))
+            if there is None:
+                done(result)
+            how = result.calibration
+            say(
+                f"fold {k}: calibrated by {how.method}"
+                if not how.reason
+                else f"fold {k}: not calibrated ({how.reason})"
             )
-        else:
-            fit.head.to(bags.device)
-        best = fit.curves[fit.best_epoch - 1]
-        kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
-        say(f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}")
-        result = FoldResult(k, fit, parts, *judged(manifest, parts, partial(predict_bags, fit.head, bags.all)))
-        if there is None:
-            done(result)
-        how = result.calibration
-        say(f"fold {k}: calibrated by {how.method}" if not how.reason else f"fold {k}: not calibrated ({how.reason})")
-        results.append(result)
+            results.append(result)
+            told.advance(idle=there is not None)
     if bags is not None:
         bags.all.forget()
     return results

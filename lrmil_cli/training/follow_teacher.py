@@ -28,7 +28,7 @@ def check_classes(guide: Teacher, manifest: Manifest) -> None:
     if guide.classes != manifest.classes:
         raise InputError(
             f"{guide.path}: the teacher knows the classes {', '.join(guide.classes)}, "
-            f"the manifest has {', '.join(manifest.classes)}"
+            f"the manifest has {', '.join(manifest.classes)}; give the table it was trained on, or --class-map OLD=NEW"
         )
 
 

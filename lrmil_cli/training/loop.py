@@ -15,6 +15,7 @@ from lrmil_cli.device import seed_everything
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag
+from lrmil_cli.progress import phase
 from lrmil_cli.training.optimizers import head_optimizer
 from lrmil_cli.training.streamed import in_order
 
@@ -87,7 +88,6 @@ def fit_head(
     settings: TrainSettings,
     *,
     extra_terms: ExtraTerms | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Fit:
     """Train ``head`` in place.
 
@@ -119,44 +119,53 @@ def fit_head(
     best, best_epoch = (-np.inf, -np.inf), 0
     best_state: dict[str, Tensor] = {}
     curves: list[dict[str, Any]] = []
-    for epoch in range(1, settings.epochs + 1):
-        sums: dict[str, float] = {}
-        if plateau is None:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * rate(settings, epoch)
-        lr = optimizer.param_groups[0]["lr"]
-        head.train()
-        order = draw_order(labels, train, settings.balanced_sampling, rng)
-        for n, (i, bag) in enumerate(zip(order, in_order(bags, order)), 1):
-            out = head(*bag)
-            terms = head.loss_terms(out, targets[i], weights)
-            if extra_terms is not None:
-                terms |= extra_terms(i, out)
-            loss = sum((w * t for w, t in terms.values()), torch.zeros((), device=device))
-            (loss / settings.accumulate).backward()
-            if n % settings.accumulate == 0 or n == len(order):
-                if settings.clip:
-                    for part in head.clipped_parts():
-                        torch.nn.utils.clip_grad_norm_(part, settings.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            noted = {name: t for name, (_, t) in terms.items()} | head.notes(out) | {"total": loss}
-            for name, t in noted.items():
-                sums[name] = sums.get(name, 0.0) + float(t.detach())
-        row: dict[str, Any] = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
-        if not np.isfinite(row["train_total"]):
-            raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
-        row |= validate(head, bags, labels, val)
-        if plateau is not None:
-            plateau.step(row["val_ce"])
-        curves.append(row)
-        on_epoch(row)
-        # Strictly better AUC, or the same AUC with lower cross-entropy: AUC saturates on small validation sets.
-        score = (row["val_auc"] if row["val_auc"] is not None and settings.monitor == "auc" else 0.0, -row["val_ce"])
-        if score > best or epoch == settings.select_from + 1:
-            best, best_epoch, best_state = score, epoch, copy.deepcopy(head.state_dict())
-        elif epoch - best_epoch >= settings.patience and epoch >= settings.min_epochs and epoch > settings.select_from:
-            break
+    with phase("", settings.epochs, "epoch", at_most=True) as told:
+        for epoch in range(1, settings.epochs + 1):
+            sums: dict[str, float] = {}
+            if plateau is None:
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.lr * rate(settings, epoch)
+            lr = optimizer.param_groups[0]["lr"]
+            head.train()
+            order = draw_order(labels, train, settings.balanced_sampling, rng)
+            for n, (i, bag) in enumerate(zip(order, in_order(bags, order)), 1):
+                told.item = f"slide {n} of {len(order)}"
+                out = head(*bag)
+                terms = head.loss_terms(out, targets[i], weights)
+                if extra_terms is not None:
+                    terms |= extra_terms(i, out)
+                loss = sum((w * t for w, t in terms.values()), torch.zeros((), device=device))
+                (loss / settings.accumulate).backward()
+                if n % settings.accumulate == 0 or n == len(order):
+                    if settings.clip:
+                        for part in head.clipped_parts():
+                            torch.nn.utils.clip_grad_norm_(part, settings.clip)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                noted = {name: t for name, (_, t) in terms.items()} | head.notes(out) | {"total": loss}
+                for name, t in noted.items():
+                    sums[name] = sums.get(name, 0.0) + float(t.detach())
+            row: dict[str, Any] = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
+            if not np.isfinite(row["train_total"]):
+                raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
+            row |= validate(head, bags, labels, val)
+            if plateau is not None:
+                plateau.step(row["val_ce"])
+            curves.append(row)
+            told.advance()
+            # Strictly better AUC, or the same AUC with lower cross-entropy: AUC saturates on small validation sets.
+            score = (
+                row["val_auc"] if row["val_auc"] is not None and settings.monitor == "auc" else 0.0,
+                -row["val_ce"],
+            )
+            if score > best or epoch == settings.select_from + 1:
+                best, best_epoch, best_state = score, epoch, copy.deepcopy(head.state_dict())
+            elif (
+                epoch - best_epoch >= settings.patience
+                and epoch >= settings.min_epochs
+                and epoch > settings.select_from
+            ):
+                break
     head.load_state_dict(best_state)
     head.eval()
     return Fit(head, curves, best_epoch)

@@ -166,6 +166,7 @@ def train_teacher(
         lambda k: bags,
         spec,
         settings,
+        who="teacher",
         known=kept.taken_over(say),
         done=kept.keep,
         say=say,

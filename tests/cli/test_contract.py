@@ -64,19 +64,49 @@ def test_no_arguments_show_the_help_and_are_wrong_usage(lrmil):
 
 
 @pytest.mark.parametrize(
-    "args",
+    ("line", "says"),
     [
-        ["tile"],
-        ["tile", "--nope"],
-        ["nope"],
-        ["tile", "a.svs", "-o", "x.csv", "--mpp", "two"],
-        ["tile", "a.svs", "-o", "x.csv", "--mpp", "-1"],
-        ["tile", "a.svs", "-o", "x.csv", "--mpp", "2", "--mag", "5"],
+        ("tile", "SLIDE|DIR|slides.csv|-... is missing: slides, folders"),
+        (
+            "tile a.svs",
+            "-o is missing: FILE|DIR|- (tile table of one slide, a folder, or - for stdout); as in `lrmil",
+        ),
+        ("tile --nope", "--nope: no such option of `lrmil tile`; see `lrmil tile --help`"),
+        ("tile a.svs -o t --thumbnial", "did you mean --thumbnail?"),
+        ("nope", "'nope'"),
+        ("til a.svs", "Did you mean 'tile'"),
+        ("tile a.svs -o x.csv --mpp two", "--mpp two: give a number"),
+        ("tile a.svs -o x.csv --tile-px=3", "--tile-px 3: give a whole number from 16 to 4096"),
+        ("tile a.svs -o x.csv --mpp", "--mpp needs a value; see `lrmil tile --help`"),
+        ("tile a.svs -o x.csv --mpp -1", "--mpp and --mag must be above 0"),
+        ("tile a.svs -o x.csv --mpp 2 --mag 5", "give --mpp or --mag, not both"),
+        ("tile a.svs -o x.csv --mag five", "--mag five: give a number, such as 5 or 5x"),
+        ("predict a.svs -m m.safetensors -output o4", "-output: long options have two dashes; say --output"),
+        ("predict a.svs -m m.safetensors -output=o4", "say --output=o4"),
+        (
+            "predict a.svs -m slide.svs -o o",
+            "-m slide.svs: a slide; give the .safetensors that `lrmil distill-student` made",
+        ),
+        ("match a b c -o o", "c: one too many, `lrmil match` takes LR HR"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_2(args, lrmil):
-    said = lrmil(*args)
+def test_wrong_usage_is_one_line_that_says_what_to_type_and_exit_2(line, says, lrmil, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = lrmil(*line.split())
     assert said.code == 2 and len(said.err.strip().splitlines()) == 1 and said.err.startswith("error: ")
+    assert says in said.err and not list(tmp_path.iterdir())
+
+
+def test_the_name_that_was_meant_and_a_magnification_as_it_is_said(lrmil, slide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = lrmil("tile", slide, "-o", "five/", "--mag", "5x")
+    assert said.code == 0 and "2 um/px" in said.err
+    (tmp_path / "model.safetensors").touch()
+    for name, meant in (("modle.safetensors", "did you mean model.safetensors?"), ("five", "-m five: a folder; give")):
+        said = lrmil("predict", slide, "-m", name, "-o", "o")
+        assert said.code == 3 and meant in said.err and not (tmp_path / "o").exists()
+    said = lrmil("tile", tmp_path / "none" / "a.svs", "-o", "t/")
+    assert said.code == 3 and "no such file, nor a folder" in said.err
 
 
 # ---- slides ------------------------------------------------------------------------
@@ -464,6 +494,7 @@ def test_ctrl_c(command, chain, tmp_path):
                 "-o",
                 tmp_path / "t",
                 *many,
+                "--verbose",
             ],
             "embedded s01",
         ),

@@ -187,7 +187,7 @@ sys.stdin.readline()
 for n in range(int(sys.argv[3])):
     item = SlideInput(Path(f"{sys.argv[2]}-{n}.svs"), f"{sys.argv[2]}-{n}")
     try:
-        run_batch("tile", [item], fail, Report(), failures_in=Path(sys.argv[1]))
+        run_batch("tile", "tiling", [item], fail, Report(), failures_in=Path(sys.argv[1]))
     except InputError:
         pass
 """

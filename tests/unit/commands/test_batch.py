@@ -32,5 +32,5 @@ def test_a_slide_that_failed_leaves_no_pixels_behind():
         raise NoTissueError(f"{item.path}: no tissue")
 
     with pytest.raises(NoTissueError, match="3 of 3 slides failed; the first: 0.svs: no tissue"):
-        run_batch("tile", [Item(f"{n}.svs", str(n)) for n in range(3)], work, Report(False))
+        run_batch("tile", "tiling", [Item(f"{n}.svs", str(n)) for n in range(3)], work, Report(False))
     assert len(held) == 3

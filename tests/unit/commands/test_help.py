@@ -12,7 +12,8 @@ from lrmil_cli import __version__
 from lrmil_cli.app import app
 from lrmil_cli.commands.all_commands import COMMANDS
 from lrmil_cli.commands.declared import declared
-from lrmil_cli.commands.help import CHOICES, EXAMPLES, PANELS
+from lrmil_cli.commands.examples import EXAMPLES
+from lrmil_cli.commands.help import CHOICES, PANELS
 
 CLICK = typer.main.get_command(app)
 

@@ -21,7 +21,7 @@ def test_what_is_declared_is_what_the_parser_takes(name):
         assert own.required == p.required and (own.help or "") == p.help
         if p.names:
             assert sorted("/".join([*own.opts, *own.secondary_opts]).split("/")) == sorted("/".join(p.names).split("/"))
-    assert set(parsed) == {"quiet", "verbose", "debug"}
+    assert set(parsed) == {"quiet", "verbose", "log", "debug"}
 
 
 def test_help_means_nothing_in_markdown():

@@ -19,6 +19,7 @@ from lrmil_cli.encoders.pipeline import BatchSize, Seconds, encode_tiles, read_a
 from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import dumps_csv
+from lrmil_cli.progress import tiles_counted
 from lrmil_cli.slides.slide import open_slide
 from tests.unit.slides.test_reader import boxes_of, write
 
@@ -39,7 +40,7 @@ def pieces_of(pixels, order, sizes):
 def test_results_stand_in_the_order_of_the_rows_whatever_the_batches(count, batch, piece, random):
     pixels = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
     order = np.array(random.sample(range(count), count), np.int64)
-    seen, done = [], []
+    seen, before = [], tiles_counted()
 
     def encode(x):
         seen.append(len(x))
@@ -51,13 +52,13 @@ def test_results_stand_in_the_order_of_the_rows_whatever_the_batches(count, batc
         count,
         device=CPU,
         batch=BatchSize(batch, CPU),
-        progress=done.append,
     )
     if count == 0:
         assert out == []
         return
     assert np.allclose(out[0], pixels.mean((1, 2, 3))) and np.array_equal(out[1], pixels.reshape(count, -1))
-    assert seen == [batch] * (count // batch) + ([count % batch] if count % batch else []) and sum(done) == count
+    assert seen == [batch] * (count // batch) + ([count % batch] if count % batch else [])
+    assert tiles_counted() - before == count
 
 
 def test_a_size_that_was_given_stays_and_a_cpu_searches_none():

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lrmil_cli.commands.report import printable
+from lrmil_cli.commands.screen import printable
 from lrmil_cli.encoders.checkpoint import read_state
 from lrmil_cli.errors import InputError, LrmilError
 from lrmil_cli.evaluation.page import Heading, Table, Text, to_html, to_markdown
