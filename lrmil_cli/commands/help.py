@@ -25,7 +25,7 @@ PANELS = {
     "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
     "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
     "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
-    "onnx plot",
+    "no_onnx plot",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
     "Method": "method student preset fold folds one_encoder layers baseline_encoder no_baseline also_encoder crossfit "

@@ -51,8 +51,8 @@ Runtime = Annotated[
     typer.Option(
         "--runtime",
         help="auto, torch, onnx or onnx-int8. "
-        "auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; "
-        "onnx-int8 changes the numbers a little.",
+        "auto takes the ONNX graphs beside the model on a CPU, and imports no torch; "
+        "onnx-int8 (`lrmil export-onnx --int8`) changes the numbers a little, and says how much.",
     ),
 ]
 
@@ -109,6 +109,7 @@ def predict(
     Writes the prediction and the attention of every tile; --geojson and --overlay show where the model looked.
     """
     options.check_model(model)
+    from lrmil_cli.commands.export_onnx import int8_note
     from lrmil_cli.evaluation.head_calibration import uncalibrated
     from lrmil_cli.files.header import digest, step
     from lrmil_cli.files.tables import write_table
@@ -164,6 +165,8 @@ def predict(
     predictor = promises.with_promises(predictor, coverage, coverage_by, max_error)
     if note := uncalibrated(predictor.header):
         report.say(note)
+    if runtime == "onnx-int8" or model.endswith(".int8.onnx"):
+        report.say(int8_note(predictor.header.get("int8"), model))
     report.detail(
         f"model of {', '.join(predictor.classes)}, on {predictor.device}; "
         f"loaded in {time.perf_counter() - started:.1f} s"

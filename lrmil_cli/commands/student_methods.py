@@ -24,9 +24,8 @@ OF_TRAINING = set(
 OF_METHODS: dict[str, set[str]] = {
     "lrmil": OF_SETTINGS
     | OF_TRAINING
-    | set(
-        "fold preset baseline_encoder no_baseline also_encoder onnx head gated proj_dim classifier random_init".split()
-    ),
+    | set("fold preset baseline_encoder no_baseline also_encoder no_onnx".split())
+    | set("head gated proj_dim classifier random_init".split()),
     "ahdmil": OF_SCREENING,
     "hdmil": OF_SCREENING,
     "zoommil": OF_TRAINING | {"mid_pairs", "mid_features"},

@@ -49,11 +49,12 @@ NoBaseline = Annotated[
     bool,
     typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it."),
 ]
-Onnx = Annotated[
+NoOnnx = Annotated[
     bool,
     typer.Option(
-        "--onnx",
-        help="Also write the model's ONNX graphs, as `lrmil export-onnx` does, for predicting without torch.",
+        "--no-onnx",
+        help="Do not write the model's ONNX graphs beside it, as `lrmil export-onnx` does, by which a CPU predicts "
+        "without torch.",
     ),
 ]
 

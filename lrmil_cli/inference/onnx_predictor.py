@@ -38,7 +38,7 @@ def open_session(graph: bytes | str, what: str) -> Any:
         import onnxruntime
     except ImportError as e:
         raise MachineError(
-            "running an ONNX graph needs ONNX Runtime: pip install 'lrmil-cli[cpu]', or use --runtime torch"
+            "running an ONNX graph needs ONNX Runtime: pip install onnxruntime, or use --runtime torch"
         ) from e
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_workers()
@@ -54,7 +54,8 @@ class OnnxPredictor:
     """LRMIL by its graphs; as :class:`lrmil_cli.inference.low_resolution.LowResolutionPredictor`, to 1e-4.
 
     Attributes:
-        header: of the model, as the graphs carry it; encoder, heads: sessions of ONNX Runtime.
+        header: of the model, as the graphs carry it, with ``int8``, what that changes, where it was measured.
+        encoder, heads: sessions of ONNX Runtime.
         int8: whether the encoder's weights are quantised; batch: tiles encoded at a time.
     """
 
@@ -141,7 +142,12 @@ class OnnxPredictor:
             class_scores,
             {k: v[rows] for k, v in tiles.items()},
             {k: round(v, 3) for k, v in seconds.items()},
-            {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "onnx-int8" if self.int8 else "onnx"},
+            {
+                "tiles_read": {"lr": len(rows)},
+                "bad_tiles": len(bad),
+                "runtime": "onnx-int8" if self.int8 else "onnx",
+                **({"int8": self.header.get("int8")} if self.int8 else {}),
+            },
         )
 
 
@@ -181,7 +187,7 @@ def open_graphs(
             f"{encoder_path}: made of another model than {name} is now; run `lrmil export-onnx {name} --overwrite`"
         )
     tiles = settings_from_json(header["tiles"], str(encoder_path))
-    header = {k: v for k, v in header.items() if k not in ("part", "int8")}
+    header = {k: v for k, v in header.items() if k != "part"}
     return OnnxPredictor(
         path,
         {**header, "kind": "model"},

@@ -59,7 +59,13 @@ def test_from_stage_1_to_the_prediction(chain, tiny, tmp_path, lrmil):
     assert load_encoder(str(tiny)).digest() == header["settings"]["baseline"]  # LR-only: the same small architecture
 
     slide = chain.manifest.parent / "slides" / "s13.svs"
-    assert lrmil("predict", slide, "-m", model, "-o", tmp_path / "p").code == 0
+    answers = []
+    for runtime in ("torch", "onnx"):  # the graphs came with the model
+        said = lrmil("predict", slide, "-m", model, "--runtime", runtime, "-o", tmp_path / runtime, "--json")
+        assert said.code == 0, said.err
+        answers.append(said.records[0]["prediction"]["probabilities"])
+    assert answers[0] == pytest.approx(answers[1], abs=1e-4)
+    assert lrmil("export-onnx", model, "--int8", "--check", slide).code == 0
     # A second look takes the HR encoder that the small one learned from.
     look = ["--escalate", chain.teacher, "--confidence", "1", "--budget", "2"]
     said = lrmil("predict", slide, "-m", model, "-o", tmp_path / "q", *look, "--json")
