@@ -11,12 +11,13 @@ from lrmil_cli.commands import cohort, encoder_options, head_options, options, s
 from lrmil_cli.commands.next_step import after_student
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.student_ahdmil import distill_screened
-from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method
+from lrmil_cli.commands.student_eagle import distill_eagle
+from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method, given
 from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
 
 #: What runs a method other than LRMIL, given the report and all parameters by name.
-OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened, "zoommil": distill_zoom}
+OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened, "zoommil": distill_zoom, "eagle": distill_eagle}
 
 
 def distill_student(
@@ -39,6 +40,8 @@ def distill_student(
     also_encoder: student_options.AlsoEncoder = None,
     mid_pairs: selective_options.MidPairs = None,
     mid_features: selective_options.MidFeatures = None,
+    picker: selective_options.Picker = None,
+    top_hr: selective_options.TopHr = None,
     preset: student_options.Preset = "lrmil",
     lambda_bag: student_options.LambdaBag = None,
     lambda_soft: student_options.LambdaSoft = None,
@@ -92,7 +95,7 @@ def distill_student(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Stage 2: distil the teacher into an LR student, or into one that picks the HR tiles to read (--method ahdmil,
-    hdmil, zoommil).
+    hdmil, zoommil, eagle).
 
     The student head learns from the labels, the teacher's predictions and its attention. The model file holds the LR
     encoder and one head a fold; predict needs nothing else. Beside it a receipt says what distillation bought: teacher,
@@ -114,7 +117,7 @@ def distill_student(
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
     check_method(ctx, method)
     if method in OTHER_METHODS:
-        return OTHER_METHODS[method](report, ctx.params)
+        return OTHER_METHODS[method](report, {**ctx.params, "head": head if given(ctx, "head") else None})
     if no_baseline and baseline_encoder:
         raise UsageError("--no-baseline and --baseline-encoder exclude each other")
     values = ctx.params

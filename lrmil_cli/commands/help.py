@@ -42,6 +42,7 @@ PANELS = {
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
+    "EAGLE": "picker top_hr",
     "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
     "qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
@@ -50,7 +51,7 @@ PANELS = {
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 #: Values that an option takes, where they are few words; the commands check them (a test compares).
 CHOICES: dict[str, Sequence[str]] = {
-    "method": ("lrmil", "ahdmil", "hdmil", "zoommil"),
+    "method": ("lrmil", "ahdmil", "hdmil", "zoommil", "eagle"),
     "preset": ("lrmil", "bag", "bag-soft", "bag-hard", "lr-only", "patch", "official-code"),
     "head": ("abmil", "clam_mb", "clam_sb", "dmin", "dsmil", "dtfd", "maxpool", "meanpool", "transmil"),
     "recipe": ("common", "published"),

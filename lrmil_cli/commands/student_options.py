@@ -14,7 +14,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         help="lrmil (LR tiles alone); ahdmil, hdmil (a small network picks by LR pixels the HR tiles to read); "
-        "zoommil (a head that zooms in).",
+        "zoommil (a head that zooms in); eagle (an LR model picks 25 HR tiles).",
     ),
 ]
 Pairs = Annotated[Optional[str], typer.Option("--pairs", metavar="DIR", help="Folder of pairs tables.")]
