@@ -30,7 +30,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"--device {name}: torch sees no CUDA device on this machine; use --device cpu or auto")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise MachineError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        raise MachineError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise MachineError("--device mps: torch sees no Apple GPU on this machine; use --device cpu or auto")
     return torch.device(name)

@@ -30,7 +30,7 @@ def fingerprint(path: str | Path) -> str:
                 fh.seek(max(0, (size - 16384) * k // 17))
                 h.update(fh.read(16384))
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
     return h.hexdigest()[:32]
 
 

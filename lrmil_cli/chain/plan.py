@@ -50,6 +50,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "head": _as_is("head", *_HEADS),
     "head-option": _as_is("head-option", *_HEADS),
     "folds": _as_is("folds", "train-teacher"),
+    "by-site": _as_is("by-site", "train-teacher"),
     "recipe": _as_is("recipe", *_HEADS),
     "epochs": _as_is("epochs", *_HEADS),
     "preset": _as_is("preset", "distill-student"),
@@ -65,9 +66,9 @@ ROUTES: dict[str, dict[str, str]] = {
 CONNECTIONS: dict[str, set[str]] = {
     "tile-lr": {"mpp", "mag"},
     "tile-hr": {"mpp", "mag"},
-    "train-teacher": {"tiles", "encoder", "fold", "folds"},
-    "distill-encoder": {"slides", "fold", "folds", "teacher", "encoder"},
-    "distill-student": {"tiles", "pairs", "teacher", "encoder", "method", "fold", "folds"},
+    "train-teacher": {"tiles", "encoder", "fold", "folds", "by-site"},
+    "distill-encoder": {"slides", "fold", "folds", "by-site", "teacher", "encoder"},
+    "distill-student": {"tiles", "pairs", "teacher", "encoder", "method", "fold", "folds", "by-site"},
     "predict": {"model"},
 }
 OF_THE_RUN = {"output", "json", "overwrite", "dry-run", "quiet", "verbose", "debug"}

@@ -61,9 +61,11 @@ def read_run_file(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror or e}") from e
+        raise InputError(f"{path}: cannot be read: {e.strerror or e}; check its permissions and the disk") from e
     except ValueError as e:  # not TOML, or not UTF-8
-        raise InputError(f"{path}: not a file of settings (TOML): {e}") from e
+        raise InputError(
+            f"{path}: not a file of settings (TOML): {e}; `lrmil run` writes one, {NAME}, into its folder"
+        ) from e
 
 
 def keep_settings(folder: Path, settings: Settings, overwrite: bool) -> None:

@@ -22,6 +22,7 @@ from lrmil_cli.commands import (
     run,
     tile,
     train_teacher,
+    verify,
 )
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.evaluate,
     "calibrate": calibrate.calibrate,
     "embed": embed.embed,
+    "verify": verify.verify,
     "benchmark": benchmark.benchmark,
     "info": info.info,
     "doctor": doctor.doctor,

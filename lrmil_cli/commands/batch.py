@@ -163,7 +163,7 @@ def run_batch(
                 if len(items) > 1 and fail_fast:
                     break
     finally:
-        kept()
+        in_any_case(kept)
     if dry_run:
         report.say(_summary(outcomes, len(failures)))
     if failures_in is not None:
@@ -181,6 +181,15 @@ def run_batch(
             error = failures[0].error
             raise type(error)(f"{text}; the first: {error}")
         raise PartialError(text + (" (stopped at the first, --fail-fast)" if fail_fast else ""))
+
+
+def in_any_case(kept: Callable[[], None]) -> None:
+    """Keep what is done; where an interrupt falls into that, once more, and then be interrupted."""
+    try:
+        kept()
+    except KeyboardInterrupt:
+        kept()
+        raise
 
 
 def settle(

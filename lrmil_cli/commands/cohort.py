@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -41,13 +42,26 @@ ClassMap = Annotated[
 ]
 
 
+BY_SITE = ("preserve", "leave-one-out")
+BySite = Annotated[
+    Optional[str],
+    typer.Option(
+        "--by-site",
+        help="Draw folds so that no site (column `site`, or TCGA ids) is on both sides of a split: preserve (as many "
+        "as --folds), or leave-one-out (each site is tested once).  [default: sites are not looked at; paper]",
+        show_default=False,
+    ),
+]
+
+
 def read_cohort(
     report: Report, path: str, values: dict[str, Any], *, need_labels: bool = True, need_slides: bool = True
 ) -> Manifest:
     """Read a manifest and say what was understood.
 
     Args:
-        values: parameters of the command, with ``label, drop_missing, classes, class_map``.
+        values: parameters of the command, with ``label, drop_missing, classes, class_map``, and ``by_site`` if it has
+            that.
 
     Raises:
         UsageError: a --class-map that is none. InputError: as :func:`lrmil_cli.files.manifest.read_manifest`.
@@ -55,7 +69,11 @@ def read_cohort(
     from lrmil_cli.files.manifest import read_manifest
 
     labels = labels_of(values)
+    by_site = values.get("by_site")
+    if by_site not in (None, *BY_SITE):
+        raise UsageError(f"--by-site {by_site}: choose one of {', '.join(BY_SITE)}")
     manifest = read_manifest(path, need_labels=need_labels, need_slides=need_slides, labels=labels)
+    manifest = replace(manifest, by_site=by_site)
     report.say(f"{path}: {manifest.understood()}")
     if need_labels and manifest.unknown_patients:
         report.warn(f"{path}: {manifest.patients_warning()}")

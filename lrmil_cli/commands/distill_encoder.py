@@ -40,6 +40,7 @@ def distill_encoder(
     class_map: cohort.ClassMap = None,
     fold: stage1_options.Fold = None,
     folds: head_options.Folds = 5,
+    by_site: cohort.BySite = None,
     teacher: stage1_options.Teacher = None,
     cache: stage1_options.Cache = None,
     embedding: encoder_options.Embedding = None,
@@ -90,6 +91,8 @@ def distill_encoder(
         raise UsageError("--lr and --clip must be above 0")
     if "{fold}" in output and fold is None:
         raise UsageError("-o with {fold} needs --fold K, which takes its place")
+    if by_site is not None and fold is None:
+        raise UsageError("--by-site says how folds are drawn; give --slides and --fold too")
     if fold is not None and slides is None:
         raise UsageError("--fold needs --slides slides.csv, the manifest with the folds")
     if final_loss == "attention" and (teacher is None or fold is None):

@@ -38,6 +38,7 @@ def distill_student(
     baseline_encoder: student_options.BaselineEncoder = None,
     no_baseline: student_options.NoBaseline = False,
     also_encoder: student_options.AlsoEncoder = None,
+    no_fixture: student_options.NoFixture = False,
     mid_pairs: selective_options.MidPairs = None,
     mid_features: selective_options.MidFeatures = None,
     picker: selective_options.Picker = None,
@@ -72,7 +73,10 @@ def distill_student(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    by_site: cohort.BySite = None,
     fold: head_options.Fold = None,
+    seeds: head_options.Seeds = 1,
+    keep: student_options.Keep = None,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
     epochs: student_options.Epochs = None,
@@ -108,6 +112,7 @@ def distill_student(
     from lrmil_cli.evaluation.receipt_page import headline
     from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.recipes import recipe_options, train_settings
+    from lrmil_cli.training.seeds import check_seeds
     from lrmil_cli.training.streamed import room_for
 
     report = Report(json)
@@ -118,6 +123,7 @@ def distill_student(
     check_method(ctx, method)
     if method in OTHER_METHODS:
         return OTHER_METHODS[method](report, {**ctx.params, "head": head if given(ctx, "head") else None})
+    check_seeds(seeds, keep)
     if no_baseline and baseline_encoder:
         raise UsageError("--no-baseline and --baseline-encoder exclude each other")
     values = ctx.params
@@ -157,6 +163,9 @@ def distill_student(
         workers=workers,
         on_bad_tile=on_bad_tile,
         dtype=dtype,
+        own_fixture=not no_fixture,
+        seeds=seeds,
+        keep=keep,
     )
     if fold is not None and not result.there:
         report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import cohort, options
+from lrmil_cli.commands import cohort, evaluate_external, options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -60,6 +60,15 @@ Positive = Annotated[
         "[default: the second; official code]",
     ),
 ]
+By = Annotated[
+    Optional[str],
+    typer.Option(
+        "--by",
+        metavar="COLUMN[,COLUMN]",
+        help="Also judge the parts that columns of --slides make, such as sex,scanner; sites are shown where they are "
+        "known.",
+    ),
+]
 Bootstrap = Annotated[
     int,
     typer.Option(
@@ -92,6 +101,11 @@ def evaluate(
     level: Level = "slide",
     metric: Metric = None,
     positive: Positive = None,
+    by: By = None,
+    profile: evaluate_external.Profile = None,
+    at_threshold: evaluate_external.Threshold = None,
+    share_interval: evaluate_external.IntervalOf = None,
+    checklist: evaluate_external.Checklist = None,
     bootstrap: Bootstrap = 2000,
     receipt: Receipt = False,
     seed: options.Seed = 0,
@@ -122,9 +136,11 @@ def evaluate(
         for value in values:
             if value not in known:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(known)}")
+    evaluate_external.check_options(profile, at_threshold, share_interval, checklist)
     found = [read_predictions(p) for p in predictions]
     listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False) if slides else None
-    models = join(found, listed)
+    columns = [name.strip() for name in (by or "").split(",") if name.strip()]
+    models = join(found, listed, columns)
     distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]
     if receipt and not distilled:
         raise UsageError("--receipt: none of the arguments is a model file of distill-student")
@@ -151,10 +167,18 @@ def evaluate(
         "bootstrap": bootstrap,
         "seed": seed,
         "models": [m.name for m in models],
+        **({"by": columns} if columns else {}),
+        **({"profile": [profile, at_threshold or "0.5", share_interval or "wilson"]} if profile else {}),
+        **({"checklist": checklist} if checklist else {}),
     }
+    outside = []
+    at = None if positive is None else class_names.index(positive)
+    if profile is not None:
+        outside = evaluate_external.judge(models, listed, level, at, at_threshold, share_interval)
     inputs = {m.name: digest({"predictions": inputs_for_digest(m)}, {}) for m in models}
     wanted = digest(settings, inputs)
     files = [f for f in FILES if f != "differences.csv" or len(models) > 1]
+    files += [f"checklist.{checklist}.md"] if checklist else []
     check_folder(folder)
     if distilled:
         from lrmil_cli.evaluation.receipt import receipt_header, write_receipt
@@ -172,13 +196,22 @@ def evaluate(
         models,
         level=level,
         metrics=chosen,
-        positive=None if positive is None else class_names.index(positive),
+        positive=at,
         draws=bootstrap,
         seed=seed,
+        by=columns,
+        external=outside,
     )
     history = [step("evaluate", settings, inputs)]
     record = make_header("evaluation", settings=settings, **as_json(evaluation), history=history)
-    write_files(folder, evaluation, record)
+    pictures = []
+    for m, own in zip(models, outside):
+        assert listed is not None, "the profile asks for it"
+        shown, missing = evaluate_external.pictures_of(m, own, listed)
+        pictures.append(shown)
+        for why in missing:
+            report.warn(f"{m.name}: {why}")
+    write_files(folder, evaluation, record, pictures, checklist)
     if len(models) > 1 and not evaluation.differences:
         report.warn(f"no {level} was predicted by all models, so they cannot be compared")
     report.say(f"written: {folder / 'evaluation.html'}")

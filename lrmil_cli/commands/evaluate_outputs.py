@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,19 @@ def check_folder(folder: Path) -> None:
                 ) from e
 
 
-def write_files(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
-    """Write all of :data:`FILES`; ``record`` becomes evaluation.json."""
+def write_files(
+    folder: Path,
+    evaluation: Evaluation,
+    record: dict[str, Any],
+    pictures: Sequence[Mapping[str, bytes]] = (),
+    checklist: str | None = None,
+) -> None:
+    """Write all of :data:`FILES`, and a checklist where one is asked for.
+
+    Args:
+        record: becomes evaluation.json; pictures: of the worst errors of each model, slide id -> PNG.
+    """
+    from lrmil_cli.evaluation import checklists
     from lrmil_cli.evaluation.evaluation_files import differences_frame, metrics_frame
     from lrmil_cli.evaluation.evaluation_page import CURVE_PICTURE, blocks, title
     from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
@@ -60,10 +72,12 @@ def write_files(folder: Path, evaluation: Evaluation, record: dict[str, Any]) ->
     from lrmil_cli.files.tables import write_table
 
     png = evaluation_picture([(m.name, m.cases) for m in evaluation.models], evaluation.classes, evaluation.positive)
-    page = blocks(evaluation, png, record["history"][-1])
+    page = blocks(evaluation, png, record["history"][-1], pictures)
     common = {"settings": record["settings"], "history": record["history"]}
     remove(folder / FILES[-1])  # it marks the folder as complete
     remove(folder / CURVE_PICTURE)  # of an earlier run with a cascade
+    for old in (*folder.glob("evaluation.error.*.png"), *folder.glob("evaluation.decision*.png")):
+        remove(old)
     for picture in page:
         if isinstance(picture, Picture):
             write_bytes(folder / picture.name, picture.png)
@@ -74,6 +88,9 @@ def write_files(folder: Path, evaluation: Evaluation, record: dict[str, Any]) ->
         write_table(folder / "differences.csv", make_header("differences", **common), differences_frame(evaluation))
     else:
         remove(folder / "differences.csv")  # of an earlier run with more models
+    if checklist is not None:
+        header = evaluation.models[0].predictions.model_header
+        write_text(folder / f"checklist.{checklist}.md", checklists.checklist(checklist, record, header))
     write_text(folder / "evaluation.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 

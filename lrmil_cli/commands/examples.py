@@ -38,6 +38,7 @@ EXAMPLES = {
         "calibrate model.safetensors model.predictions.csv -o calibrated.safetensors",
         "calibrate model.safetensors results --slides slides.csv -o ours.safetensors",
     ),
+    "verify": ("verify model.safetensors", "verify model.safetensors --runtime onnx-int8"),
     "embed": (
         "embed tiles-hr --encoder uni -o features",
         "embed trident/features --repack --dtype float16 -o features",

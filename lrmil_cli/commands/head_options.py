@@ -65,6 +65,16 @@ Folds = Annotated[
         show_default=False,
     ),
 ]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        "--seeds",
+        min=1,
+        help="Train every fold so many times, by other seeds; the receipt then says how much of a difference another "
+        "seed makes.  [default: 1; paper]",
+        show_default=False,
+    ),
+]
 Fold = Annotated[
     Optional[int],
     typer.Option(

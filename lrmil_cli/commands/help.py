@@ -25,11 +25,11 @@ PANELS = {
     "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
     "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
     "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
-    "no_onnx plot",
+    "no_onnx no_fixture plot audit card statement",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap",
-    "Method": "method student preset fold folds one_encoder layers baseline_encoder no_baseline also_encoder crossfit "
-    "init",
+    "Method": "method student preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline "
+    "also_encoder crossfit init",
     "Labels": "label drop_missing classes class_map",
     "Encoder": "embedding input_size student_input_size random_init hr_encoder dtype repack feature_set "
     "allow_fractional_regions",
@@ -43,8 +43,8 @@ PANELS = {
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
     "EAGLE": "picker top_hr",
-    "Options": "int8 check level metric positive bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads "
-    "qupath_scripts table_only quick",
+    "Options": "int8 check level metric positive by profile at_threshold share_interval checklist bootstrap "
+    "receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
     "General": "config further quiet verbose log debug help",
 }
@@ -77,6 +77,11 @@ CHOICES: dict[str, Sequence[str]] = {
     "screen_source": ("lr-tiles", "thumbnail"),
     "level": ("slide", "patient"),
     "coverage_by": ("all", "class"),
+    "by_site": ("preserve", "leave-one-out"),
+    "profile": ("external",),
+    "keep": ("ensemble", "best"),
+    "share_interval": ("wilson", "clopper-pearson"),
+    "checklist": ("tripod-ai", "stard-ai", "claim", "remark"),
 }
 #: What is completed besides: words that are no closed list.
 SUGGESTED: dict[str, Sequence[str]] = {

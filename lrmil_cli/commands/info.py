@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -32,12 +33,34 @@ QuPathScripts = Annotated[
 ]
 
 
+Card = Annotated[
+    bool,
+    typer.Option("--card", help="Of a model: write its card, from its header and the receipt beside it, to -o."),
+]
+Statement = Annotated[
+    Optional[str],
+    typer.Option(
+        "--statement",
+        metavar="FILE.toml",
+        help="With --card: what only a person can say: intended_use, not_for, population, ethics, risks, authors, "
+        "contact, citation.",
+    ),
+]
+Output = Annotated[
+    Optional[str],
+    typer.Option("-o", "--output", metavar="CARD.md|-", help="With --card: where the card goes; - for stdout."),
+]
+
+
 def info(
     ctx: typer.Context,
     path: PathOrNone = None,
     encoders: Encoders = False,
     heads: Heads = False,
     qupath_scripts: QuPathScripts = None,
+    card: Card = False,
+    statement: Statement = None,
+    output: Output = None,
     slide_mpp: options.SlideMpp = None,
     reader: options.Reader = "auto",
     image: options.Image = None,
@@ -63,6 +86,9 @@ def info(
             "give one of: a slide or file to describe, --encoders, --heads, --qupath-scripts DIR; "
             "see `lrmil info --help`"
         )
+    if card or statement is not None or output is not None:
+        _card(report, path, card, statement, output, overwrite)
+        return
     if qupath_scripts is not None:
         from lrmil_cli.qupath.scripts import copy_scripts
 
@@ -94,6 +120,38 @@ def info(
     refused = [p for p in about["problems"] if not p["training"]] if about["kind"] == "manifest" else []
     if refused:
         raise InputError(f"{path}: {refused[0]['text']}")
+
+
+def _card(
+    report: Report, path: str | None, card: bool, statement: str | None, output: str | None, overwrite: bool
+) -> None:
+    """Write the card of a model.
+
+    Raises:
+        UsageError: options that do not go together, or a file that was written by others.
+    """
+    from lrmil_cli.errors import UsageError
+    from lrmil_cli.evaluation.model_card import model_card, read_statement
+    from lrmil_cli.files.atomic import write_text
+
+    if not card:
+        raise UsageError("-o and --statement are about --card; give that too")
+    if path is None or output is None:
+        raise UsageError("--card writes a file: lrmil info MODEL.safetensors --card -o CARD.md")
+    if output == "-" and report.as_json:
+        raise UsageError("-o - wants stdout for the card; give a file, or leave out --json")
+    text = model_card(path, read_statement(statement) if statement else None)
+    if output == "-":
+        print(text, end="")
+        return
+    there = Path(output).exists() and Path(output).read_text(encoding="utf-8", errors="replace")
+    if there and there != text and not overwrite:
+        raise UsageError(f"{output} exists and says something else; add --overwrite to replace it")
+    if there != text:
+        write_text(output, text)
+    report.say(f"{output}: {'up to date' if there == text else 'written'}")
+    status = "skipped" if there == text else "ok"
+    report.result({"command": "info", "status": status, "output": output, "error": None})
 
 
 def _encoders() -> tuple[list[dict[str, Any]], str]:

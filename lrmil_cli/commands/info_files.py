@@ -134,6 +134,9 @@ def _tensors(path: str) -> dict[str, Any]:
         }
     try:
         about = json.loads(meta["lrmil"])
-        return load_tensors(path, check_header(about, about["kind"], path)["kind"])[0]  # whole, so that damage is found
+        header = load_tensors(path, check_header(about, about["kind"], path)["kind"])[0]  # whole: damage is found
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path}: its lrmil header is damaged") from e
+    for key in ("slide", "tile"):  # means and axes, as text that nobody reads
+        header.get("training_features", {}).pop(key, None)
+    return header

@@ -22,6 +22,7 @@ def render_manifest(path: str, about: dict[str, Any]) -> str:
         ("ignored", [", ".join(about["ignored"])] if about["ignored"] else []),
         ("slides", _slides(about)),
         ("patients", _patients(about)),
+        ("sites", _sites(about)),
         ("classes", _classes(about)),
         ("folds", _folds(about)),
         ("refused", _refused(about["problems"])),
@@ -60,6 +61,14 @@ def _patients(about: dict[str, Any]) -> list[str]:
     if both := about["patients_with_two_labels"]:
         texts.append(f"{len(both)} with slides of several classes: {listed(both)}")
     return texts
+
+
+def _sites(about: dict[str, Any]) -> list[str]:
+    if not about["sites"]:
+        return []
+    how = "TCGA ids" if about["sites_from"] == "tcga" else f"column {about['column_of']['site']}"
+    named = listed([f"{name} ({count(n, 'slide')})" for name, n in about["sites"].items()])
+    return [f"{len(about['sites'])} by {how}: {named}"]
 
 
 def _classes(about: dict[str, Any]) -> list[str]:

@@ -96,6 +96,7 @@ def predict(
     device: options.Device = "auto",
     runtime: Runtime = "auto",
     compile: options.Compile = False,
+    audit: predict_outputs.Audit = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
     recursive: options.Recursive = False,
@@ -111,7 +112,8 @@ def predict(
     options.check_model(model)
     from lrmil_cli.commands.export_onnx import int8_note
     from lrmil_cli.evaluation.head_calibration import uncalibrated
-    from lrmil_cli.files.header import digest, step
+    from lrmil_cli.files.audit import append_line, audit_line, check_trail
+    from lrmil_cli.files.header import digest, last_digest, step
     from lrmil_cli.files.tables import write_table
     from lrmil_cli.inference.answers import check_answers
     from lrmil_cli.inference.record import attention_table, prediction_record
@@ -128,6 +130,8 @@ def predict(
     )
     check_outputs(output, overlay, geojson, pages or top_tiles is not None, many, json)
     report_pages.check_folders(".", top_tiles)
+    if audit is not None:
+        check_trail(audit)
     second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
     promises.check_promises(coverage, coverage_by, max_error, escalate, confidence, abstain)
     size = parse_image_size(image_size)
@@ -138,7 +142,7 @@ def predict(
     if output != "-" and not dry_run:
         check_answers(Path(output), overwrite)
     answers: list[dict[str, str]] = []
-    indexed = [report.say]  # a page that is only refreshed need not be named again
+    indexed: list[bool] = []
     started = time.perf_counter()
     predictor = open_predictor(
         model,
@@ -203,6 +207,7 @@ def predict(
                     header = follow_prediction(Path(output), item.slide_id, header, slide.path.absolute())
                 record = header["prediction"]
                 message = f"{record['predicted']}, up to date ({table})"
+                predict_outputs.warn_of(report, item.slide_id, record)
                 yield  # pictures and GeoJSON are made in turn
             elif dry_run:
                 tiles, seconds = predictor.plan(slide, region)
@@ -219,6 +224,7 @@ def predict(
                 message = summary(record, timed=report.verbose)
                 if record.get("bad_tiles"):
                     report.warn(options.bad_tiles_text(item.slide_id, record["bad_tiles"], record["tiles"]))
+                predict_outputs.warn_of(report, item.slide_id, record)
                 if output != "-":
                     write_prediction(Path(output), item.slide_id, record, header, tables)
             if dry_run:
@@ -243,6 +249,9 @@ def predict(
                     shown = report_pages.pages_of(Path(output), slide, item.slide_id, pages, top_tiles, overwrite)
                     files |= shown
                 answers.append(predict_outputs.answer(Path(output), item.slide_id, tables, files))
+        if audit is not None:
+            of = {"path": predictor.path, "digest": last_digest(predictor.header)}
+            append_line(audit, audit_line(header, of, known=bool(there), output=None if output == "-" else str(table)))
         made = [f["path"] for f in files.values() if f["written"]]
         if there and made:
             message += f"; made {', '.join(made)}"
@@ -258,8 +267,10 @@ def predict(
         if answers:
             predict_outputs.keep_answers(Path(output), answers, overwrite, report)
         if answers and pages:
-            report_pages.write_index(Path(output), Path(output), {}, overwrite, indexed.pop(0))
-            indexed.append(report.detail)
+            # A page that is only refreshed need not be named again.
+            say = report.detail if indexed else report.say
+            report_pages.write_index(Path(output), Path(output), {}, overwrite, say)
+            indexed.append(True)
         answers.clear()
 
     if watch:

@@ -44,6 +44,16 @@ GeoJson = Annotated[
 ]
 
 
+Audit = Annotated[
+    Optional[str],
+    typer.Option(
+        "--audit",
+        metavar="FILE.jsonl",
+        help="Append a line for each answer: who, when, which slide, model and prediction by digest, what was said.",
+    ),
+]
+
+
 def check_outputs(output: str, overlay: str | None, geojson: str | None, pages: bool, many: bool, json: bool) -> None:
     """Names of outputs that cannot be meant, before any work.
 
@@ -86,6 +96,14 @@ def summary(record: dict[str, Any], *, timed: bool = True) -> str:
     if own := record.get("prediction_set"):
         said += f", {own['coverage']:.0%} set: {', '.join(own['classes']) or 'empty'}"
     return f"{doubt}{said}, {read}" + (f"; seconds: {spent}; {record['device']}" if timed else "")
+
+
+def warn_of(report: Report, slide_id: str, record: dict[str, Any]) -> None:
+    """Say that a slide is unlike those that the model was trained on, where it is."""
+    from lrmil_cli.evaluation.unlike_training import unlike_text
+
+    if said := unlike_text(record.get("unlike_training")):
+        report.warn(f"{slide_id}: {said}; whether the model's figures hold for it is not known")
 
 
 def write_prediction(

@@ -32,7 +32,7 @@ def progress_text(phases: Sequence[Phase], now: float, rate: float | None, width
     left, end = seconds_left(list(phases), now), []
     if left is not None:
         end = [f"{'at most' if any(p.at_most for p in phases) else 'about'} {duration(max(1, left))} left"]
-    elif named[-1].total is None:
+    elif named[-1].total is None and not named[-1].waiting:
         end = [duration(now - named[-1].started)]
 
     def line(items: Sequence[str], pace: Sequence[str], first: int = 0) -> str:

@@ -42,6 +42,7 @@ def run(
     head: head_options.Head = "abmil",
     head_option: head_options.HeadOption = None,
     folds: head_options.Folds = 5,
+    by_site: cohort.BySite = None,
     recipe: head_options.Recipe = "common",
     epochs: head_options.Epochs = None,
     preset: student_options.Preset = "lrmil",
@@ -66,7 +67,7 @@ def run(
     from dataclasses import replace
 
     from lrmil_cli import __version__
-    from lrmil_cli.chain.plan import chain_steps
+    from lrmil_cli.chain.plan import LABELS, chain_steps
     from lrmil_cli.chain.run import count_folds, run_chain
     from lrmil_cli.encoders.spec import absolute_spec
     from lrmil_cli.files.header import command_line
@@ -82,7 +83,7 @@ def run(
     )
     run_options.check_settings(settings)
     out = Path(output)
-    labels = {name: settings.of("train-teacher").get(name) for name in ("label", "drop-missing", "class", "class-map")}
+    labels = {name: settings.of("train-teacher").get(name) for name in (*LABELS, "by-site")}
     values = {"classes": labels.pop("class"), **{name.replace("-", "_"): value for name, value in labels.items()}}
     manifest = cohort.read_cohort(report, settings.slides, values)
     folds_there = count_folds(manifest, settings)

@@ -18,17 +18,18 @@ OF_SCREENING = set(
 )
 #: Those about LR features and a head trained on them, which LRMIL and ZoomMIL have in common.
 OF_TRAINING = set(
-    "lr_features batch_size dtype head_option folds recipe lr weight_decay class_weights balanced_sampling".split()
+    "lr_features batch_size dtype head_option folds by_site recipe lr weight_decay class_weights "
+    "balanced_sampling".split()
 )
 #: Parameters that only some methods read. Those in no entry are read by every method.
 OF_METHODS: dict[str, set[str]] = {
     "lrmil": OF_SETTINGS
     | OF_TRAINING
-    | set("fold preset baseline_encoder no_baseline also_encoder no_onnx".split())
+    | set("fold seeds keep preset baseline_encoder no_baseline also_encoder no_onnx no_fixture".split())
     | set("head gated proj_dim classifier random_init".split()),
     "ahdmil": OF_SCREENING,
     "hdmil": OF_SCREENING,
-    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features"},
+    "zoommil": OF_TRAINING | {"mid_pairs", "mid_features", "no_fixture"},
     "eagle": OF_TRAINING | set("picker top_hr head gated proj_dim classifier".split()),
 }
 

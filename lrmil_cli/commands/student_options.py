@@ -49,6 +49,21 @@ NoBaseline = Annotated[
     bool,
     typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it."),
 ]
+Keep = Annotated[
+    Optional[str],
+    typer.Option(
+        "--keep",
+        help="With --seeds: ensemble (the model holds all heads of a fold; they answer as one), or best (of each fold, "
+        "by validation).  [default: ensemble; ours]",
+    ),
+]
+NoFixture = Annotated[
+    bool,
+    typer.Option(
+        "--no-fixture",
+        help="Keep no tiles of a validation slide in the model; `lrmil verify` then goes by painted ones.",
+    ),
+]
 NoOnnx = Annotated[
     bool,
     typer.Option(

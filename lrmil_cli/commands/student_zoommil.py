@@ -56,6 +56,7 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
         lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"),
         head=HeadSpec("zoommil", own),
         training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in head_options.OF_TRAINING}),
+        own_fixture=not values["no_fixture"],
         output=target,
         device=where,
         room=room_for(where, options.memory_bytes(values["memory"])),

@@ -56,7 +56,9 @@ def train_teacher(
     proj_dim: head_options.ProjDim = 0,
     classifier: head_options.Classifier = None,
     folds: head_options.Folds = 5,
+    by_site: cohort.BySite = None,
     fold: head_options.Fold = None,
+    seeds: head_options.Seeds = 1,
     recipe: head_options.Recipe = "common",
     lr: head_options.LearningRate = None,
     epochs: head_options.Epochs = None,
@@ -158,7 +160,7 @@ def train_teacher(
         labelled = labelled.without(left_out)
     parts = make_folds(labelled, folds, seed)
     header, there = teacher.train_teacher(
-        labelled, parts, bags, spec, settings, output, kept, fold=fold, overwrite=overwrite, say=report.say
+        labelled, parts, bags, spec, settings, output, kept, fold=fold, seeds=seeds, overwrite=overwrite, say=report.say
     )
     if header is None:
         report.say(f"{output}: fold {fold} is there; the same command without --fold puts the teacher together")

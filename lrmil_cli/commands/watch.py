@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands.batch import Failed, Outcome, Turn, list_failures, settle, turns
+from lrmil_cli.commands.batch import Failed, Outcome, Turn, in_any_case, list_failures, settle, turns
 from lrmil_cli.commands.inputs import SlideInput, path_id, slides_in
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import InputError, MachineError, UsageError
@@ -127,8 +127,9 @@ def watch_folders(
             before = {p: whole for p, (_, whole) in found.items()}
         look += 1
         if look != looks:
-            state = f"{count} predicted, {len(failed)} failed, {len(fresh) - len(still)} arriving"
-            with phase(f"waiting for slides: {state}", waiting=True):
+            counts = {"predicted": count, "failed": len(failed), "arriving": len(fresh) - len(still)}
+            state = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+            with phase(f"waiting for slides{state and ': '}{state}", waiting=True):
                 time.sleep(interval)
 
 
@@ -155,6 +156,12 @@ def _round(
     settled: list[tuple[SlideInput, Outcome | Failed]] = []
     refreshed = time.monotonic()
     ids: dict[str, Path] = {}
+
+    def keep() -> None:
+        kept()
+        failures = [o for _, o in settled if isinstance(o, Failed)]
+        list_failures(failures_in / "failures.csv", [i for i, _ in settled], failures, report)
+
     try:
         with phase("predicting", len(items), "slide") as told:
             for item, finish in zip(items, turns(work, items, ahead)):
@@ -168,9 +175,7 @@ def _round(
                     kept()
                     refreshed = time.monotonic()
     finally:
-        kept()
-        failures = [o for _, o in settled if isinstance(o, Failed)]
-        list_failures(failures_in / "failures.csv", [i for i, _ in settled], failures, report)
+        in_any_case(keep)
     return settled
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lrmil_cli.distill.settings import DistillSettings, preset_warning
@@ -25,8 +26,7 @@ from lrmil_cli.distill.student_encoders import (
     load_encoders,
 )
 from lrmil_cli.distill.student_files import Student, agreement_table, costs, write_beside
-from lrmil_cli.distill.student_loss import terms_of_fold
-from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets
+from lrmil_cli.distill.student_runs import train_runs
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.receipt import existing_receipt, write_receipt
@@ -39,13 +39,16 @@ from lrmil_cli.models.model_file import save_model
 from lrmil_cli.progress import phase
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.crossval import FoldResult, HeadSpec
-from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
-from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.cohort_record import data_of, looks_of
+from lrmil_cli.training.crossval import HeadSpec
+from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
+from lrmil_cli.training.fold_files import check_fold_number, only_job
+from lrmil_cli.training.folds import fold_names
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
-from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_leak, patients_by_slide
-from lrmil_cli.training.loop import ExtraTerms, TrainSettings, settings_of
+from lrmil_cli.training.leaks import SAW_TEST_PIXELS, patients_by_slide
+from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.seeds import as_judged, header_of, settings_of_seed
 from lrmil_cli.training.streamed import Room
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
@@ -94,6 +97,9 @@ def train_student(
     workers: int | None = None,
     on_bad_tile: str = "fail",
     dtype: str | None = None,
+    own_fixture: bool = True,
+    seeds: int = 1,
+    keep: str | None = None,
 ) -> Result:
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
@@ -103,6 +109,8 @@ def train_student(
         also: spec of another LR encoder, whose distilled student is trained for comparison; None for none.
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the model together.
         room: that bags may be kept in.
+        seeds: times that each fold is trained; keep: ``ensemble`` (the default) or ``best`` of them.
+        own_fixture: keep tiles of a validation slide in the model, for ``lrmil verify``; else painted ones.
 
     Raises:
         UsageError, InputError, MachineError: as the parts.
@@ -184,22 +192,29 @@ def train_student(
         "baseline": plain.digest() if plain is not None else None,
         **({"also": [e.digest() for e in others.all]} if others is not None else {}),
     }
-    kept = fold_files(cohort, own, output.with_suffix(".folds"), fold)
+    folder = output.with_suffix(".folds")
+    runs = [settings_of_seed(training, n) for n in range(seeds)]
+    kept = [fold_files(cohort, {**own, "seed": run.seed}, folder, fold, n) for n, run in enumerate(runs)]
     if fold is not None:
         with ExitStack() as jobs:
-            for files in kept.values():
+            for files in kept[0].values():
                 jobs.enter_context(only_job(files.path(fold), fold))
-            _train(cohort, head, distill, training, device, kept, say, warn, fold)
+            train_runs(cohort, head, distill, runs, keep, device, kept, say, warn, fold)
         return Result(False, {}, f"fold {fold}", None)
+    if seeds > 1:
+        own |= {"seeds": seeds, "keep": keep or "ensemble"}
+    if not own_fixture:
+        own["fixture"] = "painted"  # a model that shows tissue is not up to date for who may not pass it on
     inputs = all_inputs(cohort)
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
         receipt = existing_receipt(output) if cohort.tested else None
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", receipt)
-    for files in kept.values():
+    for files in (f for own_files in kept for f in own_files.values()):
         files.check_collected(len(fold_names(table)))
-    students = _train(cohort, head, distill, training, device, kept, say, warn)
-    result = _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say)
-    shutil.rmtree(output.with_suffix(".folds"), ignore_errors=True)  # all of it is in the model now
+    students = train_runs(cohort, head, distill, runs, keep, device, kept, say, warn)
+    shown = tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tile_px)
+    result = _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say, shown)
+    shutil.rmtree(folder, ignore_errors=True)  # all of it is in the model now
     return result
 
 
@@ -244,88 +259,6 @@ def _regions(
     return counts
 
 
-def _train(
-    cohort: StudentCohort,
-    head: HeadSpec,
-    distill: DistillSettings,
-    training: TrainSettings,
-    device: torch.device,
-    kept: dict[str, FoldFiles],
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-    fold: int | None = None,
-) -> dict[str, Student]:
-    """The distilled student and, if they are wanted, that of another encoder, and the LR-only one, which learns from
-    the labels alone.
-
-    Args:
-        kept: where the heads of each are kept; fold: the one to train, None for all.
-    """
-
-    def fit(who: str, say: Callable[[str], None], **how: Any) -> list[FoldResult]:
-        files = kept[who]
-        how["who"] = "student" if who == "distilled" else "the baseline's head"
-        how |= {"known": files.taken_over(say), "done": files.keep, "only": fold, "say": say}
-        return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=training, **how)
-
-    untaught: set[str] = set()
-    terms = _terms(cohort, distill, training, device, untaught)
-    results = fit("distilled", say, bags_of_fold=cohort.bags_of, extra_terms=terms)
-    students = {"distilled": Student(results, cohort.bags_of)}
-    if (other := cohort.also) is not None:
-        results = fit("also", lambda text: say(f"{_who(other)}, {text}"), bags_of_fold=other.bags_of, extra_terms=terms)
-        students["also"] = Student(results, other.bags_of)
-    if untaught:
-        warn(
-            f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone "
-            "(--missing-teacher ce-only)"
-        )
-    if (bags := cohort.baseline) is not None:
-        same = lambda fold: bags
-        of_baseline = lambda text: say(f"LR-only, {text}")
-        results = fit("lr_only", of_baseline, bags_of_fold=same)
-        students["lr_only"] = Student(results, same)
-    return students
-
-
-def _who(other: OtherSide) -> str:
-    """What the students of another encoder are called: of a distilled copy, or of which architecture."""
-    info = other.encoders.first.info
-    copied = info.distilled is not None and "student" not in info.distilled
-    return "student of a copy" if copied else f"student of {info.architecture}"
-
-
-def _terms(
-    cohort: StudentCohort, distill: DistillSettings, training: TrainSettings, device: torch.device, untaught: set[str]
-) -> Callable[[int, list[str]], ExtraTerms | None]:
-    """For a fold and its training slides: the distillation terms, by the teacher's head of that fold alone.
-
-    See distill/README 5.1. Training slides without a target are added to ``untaught``.
-    """
-    guide, high, manifest, ids = cohort.guide, cohort.high, cohort.manifest, cohort.ids
-    if not cohort.taught or guide is None or high is None:
-        return lambda fold, train_ids: None
-    at = {s: i for i, s in enumerate(ids)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
-    spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
-    inner = settings_of(guide.header["settings"])  # inner teachers are trained as the teacher was
-
-    def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
-        header, head = guide.head(fold)
-        tested = members(cohort.folds, fold_names(cohort.folds)[fold - 1])["test"]
-        check_no_leak(header, tested, fold, patients_by_slide(manifest))
-        train = [at[s] for s in train_ids]
-        n_lr = cohort.bags_of(fold).counts
-        if distill.crossfit:
-            targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, inner, fold, ids)
-        else:
-            targets = fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
-        untaught.update(ids[i] for i in train if i not in targets)
-        return terms_of_fold(targets, distill, training.seed + fold, training.lr)
-
-    return terms
-
-
 def _write(
     output: Path,
     cohort: StudentCohort,
@@ -335,19 +268,24 @@ def _write(
     distill: DistillSettings,
     device: torch.device,
     say: Callable[[str], None],
+    shown: tuple[np.ndarray, np.ndarray, dict[str, Any]],
 ) -> Result:
     """Judge the students and write all files: what stands beside the model, the model, the receipt.
 
     Args:
-        own: the settings that the model's digest is of.
+        own: the settings that the model's digest is of; shown: the tiles of its fixture.
     """
     manifest, guide, high, encoders = cohort.manifest, cohort.guide, cohort.high, cohort.encoders
     results = students["distilled"].results
+    judged = as_judged(results)
+    runs = len(students["distilled"].runs)
     eyes = [encoders] if cohort.also is None else [encoders, cohort.also.encoders]
     saw_test = any([e.saw_test_pixels(cohort.folds, patients_by_slide(manifest)) for e in eyes])
     if saw_test:
         say(SAW_TEST_PIXELS)
-    metrics, pooled = crossval.score(manifest, results)
+    metrics, pooled = crossval.score(manifest, judged)
+    # What slides look like is what the first encoder sees, to the folds that read it.
+    of_first, first = [k for k, n in enumerate(encoders.of_fold, 1) if n == 0], cohort.low[0].all
     taught_by = {"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None else None
     header = make_header(
         "model",
@@ -363,19 +301,24 @@ def _write(
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         attention_kind=results[0].fit.head.attention_kind,
         calibration=crossval.calibration(results),
-        calibration_patients=crossval.conformal(manifest, results),
+        calibration_patients=crossval.conformal(manifest, judged),
+        **header_of(runs, own.get("keep"), results),
+        **looks_of(manifest, cohort.folds, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=encoders.first.info.license,
         slides=cohort.ids,
+        data=data_of(manifest, cohort.folds, cohort.low[0].headers),
         cost=costs(cohort.ids, cohort.tested, cohort.low[0], high, None if cohort.also is None else cohort.also.low[0]),
         teacher=taught_by if distill.uses_teacher else None,
     )
     if cohort.also is not None:
-        header["also"] = _who(cohort.also)
+        header["also"] = cohort.also.title
     agreement = None
     if guide is not None and high is not None:
         agreement = agreement_table(guide, students, high, cohort.ids, distill, device)
     write_beside(output, history, manifest, students, guide, agreement, metrics)
+    heads, of = [r.fit.head for r in results], [encoders.of_fold[r.fold - 1] for r in results]
+    rest = add_fixture(header, encoders.all, heads, of, shown)
     # Last of the two, because it marks the run as complete; the receipt is then made from what stands beside it.
-    save_model(output, header, encoders.all, [r.fit.head for r in results], encoders.of_fold)
-    text = crossval.summary(own["preset"], metrics, len(results))
+    save_model(output, header, encoders.all, heads, of, rest)
+    text = crossval.summary(own["preset"], metrics, len(judged))
     return Result(False, pooled, text, write_receipt(output) if cohort.tested else None)

@@ -27,6 +27,13 @@ class OtherSide:
     encoders: StudentEncoders
     low: list[Bags[Bag]]
 
+    @property
+    def title(self) -> str:
+        """What their students are called: of a distilled copy, or of which architecture."""
+        info = self.encoders.first.info
+        copied = info.distilled is not None and "student" not in info.distilled
+        return "student of a copy" if copied else f"student of {info.architecture}"
+
     def bags_of(self, fold: int) -> Bags[Bag]:
         """The LR bags that a fold (from 1) reads."""
         return self.low[self.encoders.of_fold[fold - 1]]
@@ -87,13 +94,20 @@ def _known_inputs(cohort: StudentCohort) -> dict[str, str]:
     }
 
 
-def fold_files(cohort: StudentCohort, own: dict[str, Any], folder: Path, fold: int | None) -> dict[str, FoldFiles]:
-    """Where heads are kept until the model is written, by the students' names."""
+def fold_files(
+    cohort: StudentCohort, own: dict[str, Any], folder: Path, fold: int | None, run: int = 0
+) -> dict[str, FoldFiles]:
+    """Where heads are kept until the model is written, by the students' names.
+
+    Args:
+        own: the settings, with the seed of the run; run: its number from 0, where there are several.
+    """
+    more = f".seed{run + 1}" if run else ""
 
     def files(name: str, inputs: Callable[[int], dict[str, str]]) -> FoldFiles:
         wanted = lambda k: digest(own, inputs(k))
         return FoldFiles(
-            folder, name, "distill-student", cohort.manifest.classes, own, inputs, wanted, fold is not None
+            folder, name + more, "distill-student", cohort.manifest.classes, own, inputs, wanted, fold is not None
         )
 
     known = _known_inputs(cohort)

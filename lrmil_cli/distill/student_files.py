@@ -12,7 +12,7 @@ import torch
 
 from lrmil_cli.distill.attention_agreement import slide_agreement, teacher_regions
 from lrmil_cli.distill.settings import DistillSettings
-from lrmil_cli.evaluation.receipt import FILES, cost_of
+from lrmil_cli.evaluation.receipt import FILES, SEEDS, cost_of
 from lrmil_cli.files.atomic import remove
 from lrmil_cli.files.header import make_header
 from lrmil_cli.files.manifest import Manifest
@@ -23,14 +23,20 @@ from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.crossval import FoldResult
 from lrmil_cli.training.high_resolution import HighResolution
+from lrmil_cli.training.seeds import as_judged, seeds_table
 from lrmil_cli.training.teacher import Teacher, write_curves
 
 
 @dataclass(frozen=True)
 class Student:
-    """A head a fold that was trained, and the LR bags that each fold reads."""
+    """The heads that were trained and are kept, one a fold or several, and the LR bags that each fold reads.
+
+    Attributes:
+        runs: of each seed the results of all folds, those that are kept and the others.
+    """
 
     results: list[FoldResult]
+    runs: list[list[FoldResult]]
     bags_of: Callable[[int], Bags[Bag]]
 
 
@@ -58,12 +64,15 @@ def write_beside(
     tables: dict[str, tuple[str, pd.DataFrame | None]] = {
         FILES[who]: (
             "predictions",
-            crossval.predictions_table(manifest, students[who].results) if who in students else None,
+            crossval.predictions_table(manifest, as_judged(students[who].results)) if who in students else None,
         )
         for who in FILES
         if who != "teacher"
     }
     tables[FILES["teacher"]] = ("predictions", guide.predictions() if guide is not None else None)
+    several = len(students["distilled"].runs) > 1
+    runs = {who: student.runs for who, student in students.items()}
+    tables[SEEDS] = ("seeds", seeds_table(manifest, runs) if several else None)
     tables[".agreement.csv"] = ("agreement", agreement)
     tables[".metrics.csv"] = ("metrics", metrics)
     stem = model.with_suffix("")
@@ -74,7 +83,7 @@ def write_beside(
             remove(f"{stem}{suffix}")
         else:
             write_table(f"{stem}{suffix}", make_header(kind, **common), rows)
-    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), students["distilled"].results)
+    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), students["distilled"].runs[0])
 
 
 def agreement_table(
@@ -92,7 +101,7 @@ def agreement_table(
     at = {s: i for i, s in enumerate(ids)}
     rows = []
     with phase("attention of students and teacher", len(ids), "slides") as told:
-        for of_fold in zip(*(student.results for student in students.values())):
+        for of_fold in zip(*(student.runs[0] for student in students.values())):  # of several seeds, the first
             fold, tested = of_fold[0].fold, of_fold[0].parts["test"]
             teacher = guide.head(fold)[1].to(device)
             for i in (at[s] for s in tested if high.slides[at[s]] is not None):

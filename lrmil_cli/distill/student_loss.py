@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -49,8 +51,9 @@ def terms_of_fold(targets: dict[int, Target], settings: DistillSettings, seed: i
     classifier: nn.Linear | None = None
     optimizer: torch.optim.Optimizer | None = None
 
-    def terms(i: int, out: MILOutput) -> dict[str, tuple[float, Tensor]]:
+    def terms(index: Sequence[int], outs: Sequence[MILOutput]) -> dict[str, tuple[float, Tensor]]:
         nonlocal classifier, optimizer
+        (i,), (out,) = index, outs
         if i not in targets:
             return {}
         if settings.hard == "feature" and settings.lambda_hard and classifier is None:

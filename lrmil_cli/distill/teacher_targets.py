@@ -16,7 +16,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.progress import phase
-from lrmil_cli.training.crossval import HeadSpec, seeded_head
+from lrmil_cli.training.crossval import HeadSpec, class_objective, seeded_head
 from lrmil_cli.training.high_resolution import HighResolution
 from lrmil_cli.training.loop import TrainSettings, fit_head
 
@@ -128,7 +128,7 @@ def crossfit_targets(
             early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=seed)
             fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
             head = seeded_head(spec, high.bags.dim, len(manifest.classes), seed).to(high.bags.device)
-            fit_head(head, high.bags, labels.tolist(), fitted, watched, training)
+            fit_head(head, high.bags, class_objective(manifest, fitted, training), fitted, watched, training)
             targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
             told.advance()
     high.bags.forget()

@@ -55,6 +55,8 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
     checks = [Check("complete", PASS, f"{about}; {proof}")]
     if kind == "model" and all(p.exists() for p in graph_paths(path)):
         checks += _check_graphs(path)[0]
+    if kind == "model" and "fixture" in header:
+        checks.append(_check_computes(path))
     for info in {e.info.name: e.info for e in opened.encoders}.values():
         checks.append(check_licence(info))
         if info.random_init:
@@ -74,6 +76,20 @@ def _check_graphs(path: str | Path) -> tuple[list[Check], Opened | None]:
     tiles = f"{found.tiles.tile_px} px at {found.tiles.mpp:g} um/px"
     about = f"ONNX graphs for {', '.join(found.classes)}, tiles of {tiles}; whole, and ONNX Runtime opens them"
     return [Check("graphs", PASS, about)], Opened(found.header, [], found.tiles)
+
+
+def _check_computes(path: str | Path) -> Check:
+    """Whether the model computes here what it computed where it was made, as ``lrmil verify`` looks at it."""
+    from lrmil_cli.inference.verify import verify
+
+    try:
+        found = verify(str(path), runtime="torch")
+    except LrmilError as e:
+        return failed("verify", e, str(path))
+    if found.wrong:
+        fix = f"copy the model again; if that does not help, compare `lrmil verify {path}` on another machine"
+        return Check("verify", FAIL, f"differs from where it was made: {found.text()}", fix)
+    return Check("verify", PASS, f"computes here what it computed where it was made: {found.text()}")
 
 
 def check_licence(info: EncoderInfo) -> Check:

@@ -182,12 +182,14 @@ def _load(path: Path) -> Any:
             return load_file(str(path))
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as e:
-        raise InputError(f"{path}: cannot be read as weights ({type(e).__name__})") from e
+        raise InputError(f"{path}: cannot be read as weights ({type(e).__name__}); download or copy it again") from e
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as e:  # of a damaged pickle, anything
         if type(e).__name__ != "UnpicklingError":
-            raise InputError(f"{path}: cannot be read as weights ({type(e).__name__})") from e
+            raise InputError(
+                f"{path}: cannot be read as weights ({type(e).__name__}); download or copy it again"
+            ) from e
         raise not_only_tensors(str(path)) from e
 
 

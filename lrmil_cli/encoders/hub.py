@@ -129,17 +129,17 @@ def unreachable(name: str, e: Exception, alias: Alias | None = None) -> LrmilErr
         why = f"{why}: they are not in the cache, and the hub does not answer ({type(silence).__name__})"
         network = "go online and say the same again"
     if alias is not None:
-        first = f" (ask for access at {alias.page} first, then `hf auth login`)" if alias.access == "gated" else ""
+        asking = f"ask for access at {alias.page}, then `hf auth login`; " if alias.access == "gated" else ""
         file = "pytorch_model.bin" if alias.architecture == CONCH else "FILE"
         return MachineError(
-            f"{why}; {network}{first}; or download the weights from {alias.page} elsewhere and give "
+            f"{why}; {asking}{network}; or download the weights from {alias.page} elsewhere and give "
             f"--encoder {alias.name}@{file} (--encoder {alias.name} --random-init is for dry runs)"
         )
     if name.startswith("hf-hub:"):
         page = f"{HUB}{name[len('hf-hub:') :].partition('@')[0]}"
         return MachineError(
-            f"{why}; check the name; {network} (if {page} asks for it, request access and run `hf auth login`); "
-            "or download config.json and the weights elsewhere and give --encoder local-dir:FOLDER"
+            f"{why}; check the name; if {page} asks for it, request access and run `hf auth login`; {network}; "
+            "or download config.json and the weights elsewhere and give their folder as --encoder local-dir:PATH"
         )
     return MachineError(
         f"{why}; {network}; or download the weights from {_timm_page(name)} elsewhere and give "

@@ -110,7 +110,7 @@ def info_from_json(values: dict[str, Any], where: str) -> EncoderInfo:
         ):
             raise ValueError("a value of the wrong type")
     except (KeyError, TypeError, ValueError) as e:
-        raise InputError(f"{where}: the encoder's metadata is incomplete ({e})") from e
+        raise InputError(f"{where}: the encoder's metadata is incomplete ({e}); copy or make the file again") from e
     return info
 
 

@@ -16,8 +16,8 @@ from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS
 from lrmil_cli.evaluation.resampled import resampled
 from lrmil_cli.progress import phase
 
-#: Counts of patients that are held at a time, of as many resamples as that gives: 16 MB.
-CHUNK = 2_000_000
+#: Counts of patients that are held at a time (16 MB), and resamples at most, so that one sees how far it is.
+CHUNK, AT_A_TIME = 2_000_000, 200
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _interval(value: float | None, drawn: np.ndarray, draws: int, level: float) 
 def resamples(patients: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each patient was drawn, float64 [some draws, patients]: as many as there are, with replacement."""
     rng = np.random.default_rng(seed)
-    some = max(1, CHUNK // patients)
+    some = max(1, min(AT_A_TIME, CHUNK // patients))
     with phase("bootstrap", draws, "draws") as told:
         for start in range(0, draws, some):
             drawn = (rng.integers(patients, size=patients) for _ in range(min(some, draws - start)))

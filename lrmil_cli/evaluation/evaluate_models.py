@@ -11,10 +11,11 @@ import numpy as np
 
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import calibration_figures
+from lrmil_cli.evaluation.external import External
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.metrics import METRICS
 from lrmil_cli.evaluation.prediction_sets import SetFigures, set_figures
-from lrmil_cli.evaluation.predictions import Predictions
+from lrmil_cli.evaluation.predictions import SITE, Predictions
 from lrmil_cli.evaluation.scores import (
     COMPARED,
     Cases,
@@ -26,6 +27,7 @@ from lrmil_cli.evaluation.scores import (
     metric_table,
     per_class,
 )
+from lrmil_cli.evaluation.subgroups import Subgroup, subgroups
 from lrmil_cli.evaluation.tiles_read import Curve, cascade_curve
 from lrmil_cli.progress import phase
 
@@ -45,6 +47,7 @@ class ModelEvaluation:
     Attributes:
         calibration: figures of the probabilities as they are (``given``) and before calibration (``raw``).
         sets: what its prediction sets reach, slide by slide; None where it has none.
+        groups: column -> the cases by what it says; external: what ``--profile external`` adds, None without it.
     """
 
     predictions: Predictions
@@ -54,6 +57,8 @@ class ModelEvaluation:
     majority: tuple[str, float]
     calibration: dict[str, dict[str, Interval]]
     sets: SetFigures | None
+    groups: dict[str, list[Subgroup]]
+    external: External | None = None
 
     @property
     def name(self) -> str:
@@ -115,12 +120,15 @@ def evaluate_models(
     positive: int | None = None,
     draws: int = 2000,
     seed: int = 0,
+    by: Sequence[str] = (),
+    external: Sequence[External] = (),
 ) -> Evaluation:
     """Judge joined predictions, and compare them pair by pair on the slides that both have.
 
     Args:
         metrics: which ones; None for all, with the comparison by :data:`COMPARED`.
         positive: index of the class that ROC and calibration of two classes are about; None for the second.
+        by: columns to group by, besides sites where there are several; external: of each model, for that profile.
 
     Raises:
         InputError: at patient level, a patient whose slides have different labels.
@@ -130,7 +138,7 @@ def evaluate_models(
         positive = 1
     out = []
     with phase("judging", len(models), "model") as told:
-        for m in models:
+        for n, m in enumerate(models):
             told.item = m.name
             slides = m.cases()
             scores = metric_table(
@@ -150,7 +158,10 @@ def evaluate_models(
             sets = None
             if m.sets is not None and m.coverage is not None:
                 sets = set_figures(m.sets, slides.labels, slides.patients, m.coverage, draws=draws, seed=seed)
-            out.append(ModelEvaluation(m, cases, scores, per_class(cases, classes), most, figures, sets))
+            groups = groups_of(m, by, level, draws=draws, seed=seed)
+            own = per_class(cases, classes)
+            outside = external[n] if external else None
+            out.append(ModelEvaluation(m, cases, scores, own, most, figures, sets, groups, outside))
             told.advance()
     shared = [at_level(m.cases(), level, classes) for m in common(models)]
     truth = shared[0]
@@ -172,6 +183,20 @@ def evaluate_models(
             told.advance()
     n, patients = len(truth.labels), len(set(truth.patients))
     return Evaluation(level, classes, positive, draws, seed, out, compared, n, patients)
+
+
+def groups_of(m: Predictions, by: Sequence[str], level: str, *, draws: int, seed: int) -> dict[str, list[Subgroup]]:
+    """The cases of a model by site, where there are several, and by the columns asked for.
+
+    Raises:
+        InputError: at patient level, a patient whose slides have different labels.
+    """
+    several = SITE in m.rows and m.rows[SITE][m.rows[SITE] != ""].nunique() > 1
+    columns = dict.fromkeys([*([SITE] if several else []), *by])
+    return {
+        name: subgroups(m.cases(), m.rows[name].tolist(), m.classes, level=level, sets=m.sets, draws=draws, seed=seed)
+        for name in columns
+    }
 
 
 def calibration_of(

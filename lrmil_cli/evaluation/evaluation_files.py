@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import answers, reliability
 from lrmil_cli.evaluation.evaluate_models import Evaluation, ModelEvaluation
 from lrmil_cli.evaluation.metrics import confusion
+from lrmil_cli.evaluation.subgroups import Subgroup
 from lrmil_cli.evaluation.tiles_read import Reading
 
 METRICS_COLUMNS = "model level metric value low high mean sd folds of_folds n patients undefined_draws reason".split()
@@ -75,9 +77,23 @@ def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
             **{who: {k: _interval_json(v) for k, v in own.items()} for who, own in m.calibration.items()},
         },
         "prediction_sets": None if m.sets is None else {**vars(m.sets), "reached": _interval_json(m.sets.reached)},
+        "groups": {name: [group_json(g, e.classes) for g in own] for name, own in m.groups.items()},
+        "external": None if m.external is None else m.external.as_json(),
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
         "reading": None if p.reading is None else reading_json(m, p.reading),
+    }
+
+
+def group_json(g: Subgroup, classes: Sequence[str]) -> dict[str, Any]:
+    """A part of the cases, in plain types."""
+    return {
+        "name": g.name,
+        "n": g.n,
+        "patients": g.patients,
+        "counts": dict(zip(classes, g.counts)),
+        "metrics": {k: _interval_json(v) for k, v in g.metrics.items()},
+        "covered": g.covered,
     }
 
 

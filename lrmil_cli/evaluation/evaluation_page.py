@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrmil_cli.evaluation.evaluate_models import Difference, Evaluation
 from lrmil_cli.evaluation.evaluation_files import reading_json
+from lrmil_cli.evaluation.external_page import external_blocks
 from lrmil_cli.evaluation.metrics import LOWER_IS_BETTER, TITLES, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.plots import curve_picture
 from lrmil_cli.evaluation.scores import ClassScore
-from lrmil_cli.evaluation.wording import calibration_table, count_text, folds_text, interval_text, set_table
+from lrmil_cli.evaluation.wording import (
+    calibration_table,
+    count_text,
+    folds_text,
+    group_table,
+    interval_text,
+    set_table,
+)
 
 #: File names of the pictures beside the page.
 PICTURE = "evaluation.png"
 CURVE_PICTURE = "evaluation.reading.png"
 
 
-def blocks(e: Evaluation, png: bytes, made_by: dict[str, Any]) -> list[Block]:
+def blocks(
+    e: Evaluation, png: bytes, made_by: dict[str, Any], pictures: Sequence[Mapping[str, bytes]] = ()
+) -> list[Block]:
     """The page of an evaluation.
 
     Args:
         png: the picture; made_by: history entry of the evaluation.
+        pictures: of each model, slide id -> PNG of a slide that it got wrong, for the external profile.
     """
     out: list[Block] = [Text(t) for t in _opening(e)]
     for m in e.models:
@@ -35,6 +47,12 @@ def blocks(e: Evaluation, png: bytes, made_by: dict[str, Any]) -> list[Block]:
     out += [Heading("Calibration"), calibration_table([(m.name, m.calibration) for m in e.models])]
     with_sets = [(m.name, m.sets) for m in e.models if m.sets is not None]
     out += [Heading("Prediction sets"), set_table(with_sets, "slides")] if with_sets else []
+    for m, own_pictures in zip(e.models, pictures or [{}] * len(e.models)):
+        if m.external is not None:
+            out += external_blocks(m, m.external, len(e.models) > 1, own_pictures)
+    for column in dict.fromkeys(c for m in e.models for c in m.groups):
+        own = [(m.name, m.groups[column]) for m in e.models if column in m.groups]
+        out += [Heading(f"By {column}"), group_table(column, own, e.classes)]
     out += [Heading("Curves and confusion"), Picture(png, _alt(e), PICTURE)]
     out += _reading_blocks(e)
     out += [Heading("Classes"), *_class_tables(e)]

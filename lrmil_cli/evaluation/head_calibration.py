@@ -186,19 +186,39 @@ def head_calibrations(header: dict[str, Any]) -> list[HeadCalibration] | None:
 
 
 def calibrated_heads(header: dict[str, Any], raw: np.ndarray) -> np.ndarray:
-    """Probabilities [F, C] of the fold heads, each calibrated as the header says; as they are where it says nothing.
+    """Probabilities [F, C] of the folds, each head calibrated as the header says; as they are where it says nothing.
+
+    Several heads of a fold (``fold_of``) are one, their mean.
+
+    Args:
+        raw: [H, C] of the heads.
 
     Raises:
         InputError: the header is damaged.
     """
     heads = head_calibrations(header)
     if heads is None:
-        return raw
+        return _of_folds(header, raw)
     if len(heads) != len(raw):
         raise InputError(
             f"the model's header calibrates {len(heads)} heads, but there are {len(raw)}; copy or make the file again"
         )
-    return np.stack([h.apply(p) for h, p in zip(heads, raw)])
+    return _of_folds(header, np.stack([h.apply(p) for h, p in zip(heads, raw)]))
+
+
+def _of_folds(header: dict[str, Any], heads: np.ndarray) -> np.ndarray:
+    """[F, C], the mean of the heads of each fold, of [H, C]; a fold has one, but where a model keeps several seeds.
+
+    Raises:
+        InputError: the header is damaged.
+    """
+    if "fold_of" not in header:
+        return heads
+    of = header["fold_of"]
+    folds = sorted(set(of)) if isinstance(of, list) and all(type(k) is int for k in of) else []
+    if len(of or ()) != len(heads) or folds != list(range(len(folds))) or not folds:
+        raise InputError("which fold each head is of is damaged in the model's header; copy or make the file again")
+    return np.stack([heads[np.array(of) == k].mean(0) for k in folds])
 
 
 def common_temperature(header: dict[str, Any]) -> float | None:

@@ -10,18 +10,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.evaluation.predictions import Predictions
+from lrmil_cli.evaluation.predictions import SITE, Predictions
 from lrmil_cli.evaluation.wording import count_text
 from lrmil_cli.files.manifest import UNKNOWN_PATIENTS, Manifest
+from lrmil_cli.files.manifest_columns import bare, is_missing
+
+#: Of more different numbers, a column is no grouping.
+MOST_GROUPS = 15
 
 
-def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predictions]:
-    """The predictions with the manifest's labels and patients, classes in one order, slides without label left out.
+def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[str] = ()) -> list[Predictions]:
+    """The predictions with the manifest's labels, patients and sites, classes in one order, slides without label left
+    out.
 
     Patients are the manifest's where it has any, else those of the table. Without a manifest, tables keep their own
     labels.
+
+    Args:
+        by: further columns of the manifest that cases are to be grouped by; ``site`` is that of the table otherwise.
 
     Raises:
         UsageError: two models of one name, or a manifest is needed and missing.
@@ -40,7 +49,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None) -> list[Predi
                 f"{m.source}: knows the classes {', '.join(sorted(m.classes))}, but {models[0].source} knows "
                 f"{', '.join(classes)}; compare models of the same classes"
             )
-    out = [_labelled(_reordered(m, classes), manifest) for m in models]
+    out = [_grouped(_labelled(_reordered(m, classes), manifest), manifest, by) for m in models]
     known: dict[str, tuple[str, str]] = {}
     for m in out:
         for slide, patient, label in m.rows[["slide_id", "patient_id", "label"]].itertuples(index=False):
@@ -97,6 +106,45 @@ def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
     if rows["patient_id"].isna().any() or manifest.patients_from != "slides":
         rows["patient_id"] = [e.patient_id for e in truth]
     return _with_known_labels(replace(m, rows=rows), str(manifest.path))
+
+
+def _grouped(m: Predictions, manifest: Manifest | None, by: Sequence[str]) -> Predictions:
+    """With the columns that cases are to be grouped by.
+
+    Raises:
+        UsageError: the manifest has no such column, or nobody knows a site.
+    """
+    rows, columns = m.rows.copy(), {}
+    if manifest is not None:
+        known = {bare(c): c for e in manifest for c in e.cells}
+        entries = {e.slide_id: e for e in manifest}
+        if manifest.sites_from is not None:
+            columns[SITE] = {i: e.site or "" for i, e in entries.items()}
+        for name in by:
+            if name != SITE and bare(name) not in known:
+                raise UsageError(
+                    f"--by {name}: {manifest.path.name} has no such column (there: {', '.join(known.values())})"
+                )
+            if name != SITE:
+                own = {i: e.cells.get(known[bare(name)], "") for i, e in entries.items()}
+                columns[name] = {i: "" if is_missing(text) else text.strip() for i, text in own.items()}
+    for name, values in columns.items():
+        rows[name] = [values[s] for s in rows["slide_id"]]
+    absent = next((name for name in by if name not in rows), None)
+    if absent is not None:
+        where = (
+            "no slide has one (add the column `site`)"
+            if absent == SITE
+            else "the table of slides says it; add --slides"
+        )
+        raise UsageError(f"--by {absent}: {where}")
+    for name in by:
+        values = rows[name][rows[name] != ""]
+        if values.nunique() > MOST_GROUPS and pd.to_numeric(values, errors="coerce").notna().all():
+            raise UsageError(
+                f"--by {name}: {values.nunique()} different numbers; make a column of groups of them, such as under 60"
+            )
+    return replace(m, rows=rows)
 
 
 def _with_known_labels(m: Predictions, where: str) -> Predictions:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lrmil_cli.evaluation.calibration import answers, reliability
 from lrmil_cli.evaluation.metrics import auc, confusion, one_auc, show
+from lrmil_cli.evaluation.operating_point import GRID
 from lrmil_cli.evaluation.scores import Cases, macro_roc, roc
 from lrmil_cli.evaluation.tiles_read import Curve
 
@@ -175,6 +176,30 @@ def curve_picture(models: Sequence[tuple[str, Curve]]) -> bytes:
     ax.grid(alpha=0.25)
     if len(models) > 1:
         ax.legend(fontsize=8)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=130)
+    return sink.getvalue()
+
+
+def decision_picture(models: Sequence[tuple[str, np.ndarray]], everybody: np.ndarray) -> bytes:
+    """PNG of decision curves: net benefit against the threshold.
+
+    Args:
+        models: name and net benefit at ``operating_point.GRID``; everybody: that of calling all positive.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for n, (name, values) in enumerate(models):
+        ax.plot(GRID, values, label=short_name(name), lw=2, **style(n))
+    ax.plot(GRID, everybody, color="0.45", ls="--", lw=1.2, label="all positive")
+    ax.axhline(0, color="0.2", lw=1.2, label="none positive")
+    top = max(float(everybody[0]), *(float(v.max()) for _, v in models), 0.05)
+    ax.set(xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top), xlabel="threshold probability", ylabel="net benefit")
+    ax.legend(frameon=False)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=130)
     return sink.getvalue()

@@ -30,7 +30,8 @@ class CalibrationPatients:
 
     Attributes:
         of: ``test`` (out of fold; CV+) or ``validation`` (one split: split conformal), or ``named`` by a user.
-        head: int [n], from 0, or -1 where no head saw them and the mean of all answered; labels: int [n];
+        head: int [n], from 0 (the fold, where a fold has several heads), or -1 where no head saw them and the mean of
+            all answered; labels: int [n];
         probabilities: [n, C], calibrated, the mean over a patient's slides.
     """
 
@@ -99,7 +100,8 @@ def calibration_patients(header: dict[str, Any], where: str) -> CalibrationPatie
             np.array(about["class"], np.int64).reshape(-1),
             np.array(about["probabilities"], np.float64).reshape(-1, len(header["classes"])),
         )
-        n, heads, classes = len(found.head), len(header["calibration"]["heads"]), len(header["classes"])
+        heads = len(set(header.get("fold_of", range(len(header["calibration"]["heads"])))))
+        n, classes = len(found.head), len(header["classes"])
         inside = ((found.head >= -1) & (found.head < heads)).all() and (
             (found.labels >= 0) & (found.labels < classes)
         ).all()

@@ -20,6 +20,8 @@ from lrmil_cli.files.tables import read_table, read_table_header, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
 
 COLUMNS = ["slide_id", "patient_id", "label", "fold"]
+#: A further column, of tables that know it.
+SITE = "site"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Predictions:
     Attributes:
         name: what the user calls the model; source: the file or folder; kind: ``out-of-fold`` or ``predict``.
         classes: names of the columns of :attr:`probabilities`.
-        rows: ``slide_id, patient_id, label, fold``; the last three None where the file does not say.
+        rows: ``slide_id, patient_id, label, fold``; the last three None where the file does not say; ``site``, and
+            what else cases are to be grouped by (text, "" where nobody says it), where that is known.
         probabilities: [n, C].
         made_by: history entry of the command that made them.
         seen: slides its heads were trained or selected on (of a model that ``predict`` used).
@@ -39,7 +42,8 @@ class Predictions:
         raw: [n, C], the same before calibration, where the file has them and they are others.
         sets: bool [n, C], the prediction sets, where all predictions have one; coverage: what they promise.
         heads: [n, F, C], what each head of the model said before calibration, of ``lrmil predict``.
-        of_model: digest of the model that made them.
+        of_model: digest of the model that made them; model_header: its header, where its file was found.
+        unlike: bool [n], slides unlike the training slides, where all predictions say so.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Predictions:
     coverage: float | None = None
     heads: np.ndarray | None = None
     of_model: str | None = None
+    model_header: dict[str, Any] | None = None
+    unlike: np.ndarray | None = None
 
     def cases(self) -> Cases:
         """The arrays that are judged."""
@@ -75,6 +81,7 @@ class Predictions:
             raw=None if self.raw is None else self.raw[index],
             sets=None if self.sets is None else self.sets[index],
             heads=None if self.heads is None else self.heads[index],
+            unlike=None if self.unlike is None else self.unlike[index],
         )
 
     def as_raw(self) -> Predictions:
@@ -149,9 +156,12 @@ def _table(path: str | Path) -> Predictions:
     raw = None
     if all(f"raw_{c}" in rows for c in classes):
         raw = rows[[f"raw_{c}" for c in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if SITE in rows:
+        rows[SITE] = rows[SITE].fillna("").astype(str)
     made_by = _made_by(header)
+    columns = [*COLUMNS, *([SITE] if SITE in rows else [])]
     found = Predictions(
-        "", str(path), "out-of-fold", classes, rows[COLUMNS], probabilities, made_by, of_model=made_by.get("digest")
+        "", str(path), "out-of-fold", classes, rows[columns], probabilities, made_by, of_model=made_by.get("digest")
     )
     return _with_raw(found, raw)
 
@@ -209,6 +219,8 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
     found = replace(found, heads=_heads(records, classes), of_model=first["model"]["digest"])
+    if all(isinstance(r.get("unlike_training"), dict) for r in records):
+        found = replace(found, unlike=np.array([bool(r["unlike_training"].get("unlike")) for r in records]))
     return _with_training(_with_sets(found, records, folder), records, folder)
 
 
@@ -288,7 +300,7 @@ def _with_training(found: Predictions, records: list[dict[str, Any]], folder: Pa
             continue
         if last_digest(header) == model["digest"]:
             own = training_slides(path, header)
-            return replace(found, seen=own.labels, pixels=own.pixels)
+            return replace(found, seen=own.labels, pixels=own.pixels, model_header=header)
     saw = {r["slide"]["id"]: r["model"].get("saw") for r in records}
     if None in saw.values():  # of a version that did not say it
         remark = "so whether it was trained on these slides is not checked"
@@ -318,14 +330,14 @@ def _no_probabilities(p: np.ndarray) -> np.ndarray:
 def _check(found: Predictions, source: str) -> None:
     twice = found.rows.duplicated(["slide_id", "fold"])
     if twice.any():
-        raise InputError(f"{source}: slide {found.rows['slide_id'][twice].iloc[0]!r} is predicted twice")
+        raise InputError(f"{source}: slide {found.rows['slide_id'][twice].iloc[0]!r} is predicted twice; take one out")
     if not len(found.rows):
-        raise InputError(f"{source}: holds no predictions of any slide")
+        raise InputError(f"{source}: holds no predictions of any slide; make them with `lrmil predict`")
     for p in (found.probabilities, found.raw):
         bad = np.flatnonzero(_no_probabilities(found.probabilities if p is None else p))
         if bad.size:
             slide = found.rows["slide_id"].iloc[bad[0]]
-            raise InputError(f"{source}: slide {slide!r}: its probabilities are not numbers that sum to 1")
+            raise InputError(f"{source}: slide {slide!r}: its probabilities do not sum to 1; predict again")
     if len(found.classes) < 2 or len(set(found.classes)) < len(found.classes):
         raise InputError(
             f"{source}: the classes are {', '.join(found.classes)}; at least two different ones are needed"

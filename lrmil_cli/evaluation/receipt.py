@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.evaluation.evaluate_models import calibration_of
+from lrmil_cli.evaluation.evaluate_models import calibration_of, groups_of
+from lrmil_cli.evaluation.evaluation_files import group_json
 from lrmil_cli.evaluation.join_predictions import common
 from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
 from lrmil_cli.evaluation.plots import evaluation_picture
@@ -32,6 +33,7 @@ from lrmil_cli.evaluation.prediction_sets import (
 from lrmil_cli.evaluation.predictions import Predictions, read_predictions
 from lrmil_cli.evaluation.receipt_page import receipt_blocks
 from lrmil_cli.evaluation.scores import Cases, Score, at_level, differences, majority, metric_table
+from lrmil_cli.evaluation.seed_spread import seed_spread
 from lrmil_cli.files.atomic import write_bytes, write_text
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tables import read_table
@@ -48,6 +50,8 @@ FILES = {
     "also": ".also.predictions.csv",
     "distilled": ".predictions.csv",
 }
+#: What each seed said, of models that were trained with several.
+SEEDS = ".seeds.csv"
 COMPARISONS = (("distilled", "lr_only"), ("distilled", "also"), ("distilled", "teacher"), ("lr_only", "teacher"))
 
 
@@ -133,6 +137,8 @@ def build_receipt(
             for n, own_scores in scores.items()
         },
         "prediction_sets": _held_out_sets(model, header, shared["distilled"], draws, seed),
+        "seeds": seed_spread(_beside(model, SEEDS), last_digest(header), classes, level),
+        "sites": _sites(header, shared, level, draws, seed),
         "differences": [compare(a, b) for a, b in COMPARISONS if a in cases and b in cases],
         "cost": header.get("cost", {}),
         "agreement": _agreement(model),
@@ -226,6 +232,22 @@ def _held_out_sets(
         return None
     figures = set_figures(*found, np.arange(len(found[1])).astype(str), COVERAGE, draws=draws, seed=seed)
     return asdict(figures)
+
+
+def _sites(
+    header: dict[str, Any], shared: dict[str, Predictions], level: str, draws: int, seed: int
+) -> dict[str, Any] | None:
+    """Figures by site of each model, whether folds keep sites apart, and whether features tell them; None where sites
+    are not known."""
+    groups = {
+        n: [group_json(g, own.classes) for g in found]
+        for n, own in shared.items()
+        for found in groups_of(own, (), level, draws=draws, seed=seed).values()
+    }
+    if not groups:
+        return None
+    apart = (header.get("data") or {}).get("sites_apart")
+    return {"apart": apart, "probe": header.get("site_probe"), "models": groups}
 
 
 def _patients_apart(header: dict[str, Any], rows: pd.DataFrame) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lrmil_cli.evaluation.bootstrap import Interval
@@ -9,7 +10,8 @@ from lrmil_cli.evaluation.metrics import LOWER_IS_BETTER, TITLES, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.prediction_sets import SetFigures
 from lrmil_cli.evaluation.scores import Score
-from lrmil_cli.evaluation.wording import calibration_table, folds_text, interval_text, set_table
+from lrmil_cli.evaluation.subgroups import Subgroup
+from lrmil_cli.evaluation.wording import calibration_table, folds_text, group_table, interval_text, set_table
 
 METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "") for m, title in TITLES.items()}
 
@@ -19,7 +21,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
     models = receipt["models"]
     blocks: list[Block] = [Text(headline(receipt))]
     titles = [m["title"] for m in models.values()]
-    rows = [[t, *(_with_interval(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
+    rows = [[t, *(value_text(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
     blocks += [
         Heading("How good"),
         Table(
@@ -39,7 +41,7 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
             Heading("Differences"),
             Table(
                 ["", *(f"{models[d['a']]['title']} - {models[d['b']]['title']}" for d in receipt["differences"])],
-                [[METRIC_TITLES[k], *(_with_interval(d[k], sign=True) for d in receipt["differences"])] for k in keys],
+                [[METRIC_TITLES[k], *(value_text(d[k], sign=True) for d in receipt["differences"])] for k in keys],
                 "Paired: both models on the same resampled patients. An interval that holds 0 does not tell the two "
                 "apart.",
             ),
@@ -53,10 +55,54 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
         sets = receipt["prediction_sets"]
         own = SetFigures(**{**sets, "reached": Interval(**sets["reached"])})
         blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
+    blocks += _seed_blocks(receipt)
+    blocks += _site_blocks(receipt)
     blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"], models)]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
     blocks += [Heading("Pictures"), picture, Heading("How it was made"), Text(_fine_print(receipt))]
     return blocks
+
+
+def _site_blocks(receipt: dict[str, Any]) -> list[Block]:
+    """Figures by site, and what the features know of sites."""
+    about = receipt.get("sites")
+    if not about:
+        return []
+    groups = [
+        (receipt["models"][n]["title"], [_subgroup(g, receipt["classes"]) for g in own])
+        for n, own in about["models"].items()
+    ]
+    return [Heading("Sites"), Text(site_text(about)), group_table("site", groups, receipt["classes"])]
+
+
+def site_text(about: dict[str, Any]) -> str:
+    """Whether folds keep sites apart, and whether features tell them, in sentences.
+
+    Args:
+        about: ``apart`` and ``probe``.
+    """
+    apart = {
+        True: "No head was judged on a site that it was trained on.",
+        False: "Heads were judged on sites that they were trained on: where site and label go together, figures are "
+        "too good for a new hospital (--by-site preserve judges without that).",
+        None: "Whether heads were judged on sites that they were trained on is not recorded.",
+    }[about["apart"]]
+    probe = about.get("probe")
+    if not probe:
+        return apart
+    if "auc" not in probe["site"]:
+        return f"{apart} Whether the features tell the site is not known: {probe['site']['reason']}."
+    own = probe["label"]
+    label = f"; the label by the same means {value_text(own['auc'])}" if "auc" in own else ""
+    return (
+        f"{apart} A logistic regression on the means of the features tells the site with a macro AUC of "
+        f"{value_text(probe['site']['auc'])} ({probe['site']['classes']} sites, 0.5 is chance){label}."
+    )
+
+
+def _subgroup(g: dict[str, Any], classes: Sequence[str]) -> Subgroup:
+    metrics = {k: Interval(v["value"], v["low"], v["high"], v["undefined_draws"]) for k, v in g["metrics"].items()}
+    return Subgroup(g["name"], g["n"], g["patients"], tuple(g["counts"][c] for c in classes), metrics, g["covered"])
 
 
 def _who(receipt: dict[str, Any]) -> str:
@@ -73,7 +119,7 @@ def headline(receipt: dict[str, Any]) -> str:
     m = receipt["models"]
 
     def auc(name: str) -> str:
-        return _with_interval(m[name]["metrics"]["auc"])
+        return value_text(m[name]["metrics"]["auc"])
 
     parts = [f"AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
     if "lr_only" in m:
@@ -93,17 +139,55 @@ def headline(receipt: dict[str, Any]) -> str:
             d["b"], "teacher"
         )
         sure = "" if value["low"] > 0 or value["high"] < 0 else ", which these patients cannot tell from none"
+        if not sure and (sd := _spread_of(receipt, d["b"])) is not None and abs(value["value"]) <= sd:
+            sure = f", which is no more than another seed changes (sd {sd:.3f}): no gain is claimed"
         way = "higher" if value["value"] >= 0 else "lower"
         text += f" Against the {against} the distilled student's AUC is {abs(value['value']):.3f} {way}{sure}."
     ratio = receipt["cost"].get("tile_ratio")
     return text + (f" It reads {ratio:.1f} times fewer tiles." if ratio else "")
 
 
+def _spread_of(receipt: dict[str, Any], other: str) -> float | None:
+    """The sd over seeds of a difference of AUC: to the LR-only student of the same seed, or, since there is one
+    teacher, of the distilled student's own AUC; None where there was one seed."""
+    about = receipt.get("seeds")
+    if not about:
+        return None
+    own = about["differences"].get(other) or about["models"].get("distilled") or {}
+    return (own.get("auc") or {}).get("sd")
+
+
+def _seed_blocks(receipt: dict[str, Any]) -> list[Block]:
+    """The two doubts apart: over patients, which the intervals tell, and over seeds."""
+    about = receipt.get("seeds")
+    if not about:
+        return []
+    rows = [
+        [receipt["models"][who]["title"], *(_over_seeds(own[m]) for m in own)]
+        for who, own in about["models"].items()
+        if who in receipt["models"]
+    ]
+    rows += [[f"distilled - {receipt['models'][b]['title']}", *(_over_seeds(own[m], "+") for m in own)]
+             for b, own in about["differences"].items() if b in receipt["models"]]  # fmt: skip
+    note = (
+        f"Mean ± sd over {about['count']} seeds, each judged as if it were the only one. Intervals above are about "
+        "which patients were in the cohort; this is about which numbers training began with."
+    )
+    return [Heading("Seeds"), Table(["", *(TITLES[m] for m in next(iter(about["models"].values())))], rows, note)]
+
+
+def _over_seeds(v: dict[str, Any], sign: str = "") -> str:
+    if v["mean"] is None:
+        return "undefined"
+    return f"{v['mean']:{sign}.3f}" + (f" ± {v['sd']:.3f}" if v["sd"] is not None else "")
+
+
 def _interval(value: dict[str, Any]) -> Interval:
     return Interval(value["value"], value["low"], value["high"], value["undefined"])
 
 
-def _with_interval(value: dict[str, Any], sign: bool = False) -> str:
+def value_text(value: dict[str, Any], sign: bool = False) -> str:
+    """A value of a receipt with its interval, and why it is undefined where it is."""
     text = interval_text(_interval(value), sign)
     return f"{text} ({value['reason']})" if value.get("reason") else text
 
@@ -161,6 +245,8 @@ def _fine_print(receipt: dict[str, Any]) -> str:
         f"Head {receipt['head']}, {folds}, the same for all models; the epoch of each head was chosen on validation "
         f"slides. Metrics count {receipt['level']}s; {receipt['bootstrap']['draws']} resamples. "
     )
+    if not receipt.get("seeds"):
+        text += "One seed: what another would change is not known (--seeds). "
     if receipt["encoder_saw_test_pixels"]:
         return text + (
             "The LR encoder was distilled on slides that are test slides here: it saw their pixels, not their labels. "

@@ -63,6 +63,11 @@ def _distilled(header: dict[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
     return pixels, labels
 
 
+def _folds(header: dict[str, Any]) -> int:
+    """A model may hold several heads a fold."""
+    return len(set(header["fold_of"])) if "fold_of" in header else len(header.get("heads", []))
+
+
 def held_out_folds(path: Path, header: dict[str, Any]) -> dict[int, set[str]] | None:
     """The test slides of each fold (from 1) of a model, by the predictions beside it; None where there are none of its
     own."""
@@ -83,6 +88,6 @@ def held_out_folds(path: Path, header: dict[str, Any]) -> dict[int, set[str]] | 
 def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
     """Slides of the model's cohort that none of its heads was trained or selected on: test slides of every fold."""
     folds = held_out_folds(path, header) or {}
-    if not folds or len(folds) < len(header.get("heads", [])):
+    if not folds or len(folds) < _folds(header):
         return frozenset()
     return frozenset.intersection(*map(frozenset, folds.values()))

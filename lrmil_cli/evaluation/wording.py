@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import FIGURES
-from lrmil_cli.evaluation.metrics import show
+from lrmil_cli.evaluation.metrics import TITLES, show
 from lrmil_cli.evaluation.page import Table
 from lrmil_cli.evaluation.prediction_sets import SetFigures
 from lrmil_cli.evaluation.scores import Score
+from lrmil_cli.evaluation.subgroups import METRICS, Subgroup
 
 
 def interval_text(v: Interval, sign: bool = False) -> str:
@@ -56,6 +57,27 @@ def calibration_table(models: Sequence[tuple[str, dict[str, dict[str, Interval]]
         "0: it comes true more often than they say. In brackets 95 % bootstrap intervals over patients."
     )
     return Table(["", "probabilities", *(t.removeprefix("calibration ") for t in FIGURES.values())], rows, note)
+
+
+def group_table(column: str, models: Sequence[tuple[str, Sequence[Subgroup]]], classes: Sequence[str]) -> Table:
+    """Figures of parts of a cohort, a row a group and model.
+
+    Args:
+        column: that says the groups; models: title and groups.
+    """
+    covered = any(g.covered is not None for _, own in models for g in own)
+    rows = []
+    for name in dict.fromkeys(g.name for _, own in models for g in own):
+        for title, g in ((title, g) for title, own in models for g in own if g.name == name):
+            counts = ", ".join(f"{n} {c}" for n, c in zip(g.counts, classes))
+            figures = [interval_text(v) for v in g.metrics.values()]
+            row = [name or "not said", str(g.n), str(g.patients), counts, *figures]
+            row += [show(g.covered)] if covered else []
+            rows.append([title, *row] if len(models) > 1 else row)
+    headers = [*(["model"] if len(models) > 1 else []), column, "cases", "patients", "classes"]
+    headers += [TITLES[k] for k in METRICS] + (["sets that hold the true class"] if covered else [])
+    note = "In brackets 95 % bootstrap intervals over the patients of the group. Many groups: some differ by chance."
+    return Table(headers, rows, note)
 
 
 def set_table(models: Sequence[tuple[str, SetFigures]], what: str) -> Table:

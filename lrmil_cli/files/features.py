@@ -284,7 +284,7 @@ def _section(path: Path, place: int, shape: tuple[int, int], dtype: np.dtype[Any
             if _fill(fh, out) < out.nbytes:
                 raise InputError(f"{path}: became shorter while it was in use; make it again")
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
     return out
 
 

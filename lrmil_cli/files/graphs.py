@@ -44,7 +44,7 @@ def read_graph(path: str | Path) -> tuple[dict[str, Any], bytes]:
     except FileNotFoundError as e:
         raise InputError(no_such_file(path, "make it with `lrmil export-onnx`")) from e
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
     at = data.rfind(_KEY)
     text = data[at + len(_KEY) :] if at >= 0 else b""
     length, start = _read_varint(text)

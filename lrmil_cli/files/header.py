@@ -40,6 +40,7 @@ MADE_BY = {
     "prediction": "lrmil predict",
     "answers": "lrmil predict",
     "predictions": "lrmil train-teacher or lrmil distill-student",
+    "seeds": "lrmil train-teacher or lrmil distill-student",
     "metrics": "lrmil train-teacher or lrmil distill-student",
     "curves": "lrmil train-teacher or lrmil distill-student",
     "agreement": "lrmil distill-student",

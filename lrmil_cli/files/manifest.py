@@ -17,7 +17,15 @@ from typing import NamedTuple
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest_checks import clashing_ids, count, spelled_twice, too_few, torn_patients
-from lrmil_cli.files.manifest_columns import SPLIT_WORDS, check_columns, find_columns, is_missing, parse_number
+from lrmil_cli.files.manifest_columns import (
+    SPLIT_WORDS,
+    check_columns,
+    find_columns,
+    is_missing,
+    mpp_cell,
+    path_cell,
+    share_cell,
+)
 from lrmil_cli.files.names import fits_file_name
 from lrmil_cli.files.spreadsheet import Row, read_spreadsheet
 from lrmil_cli.slide_names import MASK_SUFFIXES, slide_id_of
@@ -25,8 +33,8 @@ from lrmil_cli.units import Mpp
 
 SPLITS = ("train", "val", "test")
 
-#: ``TCGA-XX-XXXX-...``: the first three fields are the patient.
-TCGA = re.compile(r"(TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
+#: ``TCGA-XX-XXXX-...``: the first three fields are the patient, the second of them is the site.
+TCGA = re.compile(r"(TCGA-([A-Za-z0-9]{2})-[A-Za-z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
 
 
 #: How files end that the column ``roi`` names.
@@ -47,6 +55,7 @@ class Entry:
         path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
         mask: picture of the tissue; roi: GeoJSON of the regions to use; min_tissue: share of a tile. None where the
             command's own count.
+        site: where it comes from, None where nobody says it; cells: the whole row, by the names of its columns.
         row: as a spreadsheet counts; the header is row 1.
     """
 
@@ -60,6 +69,8 @@ class Entry:
     mask: Path | None = None
     roi: Path | None = None
     min_tissue: float | None = None
+    site: str | None = None
+    cells: Mapping[str, str] = field(default_factory=dict, compare=False)
     row: int = 0
 
 
@@ -75,6 +86,8 @@ class Manifest:
         notes: how the file was read, and columns that were found by another name; ignored: columns that were not used.
         dropped: slides left out for want of a label, on request; has_paths: whether it names slide files.
         columns: what each column is for: role -> its name in the table.
+        by_site: how folds that are drawn from it treat sites: ``preserve``, ``leave-one-out``, or None: not at all.
+        sites_from: where sites come from: ``column``, ``tcga``, or None where no slide has one.
         unlabelled: row and cell of slides without label; form: separator and encoding, or the workbook's sheet.
     """
 
@@ -91,6 +104,8 @@ class Manifest:
     columns: Mapping[str, str] = field(default_factory=dict)
     unlabelled: tuple[tuple[int, str], ...] = ()
     form: str = ""
+    sites_from: str | None = None
+    by_site: str | None = None
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -108,7 +123,9 @@ class Manifest:
         classes = tuple(c for c in self.classes if any(e.label == c for e in entries))
         if len(classes) < min(2, len(self.classes)):
             lost = count(len(left_out), "slide")
-            raise InputError(f"{self.path}: without {lost} that cannot be used no two classes are left")
+            raise InputError(
+                f"{self.path}: without {lost} that cannot be used no two classes are left; correct the labels"
+            )
         return replace(self, entries=entries, classes=classes)
 
     def understood(self) -> str:
@@ -121,7 +138,7 @@ class Manifest:
             parts.append(f"{unlabelled} without label")
         if self.dropped:
             parts.append(f"{self.dropped} left out without label")
-        parts += [self._split(), self._own_settings()]
+        parts += [self._sites(), self._split(), self._own_settings()]
         text = ", ".join(p for p in parts if p)
         for what, names in (("read as", self.notes), ("ignored", self.ignored)):
             text += f"; {what}: {', '.join(names)}" if names else ""
@@ -141,6 +158,14 @@ class Manifest:
         return text + (
             f", {count(self.unknown_patients, 'slide')} of unknown patients" if self.unknown_patients else ""
         )
+
+    def _sites(self) -> str:
+        known = {e.site for e in self.entries if e.site is not None}
+        if not known:
+            return ""
+        lost = sum(e.site is None for e in self.entries)
+        text = count(len(known), "site") + (" by their TCGA ids" if self.sites_from == "tcga" else "")
+        return text + (f", {count(lost, 'slide')} of unknown sites" if lost else "")
 
     def _own_settings(self) -> str:
         counts = {s: sum(getattr(e, s) is not None for e in self.entries) for s in ("mask", "roi", "min_tissue")}
@@ -258,6 +283,7 @@ def survey_manifest(
         columns,
         tuple(missing),
         sheet.form,
+        "column" if "site" in columns else "tcga" if any(e.site for e in entries) else None,
     )
     if "label" in columns and missing and not labels.drop_missing:
         problems.append(Problem("labels", True, _unlabelled(missing)))
@@ -279,6 +305,12 @@ def _unlabelled(missing: Sequence[tuple[int, str]]) -> str:
         f"{count(len(missing), 'slide')} without label, row {rows}; fill them, add --drop-missing to leave them out, "
         "or --class NAME if a class is really called so"
     )
+
+
+def tcga_site(slide_id: str) -> str | None:
+    """The tissue source site in an id of TCGA, ``TCGA-XX-...``; None for other ids."""
+    found = TCGA.match(slide_id)
+    return found[2].upper() if found else None
 
 
 def tcga_patient(slide_id: str) -> str | None:
@@ -325,7 +357,9 @@ def _entry(
     if not patient:
         tcga = tcga_patient(slide_id)
         patient, source = (tcga, "tcga") if tcga else (slide_id, "slides")
-    for column, value in (("slide_id", slide_id), ("label", label or ""), ("patient_id", patient)):
+    site = cell("site") or (None if "site" in columns else tcga_site(slide_id))
+    own = (("slide_id", slide_id), ("label", label or ""), ("patient_id", patient), ("site", site or ""))
+    for column, value in own:
         if is_formula(value):
             raise InputError(
                 f"{path}: row {row.number}, {column} {value[:40]!r}: spreadsheets would run this as a formula, and it "
@@ -347,40 +381,13 @@ def _entry(
         (path.parent / (slide or slide_id)).absolute(),
         label,
         patient,
-        _mpp(cell("mpp"), row.number, path),
+        mpp_cell(cell("mpp"), row.number, path),
         None if split is None else SPLIT_WORDS[split],
         folds,
-        _picked(cell("mask"), "mask", MASK_SUFFIXES, row.number, path),
-        _picked(cell("roi"), "roi", REGIONS, row.number, path),
-        _share(cell("min_tissue"), row.number, path),
+        path_cell(cell("mask"), "mask", MASK_SUFFIXES, row.number, path),
+        path_cell(cell("roi"), "roi", REGIONS, row.number, path),
+        share_cell(cell("min_tissue"), row.number, path),
+        site,
+        row.cells,
         row.number,
     ), source
-
-
-def _mpp(text: str, number: int, path: Path) -> Mpp | None:
-    try:
-        return Mpp(parse_number(text)) if text else None
-    except ValueError as e:
-        raise InputError(f"{path}: row {number}, mpp {text!r} is not a number; write um per pixel, such as 0.25") from e
-
-
-def _picked(text: str, column: str, suffixes: tuple[str, ...], number: int, path: Path) -> Path | None:
-    """A file that a row names, relative to the table."""
-    if text and not text.lower().endswith(suffixes):
-        endings = ", ".join(suffixes)
-        raise InputError(
-            f"{path}: row {number}, {column} {text!r} is no file that ends in {endings}; name one, or leave it empty"
-        )
-    return (path.parent / text).absolute() if text else None
-
-
-def _share(text: str, number: int, path: Path) -> float | None:
-    try:
-        share = parse_number(text) if text else None
-    except ValueError:
-        share = -1.0
-    if share is not None and not 0 <= share <= 1:
-        raise InputError(
-            f"{path}: row {number}, min_tissue {text!r} is not a number from 0 to 1; write a share, such as 0.1"
-        )
-    return share

@@ -50,6 +50,8 @@ def describe_manifest(manifest: Manifest, problems: Sequence[Problem]) -> dict[s
         "unknown_patients": manifest.unknown_patients,
         "patients_with_several_slides": sum(n > 1 for n in patients.values()),
         "patients_with_two_labels": sorted(p for p, known in labels.items() if len(known) > 1),
+        "sites": dict(Counter(e.site for e in manifest if e.site is not None).most_common()),
+        "sites_from": manifest.sites_from,
         "classes": {c: sum(e.label == c for e in manifest) for c in manifest.classes},
         "patients_of_class": {c: len(own[c]) for c in manifest.classes},
         "without_label": sum(e.label is None for e in manifest),

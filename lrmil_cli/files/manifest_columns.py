@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.spreadsheet import Spreadsheet
+from lrmil_cli.units import Mpp
 
 #: What a column is for -> the names it may have, compared without case, spaces, hyphens and underscores. The first is
 #: ours.
@@ -28,6 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "subject",
         "case_submitter_id",
     ),
+    "site": ("site", "tissue_source_site", "centre", "center"),
     "label": ("label",),
     "split": ("split", "set", "dataset", "partition", "subset"),
     "fold": ("fold",),
@@ -133,3 +136,46 @@ def check_columns(
         raise InputError(
             f"{sheet.path}: no column `{label or 'label'}` ({found}); name the column of the labels with --label"
         )
+
+
+def mpp_cell(text: str, number: int, path: Path) -> Mpp | None:
+    """Micrometres per pixel that a row gives; None for an empty cell.
+
+    Raises:
+        InputError: not a number.
+    """
+    try:
+        return Mpp(parse_number(text)) if text else None
+    except ValueError as e:
+        raise InputError(f"{path}: row {number}, mpp {text!r} is not a number; write um per pixel, such as 0.25") from e
+
+
+def path_cell(text: str, column: str, suffixes: tuple[str, ...], number: int, path: Path) -> Path | None:
+    """A file that a row names, relative to the table; None for an empty cell.
+
+    Raises:
+        InputError: it ends in none of ``suffixes``.
+    """
+    if text and not text.lower().endswith(suffixes):
+        endings = ", ".join(suffixes)
+        raise InputError(
+            f"{path}: row {number}, {column} {text!r} is no file that ends in {endings}; name one, or leave it empty"
+        )
+    return (path.parent / text).absolute() if text else None
+
+
+def share_cell(text: str, number: int, path: Path) -> float | None:
+    """A share that a row gives; None for an empty cell.
+
+    Raises:
+        InputError: not a number from 0 to 1.
+    """
+    try:
+        share = parse_number(text) if text else None
+    except ValueError:
+        share = -1.0
+    if share is not None and not 0 <= share <= 1:
+        raise InputError(
+            f"{path}: row {number}, min_tissue {text!r} is not a number from 0 to 1; write a share, such as 0.1"
+        )
+    return share

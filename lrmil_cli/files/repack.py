@@ -70,5 +70,7 @@ def _as_type(values: np.ndarray, dtype: str | None, path: str | Path) -> np.ndar
     with np.errstate(over="ignore"):
         changed = values.astype(dtype)
     if np.isinf(changed).any() and np.isfinite(values).all():
-        raise UsageError(f"{path}: features up to {np.abs(values).max():.3g}, which {dtype} cannot hold")
+        raise UsageError(
+            f"{path}: features up to {np.abs(values).max():.3g}, which {dtype} cannot hold; leave out --dtype"
+        )
     return changed

@@ -36,6 +36,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "attention": {"x": "i", "y": "i", "width": "i", "height": "i", "attention": "f", "percentile": "f"},
     "predictions": {"slide_id": "s", "patient_id": "s", "label": "s", "fold": "i", "predicted": "s"},
     "answers": {"slide_id": "s", "predicted": "s", "probability": "f", "tiles": "i", "seconds": "f"},
+    "seeds": {"student": "s", "seed": "i", "slide_id": "s", "patient_id": "s", "label": "s", "fold": "i"},
     "metrics": {"fold": "s"},
     "curves": {"fold": "i", "epoch": "i"},
     "agreement": {

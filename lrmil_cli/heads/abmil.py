@@ -25,6 +25,7 @@ class ABMIL(MILHead):
     """
 
     attention_kind = "native"
+    any_target = True
     sources = {
         "hidden": "official code (of LRMIL; Ilse et al. have the same)",
         "gated": "official code (of LRMIL)",

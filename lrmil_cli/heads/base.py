@@ -85,6 +85,8 @@ class MILHead(nn.Module):
     name: str = ""
     #: What it is called with: a ``bag`` or a ``pyramid``.
     takes: Literal["bag", "pyramid"] = "bag"
+    #: Whether it can learn a number or survival too: its logits stand for whatever the task wants, none for a class.
+    any_target: bool = False
     #: Of each option, where its default comes from: "paper", "official code" (of the head, or of the work named), each
     #: perhaps with a remark in brackets; or "ours: " and why.
     sources: ClassVar[dict[str, str]] = {}
@@ -106,6 +108,14 @@ class MILHead(nn.Module):
             label: int64 scalar; class_weights: [C] or None.
         """
         return {"bag": (1.0, bag_cross_entropy(out.logits, label, class_weights))}
+
+    def target_terms(self, out: MILOutput, loss: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """As :meth:`loss_terms`, for a label that is no class, of a head that takes :attr:`any_target`.
+
+        Args:
+            loss: of the logits, scalar.
+        """
+        return {"bag": (1.0, loss)}
 
     def notes(self, out: MILOutput) -> dict[str, Tensor]:
         """Scalars of one bag that the training curves show beside the losses, such as the share of instances kept."""
@@ -178,6 +188,11 @@ def register(name: str) -> Callable[[type[Head]], type[Head]]:
 def head_names() -> list[str]:
     """Names of all heads that take a bag, sorted."""
     return sorted(n for n, head in _REGISTRY.items() if head.takes == "bag")
+
+
+def any_target_heads() -> list[str]:
+    """Names of the heads that take any target."""
+    return [name for name in head_names() if _REGISTRY[name].any_target]
 
 
 def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any] | None = None) -> MILHead:

@@ -40,6 +40,6 @@ def rebuild_head(config: Any, tensors: dict[str, Any], where: str) -> MILHead:
         head.load_state_dict(tensors)
     except (LrmilError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise InputError(
-            f"{where}: the head does not fit this version of lrmil ({' '.join(str(e).split())[:160]})"
+            f"{where}: the head does not fit this version of lrmil ({' '.join(str(e).split())[:160]}); train it again"
         ) from e
     return head.eval().requires_grad_(False)

@@ -114,6 +114,7 @@ class TransMIL(MILHead):
     """
 
     attention_kind = "derived"
+    any_target = True
     sources = {
         "embed_dim": "official code",
         "heads": "official code",

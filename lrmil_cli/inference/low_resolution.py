@@ -12,7 +12,7 @@ from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.heads import Bag
-from lrmil_cli.inference.prediction import Prediction, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, expected_seconds, unlike_record
 from lrmil_cli.inference.torch_predictor import TorchPredictor, ensemble_bags
 from lrmil_cli.slides.reader import without_bad
 from lrmil_cli.slides.region import Region
@@ -59,5 +59,10 @@ class LowResolutionPredictor(TorchPredictor):
             class_scores,
             {k: v[rows] for k, v in tiles.items()},
             seconds.rounded(),
-            {"tiles_read": {"lr": len(rows)}, "bad_tiles": len(bad), "runtime": "torch"},
+            {
+                "tiles_read": {"lr": len(rows)},
+                "bad_tiles": len(bad),
+                "runtime": "torch",
+                **unlike_record(self.header, self.path, features[0][rows]),
+            },
         )

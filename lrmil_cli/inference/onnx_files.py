@@ -19,6 +19,7 @@ from lrmil_cli.files.header import digest
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.inference.onnx_predictor import OnnxPredictor, open_graphs
 from lrmil_cli.inference.runtime import graph_paths
+from lrmil_cli.inference.verify import int8_bound
 from lrmil_cli.slides.slide import open_slide
 from lrmil_cli.slides.tiles import boxes_of, find_tiles
 
@@ -75,6 +76,12 @@ def export_files(
 
             about, body = read_graph(paths[0])[0], quantise(paths[0])
             write_graph(target, body, about)
+            small = open_graphs(
+                *graph_paths(model, int8=True), model, model=header, batch_size=None, allow_upsample=False
+            )
+            if (bound := int8_bound(small, model)) is not None:
+                about = {**about, "verify_int8": bound}
+                write_graph(target, body, about)
             if slides:
                 out.effect = {**int8_effect(model, header, slides), "measured_on": measured}
                 write_graph(target, body, {**about, "int8": out.effect})

@@ -17,7 +17,7 @@ from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.files.graphs import read_graph
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds, unlike_record
 from lrmil_cli.progress import TILES, phase
 from lrmil_cli.slides.reader import iter_batches, without_bad
 from lrmil_cli.slides.region import Region
@@ -147,6 +147,7 @@ class OnnxPredictor:
                 "bad_tiles": len(bad),
                 "runtime": "onnx-int8" if self.int8 else "onnx",
                 **({"int8": self.header.get("int8")} if self.int8 else {}),
+                **unlike_record(self.header, self.path, features[0][rows]),
             },
         )
 

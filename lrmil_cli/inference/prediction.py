@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lrmil_cli.evaluation.unlike_training import training_features, unlike_text
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
@@ -108,6 +109,22 @@ def ensemble(
         mean / mean.sum(),
         None if class_scores is None else class_scores.astype(np.float64).mean(0),
     )
+
+
+def unlike_record(header: dict[str, Any], path: str, features: np.ndarray) -> dict[str, Any]:
+    """The entry ``unlike_training`` of a record, from the LR features [N, D] of a slide; none where the model does not
+    say what its training slides look like.
+
+    Raises:
+        InputError: the header is damaged.
+    """
+    known = training_features(header, path)
+    return {} if known is None else {"unlike_training": known.judge(features)}
+
+
+def reasons_to_abstain(record: dict[str, Any], reason: str | None) -> str | None:
+    """``reason``, and besides it that the slide is unlike the training slides; None where neither holds."""
+    return "; ".join(text for text in (reason, unlike_text(record.get("unlike_training"))) if text) or None
 
 
 def expected_seconds(

@@ -19,7 +19,7 @@ from lrmil_cli.evaluation.prediction_sets import (
     lowest_error,
     prediction_sets,
 )
-from lrmil_cli.inference.prediction import Prediction, Predictor
+from lrmil_cli.inference.prediction import Prediction, Predictor, reasons_to_abstain
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 
@@ -70,7 +70,8 @@ class Promised:
             record["confidence"] = round(sure, 6)
             low = sure < self.rule.confidence
             text = f"probability {math.floor(sure * 1e4) / 1e4:g} is below {self.rule.confidence:.4g}"
-            record["uncertain"] = f"{text}, for an error of {self.max_error:g} at most" if low else None
+            doubt = f"{text}, for an error of {self.max_error:g} at most" if low else None
+            record["uncertain"] = reasons_to_abstain(p.record, doubt)
             record["abstaining"] = {"max_error": self.max_error, **vars(self.rule)}
         p.record = {**p.record, **record}
         return p

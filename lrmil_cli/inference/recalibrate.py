@@ -20,6 +20,7 @@ from lrmil_cli.evaluation.predictions import Predictions, read_predictions
 from lrmil_cli.files.header import digest, last_digest, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tensors import load_tensors, save_tensors
+from lrmil_cli.models.fixture import PREFIX
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def recalibrate(
         "history": [*header["history"], made],
     }
     new["calibration_patients"] = _patients(own, heads, slides, new)
+    if "fixture" in header:  # what its tiles are answered changes with the calibration
+        raw = tensors[f"{PREFIX}probabilities"].numpy()
+        answer = calibrated_heads(new, raw).mean(0)
+        new["fixture"] = {**header["fixture"], "answer": [round(float(p), 9) for p in answer]}
     save_tensors(output, tensors, new)
     return Recalibrated(False, new)
 
@@ -95,6 +100,11 @@ def _of_heads(own: Predictions, header: dict[str, Any], model: str) -> list[tupl
                 "predict again without --escalate"
             )
         return [(labels, own.heads[:, k][:, order], patients) for k in range(count)]
+    if "fold_of" in header:
+        raise InputError(
+            f"{own.source}: {model} holds several heads a fold, and an out-of-fold table does not say what each of "
+            "them said; give the folder that `lrmil predict` wrote, of other slides"
+        )
     raw = (own.probabilities if own.raw is None else own.raw)[:, order]
     folds = own.rows["fold"].to_numpy(np.int64)
     rows = [np.flatnonzero(folds == k + 1) for k in range(count)]

@@ -15,7 +15,9 @@ from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 
 #: Entries of the record that the header of the attention table repeats.
-SHORT = "predicted probabilities tiles tiles_read answered_at uncertain prediction_set bad_tiles kept_rate".split()
+SHORT = (
+    "predicted probabilities tiles tiles_read answered_at uncertain unlike_training prediction_set bad_tiles kept_rate"
+).split()
 
 
 def prediction_record(

@@ -25,7 +25,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.head_calibration import calibrated, calibrated_heads, common_temperature
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.heads import Bag, MILHead
-from lrmil_cli.inference.prediction import Prediction, Predictor
+from lrmil_cli.inference.prediction import Prediction, Predictor, reasons_to_abstain
 from lrmil_cli.inference.record import attention_rows
 from lrmil_cli.matching.children import find_children
 from lrmil_cli.slides.grid import split_ratio
@@ -193,7 +193,7 @@ class Cascade:
             if reason is not None:
                 p, reason = self._again(self.high, p, slide, record, reason)
         if self.abstain:
-            record["uncertain"] = reason
+            record["uncertain"] = reasons_to_abstain(p.record, reason)
         p.record = {**p.record, **record}
         return p
 

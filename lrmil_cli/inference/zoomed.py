@@ -15,7 +15,7 @@ from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.heads import MILOutput, PyramidBag
 from lrmil_cli.heads.zoommil import ZoomMIL
-from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds, unlike_record
 from lrmil_cli.inference.record import attention_rows
 from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
 from lrmil_cli.matching.children import find_children
@@ -115,6 +115,7 @@ class ZoomPredictor(TorchPredictor):
             "candidates": len(levels[-1].boxes),
             "bad_tiles": int(sum((r.tried & ~r.there).sum() for r in reading)),
             "runtime": "torch",
+            **unlike_record(self.header, self.path, reading[0].features[reading[0].there].cpu().numpy()),
         }
         seconds |= {f"{phase}_{t}": v for t, r in enumerate(reading) for phase, v in r.seconds.phases.items()}
         seconds["head"] = looked

@@ -3,7 +3,7 @@ checked here; who predicts with it is in `inference`, and what the methods that 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class Model:
 def save_model(
     path: str | Path,
     header: dict[str, Any],
-    encoders: list[Encoder],
-    heads: list[MILHead],
+    encoders: Sequence[Encoder],
+    heads: Sequence[MILHead],
     encoder_of: list[int],
     rest: dict[str, Tensor] | None = None,
 ) -> None:

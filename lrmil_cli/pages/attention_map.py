@@ -142,3 +142,14 @@ def thumbnail(view: View) -> bytes:
     scale = THUMBNAIL / max(view.image.shape[:2])
     size = (max(1, round(view.image.shape[1] * scale)), max(1, round(view.image.shape[0] * scale)))
     return jpeg(cv2.resize(view.image, size, interpolation=cv2.INTER_AREA), 6000)
+
+
+def side_by_side(left: np.ndarray, right: np.ndarray, side: int = 700) -> bytes:
+    """Two pictures of one size as one PNG, each ``side`` px along its longest side at most."""
+    scale = min(1.0, side / max(left.shape[:2]))
+    size = (max(1, round(left.shape[1] * scale)), max(1, round(left.shape[0] * scale)))
+    gap = np.full((size[1], 8, 3), 255, np.uint8)
+    both = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (left, right)]
+    ok, data = cv2.imencode(".png", np.hstack([both[0], gap, both[1]])[..., ::-1])
+    assert ok
+    return bytes(data)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from lrmil_cli.evaluation.page import Heading, Table, block_html, document, escaped
+from lrmil_cli.evaluation.unlike_training import unlike_text
 from lrmil_cli.files.header import step
 from lrmil_cli.pages import attention_map
 from lrmil_cli.pages.attention_map import View, attention_picture, colours, jpeg
@@ -23,7 +24,7 @@ from lrmil_cli.qupath.pictures import bar_length, length_text
 from lrmil_cli.slide_places import as_seen_from
 
 #: Raised where pages look otherwise than before, so that they are made anew.
-LOOK = 1
+LOOK = 2
 #: What pictures may take, so that a page stays below 2 MB: each of the two of the slide, each tile.
 VIEW_BYTES, TILE_BYTES = 190_000, 105_000
 
@@ -83,6 +84,8 @@ def slide_page(
 def _answer(record: dict[str, Any]) -> str:
     p = record["probabilities"][record["predicted"]]
     badge = ' <span class="badge">uncertain</span>' if record.get("uncertain") else ""
+    if (record.get("unlike_training") or {}).get("unlike"):
+        badge += ' <span class="badge">unlike the training slides</span>'
     return f'<p class="answer"><b>{escaped(str(record["predicted"]))}</b> probability {p:.2f}{badge}</p>'
 
 
@@ -90,6 +93,7 @@ def _warnings(record: dict[str, Any], why_not: str) -> str:
     saw = (record.get("model") or {}).get("saw")
     said = [
         f"uncertain: {record['uncertain']}" if record.get("uncertain") else "",
+        "" if record.get("uncertain") else unlike_text(record.get("unlike_training")) or "",
         "the model was trained or selected on the label of this slide: its answer says nothing of new slides"
         if saw == "labels"
         else "",

@@ -87,7 +87,7 @@ def misnamed(path: str | Path) -> str | None:
         with open(path, "rb") as fh:
             packed = fh.read(2) == _GZIP
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
     if zipfile.is_zipfile(path) != name.endswith(".zip"):
         return (
             "the name ends in .zip, but it is no zip" if name.endswith(".zip") else "a zip whose name does not say it"

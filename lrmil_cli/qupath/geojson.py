@@ -115,7 +115,7 @@ def make_document(
         InputError: values or tiles that QuPath would refuse or paint wrongly; UsageError: unknown origin.
     """
     if rows.empty:
-        raise InputError("the attention table has no tiles")
+        raise InputError("the attention table has no tiles; run `lrmil predict` again")
     slide = check_slide(header, "the attention table")
     frame = qupath_frame(slide, origin, image_size)
     screen = READ in rows.columns

@@ -70,7 +70,7 @@ def load_screened(path: str | Path) -> ScreenedModel:
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise InputError(
-            f"{path}: the screener does not fit this version of lrmil ({' '.join(str(e).split())[:160]})"
+            f"{path}: the screener does not fit this version of lrmil ({' '.join(str(e).split())[:150]}); train again"
         ) from e
 
 

@@ -32,7 +32,9 @@ from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, 
 from lrmil_cli.selective.screening_images import StoredImages, cached_images, check_windows
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import tile_tables
+from lrmil_cli.training.cohort_record import data_of
 from lrmil_cli.training.crossval import FoldResult
+from lrmil_cli.training.fixture import add_fixture, painted
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighSlide, load_high
@@ -161,6 +163,8 @@ def train_screened(
         calibration_patients=crossval.conformal(manifest, results),
         license=high_encoder.info.license,
         slides=ids,
+        data=data_of(manifest, table, [s.header for s in sides]),
+        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: slides.counts[at[s]] for s in predictions["slide_id"]},
     )
@@ -172,7 +176,9 @@ def train_screened(
     panels = [p for p in PANELS if set(p[1]) & set(crossval.curves_table(results))]
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results, panels)
     screeners = {f"screen{n}.{k}": v for n, r in enumerate(results) for k, v in r.fit.screener.state_dict().items()}
-    save_model(output, header, [high_encoder], [r.fit.head for r in results], [0] * len(results), screeners)
+    heads, of = [r.fit.head for r in results], [0] * len(results)
+    rest = add_fixture(header, [high_encoder], heads, of, painted(paired[0].header["hr"]["settings"]["tile_px"]))
+    save_model(output, header, [high_encoder], heads, of, {**screeners, **rest})
     text = crossval.summary(method, metrics_rows, len(results)) + f", kept {show(kept)} of the HR tiles"
     return Result(False, pooled, kept, text)
 

@@ -30,6 +30,7 @@ from lrmil_cli.selective.picked_tiles import pick_tiles
 from lrmil_cli.selective.train_zoommil import Result, features_of
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
+from lrmil_cli.training.cohort_record import data_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, folds_like
@@ -157,7 +158,7 @@ def train_eagle(
         one = [Bag(m[fold - 1].unsqueeze(0), torch.zeros(1, 2, dtype=torch.int64)) for m in means]
         return Bags(Streamed(one.__getitem__, [1] * len(one), loaded.embed_dim, room, device), low[0].headers)
 
-    by_fold = {k: bags(k) for k in range(1, len(chooser.heads) + 1)}
+    by_fold = {k: bags(k) for k in range(1, len(fold_names(table)) + 1)}
     results = crossval.train_folds(manifest, table, by_fold.__getitem__, head, training, who="EAGLE", say=say)
     rows, pooled = crossval.score(manifest, results)
     history = [step("distill-student", own, inputs)]
@@ -177,6 +178,8 @@ def train_eagle(
         attention_kind=chooser.header["attention_kind"],
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
+        data=data_of(manifest, table, low[0].headers),
+        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         license=" and ".join(dict.fromkeys(e.info.license for e in (loaded, *chooser.encoders))),
         slides=ids,
     )
@@ -191,12 +194,13 @@ def train_eagle(
 
 
 def picked_means(chooser: Model, sides: Sides, top: int, device: torch.device) -> list[torch.Tensor]:
-    """Of each slide float32 [F, D]: the mean of the HR features that the head of each fold picks.
+    """Of each slide float32 [F, D]: the mean of the HR features that each fold's head picks (or heads, by their mean).
 
     Raises:
         InputError: a slide without any HR tile in an LR tile, or pairs of other tiles than its features.
     """
     chooser.to(device)
+    heads = _heads_of(chooser)
     out = []
     for n, (file, paired) in enumerate(zip(sides.high, sides.paired)):
         corners = sides.low[0].all.once(n).coords
@@ -209,11 +213,18 @@ def picked_means(chooser: Model, sides: Sides, top: int, device: torch.device) -
             raise InputError(f"slide {paired.slide_id}: no HR tile with features lies in an LR tile of it")
         features, means = torch.from_numpy(file.features()), []
         with torch.inference_mode():
-            for head, of in zip(chooser.heads, chooser.encoder_of):
-                attention = head(*sides.low[of].all.once(n)).attention.float().cpu().numpy()
+            for own in heads:
+                looks = [chooser.heads[h](*sides.low[chooser.encoder_of[h]].all.once(n)).attention for h in own]
+                attention = torch.stack(looks).float().mean(0).cpu().numpy()
                 means.append(features[rows[pick_tiles(attention, parent, cell, paired.tissue, top)]].float().mean(0))
         out.append(torch.stack(means))
     return out
+
+
+def _heads_of(chooser: Model) -> list[list[int]]:
+    """The heads of each fold; several where the picker was trained with several seeds."""
+    of = chooser.header.get("fold_of", range(len(chooser.heads)))
+    return [[h for h, k in enumerate(of) if k == fold] for fold in sorted(set(of))]
 
 
 def _check_tiles(picker: str, chooser: Model, tiles: str, own: dict[str, Any]) -> None:
@@ -234,15 +245,16 @@ def _check_folds(picker: str, chooser: Model, manifest: Manifest, table: pd.Data
             f"{picker}: its predictions are not beside it, so nobody can tell which slides its heads were tested on; "
             "give the model where `lrmil distill-student` wrote it"
         )
-    patients = patients_by_slide(manifest)
+    patients, heads = patients_by_slide(manifest), _heads_of(chooser)
     for k, name in enumerate(names, 1):
         tested = members(table, name)["test"]
-        if len(chooser.heads) != len(names) or known.get(k, set()) != set(tested):
+        if len(heads) != len(names) or known.get(k, set()) != set(tested):
             raise InputError(
                 f"{picker}: the picker has other folds than this cohort, so its heads have seen test slides; give both "
                 "the same --teacher, or the same folds in the table"
             )
-        check_no_label_leak(chooser.encoders[chooser.encoder_of[k - 1]].info.distilled, tested, k, patients)
+        for h in heads[k - 1]:
+            check_no_label_leak(chooser.encoders[chooser.encoder_of[h]].info.distilled, tested, k, patients)
 
 
 def _pairs(folder: str, slide_id: str, lr_header: dict[str, Any]) -> PairedSlide:

@@ -25,7 +25,9 @@ from lrmil_cli.matching.tile_rows import align, find_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
+from lrmil_cli.training.cohort_record import data_of, looks_of
 from lrmil_cli.training.crossval import HeadSpec
+from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, folds_like
 from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
@@ -69,6 +71,7 @@ def train_zoom(
     workers: int | None = None,
     on_bad_tile: str = "fail",
     dtype: str | None = None,
+    own_fixture: bool = True,
 ) -> Result:
     """Train a head a fold on pyramids of 5x and 20x tiles, or with one magnification more, and write the model file.
 
@@ -141,6 +144,7 @@ def train_zoom(
         **training.as_json(),
         "folds": table.to_dict("list"),
         "encoder": loaded.digest(),
+        **({} if own_fixture else {"fixture": "painted"}),
     }
     inputs = {
         "manifest": manifest_digest(manifest),
@@ -174,8 +178,11 @@ def train_zoom(
         attention_kind="native",
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
+        **looks_of(manifest, table, lambda i: low.all.once(i).features.cpu().numpy()),
         license=loaded.info.license,
         slides=ids,
+        data=data_of(manifest, table, low.headers),
+        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
     )
     common: dict[str, Any] = {"settings": {}, "history": history}
     stem = output.with_suffix("")
@@ -183,7 +190,12 @@ def train_zoom(
     write_table(f"{stem}.predictions.csv", make_header("predictions", **common), predictions)
     write_table(f"{stem}.metrics.csv", make_header("metrics", **common), rows)
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
-    save_model(output, header, [loaded], [r.fit.head for r in results], [0] * len(results))
+    heads, of = [r.fit.head for r in results], [0] * len(results)
+    shown = (
+        tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tables[0][1]["settings"]["tile_px"])
+    )
+    rest = add_fixture(header, [loaded], heads, of, shown)
+    save_model(output, header, [loaded], heads, of, rest)
     return Result(False, pooled, crossval.summary("zoommil", rows, len(results)))
 
 

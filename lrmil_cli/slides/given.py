@@ -52,7 +52,9 @@ def read_mask(path: str | Path, width: int, height: int) -> Given:
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as e:
-        raise InputError(f"{path}: the mask cannot be read ({e.strerror or e})") from e
+        raise InputError(
+            f"{path}: the mask cannot be read ({e.strerror or e}); check its permissions and the disk"
+        ) from e
     try:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     except cv2.error:  # larger than OpenCV decodes

@@ -62,7 +62,7 @@ def check_file(path: Path) -> None:
     if not path.exists():
         raise InputError(no_such_file(path))
     if path.is_dir():
-        raise InputError(f"{path}: this is a folder, not a slide")
+        raise InputError(f"{path}: this is a folder, not a slide; name a file in it")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy the slide again")
 

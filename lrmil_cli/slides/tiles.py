@@ -51,7 +51,9 @@ def settings_from_json(values: dict[str, Any], where: str) -> TileSettings:
     try:
         return TileSettings(**{**values, "tissue": TissueSettings(**values["tissue"])})
     except (TypeError, KeyError) as e:
-        raise InputError(f"{where}: its tile settings do not fit this version of lrmil ({e})") from e
+        raise InputError(
+            f"{where}: its tile settings do not fit this version of lrmil ({e}); make the file again"
+        ) from e
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from lrmil_cli.errors import InputError
 
 #: Intervals of the discrete hazard.
 INTERVALS = 4
+#: Bags of a risk set: as many graphs as fit the memory of a small GPU.
+RISK_SET = 32
 #: Fewer events than this in the training part of a fold are too few to learn from.
 MIN_EVENTS = 10
 
@@ -55,7 +57,7 @@ def hazard_borders(times: Sequence[float], events: Sequence[float], intervals: i
     return borders[borders > own.min()]
 
 
-def interval_of(times: Sequence[float], borders: np.ndarray) -> np.ndarray:
+def interval_of(times: Sequence[float] | np.ndarray, borders: np.ndarray) -> np.ndarray:
     """int64 [n]: the interval in which each time lies; a time at a border lies in the later one."""
     return np.searchsorted(borders, np.asarray(times, float), side="right").astype(np.int64)
 
@@ -161,7 +163,9 @@ def cox_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     return ((standardised(student) - standardised(teacher.detach())) ** 2).mean()
 
 
-def risk_sets(events: Sequence[float], index: Sequence[int], size: int, rng: np.random.Generator) -> list[list[int]]:
+def risk_sets(
+    events: Sequence[float] | np.ndarray, index: Sequence[int], size: int, rng: np.random.Generator
+) -> list[list[int]]:
     """An epoch as risk sets of about ``size`` slides, events dealt out evenly, so that each holds its share of them.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,8 @@ from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.progress import phase
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.folds import fold_names, members
-from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, fit_head, predict_bags
+from lrmil_cli.training.loop import ExtraTerms, Fit, TrainSettings, class_weights, fit_head, predict_bags
+from lrmil_cli.training.objectives import Classes
 
 #: Fold number (from 1) -> the bags of all slides of the manifest, in its order.
 BagsOfFold = Callable[[int], Bags[Bag | PyramidBag]]
@@ -93,6 +94,20 @@ class FoldResult:
         return self.said("test")
 
 
+class Judged(Protocol):
+    """What is judged of a fold: a head, or several as one."""
+
+    @property
+    def fold(self) -> int: ...
+    @property
+    def parts(self) -> dict[str, list[str]]: ...
+    @property
+    def raw(self) -> dict[str, np.ndarray]: ...
+    def said(self, part: str) -> np.ndarray: ...
+    @property
+    def probabilities(self) -> np.ndarray: ...
+
+
 def judged(
     manifest: Manifest, parts: dict[str, list[str]], predict: Callable[[list[int]], np.ndarray]
 ) -> tuple[dict[str, np.ndarray], HeadCalibration]:
@@ -135,7 +150,6 @@ def train_folds(
     """
     ids = [e.slide_id for e in manifest]
     at = {slide_id: i for i, slide_id in enumerate(ids)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
     results = []
     bags: Bags[Bag | PyramidBag] | None = None
     names = fold_names(folds)
@@ -148,6 +162,7 @@ def train_folds(
             if bags is not None and bags is not bags_of_fold(k):
                 bags.all.forget()
             bags = bags_of_fold(k)
+            objective = class_objective(manifest, index["train"], settings)
             fit = there = known(k)
             if fit is None:
                 # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
@@ -155,7 +170,7 @@ def train_folds(
                 fit = fit_head(
                     head,
                     bags.all,
-                    labels,
+                    objective,
                     index["train"],
                     index["val"],
                     settings,
@@ -167,7 +182,8 @@ def train_folds(
             kept = f", kept {best['val_kept']:.2f}" if "val_kept" in best else ""
             reached = f"best {fit.best_epoch}, validation AUC {show(best['val_auc'])}{kept}"
             say(f"fold {k}: {len(fit.curves)} epochs, {reached}")
-            result = FoldResult(k, fit, parts, *judged(manifest, parts, partial(predict_bags, fit.head, bags.all)))
+            says = partial(predict_bags, fit.head, bags.all, objective)
+            result = FoldResult(k, fit, parts, *judged(manifest, parts, says))
             if there is None:
                 done(result)
             how = result.calibration
@@ -183,6 +199,13 @@ def train_folds(
     return results
 
 
+def class_objective(manifest: Manifest, train: Sequence[int], settings: TrainSettings) -> Classes:
+    """The classes of a manifest as what is learned, weighed by the slides of ``train`` where that is asked for."""
+    labels = [manifest.classes.index(e.label) for e in manifest]
+    weights = class_weights(labels, train, len(manifest.classes)) if settings.class_weights else None
+    return Classes(labels, len(manifest.classes), weights)
+
+
 def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead:
     """A new head whose random weights depend on ``seed`` only."""
     import torch
@@ -192,8 +215,9 @@ def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead
         return build_head(spec.name, in_dim, classes, spec.options)
 
 
-def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.DataFrame:
-    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``.
+def predictions_table(manifest: Manifest, results: Sequence[Judged]) -> pd.DataFrame:
+    """Out-of-fold predictions: ``slide_id, patient_id, label, fold, predicted, prob_<class>..., raw_<class>...``, and
+    ``site`` where the manifest knows any.
 
     ``prob_`` are calibrated, each head by its own validation slides, ``raw_`` are as the head has them.
     """
@@ -208,17 +232,18 @@ def predictions_table(manifest: Manifest, results: Sequence[FoldResult]) -> pd.D
                     "patient_id": e.patient_id,
                     "label": e.label,
                     "fold": r.fold,
+                    "site": e.site or "",
                     "predicted": manifest.classes[int(p.argmax())],
                     **{f"prob_{c}": float(v) for c, v in zip(manifest.classes, p)},
                     **{f"raw_{c}": float(v) for c, v in zip(manifest.classes, raw)},
                 }
             )
-    columns = ["slide_id", "patient_id", "label", "fold", "predicted"]
+    columns = ["slide_id", "patient_id", "label", "fold", *(["site"] if manifest.sites_from else []), "predicted"]
     columns += [f"{kind}_{c}" for kind in ("prob", "raw") for c in manifest.classes]
     return pd.DataFrame(rows, columns=columns)
 
 
-def score(manifest: Manifest, results: Sequence[FoldResult]) -> tuple[pd.DataFrame, dict[str, Any]]:
+def score(manifest: Manifest, results: Sequence[Judged]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Metrics table (folds, mean, sd, pooled) and the pooled metrics of all out-of-fold slides."""
     truth = {e.slide_id: manifest.classes.index(e.label) for e in manifest}
     per_fold = {str(r.fold): evaluate([truth[s] for s in r.parts["test"]], r.probabilities) for r in results}
@@ -233,7 +258,7 @@ def calibration(results: Sequence[FoldResult]) -> dict[str, Any]:
     return {"of": "validation", "slides": sum(h.slides for h in heads), "heads": [h.as_json() for h in heads]}
 
 
-def conformal(manifest: Manifest, results: Sequence[FoldResult]) -> dict[str, Any]:
+def conformal(manifest: Manifest, results: Sequence[Judged]) -> dict[str, Any]:
     """``calibration_patients`` of a header: what each head says, calibrated, of patients that it did not see.
 
     Those of the test slides of the folds; of one split those of its validation slides, since its test slides judge.

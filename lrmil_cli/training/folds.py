@@ -22,8 +22,11 @@ def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
     A column ``split`` in the manifest makes one fold of it; ``fold_1..`` are taken as they are; ``fold`` names the
     fold in which a slide is test. Otherwise ``folds`` parts are drawn by patient, stratified by label.
 
+    With ``manifest.by_site`` no site stands on both sides of a split (training/README 2.3).
+
     Raises:
-        InputError: too few patients of a class, or columns that do not cover all slides.
+        InputError: too few patients of a class, or columns that do not cover all slides; sites that cannot be kept
+            apart.
         UsageError: fewer than two folds asked for.
     """
     import pandas as pd
@@ -37,7 +40,11 @@ def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
     )
     labels = np.array([manifest.classes.index(e.label) for e in manifest])
     patients = table["patient_id"].to_numpy()
-    for k, column in enumerate(_fold_columns(manifest, labels, patients, folds, seed), 1):
+    if manifest.by_site is not None:
+        columns = _by_site(manifest, labels, folds, seed)
+    else:
+        columns = _fold_columns(manifest, labels, patients, folds, seed)
+    for k, column in enumerate(columns, 1):
         table[f"fold_{k}"] = column
         check_fold(column, labels, k, manifest)
     return table
@@ -109,8 +116,48 @@ def _draw_tests(
     return [_mask(len(labels), test) for _, test in splitter.split(labels, labels, patients)]
 
 
+def _by_site(manifest: Manifest, labels: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    """Folds of which no site stands on both sides: by as many parts, or each site the test part once."""
+    if any(e.split or e.folds for e in manifest):
+        raise UsageError(
+            f"--by-site {manifest.by_site}: {manifest.path} says its own splits; leave out --by-site, or these columns"
+        )
+    unknown = [e.slide_id for e in manifest if e.site is None]
+    if unknown:
+        raise InputError(
+            f"{manifest.path}: {len(unknown)} slide(s) have no site ({unknown[0]}, ...), so that sites cannot be kept "
+            "apart; fill the column `site`, or leave out --by-site"
+        )
+    sites = np.array([e.site for e in manifest])
+    names = sorted(set(sites))
+    if len(names) < 3:
+        raise InputError(
+            f"{manifest.path}: all slides are of {len(names)} site(s) ({', '.join(names)}); --by-site needs three, to "
+            "train, select and test on different ones"
+        )
+    of_patient: dict[str, str] = {}
+    for e, site in zip(manifest, sites):
+        if of_patient.setdefault(e.patient_id, site) != site:
+            raise InputError(
+                f"{manifest.path}: patient {e.patient_id!r} has slides of the sites {of_patient[e.patient_id]!r} and "
+                f"{site!r}; --by-site needs patients of one site each"
+            )
+    if manifest.by_site == "leave-one-out":
+        tests = [sites == name for name in names]
+    else:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        if not 2 <= folds <= len(names):
+            raise UsageError(f"--folds {folds}: with --by-site preserve 2 to {len(names)}, the number of sites")
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        tests = [_mask(len(labels), test) for _, test in splitter.split(labels, labels, sites)]
+    return [_draw_val(test, labels, sites, seed + i) for i, test in enumerate(tests)]
+
+
 def _draw_val(test: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
     """Of the slides that are not ``test``, one patient in eight becomes val, stratified by label.
+
+    ``patients`` are whatever must not be torn: of folds by site these are sites.
 
     A class of fewer patients than that gives one of them, so that early stopping looks at every class and the others
     keep their share; a class of one patient gives none, because training needs it (training/README 2.1).

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.training.folds import check_fold, fold_names, make_folds
 from lrmil_cli.training.high_resolution import HighResolution
@@ -36,11 +36,14 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
     """The teacher's folds, so that both are judged alike; drawn anew without a teacher.
 
     Raises:
+        UsageError: folds by site are asked for, which only their teacher can make.
         InputError: the manifest has a slide that the teacher's folds do not, or lacks all training or validation slides
             of one; or they tear a patient of the manifest.
     """
     if guide is None:
         return make_folds(manifest, folds, seed)
+    if manifest.by_site is not None:
+        raise UsageError(f"--by-site {manifest.by_site}: the folds are those of {guide.path}; give it to train-teacher")
     known = guide.folds.set_index("slide_id")
     absent = [e.slide_id for e in manifest if e.slide_id not in known.index]
     if absent:

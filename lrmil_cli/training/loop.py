@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from lrmil_cli.device import seed_everything
-from lrmil_cli.errors import LrmilError
-from lrmil_cli.evaluation.metrics import auc
-from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag
+from lrmil_cli.errors import LrmilError, UsageError
+from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag, any_target_heads
 from lrmil_cli.progress import phase
+from lrmil_cli.training.objectives import Objective, Terms
 from lrmil_cli.training.optimizers import head_optimizer
 from lrmil_cli.training.streamed import in_order
 
 #: What a head is called with: ``head(*bag)``.
 AnyBag = Bag | PyramidBag
-#: (index of the slide, what the head says of it) -> further loss terms {name: (weight, loss)}
-ExtraTerms = Callable[[int, MILOutput], dict[str, tuple[float, Tensor]]]
+#: (indices of the slides of a step, what the head says of them) -> further loss terms {name: (weight, loss)}
+ExtraTerms = Callable[[Sequence[int], Sequence[MILOutput]], Terms]
 
 #: Epochs without a better validation loss that a plateau may last.
 PLATEAU = 5
@@ -82,7 +82,7 @@ class Fit:
 def fit_head(
     head: MILHead,
     bags: Sequence[AnyBag],
-    labels: Sequence[int],
+    objective: Objective,
     train: Sequence[int],
     val: Sequence[int],
     settings: TrainSettings,
@@ -92,21 +92,21 @@ def fit_head(
     """Train ``head`` in place.
 
     Args:
-        bags: every slide, on the head's device, or :class:`Streamed`; labels: class index of every slide.
+        bags: every slide, on the head's device, or :class:`Streamed`; objective: what is learned of them.
         train, val: indices into ``bags``.
         extra_terms: distillation terms, called for training bags only.
 
     Returns:
-        :class:`Fit`; selection by validation AUC, ties by lower validation cross-entropy, and by cross-entropy alone
-        where the AUC is undefined.
+        :class:`Fit`; selection by the objective: for classes by validation AUC, ties by lower cross-entropy, and by
+        that alone where the AUC is undefined.
 
     Raises:
-        LrmilError: the loss is no longer finite.
+        LrmilError: the loss is no longer finite. UsageError: the head learns classes only, and these are none.
     """
+    if objective.strata is None and not head.any_target:
+        raise UsageError(f"--head {head.name} learns classes only; choose one of {', '.join(any_target_heads())}")
     seed_everything(settings.seed)
     device = next(head.parameters()).device
-    targets = torch.as_tensor(list(labels), device=device)
-    weights = class_weights(labels, train, head.num_classes).to(device) if settings.class_weights else None
     optimizer = head_optimizer(
         settings.optimizer, head, device, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
@@ -127,37 +127,36 @@ def fit_head(
                     group["lr"] = settings.lr * rate(settings, epoch)
             lr = optimizer.param_groups[0]["lr"]
             head.train()
-            order = draw_order(labels, train, settings.balanced_sampling, rng)
-            for n, (i, bag) in enumerate(zip(order, in_order(bags, order)), 1):
-                told.item = f"slide {n} of {len(order)}"
-                out = head(*bag)
-                terms = head.loss_terms(out, targets[i], weights)
+            steps = objective.steps(draw_order(objective.strata, train, settings.balanced_sampling, rng), rng)
+            loaded, read = iter(in_order(bags, [i for own in steps for i in own])), 0
+            for n, own in enumerate(steps, 1):
+                told.item, read = f"slide {read + 1} of {len(train)}", read + len(own)
+                outs = [head(*next(loaded)) for _ in own]
+                terms = objective.terms(head, own, outs)
                 if extra_terms is not None:
-                    terms |= extra_terms(i, out)
+                    terms |= extra_terms(own, outs)
                 loss = sum((w * t for w, t in terms.values()), torch.zeros((), device=device))
                 (loss / settings.accumulate).backward()
-                if n % settings.accumulate == 0 or n == len(order):
+                if n % settings.accumulate == 0 or n == len(steps):
                     if settings.clip:
                         for part in head.clipped_parts():
                             torch.nn.utils.clip_grad_norm_(part, settings.clip)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                noted = {name: t for name, (_, t) in terms.items()} | head.notes(out) | {"total": loss}
+                noted = {name: t for name, (_, t) in terms.items()} | {"total": loss}
                 for name, t in noted.items():
+                    sums[name] = sums.get(name, 0.0) + len(own) * float(t.detach())
+                for name, t in (note for out in outs for note in head.notes(out).items()):
                     sums[name] = sums.get(name, 0.0) + float(t.detach())
             row: dict[str, Any] = {"epoch": epoch, "lr": lr, **{f"train_{k}": v / len(train) for k, v in sums.items()}}
             if not np.isfinite(row["train_total"]):
                 raise LrmilError(f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lr")
-            row |= validate(head, bags, labels, val)
+            row |= validate(head, bags, objective, val)
             if plateau is not None:
-                plateau.step(row["val_ce"])
+                plateau.step(row[next(iter(objective.watched))])
             curves.append(row)
             told.advance()
-            # Strictly better AUC, or the same AUC with lower cross-entropy: AUC saturates on small validation sets.
-            score = (
-                row["val_auc"] if row["val_auc"] is not None and settings.monitor == "auc" else 0.0,
-                -row["val_ce"],
-            )
+            score = objective.score(row, settings.monitor)
             if score > best or epoch == settings.select_from + 1:
                 best, best_epoch, best_state = score, epoch, copy.deepcopy(head.state_dict())
             elif (
@@ -179,35 +178,25 @@ def rate(settings: TrainSettings, epoch: int) -> float:
     return 0.2 if settings.schedule == "step" and done >= 0.5 else 1.0
 
 
-def validate(head: MILHead, bags: Sequence[AnyBag], labels: Sequence[int], index: Sequence[int]) -> dict[str, Any]:
-    """``val_ce``, ``val_auc`` (None if undefined) and the means of the head's own notes, of a set of bags."""
+def validate(head: MILHead, bags: Sequence[AnyBag], objective: Objective, index: Sequence[int]) -> dict[str, Any]:
+    """What the objective watches, and the means of the head's own notes, of a set of bags."""
     head.eval()
     said, notes = [], []
     with torch.inference_mode():
         for bag in in_order(bags, index):
             out = head(*bag)
-            said.append(_probabilities(out))
+            said.append(objective.said(out))
             notes.append({name: float(t) for name, t in head.notes(out).items()})
-    probabilities, truth = np.stack(said), np.array([labels[i] for i in index])
-    picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)
-    return {
-        "val_ce": float(-np.log(picked).mean()),
-        "val_auc": auc(truth, probabilities),
-        **{f"val_{name}": float(np.mean([own[name] for own in notes])) for name in notes[0]},
-    }
+    means = {f"val_{name}": float(np.mean([own[name] for own in notes])) for name in notes[0]}
+    return objective.judged(np.stack(said), index) | means
 
 
-def predict_bags(head: MILHead, bags: Sequence[AnyBag], index: Sequence[int]) -> np.ndarray:
-    """Class probabilities float64 [n, C] of ``bags[i]`` for each i of ``index``, in evaluation mode."""
+def predict_bags(head: MILHead, bags: Sequence[AnyBag], objective: Objective, index: Sequence[int]) -> np.ndarray:
+    """What the head says, float64 [n, K], of ``bags[i]`` for each i of ``index``, in evaluation mode."""
     head.eval()
     with torch.inference_mode():
-        said = [_probabilities(head(*bag)) for bag in in_order(bags, index)]
-    return np.stack(said) if said else np.zeros((0, head.num_classes))
-
-
-def _probabilities(out: MILOutput) -> np.ndarray:
-    """float64 [C]."""
-    return torch.softmax(out.logits.cpu().double(), 0).numpy()  # an Apple GPU knows no float64
+        said = [objective.said(head(*bag)) for bag in in_order(bags, index)]
+    return np.stack(said) if said else np.zeros((0, objective.outputs))
 
 
 def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> Tensor:
@@ -216,10 +205,18 @@ def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> 
     return torch.tensor(len(train) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
 
 
-def draw_order(labels: Sequence[int], train: Sequence[int], balanced: bool, rng: np.random.Generator) -> list[int]:
-    """The order of one epoch: a permutation, or as many draws with equal chance for each class."""
+def draw_order(
+    labels: Sequence[int] | np.ndarray | None, train: Sequence[int], balanced: bool, rng: np.random.Generator
+) -> list[int]:
+    """The order of one epoch: a permutation, or as many draws with equal chance for each class.
+
+    Raises:
+        UsageError: balanced where there are no classes.
+    """
     index = np.asarray(train)
-    if not balanced:
+    if balanced and labels is None:
+        raise UsageError("--balanced-sampling draws each class alike; this task has no classes")
+    if not balanced or labels is None:
         return rng.permutation(index).tolist()
     own = np.asarray([labels[i] for i in train])
     counts = np.bincount(own)

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,14 @@ from lrmil_cli.heads.checkpoint import load_head
 from lrmil_cli.slide_places import as_seen_from
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, shared_tiles
+from lrmil_cli.training.cohort_record import probe_of
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_label_leak, encoder_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.seeds import header_of, kept_heads, seeds_table, settings_of_seed
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def read_teacher_header(path: str | Path) -> dict[str, Any]:
         what = "training was not finished" if path.is_dir() else "no such folder"
         raise InputError(f"{path}: no teacher.json in it ({what}); run `lrmil train-teacher` with -o {path}") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read as a teacher folder ({type(e).__name__})") from e
+        raise InputError(
+            f"{path}: cannot be read as a teacher folder ({type(e).__name__}); check its permissions and the disk"
+        ) from e
     header = parse_header(text, "teacher", str(path / "teacher.json"))
     header = check_seal(header, str(path / "teacher.json"))
     if not (isinstance(header.get("classes"), list) and isinstance(header.get("features"), str)):
@@ -109,12 +112,14 @@ def train_teacher(
     features: Path,
     *,
     fold: int | None = None,
+    seeds: int = 1,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any] | None, bool]:
     """Train and write the teacher.
 
     Args:
+        seeds: times that each fold is trained; the head that teaches is the best of them by validation.
         bags: HR bags of all slides of ``manifest``; features: the folder they are kept in.
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the teacher together.
 
@@ -135,7 +140,8 @@ def train_teacher(
     saw_test = encoder_leak(distilled, folds, fold_names(folds), patients)
     if saw_test:
         say(SAW_TEST_PIXELS)
-    own = {"head": spec.name, "options": spec.options, **settings.as_json(), "folds": folds.to_dict("list")}
+    plain = {"head": spec.name, "options": spec.options, **settings.as_json(), "folds": folds.to_dict("list")}
+    own = {**plain, "seeds": seeds} if seeds > 1 else plain
     inputs = {
         "manifest": manifest_digest(manifest),
         **{f"features/{e.slide_id}": last_digest(h) for e, h in zip(manifest, bags.headers)},
@@ -156,33 +162,43 @@ def train_teacher(
         if stale.is_dir() and stale.name[4:].isdigit() and int(stale.name[4:]) > len(fold_names(folds)):
             shutil.rmtree(stale)
     history = [step("train-teacher", own, inputs)]
-    kept = FoldFiles(
-        output, "head", "train-teacher", manifest.classes, own, lambda k: inputs, lambda k: wanted, fold is not None
-    )
-    train = partial(
-        crossval.train_folds,
-        manifest,
-        folds,
-        lambda k: bags,
-        spec,
-        settings,
-        who="teacher",
-        known=kept.taken_over(say),
-        done=kept.keep,
-        say=say,
-    )
+
+    def files(name: str, settings: dict[str, Any]) -> FoldFiles:
+        made = digest(settings, inputs)
+        alone = fold is not None
+        return FoldFiles(
+            output, name, "train-teacher", manifest.classes, settings, lambda k: inputs, lambda k: made, alone
+        )
+
+    runs = [settings_of_seed(settings, n) for n in range(seeds)]
+    many = seeds > 1
+    kept = [files(f"head.seed{n}" if many else "head", {**plain, "seed": r.seed}) for n, r in enumerate(runs, 1)]
+
+    def train(n: int, only: int | None = None) -> list[FoldResult]:
+        told = (lambda text: say(f"seed {n + 1}, {text}")) if many else say
+        how: dict[str, Any] = {"known": kept[n].taken_over(told), "done": kept[n].keep, "only": only, "say": told}
+        return crossval.train_folds(manifest, folds, lambda k: bags, spec, runs[n], who="teacher", **how)
+
     if fold is not None:
-        with only_job(kept.path(fold), fold):
-            train(only=fold)
+        with only_job(kept[0].path(fold), fold):
+            for n in range(seeds):
+                train(n, only=fold)
         return None, False
-    kept.check_collected(len(fold_names(folds)))
-    results = train()
+    for one in kept:
+        one.check_collected(len(fold_names(folds)))
+    trained = [train(n) for n in range(seeds)]
+    results = kept_heads(trained, "best", settings.monitor)
+    if many:
+        for result in results:
+            files("head", own).keep(result)
     table, pooled = crossval.score(manifest, results)
     common: dict[str, Any] = {"settings": {}, "history": history}
     write_table(output / "folds.csv", make_header("folds", **common), folds)
     write_table(
         output / "predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results)
     )
+    if many:
+        write_table(output / "seeds.csv", make_header("seeds", **common), seeds_table(manifest, {"teacher": trained}))
     write_table(output / "metrics.csv", make_header("metrics", **common), table)
     write_curves(output / "curves.csv", make_header("curves", **common), results)
     header = make_header(
@@ -203,6 +219,8 @@ def train_teacher(
         attention_kind=results[0].fit.head.attention_kind,
         folds=len(results),
         encoder_saw_test_pixels=saw_test,
+        **header_of(seeds, "best", results),
+        site_probe=probe_of(manifest, lambda i: bags.all.once(i).features.mean(0).cpu().numpy()),
     )
     write_text(output / "teacher.json", json.dumps(sealed(header), indent=1, allow_nan=False) + "\n")
     return header, False

@@ -311,7 +311,7 @@ def test_an_encoder_where_a_model_is_wanted_and_the_other_way_round(chain, tmp_p
     check_failed(
         lrmil("predict", slide, "-m", chain.encoder, "-o", tmp_path / "p"),
         3,
-        "this is a encoder file, but a model file",
+        "this is an encoder file, but a model file",
         tmp_path,
     )
     check_failed(

@@ -54,6 +54,6 @@ def test_an_inbox(chain, cohort, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in out.glob("*.attention.csv")}
     again = start()
     assert answers(again, 3) == {one.stem: "skipped", two.stem: "skipped", "torn": "failed"}
-    again.send_signal(signal.SIGINT)
+    again.send_signal(signal.SIGTERM)
     assert again.communicate(timeout=30)[0] == "" and again.returncode == 130
     assert before == {p: p.stat().st_mtime_ns for p in out.glob("*.attention.csv")}

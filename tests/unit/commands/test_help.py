@@ -52,11 +52,15 @@ def test_examples_are_command_lines(command, line):
 
 
 def test_the_values_that_help_lists_are_those_that_are_taken():
+    from lrmil_cli.commands.cohort import BY_SITE
+    from lrmil_cli.commands.evaluate_external import PROFILES
     from lrmil_cli.commands.promises import COVERAGE_BY
     from lrmil_cli.commands.student_methods import OF_METHODS
     from lrmil_cli.distill.regions import REGION_ATTENTION
     from lrmil_cli.distill.settings import PRESETS
     from lrmil_cli.encoders.vit import EMBEDDINGS
+    from lrmil_cli.evaluation.checklists import CHECKLISTS
+    from lrmil_cli.evaluation.operating_point import INTERVALS
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.features import DTYPES
     from lrmil_cli.heads import build_head, head_names
@@ -66,6 +70,7 @@ def test_the_values_that_help_lists_are_those_that_are_taken():
     from lrmil_cli.selective.screening_images import SOURCES
     from lrmil_cli.slides.handles import READERS
     from lrmil_cli.training.recipes import RECIPES
+    from lrmil_cli.training.seeds import KEEP
 
     taken = {
         "method": OF_METHODS,
@@ -81,6 +86,11 @@ def test_the_values_that_help_lists_are_those_that_are_taken():
         "screen_source": SOURCES,
         "level": LEVELS,
         "coverage_by": COVERAGE_BY,
+        "by_site": BY_SITE,
+        "profile": PROFILES,
+        "share_interval": INTERVALS,
+        "checklist": CHECKLISTS,
+        "keep": KEEP,
         "head": [n for n in head_names() if build_head(n, 8, 2).takes == "bag"],
     }
     for name, words in taken.items():
@@ -90,8 +100,8 @@ def test_the_values_that_help_lists_are_those_that_are_taken():
 @pytest.mark.parametrize("name", sorted(set(CHOICES) - {"level", "origin"}))
 def test_other_values_are_refused(name, lrmil):
     """By whichever command has the option, before anything is read."""
-    command = next(c for c in ("tile", "distill-encoder", "train-teacher", "predict", "embed", "distill-student")
-                   if any(p.name == name for p in declared(COMMANDS[c])))  # fmt: skip
+    first = "tile distill-encoder train-teacher predict embed distill-student evaluate".split()
+    command = next(c for c in first if any(p.name == name for p in declared(COMMANDS[c])))
     assert all(word in lrmil(command, "--help").out for word in CHOICES[name])
 
 

@@ -161,7 +161,15 @@ def on_a_terminal(args, *, out=subprocess.PIPE, until=None):
 
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "", "LINES": ""}
-    process = subprocess.Popen([sys.executable, "-m", *args], stderr=theirs, stdout=out, text=True, env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *args],
+        stderr=theirs,
+        stdout=out,
+        text=True,
+        env=env,
+        # A test run in the background of a shell inherits "ignore SIGINT", and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     seen = b""
     while True:

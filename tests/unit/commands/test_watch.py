@@ -154,9 +154,11 @@ def test_slides_of_one_id_and_a_share_that_is_away(inbox, capsys):
     ],
 )
 def test_what_cannot_be_meant(lrmil, tmp_path, args, says):
-    said = lrmil("predict", tmp_path, "-m", "m.safetensors", "-o", tmp_path, *args)
+    model = tmp_path / "m.safetensors"
+    model.touch()
+    said = lrmil("predict", tmp_path, "-m", model, "-o", tmp_path, *args)
     assert said.code == 2 and says in said.err
-    said = lrmil("predict", tmp_path / "none", "-m", "m.safetensors", "-o", tmp_path, "--watch")
+    said = lrmil("predict", tmp_path / "none", "-m", model, "-o", tmp_path, "--watch")
     assert said.code == 3 and "no such folder" in said.err
 
 

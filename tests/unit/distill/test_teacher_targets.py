@@ -122,11 +122,11 @@ def test_hard_feature_without_projection_gives_the_head_no_gradient():
         build_head("abmil", 7, 2).eval(), Bag(torch.randn(20, 7)), torch.arange(20) % 10, 10, DistillSettings()
     )
     settings = DistillSettings(lambda_bag=0, lambda_soft=0, lambda_hard=1, hard="feature")
-    terms = terms_of_fold({0: t}, settings, 0)(0, pupil(torch.randn(10, 7)))
+    terms = terms_of_fold({0: t}, settings, 0)([0], [pupil(torch.randn(10, 7))])
     terms["hard"][1].backward()
     assert all(p.grad is None or not p.grad.abs().sum() for p in pupil.parameters())
     projected = build_head("abmil", 7, 2, {"embed_dim": 5})
-    terms_of_fold({0: t}, settings, 0)(0, projected(torch.randn(10, 7)))["hard"][1].backward()
+    terms_of_fold({0: t}, settings, 0)([0], [projected(torch.randn(10, 7))])["hard"][1].backward()
     assert projected.project[0].weight.grad.abs().sum() > 0
 
 

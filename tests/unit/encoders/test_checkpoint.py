@@ -270,7 +270,7 @@ def nobody_there(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "advice"),
     [
-        ("uni", r"https://huggingface.co/MahmoodLab/uni elsewhere and give them as uni@FILE"),
+        ("uni", r"https://huggingface.co/MahmoodLab/uni elsewhere and give --encoder uni@FILE"),
         ("conch", r"conch@pytorch_model.bin"),
         ("hf-hub:some/page", "local-dir:PATH"),
         ("vit_tiny_patch16_224", r"huggingface.co/timm/vit_tiny_patch16_224\S* elsewhere .* vit_tiny_patch16_224@FILE"),

@@ -169,7 +169,7 @@ def test_tensor_files_say_what_they_are(tmp_path):
     save_tensors(path, {"a": torch.arange(4.0)}, make_header("encoder", settings={}, history=[step("x", {}, {})]))
     header, tensors = load_tensors(path, "encoder")
     assert header["kind"] == "encoder" and tensors["a"].tolist() == [0, 1, 2, 3]
-    with pytest.raises(InputError, match="this is a encoder file, but a model file"):
+    with pytest.raises(InputError, match="this is an encoder file, but a model file"):
         load_tensors(path, "model")
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(InputError, match="damaged"):

@@ -221,7 +221,7 @@ LABELS = (
     labels=st.lists(LABELS, min_size=1, max_size=8),
     separator=st.sampled_from(",;\t"),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
-    extra=st.sampled_from([[], ["age"], ["note", "site"]]),
+    extra=st.sampled_from([[], ["age"], ["note", "ward"]]),
 )
 def test_what_was_written_is_read_or_refused_by_its_spelling(tmp_path_factory, labels, separator, encoding, extra):
     """Whatever writer made it: a table comes back label for label."""
@@ -267,3 +267,12 @@ def test_a_manifest_is_refused_for_the_first_of_what_a_survey_finds(tmp_path_fac
     with pytest.raises(InputError) as refused:
         read_manifest(path, **asked)
     assert str(refused.value) == f"{path}: {told[0].text}"
+
+
+def test_sites_are_those_of_the_column_else_of_tcga(tmp_path):
+    m = manifest(tmp_path, "slide,label,Centre\na.svs,x,Basel\nTCGA-AB-1234-01.svs,y,\nc.svs,x,Bern\n")
+    assert [e.site for e in m] == ["Basel", None, "Bern"] and m.sites_from == "column"
+    assert "2 sites, 1 slide of unknown sites" in m.understood()
+    m = manifest(tmp_path, "slide,label\nTCGA-AB-1234-01.svs,x\nTCGA-CD-1234-01.svs,y\nc.svs,x\n")
+    assert [e.site for e in m] == ["AB", "CD", None] and "2 sites by their TCGA ids" in m.understood()
+    assert manifest(tmp_path, "slide,label\na.svs,x\n").sites_from is None

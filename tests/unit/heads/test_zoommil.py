@@ -11,6 +11,7 @@ from lrmil_cli.heads.checkpoint import load_head, save_head
 from lrmil_cli.heads.topk import perturbed_topk, top_rows
 from lrmil_cli.heads.zoommil import gather_children
 from lrmil_cli.training.loop import TrainSettings, fit_head, predict_bags
+from lrmil_cli.training.objectives import Classes
 
 SMALL = {"embed_dim": 16, "hidden": 8, "k": 3, "dropout": 0.0}
 
@@ -181,8 +182,8 @@ def test_it_learns_what_only_the_children_show():
         labels.append(label)
     torch.manual_seed(0)
     head = build_head("zoommil", 16, 2, {"embed_dim": 32, "hidden": 16, "k": 4})
-    fit = fit_head(head, bags, labels, range(80), range(80, 100), TrainSettings(lr=2e-3, epochs=8))
-    assert auc(np.array(labels[100:]), predict_bags(fit.head, bags, range(100, len(bags)))) >= 0.95
+    fit = fit_head(head, bags, Classes(labels, 2), range(80), range(80, 100), TrainSettings(lr=2e-3, epochs=8))
+    assert auc(np.array(labels[100:]), predict_bags(fit.head, bags, Classes(labels, 2), range(100, len(bags)))) >= 0.95
 
 
 def test_blended_training_equals_kronecker_and_loops():

@@ -5,6 +5,7 @@ import torch
 
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.loop import TrainSettings, fit_head, settings_of
+from lrmil_cli.training.objectives import Classes
 from lrmil_cli.training.optimizers import head_optimizer, look_ahead
 
 
@@ -47,7 +48,7 @@ def test_a_step_over_two_bags_is_one_of_their_mean(monkeypatch):
 
     order = [0, 1, 2, 3, 4]  # the fifth is alone in the last step
     monkeypatch.setattr(loop, "draw_order", lambda *_: order)
-    fit_head(first, bags, labels, order, [5], TrainSettings(lr=1e-2, epochs=1, accumulate=2))
+    fit_head(first, bags, Classes(labels, 2), order, [5], TrainSettings(lr=1e-2, epochs=1, accumulate=2))
     second = build_head("abmil", 6, 2)
     second.load_state_dict(start)
     optimizer = torch.optim.Adam(second.parameters(), lr=1e-2)
@@ -80,7 +81,7 @@ def test_dtfd_clips_each_part_by_itself(monkeypatch):
         norms.append((len(part), limit, before))
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-    fit_head(head, [Bag(torch.randn(9, 6))] * 2, [0, 1], [0], [1], TrainSettings(epochs=1, clip=5.0))
+    fit_head(head, [Bag(torch.randn(9, 6))] * 2, Classes([0, 1], 2), [0], [1], TrainSettings(epochs=1, clip=5.0))
     assert [(n, limit) for n, limit, _ in norms] == [(1, 5.0), (6, 5.0), (2, 5.0), (8, 5.0)]
     assert all(norm > 0 for *_, norm in norms)
     assert [len(part) for part in build_head("abmil", 6, 2).clipped_parts()] == [6]

@@ -16,6 +16,7 @@ from lrmil_cli.files.features import BagFile, open_features, write_features
 from lrmil_cli.heads import Bag, PyramidBag, build_head
 from lrmil_cli.training.bags import stored_bags
 from lrmil_cli.training.loop import TrainSettings, fit_head
+from lrmil_cli.training.objectives import Classes
 from lrmil_cli.training.streamed import Room, Streamed, in_order
 from tests.unit.files.test_files import features_header
 
@@ -44,7 +45,7 @@ def test_training_on_bags_from_disk_is_training_on_bags_in_memory(files, room):
 
     def fitted(bags):
         torch.manual_seed(0)
-        return fit_head(build_head("abmil", 3, 2, {"hidden": 4}), bags, labels, range(5), [5, 6], settings)
+        return fit_head(build_head("abmil", 3, 2, {"hidden": 4}), bags, Classes(labels, 2), range(5), [5, 6], settings)
 
     streamed = stored_bags(files, CPU, Room(0, room)).all
     one, two = fitted(in_memory(files)), fitted(streamed)

@@ -16,6 +16,7 @@ from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, check_patients, encoder_leak
 from lrmil_cli.training.loop import TrainSettings, class_weights, draw_order, fit_head
+from lrmil_cli.training.objectives import Classes
 
 
 def make_manifest(tmp, labels, patients=None, split=None, **columns):
@@ -156,7 +157,12 @@ def test_leaks_go_by_patient():
 def test_selection_takes_the_best_validation_epoch_and_stops():
     bags, labels = bags_with_signal()
     fit = fit_head(
-        build_head("abmil", 6, 2), bags, labels, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=60, patience=3)
+        build_head("abmil", 6, 2),
+        bags,
+        Classes(labels, 2),
+        range(16),
+        range(16, 24),
+        TrainSettings(lr=1e-2, epochs=60, patience=3),
     )
     keys = [((r["val_auc"] or 0.0), -r["val_ce"]) for r in fit.curves]
     assert fit.best_epoch == 1 + max(range(len(keys)), key=lambda i: keys[i])
@@ -167,7 +173,7 @@ def test_selection_takes_the_best_validation_epoch_and_stops():
 def test_training_is_reproducible_and_test_bags_do_not_matter():
     bags, labels = bags_with_signal()
     settings = TrainSettings(lr=1e-3, epochs=3)
-    run = lambda b: fit_head(build_fixed(), b, labels, range(12), range(12, 18), settings)  # noqa: E731
+    run = lambda b: fit_head(build_fixed(), b, Classes(labels, 2), range(12), range(12, 18), settings)  # noqa: E731
     first = run(bags)
     changed = bags[:18] + [Bag(torch.full((3, 6), 99.0))] * 6  # slides 18.. are test
     second = run(changed)
@@ -182,7 +188,7 @@ def build_fixed():
 
 def test_undefined_validation_auc_falls_back_to_cross_entropy():
     bags, labels = bags_with_signal()
-    fit = fit_head(build_head("abmil", 6, 2), bags, labels, range(12), [12, 14], TrainSettings(epochs=5))
+    fit = fit_head(build_head("abmil", 6, 2), bags, Classes(labels, 2), range(12), [12, 14], TrainSettings(epochs=5))
     assert all(r["val_auc"] is None for r in fit.curves)
     assert fit.best_epoch == 1 + int(np.argmin([r["val_ce"] for r in fit.curves]))
 
@@ -237,7 +243,7 @@ def test_schedules_stopping_and_selection():
     assert cosine[0] == 1 and cosine[-1] == pytest.approx(0.05) and cosine == sorted(cosine, reverse=True)
     bags, labels = bags_with_signal()
     fit = lambda **s: fit_head(
-        build_fixed(), bags, labels, range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=30, **s)
+        build_fixed(), bags, Classes(labels, 2), range(16), range(16, 24), TrainSettings(lr=1e-2, epochs=30, **s)
     )  # noqa: E731
     assert len(fit(patience=1, min_epochs=12).curves) >= 12
     late = fit(patience=30, select_from=25)
@@ -249,7 +255,7 @@ def test_schedules_stopping_and_selection():
     plateau = fit_head(
         build_fixed(),
         bags,
-        wrong,
+        Classes(wrong, 2),
         range(16),
         range(16, 24),
         TrainSettings(lr=1e-2, epochs=30, patience=30, schedule="plateau"),
@@ -269,5 +275,5 @@ def test_clipping_limits_the_step(monkeypatch):
     seen = []
     inner = torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, limit: seen.append(limit) or inner(p, limit))
-    fit_head(build_fixed(), bags, labels, range(4), range(16, 24), TrainSettings(epochs=1, clip=5.0))
+    fit_head(build_fixed(), bags, Classes(labels, 2), range(4), range(16, 24), TrainSettings(epochs=1, clip=5.0))
     assert seen == [5.0] * 4

@@ -1,0 +1,96 @@
+"""What a model was trained on, in numbers, for its header and card: counts, and what the features look like; no name of
+a slide, no patient."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lrmil_cli.evaluation.site_probe import probes
+from lrmil_cli.evaluation.unlike_training import describe_training
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.training.folds import fold_names, members
+
+
+def data_of(manifest: Manifest, folds: pd.DataFrame, headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``data`` of a model's header: counts of slides, patients, classes, sites and scanners, and um/px of the slides;
+    ``sites_apart``: whether no fold has a site both in its test part and in the rest, None where sites are not known.
+
+    Args:
+        headers: of the feature files of the slides, in the order of the manifest.
+    """
+    about = [h.get("slide") or {} for h in headers]
+    known = sorted(float(a["mpp"]) for a in about if a.get("mpp"))
+    sites = Counter(e.site for e in manifest if e.site is not None)
+    return {
+        "slides": len(manifest),
+        "patients": len({e.patient_id for e in manifest}),
+        "classes": {
+            c: {"slides": sum(e.label == c for e in manifest), "patients": len(own)}
+            for c in manifest.classes
+            for own in [{e.patient_id for e in manifest if e.label == c}]
+        },
+        "sites": dict(sites.most_common()) or None,
+        "sites_from": manifest.sites_from,
+        "sites_apart": _sites_apart(manifest, folds) if sites else None,
+        "scanners": dict(Counter(str(a.get("vendor") or "unknown") for a in about).most_common()),
+        "mpp": [known[0], float(np.median(known)), known[-1]] if known else None,
+    }
+
+
+def _sites_apart(manifest: Manifest, folds: pd.DataFrame) -> bool:
+    site = {e.slide_id: e.site for e in manifest}
+    if None in site.values():
+        return False
+    for name in fold_names(folds):
+        own = members(folds, name)
+        if {site[s] for s in own["test"]} & {site[s] for s in (*own["train"], *own["val"])}:
+            return False
+    return True
+
+
+def looks_of(
+    manifest: Manifest,
+    folds: pd.DataFrame,
+    features: Callable[[int], np.ndarray],
+    of_folds: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """``training_features`` and ``site_probe`` of a header (evaluation/README 13 and 15); each slide is read once.
+
+    Args:
+        features: of a slide by its index in the manifest, [N, D].
+        of_folds: numbers, from 1, of the folds that these features are for; None for all.
+    """
+    at = {e.slide_id: i for i, e in enumerate(manifest)}
+    means: dict[int, np.ndarray] = {}
+
+    def noted(index: int) -> np.ndarray:
+        own = features(index)
+        means[index] = own.mean(0, dtype=np.float64)
+        return own
+
+    parts = [members(folds, name) for k, name in enumerate(fold_names(folds), 1) if of_folds is None or k in of_folds]
+    split = [([at[s] for s in p["train"]], [at[s] for s in (*p["val"], *p["test"])]) for p in parts]
+    found = {"training_features": describe_training(noted, split)}
+    return {**found, "site_probe": probe_of(manifest, lambda i: means[i] if i in means else noted(i).mean(0))}
+
+
+def probe_of(manifest: Manifest, mean: Callable[[int], np.ndarray]) -> dict[str, Any] | None:
+    """``site_probe`` of a header: do slide means tell the site, and the label; None where fewer than two are known.
+
+    Args:
+        mean: feature of a slide by its index in the manifest, [D].
+    """
+    entries = list(manifest)
+    if len({e.site for e in entries if e.site is not None}) < 2:
+        return None
+    return probes(
+        np.stack([mean(i) for i in range(len(entries))]),
+        [e.site for e in entries],
+        [str(e.label) for e in entries],
+        [e.patient_id for e in entries],
+    )

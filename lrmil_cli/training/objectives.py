@@ -1,0 +1,198 @@
+"""What a head is trained for: the loss of a step, and what validation is judged by (training/README 3.2).
+
+One class a task, of one interface; the loop knows no task. The mathematics is in ``targets/``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrmil_cli.evaluation.metrics import auc
+from lrmil_cli.evaluation.survival import Followed, harrell_c
+from lrmil_cli.heads import MILHead, MILOutput
+from lrmil_cli.targets.regression import RegressionLoss, Scale, regression_loss
+from lrmil_cli.targets.survival import (
+    RISK_SET,
+    cox_loss,
+    hazard_loss,
+    interval_of,
+    risk_of,
+    risk_sets,
+    survival_curve,
+)
+
+#: ``{name: (weight, loss)}``.
+Terms = dict[str, tuple[float, Tensor]]
+
+
+class Objective(ABC):
+    """A task with the targets of all slides.
+
+    Attributes:
+        outputs: numbers that a head gives.
+        watched: columns of the curves that validation is judged by, and what to call them; the first is the loss.
+    """
+
+    outputs: int
+    watched: dict[str, str]
+
+    @property
+    def strata(self) -> np.ndarray | None:
+        """int [n], of which balanced sampling draws equal shares; None where there are no classes."""
+        return None
+
+    def steps(self, order: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
+        """The bags of an epoch, together where a loss needs several."""
+        return [[i] for i in order]
+
+    @abstractmethod
+    def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
+        """Supervised losses of a step: what the head says of the slides ``index``."""
+
+    @abstractmethod
+    def said(self, out: MILOutput) -> np.ndarray:
+        """What an output says, float64 [K]: probabilities, a number, or a survival curve or log risk."""
+
+    @abstractmethod
+    def judged(self, said: np.ndarray, index: Sequence[int]) -> dict[str, float | None]:
+        """The columns :attr:`watched` of some slides, from ``said`` [n, K]."""
+
+    def score(self, row: dict[str, Any], monitor: str) -> tuple[float, float]:
+        """Of a row of curves; the best epoch has the highest, and among equals the lower loss.
+
+        Args:
+            monitor: "loss" for the loss alone.
+        """
+        loss, *other = (row[name] for name in self.watched)
+        return (other[0] if other and other[0] is not None and monitor != "loss" else 0.0), -loss
+
+
+class Classes(Objective):
+    """Classification: the head's own loss, cross-entropy and AUC."""
+
+    watched = {"val_ce": "validation cross-entropy", "val_auc": "validation AUC"}
+
+    def __init__(self, labels: Sequence[int], classes: int, weights: Tensor | None = None):
+        """Class index of every slide, and perhaps weights [C] of the classes."""
+        self.labels, self.outputs, self.weights = list(labels), classes, weights
+
+    @property
+    def strata(self) -> np.ndarray:
+        return np.asarray(self.labels)
+
+    def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
+        (i,), (out,) = index, outs
+        device = out.logits.device
+        weights = None if self.weights is None else self.weights.to(device)
+        return head.loss_terms(out, torch.tensor(self.labels[i], device=device), weights)
+
+    def said(self, out: MILOutput) -> np.ndarray:
+        return torch.softmax(_double(out.logits), 0).numpy()
+
+    def judged(self, said: np.ndarray, index: Sequence[int]) -> dict[str, float | None]:
+        truth = np.array([self.labels[i] for i in index])
+        picked = np.clip(said[np.arange(len(truth)), truth], 1e-12, 1)
+        return {"val_ce": float(-np.log(picked).mean()), "val_auc": auc(truth, said)}
+
+
+class Numbers(Objective):
+    """Regression (targets/README 2): one output, in standard deviations of the training slides."""
+
+    watched = {"val_loss": "validation loss"}
+    outputs = 1
+
+    def __init__(self, values: Sequence[float], scale: Scale, loss: RegressionLoss = "huber"):
+        """The number of every slide in its own unit."""
+        self.values, self.scale, self.loss = np.asarray(values, float), scale, loss
+        self._targets = torch.as_tensor(scale.standardised(self.values), dtype=torch.float32)
+
+    def _loss(self, i: int, output: Tensor) -> Tensor:
+        return regression_loss(output, self._targets[i].to(output.device), self.loss)
+
+    def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
+        return head.target_terms(outs[0], self._loss(index[0], outs[0].logits))
+
+    def said(self, out: MILOutput) -> np.ndarray:
+        return self.scale.own_unit(_double(out.logits).numpy())
+
+    def judged(self, said: np.ndarray, index: Sequence[int]) -> dict[str, float | None]:
+        own = torch.as_tensor(self.scale.standardised(said), dtype=torch.float32)
+        return {"val_loss": float(np.mean([float(self._loss(i, p)) for i, p in zip(index, own)]))}
+
+
+class Hazards(Objective):
+    """Survival by discrete hazards (targets/README 3): an output an interval of time."""
+
+    watched = {"val_nll": "validation negative log likelihood", "val_c": "validation C-index"}
+
+    def __init__(self, times: Sequence[float], events: Sequence[float], borders: np.ndarray):
+        """Time and event of every slide; the borders [B - 1] of the fold."""
+        self.times, self.events = np.asarray(times, float), np.asarray(events, float) == 1
+        self.interval, self.outputs = interval_of(self.times, borders), len(borders) + 1
+
+    def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
+        (i,), (out,) = index, outs
+        return head.target_terms(out, hazard_loss(out.logits, int(self.interval[i]), bool(self.events[i])))
+
+    def said(self, out: MILOutput) -> np.ndarray:
+        return survival_curve(_double(out.logits).numpy())
+
+    def judged(self, said: np.ndarray, index: Sequence[int]) -> dict[str, float | None]:
+        rows, own = np.arange(len(said)), self.interval[list(index)]
+        before = np.concatenate([np.ones((len(said), 1)), said[:, :-1]], axis=1)[rows, own]
+        chance = np.where(self.events[list(index)], before - said[rows, own], said[rows, own])
+        return {
+            "val_nll": float(-np.log(np.clip(chance, 1e-12, 1)).mean()),
+            "val_c": harrell_c(_followed(self.times, self.events, risk_of(said), index)),
+        }
+
+
+class CoxRisks(Objective):
+    """Survival by Cox's partial likelihood over risk sets (targets/README 4): a log risk."""
+
+    watched = {"val_loss": "validation partial likelihood", "val_c": "validation C-index"}
+    outputs = 1
+
+    def __init__(self, times: Sequence[float], events: Sequence[float], size: int = RISK_SET):
+        """Time and event of every slide; ``size``: bags of a risk set."""
+        self.times, self.events, self.size = np.asarray(times, float), np.asarray(events, float) == 1, size
+
+    def steps(self, order: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
+        return risk_sets(self.events, order, self.size, rng)
+
+    def _loss(self, risks: Tensor, index: Sequence[int]) -> Tensor:
+        times, events = (torch.as_tensor(v[list(index)], device=risks.device) for v in (self.times, self.events))
+        return cox_loss(risks, times, events)
+
+    def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
+        loss = self._loss(torch.cat([out.logits for out in outs]), index)
+        own = [head.target_terms(out, loss) for out in outs]
+        return {name: (own[0][name][0], _mean([terms[name][1] for terms in own])) for name in own[0]}
+
+    def said(self, out: MILOutput) -> np.ndarray:
+        return _double(out.logits).numpy()
+
+    def judged(self, said: np.ndarray, index: Sequence[int]) -> dict[str, float | None]:
+        return {
+            "val_loss": float(self._loss(torch.from_numpy(said[:, 0]), index)),
+            "val_c": harrell_c(_followed(self.times, self.events, said[:, 0], index)),
+        }
+
+
+def _followed(times: np.ndarray, events: np.ndarray, risks: np.ndarray, index: Sequence[int]) -> Followed:
+    rows = list(index)
+    return Followed(times[rows], events[rows], risks, np.asarray(rows).astype(str))
+
+
+def _mean(losses: Sequence[Tensor]) -> Tensor:
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
+
+
+def _double(logits: Tensor) -> Tensor:
+    return logits.detach().cpu().double()  # an Apple GPU knows no float64
