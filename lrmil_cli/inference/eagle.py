@@ -14,7 +14,7 @@ from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.heads import Bag
-from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds, unlike_record
 from lrmil_cli.inference.record import attention_rows
 from lrmil_cli.inference.torch_predictor import TorchPredictor, ensemble_bags, stacked
 from lrmil_cli.matching.children import Children, find_children
@@ -99,6 +99,7 @@ class EaglePredictor(TorchPredictor):
                 "candidates": len(found.parent),
                 "bad_tiles": len(bad) + len(hr_bad),
                 "runtime": "torch",
+                **unlike_record(self.header, self.path, features[0][rows]),
             },
             {"hr": attention_rows(hr_boxes[good], np.full(len(good), 1 / len(good)))},
         )

@@ -30,8 +30,9 @@ from lrmil_cli.selective.picked_tiles import pick_tiles
 from lrmil_cli.selective.train_zoommil import Result, features_of
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.cohort_record import data_of
+from lrmil_cli.training.cohort_record import data_of, looks_of
 from lrmil_cli.training.crossval import HeadSpec
+from lrmil_cli.training.fixture import add_fixture, painted
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, folds_like
 from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
@@ -163,6 +164,9 @@ def train_eagle(
     rows, pooled = crossval.score(manifest, results)
     history = [step("distill-student", own, inputs)]
     rest, about = picker_parts(chooser)
+    # What slides look like is what the picker's first encoder sees, to the folds that read it.
+    of_first = [k for k, own in enumerate(_heads_of(chooser), 1) if chooser.encoder_of[own[0]] == 0]
+    first = low[0].all
     header = make_header(
         "model",
         settings={k: v for k, v in own.items() if k != "folds"},
@@ -178,6 +182,7 @@ def train_eagle(
         attention_kind=chooser.header["attention_kind"],
         calibration=crossval.calibration(results),
         calibration_patients=crossval.conformal(manifest, results),
+        **looks_of(manifest, table, lambda i: first.once(i).features.cpu().numpy(), of_first),
         data=data_of(manifest, table, low[0].headers),
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         license=" and ".join(dict.fromkeys(e.info.license for e in (loaded, *chooser.encoders))),
@@ -189,7 +194,9 @@ def train_eagle(
     write_table(f"{stem}.predictions.csv", make_header("predictions", **common), predictions)
     write_table(f"{stem}.metrics.csv", make_header("metrics", **common), rows)
     write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
-    save_model(output, header, [loaded], [r.fit.head for r in results], [0] * len(results), rest)
+    classifiers, of = [r.fit.head for r in results], [0] * len(results)
+    rest |= add_fixture(header, [loaded], classifiers, of, painted(hr_tiles["tile_px"]))
+    save_model(output, header, [loaded], classifiers, of, rest)
     return Result(False, pooled, crossval.summary("eagle", rows, len(results)))
 
 

@@ -90,6 +90,7 @@ def test_again_is_up_to_date_and_the_picker_is_in_the_file(chain, model, lrmil):
     said = lrmil(*train(chain, model))
     assert said.code == 0 and "up to date" in said.err
     header = read_tensor_header(model, "model")
+    assert lrmil("verify", model).code == 0
     assert header["method"] == "eagle" and header["picker"]["encoders"][0]["name"] == chain.encoder.name
 
 
