@@ -32,8 +32,8 @@ from lrmil_cli.units import duration
 
 #: Slides that are looked at, at most; of more the tiles are extrapolated.
 LOOKED_AT = 24
-#: Bytes a row of a table of tiles, pairs or attention, about, and of a tile on the map.
-ROW, MAP_TILE = 60, 25
+#: Bytes a row of a table of tiles, pairs or attention, about, of a tile on the map, and of the page of a slide.
+ROW, MAP_TILE, PAGE = 60, 25, 1_500_000
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def stored(settings: Settings, steps: Sequence[Step], tiles: Tiles, high: Encode
         "distill-student": dtype["distill-student"] * low.embed_dim * tiles.lr * (encoders + 1) + encoders * weights,
         "predict": ROW * tiles.lr,
         "export-geojson": MAP_TILE * tiles.lr,
+        "report": PAGE * tiles.slides,
     }
 
 

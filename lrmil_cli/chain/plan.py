@@ -22,6 +22,7 @@ COMMANDS = {
     "distill-student": "distill-student",
     "predict": "predict",
     "export-geojson": "export-geojson",
+    "report": "report",
 }
 _TILE = ("tile-lr", "tile-hr")
 _TRAIN = ("train-teacher", "distill-encoder", "distill-student")
@@ -150,6 +151,7 @@ def chain_steps(settings: Settings, out: Path, folds: int, overwrite: bool = Fal
         step("distill-student", [cohort], trained, model),
         step("predict", [slides], {"model": model}, results),
         step("export-geojson", [results], {}, results),
+        step("report", [results], {}, results, "index.html"),
     ]
 
 

@@ -22,7 +22,7 @@ from lrmil_cli.training.folds import fold_names, make_folds
 #: Steps after which all tiles are there.
 TILED = 2
 #: Columns of a table that may be empty.
-OF_A_SLIDE = ("mpp", "mask", "roi", "min_tissue", "site")
+OF_A_SLIDE = ("mpp", "mask", "roi", "min_tissue", "site", "organ", "stain")
 
 
 def count_folds(manifest: Manifest, settings: Settings) -> int:

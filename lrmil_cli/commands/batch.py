@@ -153,7 +153,7 @@ def run_batch(
     try:
         with phase(doing, len(items), "slide") as told:
             for item, finish in zip(items, turns(work, items, ahead)):
-                told.item = item.slide_id
+                told.item = item.slide_id if item.slide_id != "-" else ""
                 done = settle(command, item, finish, report, alone=len(items) == 1)
                 told.advance(idle=isinstance(done, Outcome) and done.status == "skipped")
                 if isinstance(done, Outcome):

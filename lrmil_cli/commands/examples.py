@@ -22,7 +22,7 @@ EXAMPLES = {
     ),
     "predict": (
         "predict slide.svs -m model.safetensors -o results --geojson results",
-        "predict slides/ -m model.safetensors -o results --report",
+        "predict slides/ -m subtype.safetensors -m grade.safetensors -o results --report",
     ),
     "report": ("report results", "report results --slides slides/ --top-tiles tiles -o pages"),
     "export-geojson": (

@@ -24,10 +24,10 @@ from lrmil_cli.commands.wrong_usage import WORDS, check_dashes
 PANELS = {
     "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
     "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
-    "Output": "output pages top_tiles thumbnail overlay geojson png json overwrite dry_run fail_fast lr_features cache "
-    "no_onnx no_fixture plot audit card statement",
+    "Output": "output pages top_tiles thumbnail overlay geojson png format dpi json overwrite dry_run fail_fast "
+    "lr_features cache no_onnx no_fixture plot audit card statement",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
-    "Map for QuPath": "style top threshold colormap",
+    "Map for QuPath": "style top threshold colormap fine",
     "Method": "method student preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline "
     "also_encoder crossfit init",
     "Labels": "label drop_missing classes class_map",
@@ -59,6 +59,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "runtime": ("auto", "torch", "onnx", "onnx-int8"),
     "origin": ("auto", "bounds", "full"),
     "style": ("tiles", "regions", "both"),
+    "format": ("png", "svg", "pdf"),
     "colormap": ("viridis", "magma", "inferno", "plasma", "cividis", "gray"),
     "on_bad_tile": ("fail", "skip"),
     "on_bad_slide": ("fail", "skip"),

@@ -30,8 +30,9 @@ _depth = 0
 
 def tell(text: str, *, show: bool = True, wrapped: bool = True) -> None:
     """A message on stderr, and in the logs that are kept; these have those too that are not shown."""
+    text = indent(text, "  " * max(0, _depth - 1))
     if show:
-        screen.show(indent(text, "  " * max(0, _depth - 1)), wrapped=wrapped)
+        screen.show(text, wrapped=wrapped)
     for log in list(_logs):
         _note(log, text)
 
@@ -51,7 +52,7 @@ def speaking(command: str, *, still: bool = False) -> Iterator[None]:
     """A command runs meanwhile: how far it is is told, and what it says as a step of another stands under that.
 
     Args:
-        still: no line moves, because a table goes to the same terminal.
+        still: no line moves, because others write to the same terminal.
     """
     global _depth
     _depth += 1

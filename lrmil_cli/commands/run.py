@@ -109,8 +109,8 @@ def run(
         seconds = run_chain("lrmil run", settings, out, manifest, step, report.say, overwrite=overwrite)
         report.end(
             f"\n{out / 'model.receipt.html'}: what distillation bought, on held-out slides\n"
-            f"{out / 'results'}: what the model says of all slides, also of those it was trained on\n"
+            f"{out / 'results' / 'index.html'}: what the model says of all slides, also of those it was trained on\n"
             f"{out / 'run.toml'}: repeats this run; {out / 'log.txt'}: what the steps said",
-            ["report", str(out / "results")],
+            ["predict", "new-slide.svs", "-m", str(out / "model.safetensors"), "-o", "results", "--report"],
         )
     report.result({"command": "run", "status": "ok", "output": output, "seconds": seconds})

@@ -251,7 +251,7 @@ def run(
     plot_curves(
         path.with_suffix(".png"),
         curves,
-        [("validation loss", ["val_loss", "train_loss"]), ("cosine to the HR class token", cosines)],
+        [("loss on tiles", ["val_loss", "train_loss"]), ("likeness to what 20x shows (cosine), validation", cosines)],
         {cohort.fold or 0: result.best_epoch},
     )
     save_encoder(output, result.encoder, history, own)  # last: it marks the run as complete

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrmil_cli.distill.disagreement import draw_disagreement
 from lrmil_cli.distill.settings import DistillSettings, preset_warning
 from lrmil_cli.distill.student_cohort import OtherSide, StudentCohort, all_inputs, fold_files, slides_of
 from lrmil_cli.distill.student_encoders import (
@@ -29,7 +30,8 @@ from lrmil_cli.distill.student_files import Student, agreement_table, costs, wri
 from lrmil_cli.distill.student_runs import train_runs
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.errors import UsageError
-from lrmil_cli.evaluation.receipt import existing_receipt, write_receipt
+from lrmil_cli.evaluation.receipt import DISAGREEMENT, existing_receipt, write_receipt
+from lrmil_cli.files.atomic import remove
 from lrmil_cli.files.header import digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
@@ -315,6 +317,19 @@ def _write(
     agreement = None
     if guide is not None and high is not None:
         agreement = agreement_table(guide, students, high, cohort.ids, distill, device)
+        draw_disagreement(
+            output.with_name(output.stem + DISAGREEMENT),
+            guide,
+            students["distilled"],
+            high,
+            cohort.ids,
+            [str(e.label) for e in manifest],
+            cohort.tiles,
+            distill.region_attention,
+            device,
+        )
+    else:
+        remove(output.with_name(output.stem + DISAGREEMENT))  # of an earlier run
     write_beside(output, history, manifest, students, guide, agreement, metrics)
     heads, of = [r.fit.head for r in results], [encoders.of_fold[r.fold - 1] for r in results]
     rest = add_fixture(header, encoders.all, heads, of, shown)

@@ -35,7 +35,7 @@ from lrmil_cli.evaluation.receipt_page import receipt_blocks
 from lrmil_cli.evaluation.scores import Cases, Score, at_level, differences, majority, metric_table
 from lrmil_cli.evaluation.seed_spread import seed_spread
 from lrmil_cli.files.atomic import write_bytes, write_text
-from lrmil_cli.files.header import last_digest
+from lrmil_cli.files.header import last_digest, step
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.progress import phase
@@ -50,6 +50,8 @@ FILES = {
     "also": ".also.predictions.csv",
     "distilled": ".predictions.csv",
 }
+#: The picture of the slides where teacher and student disagree most.
+DISAGREEMENT = ".disagreement.png"
 #: What each seed said, of models that were trained with several.
 SEEDS = ".seeds.csv"
 COMPARISONS = (("distilled", "lr_only"), ("distilled", "also"), ("distilled", "teacher"), ("lr_only", "teacher"))
@@ -144,6 +146,10 @@ def build_receipt(
         "agreement": _agreement(model),
         "encoder_saw_test_pixels": header["encoder_saw_test_pixels"],
         "bootstrap": {"draws": draws, "seed": seed, "level": 0.95},
+        "trained": {
+            **{k: header["history"][-1].get(k) for k in ("date", "lrmil")},
+            "seed": header["settings"].get("seed"),
+        },
     }
     return receipt, [(titles[n], c) for n, c in judged.items()]
 
@@ -162,16 +168,27 @@ def write_receipt(
     with phase("receipt"):
         receipt, cases = build_receipt(model, level=level, draws=draws, seed=seed)
     stem = str(output) if output is not None else str(_beside(Path(model), ".receipt"))
-    picture = evaluation_picture(cases, receipt["classes"])
-    blocks = receipt_blocks(
-        receipt, Picture(picture, "ROC, calibration and confusion matrices of the models", Path(stem).name + ".png")
-    )
+    picture = evaluation_picture(cases, receipt["classes"], draws=draws, seed=seed)
+    about = "ROC, calibration and confusion matrices of the models"
+    shown = Picture(picture, about, Path(stem).name + ".png")
+    apart = _disagreement(Path(model))
+    if apart is not None and Path(stem).parent != Path(model).parent:  # the Markdown page names it
+        write_bytes(Path(stem).parent / apart.name, apart.png)
+    blocks = receipt_blocks(receipt, shown, apart, step("receipt", {}, {}))
     title = f"What distillation bought: {receipt['model']}"
     write_bytes(f"{stem}.png", picture)
     write_text(f"{stem}.md", to_markdown(title, blocks))
     write_text(f"{stem}.html", to_html(title, blocks))
     write_text(f"{stem}.json", json.dumps(receipt, indent=1, allow_nan=False) + "\n")
     return receipt
+
+
+def _disagreement(model: Path) -> Picture | None:
+    """The picture of the slides where teacher and student disagree most, if the training left one."""
+    path = _beside(model, DISAGREEMENT)
+    if not path.exists():
+        return None
+    return Picture(path.read_bytes(), "The held-out slides where teacher and student disagree most", path.name)
 
 
 def existing_receipt(model: str | Path) -> dict[str, Any]:

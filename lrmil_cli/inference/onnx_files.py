@@ -18,6 +18,7 @@ from lrmil_cli.files.graphs import read_graph, write_graph
 from lrmil_cli.files.header import digest
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.inference.onnx_predictor import OnnxPredictor, open_graphs
+from lrmil_cli.inference.plain import encode
 from lrmil_cli.inference.runtime import graph_paths
 from lrmil_cli.inference.verify import int8_bound
 from lrmil_cli.slides.slide import open_slide
@@ -135,8 +136,9 @@ def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path,
     for path, slide_id, mpp in slides:
         with open_slide(path, slide_id=slide_id, manifest_mpp=mpp) as slide:
             tiles, level, _ = find_tiles(slide, own[0].tiles)
-            found = [p.encode(slide, boxes_of(tiles), level) for p in own]
-        probabilities = [calibrated_heads(header, p.classify(f)[0]).mean(0) for p, f in zip(own, found)]
+            boxes = boxes_of(tiles)
+            found = [encode(p, slide, boxes, level) for p in own]
+        probabilities = [calibrated_heads(header, p.classify(f, boxes)[0]).mean(0) for p, f in zip(own, found)]
         changes.append(float(np.abs(probabilities[0] - probabilities[1]).max()))
         labels += int(probabilities[0].argmax() != probabilities[1].argmax())
         for kept, f in zip(features, found):

@@ -59,14 +59,15 @@ def test_the_lines_of_a_run_parse_and_are_connected(parsers, tmp_path):
     of_steps = {"tile": {"keep-pen": True}, "tile-lr": {"thumbnail": True}, "distill-encoder": {"layers": "-1"}}
     steps = chain_steps(Settings("s.csv", "demo-vit", options, of_steps), tmp_path, 3)
     assert [s.name for s in steps] == [*list(COMMANDS)[:4], *["distill-encoder"] * 3, *list(COMMANDS)[5:]]
-    lr, hr, match, teacher, *stage1, student, predict, maps = (parsed(parsers, s) for s in steps)
+    lr, hr, match, teacher, *stage1, student, predict, maps, pages = (parsed(parsers, s) for s in steps)
     assert (lr["mpp"], hr["mpp"], lr["thumbnail"], hr["thumbnail"], hr["keep_pen"]) == (1.0, 0.25, True, False, True)
     assert (match["lr"], match["hr"]) == (lr["output"], hr["output"]) and teacher["tiles"] == hr["output"]
     assert [s["fold"] for s in stage1] == [1, 2, 3] and all(s["teacher"] == teacher["output"] for s in stage1)
     assert {s["layers"] for s in stage1} == {"-1"} and len({s["cache"] for s in stage1}) == 1
     assert [student["encoder"].replace("{fold}", str(k)) for k in (1, 2, 3)] == [s["output"] for s in stage1]
     assert (student["teacher"], student["pairs"]) == (teacher["output"], match["output"])
-    assert predict["model"] == student["output"] and maps["attention"] == predict["output"]
+    assert predict["model"] == [student["output"]] and maps["attention"] == predict["output"]
+    assert pages["results"] == pages["output"] == predict["output"]
     for one in (teacher, *stage1, student):
         assert (one["label"], one["class_map"], one["drop_missing"]) == ("type", ["a=b", "c=d"], True)
     assert not any(s["overwrite"] for s in (lr, teacher, student))
@@ -75,7 +76,7 @@ def test_the_lines_of_a_run_parse_and_are_connected(parsers, tmp_path):
 def test_one_encoder_and_slides_left_out(parsers, tmp_path):
     shared = {"label": "type", "class": ["None"], "student": "vit_tiny_patch16_224"}
     one = chain_steps(Settings("s.csv", "e", {**shared, "one-encoder": True}), tmp_path, 5, overwrite=True)
-    assert len(one) == 8 and all("--overwrite" in s.args for s in one)
+    assert len(one) == 9 and all("--overwrite" in s.args for s in one)
     encoder, student = (parsed(parsers, s) for s in one[4:6])
     assert (
         encoder["slides"] is None
@@ -84,7 +85,7 @@ def test_one_encoder_and_slides_left_out(parsers, tmp_path):
         and student["encoder"] == encoder["output"]
     )
     skip = chain_steps(Settings("s.csv", "e", {**shared, "on-bad-slide": "skip"}), tmp_path, 1)
-    assert [s.some_may_fail for s in skip] == [True] * 3 + [False] * 3 + [True] * 2
+    assert [s.some_may_fail for s in skip] == [True] * 3 + [False] * 3 + [True] * 3
     teacher = parsed(parsers, skip[3])
     assert teacher["manifest"] == str(tmp_path / "slides.csv") and parsed(parsers, skip[6])["slides"] == ["s.csv"]
     assert teacher["label"] is None and teacher["classes"] == ["None"]  # that table has the labels under their name
@@ -110,10 +111,10 @@ def test_passes_by_hand(tmp_path):
     for of_steps, epoch, hr in (({}, 100, 1000), (own, 80, 800), (one_step, 64, 1000)):
         settings = Settings("s.csv", "e", options, of_steps)
         work = passes(settings, tiles, chain_steps(settings, tmp_path, 2))
-        assert work == [0, 0, 0, 1000, 5 * 3 * epoch + hr, 5 * 3 * epoch, 300, 200, 0]
+        assert work == [0, 0, 0, 1000, 5 * 3 * epoch + hr, 5 * 3 * epoch, 300, 200, 0, 0]
         # A student of a tenth of the price: the HR side costs what it did.
         cheap = passes(settings, tiles, chain_steps(settings, tmp_path, 2), 0.1)
-        assert cheap == pytest.approx([0, 0, 0, 1000, 1.5 * epoch + hr, 1.5 * epoch, 30, 20, 0])
+        assert cheap == pytest.approx([0, 0, 0, 1000, 1.5 * epoch + hr, 1.5 * epoch, 30, 20, 0, 0])
 
 
 @given(TEXT, TEXT, st.dictionaries(TEXT, VALUE, max_size=4), st.dictionaries(TEXT, st.dictionaries(TEXT, VALUE)))
