@@ -104,7 +104,7 @@ def test_jobs_of_a_training_share_the_work(tiled, tmp_path, ended):
     with listening(SimpleNamespace(opened=str, closed=str, noted=say)):
         bags = embed(here, say)
     job.join()
-    made = [text.split()[1] for text in said if text.startswith("embedded")]
+    made = [text.split()[1].rstrip(":") for text in said if text.startswith("embedded")]
     assert made == ["a", "c", "d"] + (["b"] if ended == "before" else [])
     assert [header["slide"]["id"] for header in bags.headers] == IDS
     assert any("other jobs are at 1 of the slides" in text for text in said)
