@@ -89,8 +89,8 @@ class ProgressLine:
         """
         self._tell, self.quiet, self.verbose = tell, quiet, verbose
         self._moving = screen.is_terminal() and not quiet and not still
-        # In a pipe, who waits to be fed need not speak into the line of who works.
-        self._patient = screen.is_terminal() and still
+        # In a pipe, who waits to be fed need not speak while another works.
+        self._patient = still
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._top: Phase | None = None
@@ -137,7 +137,7 @@ class ProgressLine:
         if top is not self._top:
             # A phase that has just begun is told of once it turns out to be long.
             self._top, self._due = top, now + LONG if self._top is None else min(self._due, now + LONG)
-        waits = phases[-1].waiting or (self._patient and top is not None and top.whole)
+        waits = phases[-1].waiting or (self._patient and not any(p.done for p in phases))
         if now >= self._due and not waits:
             self._due = now + EVERY
             self._say(progress_text(phases, now, self._rate()))
