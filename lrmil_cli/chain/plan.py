@@ -22,6 +22,7 @@ COMMANDS = {
     "distill-student": "distill-student",
     "predict": "predict",
     "export-geojson": "export-geojson",
+    "report": "report",
 }
 _TILE = ("tile-lr", "tile-hr")
 _TRAIN = ("train-teacher", "distill-encoder", "distill-student")
@@ -45,6 +46,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "min-tissue": _as_is("min-tissue", *_TILE),
     "embedding": _as_is("embedding", "train-teacher", "distill-encoder"),
     "input-size": _as_is("input-size", "train-teacher", "distill-encoder"),
+    "student": _as_is("student", "distill-encoder"),
     "stage1-epochs": {"distill-encoder": "epochs"},
     "head": _as_is("head", *_HEADS),
     "head-option": _as_is("head-option", *_HEADS),
@@ -149,6 +151,7 @@ def chain_steps(settings: Settings, out: Path, folds: int, overwrite: bool = Fal
         step("distill-student", [cohort], trained, model),
         step("predict", [slides], {"model": model}, results),
         step("export-geojson", [results], {}, results),
+        step("report", [results], {}, results, "index.html"),
     ]
 
 

@@ -153,7 +153,7 @@ def run_batch(
     try:
         with phase(doing, len(items), "slide") as told:
             for item, finish in zip(items, turns(work, items, ahead)):
-                told.item = item.slide_id
+                told.item = item.slide_id if item.slide_id != "-" else ""
                 done = settle(command, item, finish, report, alone=len(items) == 1)
                 told.advance(idle=isinstance(done, Outcome) and done.status == "skipped")
                 if isinstance(done, Outcome):
@@ -236,7 +236,7 @@ def settle(
 
 def counted(outcomes: Sequence[Outcome], failures: Sequence[Failed], seconds: float) -> str:
     """What became of a batch, in one line."""
-    words = {"ok": "made", "uncertain": "uncertain", "skipped": "up to date", "no_tissue": "without tissue"}
+    words = {"ok": "made", "uncertain": "uncertain", "skipped": "there already", "no_tissue": "without tissue"}
     statuses = Counter([o.status for o in outcomes] + [f.status for f in failures])
     parts = [f"{statuses[s]} {words.get(s, s)}" for s in (*words, "failed") if statuses[s]]
     return f"{sum(statuses.values())} slides in {duration(seconds)}: {', '.join(parts)}"

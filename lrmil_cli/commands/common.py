@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -55,7 +55,7 @@ def with_common_options(command: Callable[..., None], called: str = "") -> Calla
         for name, value in kwargs.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{names_of(own.parameters[name])[-1]} {value}: give a number")
-        still = sys.stdout.isatty() and "-" in (kwargs.get("output"), kwargs.get("geojson"))
+        still = _shares_the_terminal(kwargs)
         heading = f"lrmil {__version__}: {command_line.get()}"
         with logged(Path(log), heading, "--log") if log else nullcontext(), speaking(called, still=still):
             command(**kwargs)
@@ -64,6 +64,15 @@ def with_common_options(command: Callable[..., None], called: str = "") -> Calla
     wrapped.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     del vars(wrapped)["__wrapped__"]  # typer would look through to the undecorated function
     return wrapped
+
+
+def _shares_the_terminal(values: Mapping[str, Any]) -> bool:
+    """Whether others write to the terminal meanwhile: a table on stdout, or the command that we are fed by."""
+    out = sys.stdout.isatty() and "-" in (values.get("output"), values.get("geojson"))
+    fed = any(
+        v == "-" or (isinstance(v, list) and "-" in v) for k, v in values.items() if k not in ("output", "geojson")
+    )
+    return out or fed
 
 
 def voice() -> list[str]:

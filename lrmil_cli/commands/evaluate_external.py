@@ -96,7 +96,8 @@ def judge(
 def pictures_of(m: Predictions, found: External, manifest: Manifest) -> tuple[dict[str, bytes], list[str]]:
     """Slide id -> PNG of the slide beside its attention, of the worst errors, and why there is none of others."""
     from lrmil_cli.pages.attention_map import attention_picture, side_by_side, view_of_slide, view_without_slide
-    from lrmil_cli.pages.results import multiples, read_result
+    from lrmil_cli.pages.results import read_result
+    from lrmil_cli.qupath.colours import multiples
     from lrmil_cli.slides.slide import open_slide
 
     folder = Path(m.source) if Path(m.source).is_dir() else Path(m.source).parent

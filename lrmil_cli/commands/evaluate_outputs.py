@@ -71,7 +71,13 @@ def write_files(
     from lrmil_cli.files.header import make_header
     from lrmil_cli.files.tables import write_table
 
-    png = evaluation_picture([(m.name, m.cases) for m in evaluation.models], evaluation.classes, evaluation.positive)
+    png = evaluation_picture(
+        [(m.name, m.cases) for m in evaluation.models],
+        evaluation.classes,
+        evaluation.positive,
+        draws=evaluation.draws,
+        seed=evaluation.seed,
+    )
     page = blocks(evaluation, png, record["history"][-1], pictures)
     common = {"settings": record["settings"], "history": record["history"]}
     remove(folder / FILES[-1])  # it marks the folder as complete

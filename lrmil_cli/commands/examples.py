@@ -8,7 +8,7 @@ EXAMPLES = {
     "match": ("match tiles-lr tiles-hr -o pairs", "match tiles-lr trident/20x_256px/patches -o pairs"),
     "distill-encoder": (
         "distill-encoder pairs --encoder uni -o lr-encoder.safetensors",
-        "distill-encoder pairs --slides slides.csv --fold 1 --encoder uni -o fold1.safetensors",
+        "distill-encoder pairs --encoder uni --student vit_small_patch16_224 -o small.safetensors",
     ),
     "train-teacher": (
         "train-teacher slides.csv --tiles tiles-hr --encoder uni -o teacher",
@@ -22,7 +22,7 @@ EXAMPLES = {
     ),
     "predict": (
         "predict slide.svs -m model.safetensors -o results --geojson results",
-        "predict slides/ -m model.safetensors -o results --report",
+        "predict slides/ -m subtype.safetensors -m grade.safetensors -o results --report",
     ),
     "report": ("report results", "report results --slides slides/ --top-tiles tiles -o pages"),
     "export-geojson": (

@@ -10,7 +10,15 @@ import typer
 from lrmil_cli.commands import options, overlays, regions
 from lrmil_cli.commands.batch import Outcome, failures_folder, run_batch
 from lrmil_cli.commands.inputs import TableItem, find_tables, where_slides_are
-from lrmil_cli.commands.overlays import is_folder, make_style, write_geojson, write_picture
+from lrmil_cli.commands.overlays import (
+    PictureStyle,
+    is_folder,
+    make_picture_style,
+    make_style,
+    place,
+    write_geojson,
+    write_picture,
+)
 from lrmil_cli.commands.report import Report
 
 Attention = Annotated[
@@ -35,13 +43,14 @@ Png = Annotated[
     Optional[str],
     typer.Option(
         "--png",
-        metavar="FILE.png|DIR",
+        "--picture",
+        metavar="FILE.png|FILE.svg|FILE.pdf|DIR",
         help="Also write a picture: the slide beside its attention. Needs the slide.",
     ),
 ]
 SlidePath = Annotated[
     Optional[str],
-    typer.Option("--slide", help="Where the slide is now, for --png.  [default: where predict found it]"),
+    typer.Option("--slide", help="Where the slide is now, for --picture.  [default: where predict found it]"),
 ]
 
 
@@ -63,6 +72,8 @@ def export_geojson(
     threshold: overlays.Threshold = None,
     colormap: overlays.Colormap = None,
     png: Png = None,
+    format: overlays.PictureFormat = None,
+    dpi: overlays.Dpi = None,
     slide: SlidePath = None,
     slides: Places = None,
     origin: regions.Origin = "auto",
@@ -78,13 +89,14 @@ def export_geojson(
     from lrmil_cli.files.tables import read_table, table_suffix
     from lrmil_cli.qupath.files import check_name
     from lrmil_cli.qupath.frame import parse_image_size
+    from lrmil_cli.qupath.pictures import check_picture_name
 
     report = Report(json)
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout; choose one")
     for option, value in (("--slide", slide), ("--slides", slides)):
         if value is not None and png is None:
-            raise UsageError(f"{option} is for --png; give that too")
+            raise UsageError(f"{option} is for --picture; give that too")
     if slide is not None and slides is not None:
         raise UsageError("give --slide or --slides, not both")
     size = parse_image_size(image_size)
@@ -93,9 +105,10 @@ def export_geojson(
     if many and (
         output == "-" or not is_folder(output) or slide is not None or (png is not None and not is_folder(png))
     ):
-        raise UsageError("several slides: give folders to -o and --png, and --slides in place of --slide")
+        raise UsageError("several slides: give folders to -o and --picture, and --slides in place of --slide")
     if not many and output != "-":
         check_name(output)
+    look = make_picture_style(png, format, dpi, colormap)
     places = where_slides_are(slides)
     chosen = make_style(style, top, threshold, colormap, geojson=True, picture=png is not None)
 
@@ -116,12 +129,11 @@ def export_geojson(
         )
         files = write_geojson(report, header, rows, target, chosen, origin, size, overwrite)
         if png is not None:
-            picture = str(Path(png) / f"{name}.overlay.png") if many else png
+            picture = place(png, f"{name or slide_id}.overlay.{look.format}")
+            check_picture_name("--picture", picture, format)
             files["png"] = {
                 "path": picture,
-                "written": _picture(
-                    picture, item.path, slide, places.get(slide_id), header, rows, chosen.colormap, overwrite
-                ),
+                "written": _picture(picture, item.path, slide, places.get(slide_id), header, rows, look, overwrite),
                 "objects": len(rows),
             }
         made.extend(str(f["path"]) for kind, f in files.items() if kind != "png" and f["path"] != "-")
@@ -162,17 +174,15 @@ def _picture(
     given: Path | None,
     header: dict[str, Any],
     rows: Any,
-    colormap: str,
+    look: PictureStyle,
     overwrite: bool,
 ) -> bool:
     """Write the picture of a table, whose slide is ``slide`` or else to be found, at ``given`` if not where it was."""
-    from lrmil_cli.qupath.pictures import check_picture_name
     from lrmil_cli.slide_places import find_slide, moved
     from lrmil_cli.slides.slide import open_slide, reopening
 
-    check_picture_name("--png", png)
     about = header["slide"]
     where = "standard input" if table == "-" else table
     path = find_slide(about, where, given) if slide is None else Path(slide)
     with open_slide(path, slide_id=about["id"], slide_mpp=about["mpp"], **reopening(about)) as opened:
-        return write_picture(png, opened, {**header, "slide": moved(about, opened.path)}, rows, colormap, (), overwrite)
+        return write_picture(png, opened, {**header, "slide": moved(about, opened.path)}, rows, look, (), overwrite)

@@ -188,6 +188,10 @@ def find_tables(argument: str) -> list[TableItem] | None:
         try:
             record = json.loads(line)
             slide_id, path, error = str(record["slide_id"]), record.get("attention"), record.get("error")
+            if path is None and error is None and "models" in record:
+                raise InputError(
+                    "standard input: answers of several models; run `lrmil export-geojson OUT/MODEL -o DIR` for each"
+                )
             if path is None and error is None:
                 raise KeyError("attention")
         except (ValueError, KeyError, TypeError, AttributeError) as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -46,9 +47,50 @@ Colormap = Annotated[
     typer.Option(
         "--colormap",
         help="Colours of regions and of the picture: viridis, magma, inferno, plasma, cividis or gray.  "
-        "[default: viridis]",
+        "[default: viridis for regions, for the picture blue below an even share and yellow to brown above; ours]",
     ),
 ]
+PictureFormat = Annotated[
+    Optional[str],
+    typer.Option(
+        "--format",
+        help="Format of the picture, where a folder is given for it; svg and pdf for print.  [default: png; ours]",
+    ),
+]
+Dpi = Annotated[
+    Optional[int],
+    typer.Option(
+        "--dpi",
+        min=50,
+        max=1200,
+        help="Dots per inch of the picture, which is 12 inches wide.  [default: 150; ours]",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class PictureStyle:
+    """How a picture is to look: ``format`` where the name does not say it; ``colormap`` None for our own colours."""
+
+    format: str
+    dpi: int
+    colormap: str | None
+
+
+def make_picture_style(path: str | None, format: str | None, dpi: int | None, colormap: str | None) -> PictureStyle:
+    """The style that options ask for; ``path`` is where pictures go, None where none was asked for.
+
+    Raises:
+        UsageError: options that would do nothing, or that do not exist.
+    """
+    from lrmil_cli.qupath.pictures import DPI, FORMATS
+
+    for option, value in (("--format", format), ("--dpi", dpi)):
+        if value is not None and path is None:
+            raise UsageError(f"{option} is about the picture; give the option that says where it goes too")
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"--format {format}: choose {', '.join(FORMATS)}")
+    return PictureStyle(format or "png", dpi or DPI, colormap)
 
 
 def make_style(
@@ -91,6 +133,7 @@ def write_overlays(
     geojson: str | None,
     picture: str | None,
     style: Style,
+    look: PictureStyle,
     origin: str,
     image_size: tuple[int, int] | None,
     region: Region | None,
@@ -99,11 +142,12 @@ def write_overlays(
     """Write the GeoJSON and the picture that were asked for (paths or folders), but for what is up to date.
 
     Args:
-        tables: rows of the main attention table under ""; each further one gets a GeoJSON file of its own, because
-            QuPath paints tiles of two sizes over each other in random order.
+        tables: rows of attention tables by name, the main one "" or the only one; the first is drawn as a picture. Each
+            named one gets a GeoJSON file of its own, because QuPath paints tiles of two sizes over each other in random
+            order.
 
     Returns:
-        as :func:`write_geojson`, with ``overlay`` for the picture; those of further tables as ``<name>.tiles``.
+        as :func:`write_geojson`, with ``overlay`` for the picture; those of named tables as ``<name>.tiles``.
     """
     from lrmil_cli.files.tables import as_frame
     from lrmil_cli.qupath.pictures import rings
@@ -121,12 +165,12 @@ def write_overlays(
             made = write_geojson(report, header, as_frame(rows), path, style, origin, image_size, overwrite)
             files |= {f"{name}.{kind}" if name else kind: file for kind, file in made.items()}
     if picture is not None:
-        path = place(picture, f"{slide.slide_id}.overlay.png")
+        name, rows = next(iter(tables.items()))
+        path = with_name(place(picture, f"{slide.slide_id}.overlay.{look.format}"), name)
         outlines = rings(region.area) if region else ()
-        main = as_frame(tables[""])
-        files["overlay"] = {
+        files[f"{name}.overlay" if name else "overlay"] = {
             "path": path,
-            "written": write_picture(path, slide, header, main, style.colormap, outlines, overwrite),
+            "written": write_picture(path, slide, header, as_frame(rows), look, outlines, overwrite),
         }
     return files
 
@@ -136,7 +180,7 @@ def with_name(path: str, name: str) -> str:
     if not name:
         return path
     folder, file = Path(path).parent, Path(path).name
-    for ending in (".heatmap", ".regions", ".geojson", ".json"):
+    for ending in (".heatmap", ".regions", ".overlay", ".geojson", ".json", ".png", ".svg", ".pdf"):
         at = file.find(ending)
         if at > 0:
             return str(folder / f"{file[:at]}.{name}{file[at:]}")
@@ -178,7 +222,13 @@ def write_geojson(
 
 
 def write_picture(
-    path: str, slide: Slide, header: dict[str, Any], rows: Any, colormap: str, outlines: Sequence[Any], overwrite: bool
+    path: str,
+    slide: Slide,
+    header: dict[str, Any],
+    rows: Any,
+    look: PictureStyle,
+    outlines: Sequence[Any],
+    overwrite: bool,
 ) -> bool:
     """Write the picture of a slide and its attention; False where it is up to date."""
     from lrmil_cli.files.header import last_digest, up_to_date
@@ -186,8 +236,8 @@ def write_picture(
     from lrmil_cli.qupath.pictures import picture_provenance, read_picture_provenance, slide_picture
 
     rows = read_tiles(rows)
-    about = picture_provenance(header, table_digest(rows), colormap)
+    about = picture_provenance(header, table_digest(rows), look.colormap, look.dpi)
     if up_to_date(path, last_digest(about), read_picture_provenance, overwrite):
         return False
-    slide_picture(path, slide, header, rows, colormap=colormap, outlines=outlines, provenance=about)
+    slide_picture(path, slide, header, rows, colormap=look.colormap, dpi=look.dpi, outlines=outlines, provenance=about)
     return True

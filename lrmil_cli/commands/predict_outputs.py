@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -15,6 +16,9 @@ from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import sealed
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.slide_places import as_seen_from
+
+if TYPE_CHECKING:
+    from lrmil_cli.inference.prediction import Predictor
 
 Output = Annotated[
     str,
@@ -30,7 +34,7 @@ Overlay = Annotated[
     Optional[str],
     typer.Option(
         "--overlay",
-        metavar="FILE.png|DIR",
+        metavar="FILE.png|FILE.svg|FILE.pdf|DIR",
         help="Also write a picture: the slide beside its attention.",
     ),
 ]
@@ -44,6 +48,15 @@ GeoJson = Annotated[
 ]
 
 
+Fine = Annotated[
+    Optional[int],
+    typer.Option(
+        "--fine",
+        metavar="2|4",
+        help="Also make a finer map: tiles shifted by halves (or quarters) are read too, and each cell is the mean of "
+        "the tiles over it. It takes 3 (or 15) times as long as the answer, which stays what it is.",
+    ),
+]
 Audit = Annotated[
     Optional[str],
     typer.Option(
@@ -54,15 +67,40 @@ Audit = Annotated[
 ]
 
 
-def check_outputs(output: str, overlay: str | None, geojson: str | None, pages: bool, many: bool, json: bool) -> None:
+def check_fine(fine: int | None, output: str) -> None:
+    """Raises UsageError if a finer map cannot be made as it is asked for."""
+    from lrmil_cli.inference.fine import PIECES
+
+    if fine is not None and fine not in PIECES:
+        raise UsageError(f"--fine {fine}: choose {' or '.join(map(str, PIECES))}, the cells along a side of a tile")
+    if fine is not None and output == "-":
+        raise UsageError("--fine writes a table of its own; give -o a folder")
+
+
+def check_outputs(
+    output: str,
+    overlay: str | None,
+    format: str | None,
+    geojson: str | None,
+    pages: bool,
+    many: bool,
+    json: bool,
+    *,
+    several: bool,
+) -> None:
     """Names of outputs that cannot be meant, before any work.
 
+    Args:
+        format: of the picture, if the user says it; several: models, each with folders of its own.
+
     Raises:
-        UsageError: one file for several slides, or a name of the wrong kind.
+        UsageError: one file for several slides or models, or a name of the wrong kind.
     """
     from lrmil_cli.qupath.files import check_name
     from lrmil_cli.qupath.pictures import check_picture_name
 
+    if output == "-" and several:
+        raise UsageError("-o - streams the attention table of one model; give a folder")
     if output == "-" and (many or json):
         raise UsageError("-o - streams the attention table of one slide, without --json; give a folder")
     if output == "-" and pages:
@@ -72,10 +110,11 @@ def check_outputs(output: str, overlay: str | None, geojson: str | None, pages: 
     for option, value in (("--geojson", geojson), ("--overlay", overlay)):
         if value is None or overlays.is_folder(value):
             continue
-        if many:
-            raise UsageError(f"{option} {value} is one file, but there are several slides; give a folder")
+        if many or several:
+            what = "slides" if many else "models"
+            raise UsageError(f"{option} {value} is one file, but there are several {what}; give a folder")
         if option == "--overlay":
-            check_picture_name(option, value)
+            check_picture_name(option, value, format)
         elif value != "-":
             check_name(value)
         elif output == "-" or json:
@@ -100,8 +139,11 @@ def summary(record: dict[str, Any], *, timed: bool = True) -> str:
 
 def warn_of(report: Report, slide_id: str, record: dict[str, Any]) -> None:
     """Say that a slide is unlike those that the model was trained on, where it is."""
+    from lrmil_cli.evaluation.purpose import means_nothing
     from lrmil_cli.evaluation.unlike_training import unlike_text
 
+    if nothing := means_nothing((record.get("model") or {}).get("trained_on") or {}, record.get("slide") or {}):
+        report.warn(f"{slide_id}: {nothing}")
     if said := unlike_text(record.get("unlike_training")):
         report.warn(f"{slide_id}: {said}; whether the model's figures hold for it is not known")
 
@@ -127,11 +169,18 @@ def write_prediction(
         write_table(folder / f"{slide_id}.{name}.attention.csv" if name else main, header, tables[name])
 
 
-def answer(folder: Path, slide_id: str, tables: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, str]:
+def answer(
+    folder: Path,
+    slide_id: str,
+    tables: dict[str, Any],
+    files: dict[str, dict[str, Any]],
+    seen_from: Path | None = None,
+) -> dict[str, str]:
     """The row of ``predictions.csv`` of a slide that is predicted.
 
     Args:
-        tables: its attention tables by name; files: what :func:`lrmil_cli.commands.overlays.write_overlays` wrote.
+        tables: its attention tables by name; files: what was made of it besides, by kind; seen_from: the folder that
+            the row is for, if it is not ``folder``.
 
     Raises:
         InputError: its record is damaged.
@@ -142,18 +191,44 @@ def answer(folder: Path, slide_id: str, tables: dict[str, Any], files: dict[str,
     path = folder / f"{slide_id}.prediction.json"
     record = check_seal(parse_header(path.read_bytes(), "prediction", str(path)), str(path))
     own = [folder / (f"{slide_id}.{name}.attention.csv" if name else f"{slide_id}.attention.csv") for name in tables]
-    return answer_row(record, [path, *own, *(f["path"] for f in files.values() if f["path"] != "-")], folder)
+    made = [f["path"] for f in files.values() if f["path"] != "-"]
+    return answer_row(record, [path, *own, *made], folder if seen_from is None else seen_from)
 
 
-def keep_answers(folder: Path, rows: list[dict[str, str]], overwrite: bool, report: Report) -> None:
-    """Put the rows of a run into ``predictions.csv``."""
+def seconds_of(folder: Path, slide_id: str) -> dict[str, float]:
+    """What a prediction that is there took, by phase; nothing where that is not known."""
+    try:
+        record = json_format.loads((folder / f"{slide_id}.prediction.json").read_text(encoding="utf-8"))
+        return {str(k): float(v) for k, v in record["seconds"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def keep_answers(
+    folder: Path, rows: list[dict[str, str]], overwrite: bool, report: Report, models: Sequence[str] = ()
+) -> None:
+    """Put the rows of a run into ``predictions.csv``; ``models``: their names, where there are several."""
     from lrmil_cli.inference.answers import note_answers
 
-    if not note_answers(folder, rows, overwrite):
+    if not note_answers(folder, rows, overwrite, models):
         report.warn(
             f"{folder / 'predictions.csv'}: this file system has no locks; of jobs that ended in the same moment, rows "
             "may be missing"
         )
+
+
+def introduce(name: str, predictor: Predictor, report: Report) -> None:
+    """Say what a model is, before its first answer."""
+    from lrmil_cli.commands.export_onnx import int8_note
+    from lrmil_cli.evaluation.head_calibration import uncalibrated
+    from lrmil_cli.evaluation.purpose import purpose, purpose_text
+
+    named = f"{name}: " if name else ""
+    report.say(f"{named}model of {', '.join(predictor.classes)}; {purpose_text(purpose(predictor.header))}")
+    if note := uncalibrated(predictor.header):
+        report.say(f"{named}{note}")
+    if predictor.settings.get("runtime") == "onnx-int8":
+        report.say(f"{named}{int8_note(predictor.header.get('int8'), predictor.path)}")
 
 
 def predicted_before(

@@ -56,7 +56,7 @@ def _words(p: Phase) -> str:
     if p.unit.endswith("s"):
         return f"{p.name} {p.done} of {p.total} {p.unit}".strip()
     if p.total == 1:
-        return p.name
+        return p.name.removesuffix(" of")
     return f"{p.name} {p.unit} {min(p.done + 1, p.total)} of {p.total}".strip()
 
 
@@ -89,6 +89,8 @@ class ProgressLine:
         """
         self._tell, self.quiet, self.verbose = tell, quiet, verbose
         self._moving = screen.is_terminal() and not quiet and not still
+        # In a pipe, who waits to be fed need not speak into the line of who works.
+        self._patient = screen.is_terminal() and still
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._top: Phase | None = None
@@ -135,7 +137,8 @@ class ProgressLine:
         if top is not self._top:
             # A phase that has just begun is told of once it turns out to be long.
             self._top, self._due = top, now + LONG if self._top is None else min(self._due, now + LONG)
-        if now >= self._due and not phases[-1].waiting:
+        waits = phases[-1].waiting or (self._patient and top is not None and top.whole)
+        if now >= self._due and not waits:
             self._due = now + EVERY
             self._say(progress_text(phases, now, self._rate()))
 

@@ -52,7 +52,7 @@ def speaking(command: str, *, still: bool = False) -> Iterator[None]:
     """A command runs meanwhile: how far it is is told, and what it says as a step of another stands under that.
 
     Args:
-        still: no line moves, because a table goes to the same terminal.
+        still: no line moves, because others write to the same terminal.
     """
     global _depth
     _depth += 1

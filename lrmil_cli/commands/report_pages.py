@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -58,25 +58,27 @@ def report(
 
     They need no network and nothing else beside them. A slide that is gone gets a page from its tables alone.
     """
+    from lrmil_cli.inference.answers import models_in
     from lrmil_cli.pages.make import ours
-    from lrmil_cli.pages.results import INDEX, read_result, record_path, slide_ids
+    from lrmil_cli.pages.results import INDEX, read_results, record_path, slide_ids
 
     voice = Report(json)
     folder, out = Path(results), Path(output or results)
     check_folders(str(out), top_tiles)
-    items = [TableItem(str(record_path(folder, slide_id)), slide_id) for slide_id in slide_ids(folder)]
+    records = models_in(folder)[0][1]
+    items = [TableItem(str(record_path(records, slide_id)), slide_id) for slide_id in slide_ids(folder)]
     places = where_slides_are(slides)
     ours(out / INDEX, overwrite)
     unshown: dict[str, str] = {}
 
     def one(item: TableItem) -> Outcome:
         try:
-            result = read_result(folder, item.slide_id)
-            slide, why_not = _open(result, places.get(item.slide_id))
+            results = read_results(folder, item.slide_id)
+            slide, why_not = _open(results[0], places.get(item.slide_id))
             if why_not:
                 voice.warn(f"{item.slide_id}: {why_not}; its page is made from the tables alone")
             try:
-                written = make_pages(out, result, slide, why_not, True, top_tiles, overwrite)
+                written = make_pages(out, results, slide, why_not, True, top_tiles, overwrite)
             finally:
                 if slide is not None:
                     slide.close()
@@ -108,14 +110,15 @@ def check_folders(output: str, top_tiles: str | None) -> None:
 
 def make_pages(
     out: Path,
-    result: Result,
+    results: Sequence[Result],
     slide: Slide | None,
     why_not: str,
     pages: bool,
     top_tiles: str | None,
     overwrite: bool,
 ) -> list[Path]:
-    """The page of a slide (with ``pages``) and the pictures of its tiles (with ``top_tiles``).
+    """The page of a slide (with ``pages``) and the pictures of its tiles (with ``top_tiles``; of several models in a
+    folder each).
 
     Returns:
         what had to be written.
@@ -125,12 +128,12 @@ def make_pages(
 
     written = []
     if pages:
-        path, new = make_page(out, result, slide, why_not, overwrite)
+        path, new = make_page(out, results, slide, why_not, overwrite)
         written += [path] if new else []
     if top_tiles is not None and slide is not None:
-        tiles = tile_pictures(result, slide)
-        sheet = write_tiles(Path(top_tiles), result, tiles, overwrite)
-        written += [sheet] if sheet else []
+        for result in results:
+            sheet = write_tiles(Path(top_tiles) / result.model, result, tile_pictures(result, slide), overwrite)
+            written += [sheet] if sheet else []
     return written
 
 
@@ -144,11 +147,20 @@ def pages_of(
     """
     from lrmil_cli.pages.results import page_name, read_result
 
-    made = make_pages(folder, read_result(folder, slide_id), slide, "", pages, top_tiles, overwrite)
+    made = make_pages(folder, [read_result(folder, slide_id)], slide, "", pages, top_tiles, overwrite)
     files = {"page": folder / page_name(slide_id)} if pages else {}
     if top_tiles is not None:
         files["top_tiles"] = Path(top_tiles) / f"{slide_id}.tiles.png"
     return {kind: {"path": str(path), "written": path in made} for kind, path in files.items()}
+
+
+def page_of_several(folder: Path, slide: Slide, overwrite: bool, models: Sequence[str]) -> Path:
+    """The page of a slide that several models have answered, into the folder above theirs."""
+    from lrmil_cli.pages.make import make_page
+    from lrmil_cli.pages.results import read_result
+
+    results = [read_result(folder / name, slide.slide_id, name) for name in models]
+    return make_page(folder, results, slide, "", overwrite)[0]
 
 
 def write_index(folder: Path, out: Path, unshown: dict[str, str], overwrite: bool, say: Callable[[str], None]) -> None:

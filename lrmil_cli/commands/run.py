@@ -13,6 +13,7 @@ from lrmil_cli.commands import (
     head_options,
     options,
     run_options,
+    stage1_options,
     student_options,
     tile,
 )
@@ -35,6 +36,7 @@ def run(
     min_tissue: tile.MinTissue = 0.1,
     embedding: encoder_options.Embedding = None,
     input_size: encoder_options.InputSize = None,
+    student: stage1_options.Student = None,
     one_encoder: run_options.OneEncoder = False,
     stage1_epochs: run_options.Stage1Epochs = 50,
     head: head_options.Head = "abmil",
@@ -72,7 +74,13 @@ def run(
 
     report = Report(json)
     settings = run_options.read_settings(ctx, config)
-    settings = replace(settings, slides=str(Path(settings.slides).absolute()), encoder=absolute_spec(settings.encoder))
+    small = settings.options.get("student")
+    settings = replace(
+        settings,
+        slides=str(Path(settings.slides).absolute()),
+        encoder=absolute_spec(settings.encoder),
+        options={**settings.options, **({"student": absolute_spec(str(small))} if small is not None else {})},
+    )
     run_options.check_settings(settings)
     out = Path(output)
     labels = {name: settings.of("train-teacher").get(name) for name in (*LABELS, "by-site")}
@@ -101,8 +109,8 @@ def run(
         seconds = run_chain("lrmil run", settings, out, manifest, step, report.say, overwrite=overwrite)
         report.end(
             f"\n{out / 'model.receipt.html'}: what distillation bought, on held-out slides\n"
-            f"{out / 'results'}: what the model says of all slides, also of those it was trained on\n"
+            f"{out / 'results' / 'index.html'}: what the model says of all slides, also of those it was trained on\n"
             f"{out / 'run.toml'}: repeats this run; {out / 'log.txt'}: what the steps said",
-            ["report", str(out / "results")],
+            ["predict", "new-slide.svs", "-m", str(out / "model.safetensors"), "-o", "results", "--report"],
         )
     report.result({"command": "run", "status": "ok", "output": output, "seconds": seconds})

@@ -76,7 +76,8 @@ KeepPen = Annotated[bool, typer.Option("--keep-pen", help="Do not take pen marks
 Thumbnail = Annotated[
     bool,
     typer.Option(
-        "--thumbnail", help="Also write a PNG with the tissue outline and the kept tiles, also where there are none."
+        "--thumbnail",
+        help="Also write a PNG of the slide with the tissue outline and the kept tiles, also where there are none.",
     ),
 ]
 
@@ -180,7 +181,7 @@ def tile(
             except NoTissueError as e:
                 if picture is None or dry_run:
                     raise
-                tile_picture(picture, find_tissue(slide, here.tissue), None, outlines)
+                tile_picture(picture, slide, find_tissue(slide, here.tissue), None, outlines)
                 if Path(target).exists():  # a table by other settings must not take this picture for its own
                     os.utime(picture, (0, 0))
                 raise NoTissueError(f"{e}; what was found is in {picture}") from e
@@ -202,7 +203,7 @@ def tile(
                 remove(picture)  # of another table; killed before the new one, this run must not look complete
             write_table(target, header, rows)
             if picture is not None:
-                tile_picture(picture, tissue, rows, outlines)
+                tile_picture(picture, slide, tissue, rows, outlines)
             text = (
                 f"{len(rows)} tiles of {tile_px} px at {settings.mpp:g} um/px, tissue {tissue.mask.mean():.0%}, "
                 f"slide {slide.mpp:.4g} um/px ({slide.mpp_source})"

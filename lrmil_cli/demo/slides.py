@@ -16,6 +16,7 @@ import tifffile
 
 from lrmil_cli.demo.paint import GRID, render_slide
 from lrmil_cli.progress import phase
+from lrmil_cli.slides.choice import PAINTED
 
 PAINT_MPP = 0.5  # everything is painted at 20x; another mpp is resized from that
 LESION_COLOR = [200, 0, 0]
@@ -33,7 +34,7 @@ def _write_svs(path: Path, rgb: np.ndarray, mpp: float) -> None:
 
     def describe(image: np.ndarray) -> str:
         size = f"{w}x{h} [0,0 {w}x{h}] (256x256) -> {image.shape[1]}x{image.shape[0]}"
-        return f"Aperio Image Library (lrmil demo)\n{size} JPEG/RGB Q=85|AppMag = {10 / mpp:g}|MPP = {mpp:.4f}"
+        return f"Aperio Image Library {PAINTED}\n{size} JPEG/RGB Q=85|AppMag = {10 / mpp:g}|MPP = {mpp:.4f}"
 
     jpeg = dict(photometric="rgb", compression="jpeg", compressionargs={"level": 85}, subsampling=(2, 2), metadata=None)
     part = path.with_name(path.name + ".part")

@@ -35,7 +35,10 @@ def blocks(
         png: the picture; made_by: history entry of the evaluation.
         pictures: of each model, slide id -> PNG of a slide that it got wrong, for the external profile.
     """
-    out: list[Block] = [Text(t) for t in _opening(e)]
+    made = f"Made by {made_by['argv'] or 'lrmil evaluate'} with version {made_by['lrmil']} on {made_by['date']}"
+    dated = f"Made {made_by['date']} by lrmil {made_by['lrmil']}; resamples by seed {e.seed}"
+    out: list[Block] = [Text(t) for t in (*_headline(e), *_opening(e))]
+    out.append(Text(f"{dated}. For research use only; not a medical device."))
     for m in e.models:
         out += [Text(f"Warning: {m.name}: {leak}.") for leak in m.predictions.leaks]
     out += [Heading("Metrics"), *_metric_tables(e)]
@@ -59,13 +62,34 @@ def blocks(
     out += [Heading("What was judged"), _model_table(e)]
     out += [Text(f"{m.name}: {'; '.join(m.predictions.remarks)}.") for m in e.models if m.predictions.remarks]
     out += [Heading("How to read this"), *(Text(t) for t in _notes(e))]
-    made = f"Made by {made_by['argv'] or 'lrmil evaluate'} with version {made_by['lrmil']} on {made_by['date']}"
     return [*out, Text(f"{made}; digest {made_by['digest']}. Research use only.")]
 
 
 def title(e: Evaluation) -> str:
     names = [m.name for m in e.models]
     return f"Evaluation of {names[0]}" if len(names) == 1 else f"Evaluation of {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _headline(e: Evaluation) -> list[str]:
+    """What the figures tell: of each model accuracy and AUC, of two what their intervals tell apart."""
+    said = []
+    for m in e.models:
+        own = {s.metric: s for s in m.scores}
+        parts = [
+            f"pooled {TITLES[k]} {interval_text(own[k].pooled)}"
+            + (f" (fold mean {show(own[k].mean)})" if own[k].of_folds > 1 else "")
+            for k in ("auc", "accuracy")
+            if k in own
+        ]
+        said += [f"{m.name}: {', '.join(parts)}."] if parts else []
+    for model, reference in dict.fromkeys((d.model, d.reference) for d in e.differences):
+        own_differences = [d for d in e.differences if (d.model, d.reference) == (model, reference)]
+        verdicts = {d.metric: _verdict(d) for d in own_differences}
+        clear = [f"{TITLES[k]}: {v}" for k, v in verdicts.items() if v.endswith("is better")]
+        rest = [TITLES[k] for k, v in verdicts.items() if v == "no clear difference"]
+        text = f"{model} against {reference}: {'; '.join(clear) or 'no metric tells them apart'}"
+        said.append(text + (f" ({', '.join(rest)} cannot be told apart)." if clear and rest else "."))
+    return said
 
 
 def _opening(e: Evaluation) -> list[str]:
@@ -97,12 +121,12 @@ def _metric_tables(e: Evaluation) -> list[Block]:
         rows.append([TITLES[metric], *(interval_text(m.scores[i].pooled) for m in e.models)])
         if metric == "accuracy":
             rows.append(["majority rate", *(f"{m.majority[1]:.3f}" for m in e.models)])
-    out: list[Block] = [Table(["metric", *names], rows, _pooled_note(e))]
+    out: list[Block] = [Table([f"pooled: all {e.level}s together", *names], rows, _pooled_note(e))]
     if any(s.of_folds > 1 for m in e.models for s in m.scores):
         first = e.models[0].scores
         rows = [[TITLES[s.metric], *(folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(first)]
         note = "Mean and standard deviation; each fold is judged by itself, and does not count where a metric is "
-        out.append(Table(["over folds", *names], rows, note + "undefined."))
+        out.append(Table(["fold mean ± sd", *names], rows, note + "undefined."))
     return out
 
 

@@ -121,7 +121,9 @@ def _data(header: dict[str, Any]) -> list[Block]:
     rows = [["patients come from", str(header.get("patients", {}).get("from", "not recorded"))]]
     sites, mpp = about["sites"], about["mpp"]
     rows.append(["sites", _counts(sites) if sites else "unknown (no column `site`)"])
+    rows += [[name, _counts(about[name])] for name in ("organ", "stain") if about.get(name)]
     rows.append(["scanners, by the files", _counts(about["scanners"])])
+    rows += [["painted by `lrmil demo`", f"{about['painted']} slides"]] if about.get("painted") else []
     rows.append(
         ["um/px of the slides", f"{mpp[0]:.3g} to {mpp[2]:.3g}, median {mpp[1]:.3g}" if mpp else "not recorded"]
     )

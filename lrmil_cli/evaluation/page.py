@@ -67,11 +67,17 @@ p { margin: .6rem 0; max-width: 48rem; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .35rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { background: var(--soft); border-bottom: 2px solid var(--line); }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; min-width: 7rem; }
 .number { text-align: right; white-space: nowrap; }
 .note { color: var(--faint); font-size: .88rem; margin-top: 0; }
 figure { margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; background: #ffffff; }
+@media (max-width: 40rem) {
+  body { padding: 1rem .8rem 3rem; } h1 { font-size: 1.35rem; } h2 { margin-top: 1.6rem; }
+  th, td { padding: .3rem .45rem; } table { font-size: .82rem; }
+  main > .wide tbody th { position: sticky; left: 0; background: var(--paper); min-width: 5.5rem; }
+  main > figure { overflow-x: auto; } main > figure > img { max-width: none; width: 52rem; }
+}
 @media print {
   :root { color-scheme: light; --ink: #000000; --paper: #ffffff; --line: #999999; --soft: #eeeeee; --faint: #333333; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }

@@ -11,23 +11,31 @@ import numpy as np
 from lrmil_cli.evaluation.calibration import answers, reliability
 from lrmil_cli.evaluation.metrics import auc, confusion, one_auc, show
 from lrmil_cli.evaluation.operating_point import GRID
-from lrmil_cli.evaluation.scores import Cases, macro_roc, roc
+from lrmil_cli.evaluation.scores import Cases, macro_roc, roc, roc_band
 from lrmil_cli.evaluation.tiles_read import Curve
 
 #: Okabe and Ito: told apart by the colour-blind; the pale yellow is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 NAME_LENGTH = 28
+#: Resamples that the bands around ROC curves are made of, at most.
+BAND_DRAWS = 500
 
 
 def evaluation_picture(
-    models: Sequence[tuple[str, Cases]], classes: Sequence[str], positive: int | None = None
+    models: Sequence[tuple[str, Cases]],
+    classes: Sequence[str],
+    positive: int | None = None,
+    *,
+    draws: int = 0,
+    seed: int = 0,
 ) -> bytes:
     """PNG of one or several models: ROC and calibration above, a confusion matrix each below.
 
     Args:
         models: (name, cases).
         positive: for two classes, the one that ROC and calibration are about (default: the second).
+        draws, seed: of the bands around ROC curves; 0 for none.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -51,7 +59,7 @@ def evaluation_picture(
     layout = figure.get_layout_engine()
     assert isinstance(layout, ConstrainedLayoutEngine)  # as asked for above
     layout.set(w_pad=0.08, h_pad=0.06)
-    _draw_roc(left.subplots(), models, classes, positive)
+    _draw_roc(left.subplots(), models, classes, positive, draws, seed)
     _draw_calibration(middle, models, classes, positive)
     for ax, (name, cases) in zip(matrices, models):
         _draw_confusion(ax, short_name(name) if len(models) > 1 else "Confusion: cases (% of label)", cases, classes)
@@ -87,7 +95,9 @@ def _macro_roc_of(name: str, cases: Cases) -> _Roc:
     return name, macro_roc(cases.labels, cases.probabilities), auc(cases.labels, cases.probabilities)
 
 
-def _draw_roc(ax: Any, models: Sequence[tuple[str, Cases]], classes: Sequence[str], positive: int | None) -> None:
+def _draw_roc(
+    ax: Any, models: Sequence[tuple[str, Cases]], classes: Sequence[str], positive: int | None, draws: int, seed: int
+) -> None:
     if positive is not None:
         title = f"ROC, {short_name(classes[positive])} against {short_name(classes[1 - positive])}"
         curves = [_roc_of(name, c, positive) for name, c in models]
@@ -106,6 +116,13 @@ def _draw_roc(ax: Any, models: Sequence[tuple[str, Cases]], classes: Sequence[st
         # An undefined curve keeps its line in the legend, so that nobody looks for it in vain.
         false, true = points if points is not None else ([], [])
         ax.plot(false, true, lw=1.8, label=f"{short_name(name)}: AUC {show(area)}", **own)
+    if draws and (positive is not None or len(models) > 1):
+        which = range(len(classes)) if positive is None else [positive]
+        for n, (_, cases) in enumerate(models):
+            band = roc_band(cases, which, draws=min(draws, BAND_DRAWS), seed=seed)
+            if band is not None:
+                ax.fill_between(*band, color=style(n)["color"], alpha=0.12, lw=0)
+        ax.plot([], [], color="#888888", alpha=0.3, lw=7, label="95 % of resampled patients")
     ax.set(xlabel="false positive rate", ylabel="true positive rate")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.grid(alpha=0.25)

@@ -135,6 +135,14 @@ def _is_answers(table: Path) -> bool:
     return True
 
 
+def _models_of(folder: Path) -> list[str]:
+    """Names of the models whose answers a folder holds in folders of their own."""
+    try:
+        return [str(m) for m in read_table_header(folder / "predictions.csv", "answers").get("models", [])]
+    except (InputError, OSError):
+        return []
+
+
 def _default_name(source: str) -> str:
     """The file name without its endings; of a teacher's folder, or of the predictions.csv in it, the folder's name."""
     path = Path(source)
@@ -196,7 +204,12 @@ def _of_model(path: Path) -> Predictions:
 def _records(paths: list[Path], folder: Path) -> Predictions:
     """Prediction JSONs of ``lrmil predict``, all of one model."""
     if not paths:
-        raise InputError(f"{folder}: no predictions in it (looked for predictions.csv and *.prediction.json)")
+        several = _models_of(folder)
+        raise InputError(
+            f"{folder}: answers of several models; give the folder of one, such as {folder / several[0]}"
+            if several
+            else f"{folder}: no predictions in it (looked for predictions.csv and *.prediction.json)"
+        )
     records = [read_record(p) for p in paths]
     first = records[0]
     classes = tuple(first["probabilities"])

@@ -2,7 +2,8 @@
 
 Everything it says is read from the files beside a model, so that it can be written again at any time:
 ``<model>.predictions.csv``, ``<model>.lr-only.predictions.csv``, ``<model>.teacher.predictions.csv``,
-``<model>.agreement.csv``, and the model's own metadata (evaluation/README 9).
+``<model>.also.predictions.csv`` (students of another LR encoder), ``<model>.agreement.csv``, and the model's own
+metadata (evaluation/README 9).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from lrmil_cli.evaluation.receipt_page import receipt_blocks
 from lrmil_cli.evaluation.scores import Cases, Score, at_level, differences, majority, metric_table
 from lrmil_cli.evaluation.seed_spread import seed_spread
 from lrmil_cli.files.atomic import write_bytes, write_text
-from lrmil_cli.files.header import last_digest
+from lrmil_cli.files.header import last_digest, step
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.progress import phase
@@ -43,10 +44,17 @@ TITLES = {"teacher": "HR teacher", "lr_only": "LR-only student", "distilled": "d
 #: What the model itself is called where its preset distils less than all.
 OWN_TITLES = {"lr-only": "LR-only student", "patch": "student of a distilled encoder"}
 #: Which file beside the model holds the predictions of whom.
-FILES = {"teacher": ".teacher.predictions.csv", "lr_only": ".lr-only.predictions.csv", "distilled": ".predictions.csv"}
+FILES = {
+    "teacher": ".teacher.predictions.csv",
+    "lr_only": ".lr-only.predictions.csv",
+    "also": ".also.predictions.csv",
+    "distilled": ".predictions.csv",
+}
+#: The picture of the slides where teacher and student disagree most.
+DISAGREEMENT = ".disagreement.png"
 #: What each seed said, of models that were trained with several.
 SEEDS = ".seeds.csv"
-COMPARISONS = (("distilled", "lr_only"), ("distilled", "teacher"), ("lr_only", "teacher"))
+COMPARISONS = (("distilled", "lr_only"), ("distilled", "also"), ("distilled", "teacher"), ("lr_only", "teacher"))
 
 
 def receipt_header(model: str | Path) -> dict[str, Any]:
@@ -104,7 +112,8 @@ def build_receipt(
 
     positive = 1 if len(classes) == 2 else None
     name, share = majority(first.labels, classes)
-    titles = {**TITLES, "distilled": OWN_TITLES.get(header["preset"], TITLES["distilled"])}
+    own_title = OWN_TITLES.get(header["preset"], TITLES["distilled"])
+    titles = {**TITLES, "also": header.get("also", ""), "distilled": own_title}
     receipt = {
         "kind": "receipt",
         "version": 1,
@@ -137,6 +146,10 @@ def build_receipt(
         "agreement": _agreement(model),
         "encoder_saw_test_pixels": header["encoder_saw_test_pixels"],
         "bootstrap": {"draws": draws, "seed": seed, "level": 0.95},
+        "trained": {
+            **{k: header["history"][-1].get(k) for k in ("date", "lrmil")},
+            "seed": header["settings"].get("seed"),
+        },
     }
     return receipt, [(titles[n], c) for n, c in judged.items()]
 
@@ -155,16 +168,27 @@ def write_receipt(
     with phase("receipt"):
         receipt, cases = build_receipt(model, level=level, draws=draws, seed=seed)
     stem = str(output) if output is not None else str(_beside(Path(model), ".receipt"))
-    picture = evaluation_picture(cases, receipt["classes"])
-    blocks = receipt_blocks(
-        receipt, Picture(picture, "ROC, calibration and confusion matrices of the models", Path(stem).name + ".png")
-    )
+    picture = evaluation_picture(cases, receipt["classes"], draws=draws, seed=seed)
+    about = "ROC, calibration and confusion matrices of the models"
+    shown = Picture(picture, about, Path(stem).name + ".png")
+    apart = _disagreement(Path(model))
+    if apart is not None and Path(stem).parent != Path(model).parent:  # the Markdown page names it
+        write_bytes(Path(stem).parent / apart.name, apart.png)
+    blocks = receipt_blocks(receipt, shown, apart, step("receipt", {}, {}))
     title = f"What distillation bought: {receipt['model']}"
     write_bytes(f"{stem}.png", picture)
     write_text(f"{stem}.md", to_markdown(title, blocks))
     write_text(f"{stem}.html", to_html(title, blocks))
     write_text(f"{stem}.json", json.dumps(receipt, indent=1, allow_nan=False) + "\n")
     return receipt
+
+
+def _disagreement(model: Path) -> Picture | None:
+    """The picture of the slides where teacher and student disagree most, if the training left one."""
+    path = _beside(model, DISAGREEMENT)
+    if not path.exists():
+        return None
+    return Picture(path.read_bytes(), "The held-out slides where teacher and student disagree most", path.name)
 
 
 def existing_receipt(model: str | Path) -> dict[str, Any]:
@@ -184,7 +208,7 @@ def existing_receipt(model: str | Path) -> dict[str, Any]:
 
 
 def cost_of(headers: dict[str, Sequence[dict[str, Any]]], tiles: dict[str, Sequence[int]]) -> dict[str, Any]:
-    """Tiles and seconds a slide of ``hr`` and ``lr`` from the headers of feature files.
+    """Tiles and seconds a slide of ``hr``, ``lr`` and ``also`` (another LR encoder) from the headers of feature files.
 
     Args:
         headers: side -> headers of feature files; tiles: side -> tiles of the same slides.

@@ -16,16 +16,23 @@ from lrmil_cli.evaluation.wording import calibration_table, folds_text, group_ta
 METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "") for m, title in TITLES.items()}
 
 
-def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
-    """The receipt as a page."""
+def receipt_blocks(
+    receipt: dict[str, Any], picture: Picture, apart: Picture | None = None, made: dict[str, Any] | None = None
+) -> list[Block]:
+    """The receipt as a page.
+
+    Args:
+        apart: the slides where teacher and student disagree most, where there is a picture of them.
+        made: history entry of the page, for its date; the receipt itself is the same whenever it is written.
+    """
     models = receipt["models"]
-    blocks: list[Block] = [Text(headline(receipt))]
+    blocks: list[Block] = [Text(headline(receipt)), Text(_dated(receipt, made or {}))]
     titles = [m["title"] for m in models.values()]
     rows = [[t, *(value_text(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
     blocks += [
         Heading("How good"),
         Table(
-            ["", *titles],
+            ["pooled: all slides together", *titles],
             rows,
             f"On the same {receipt['slides']} slides{_who(receipt)}; in brackets 95 % bootstrap intervals over "
             "patients. Always saying "
@@ -34,7 +41,11 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
     ]
     if receipt["folds"] > 1:
         rows = [[t, *(_over_folds(k, m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
-        blocks.append(Table(["mean ± sd over folds", *titles], rows))
+        note = (
+            "Each fold judged by itself, then the mean: what papers mostly report. It differs from the pooled figure "
+            "above, because heads of different folds need not be on one scale, and folds are small."
+        )
+        blocks.append(Table(["fold mean ± sd", *titles], rows, note))
     if receipt["differences"]:
         keys = [k for k in METRIC_TITLES if k in receipt["differences"][0]]
         blocks += [
@@ -57,10 +68,27 @@ def receipt_blocks(receipt: dict[str, Any], picture: Picture) -> list[Block]:
         blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
     blocks += _seed_blocks(receipt)
     blocks += _site_blocks(receipt)
-    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
+    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"], models)]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
+    if apart is not None:
+        blocks += [Heading("Where teacher and student disagree most"), apart, Text(APART)]
     blocks += [Heading("Pictures"), picture, Heading("How it was made"), Text(_fine_print(receipt))]
     return blocks
+
+
+APART = (
+    "Held-out slides, those first whose answers are farthest apart; what is shown of the teacher is its attention at "
+    "20x, carried to the 5x tiles. The same colours for all, as multiples of an even share."
+)
+
+
+def _dated(receipt: dict[str, Any], made: dict[str, Any]) -> str:
+    """When, by which version, with which seeds, and what it is not for."""
+    trained = receipt.get("trained") or {}
+    said = f"Trained {trained.get('date') or 'at an unknown time'} by lrmil {trained.get('lrmil') or 'unknown'}"
+    seeds = f"seed {trained.get('seed', 'not recorded')}, resamples by seed {receipt['bootstrap']['seed']}"
+    written = f"; receipt of {made['date']} by lrmil {made['lrmil']}" if made else ""
+    return f"{said} ({seeds}){written}. For research use only; not a medical device."
 
 
 def _site_blocks(receipt: dict[str, Any]) -> list[Block]:
@@ -115,42 +143,60 @@ def _who(receipt: dict[str, Any]) -> str:
 
 
 def headline(receipt: dict[str, Any]) -> str:
-    """The receipt in two or three sentences, without more certainty than the intervals allow."""
+    """The receipt in a few sentences: all that the intervals tell apart, and no more."""
     m = receipt["models"]
 
     def auc(name: str) -> str:
-        return value_text(m[name]["metrics"]["auc"])
+        own = m[name]["metrics"]["auc"]
+        folds = f", fold mean {show(own['mean'])}" if own.get("of_folds") and own["of_folds"] > 1 else ""
+        return value_text(own) + folds
 
-    parts = [f"AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
+    parts = [f"Pooled AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
     if "lr_only" in m:
         parts.append(f"{auc('lr_only')} from the labels alone")
+    if "also" in m:
+        parts.append(f"{auc('also')} for the {m['also']['title']}")
     if "teacher" in m:
         parts.append(f"{auc('teacher')} for the teacher at high resolution")
     text = "; ".join(parts) + "."
+    against = {"lr_only": "LR-only student", "teacher": "teacher", "also": m["also"]["title"] if "also" in m else ""}
     for d in receipt["differences"]:
         if d["b"] == "teacher" and d["a"] == "lr_only":
             continue
-        value = d["auc"]
-        if value["value"] is None or value["low"] is None:
-            continue
-        against = "LR-only student" if d["b"] == "lr_only" else "teacher"
-        sure = "" if value["low"] > 0 or value["high"] < 0 else ", which these patients cannot tell from none"
-        if not sure and (sd := _spread_of(receipt, d["b"])) is not None and abs(value["value"]) <= sd:
-            sure = f", which is no more than another seed changes (sd {sd:.3f}): no gain is claimed"
-        way = "higher" if value["value"] >= 0 else "lower"
-        text += f" Against the {against} the distilled student's AUC is {abs(value['value']):.3f} {way}{sure}."
+        text += " " + _difference_text(receipt, d, against[d["b"]])
     ratio = receipt["cost"].get("tile_ratio")
     return text + (f" It reads {ratio:.1f} times fewer tiles." if ratio else "")
 
 
-def _spread_of(receipt: dict[str, Any], other: str) -> float | None:
-    """The sd over seeds of a difference of AUC: to the LR-only student of the same seed, or, since there is one
-    teacher, of the distilled student's own AUC; None where there was one seed."""
+def _difference_text(receipt: dict[str, Any], d: dict[str, Any], against: str) -> str:
+    """The distilled student against another: each metric whose interval excludes 0, and which do not."""
+    known = {k: d[k] for k in METRIC_TITLES if k in d and d[k]["value"] is not None and d[k]["low"] is not None}
+    sure = {k: v for k, v in known.items() if v["low"] > 0 or v["high"] < 0}
+
+    def one(metric: str) -> str:
+        value, sd = sure[metric]["value"], _spread_of(receipt, d["b"], metric)
+        better = "better" if (value > 0) != (metric in LOWER_IS_BETTER) else "worse"
+        if sd is not None and abs(value) <= sd:
+            better = f"no more than another seed changes, sd {sd:.3f}: no gain is claimed"
+        return f"{TITLES[metric]} {abs(value):.3f} {'higher' if value > 0 else 'lower'} ({better})"
+
+    rest = [TITLES[k] for k in known if k not in sure]
+    if not known:
+        return f"Against the {against} there is no interval."
+    if not sure:
+        return f"Against the {against} these patients tell no metric apart ({', '.join(rest)})."
+    left = f"; {', '.join(rest)} cannot be told apart" if rest else ""
+    return f"Against the {against} the distilled student has {', '.join(map(one, sure))}{left}."
+
+
+def _spread_of(receipt: dict[str, Any], other: str, metric: str) -> float | None:
+    """The sd over seeds of a difference: to the LR-only student of the same seed, or, since there is one teacher, of
+    the distilled student's own figure; None where there was one seed, or it is not known."""
     about = receipt.get("seeds")
     if not about:
         return None
     own = about["differences"].get(other) or about["models"].get("distilled") or {}
-    return (own.get("auc") or {}).get("sd")
+    return (own.get(metric) or {}).get("sd")
 
 
 def _seed_blocks(receipt: dict[str, Any]) -> list[Block]:
@@ -193,8 +239,9 @@ def _over_folds(metric: str, value: dict[str, Any]) -> str:
     return folds_text(Score(metric, _interval(value), *rest))
 
 
-def _cost_blocks(cost: dict[str, Any]) -> list[Block]:
-    sides = [s for s in ("hr", "lr") if s in cost]
+def _cost_blocks(cost: dict[str, Any], models: dict[str, Any]) -> list[Block]:
+    sides = [s for s in ("hr", "lr", "also") if s in cost]
+    titles = {"hr": "HR", "lr": "LR", "also": f"LR, {models['also']['title']}" if "also" in models else ""}
     if not sides:
         return [Text("Not recorded.")]
 
@@ -204,10 +251,10 @@ def _cost_blocks(cost: dict[str, Any]) -> list[Block]:
 
     devices = sorted({d for s in sides for d in cost[s]["devices"]})
     where = f", on {', '.join(devices)}" if devices else ""
-    timed = ", ".join(f"{s.upper()} {cost[s]['timed']} of {cost[s]['slides']} slides" for s in sides)
+    timed = ", ".join(f"{titles[s]} {cost[s]['timed']} of {cost[s]['slides']} slides" for s in sides)
     return [
         Table(
-            ["a slide", *(s.upper() for s in sides), "HR / LR"],
+            ["a slide", *(titles[s] for s in sides), "HR / LR"],
             [
                 row("tiles read and encoded", "tiles", "{:.1f}", cost.get("tile_ratio")),
                 row("seconds", "seconds", "{:.2f}", cost.get("seconds_ratio")),

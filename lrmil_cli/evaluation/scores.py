@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.evaluation.bootstrap import Interval, intervals
+from lrmil_cli.evaluation.bootstrap import Interval, intervals, resamples
 from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS, METRICS, confusion, mean_sd, one_auc
 
 LEVELS = ("slide", "patient")
@@ -207,3 +207,35 @@ def macro_roc(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray
     ends = np.stack([np.nextafter(false, -1), false], 1)
     true = np.mean([np.interp(ends, *c, left=0.0) for c in curves], axis=0)
     return np.repeat(false, 2), true.ravel()
+
+
+def roc_band(
+    cases: Cases, which: Sequence[int], *, draws: int, seed: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """False positive rates [101], and between which true positive rates the ROC curve lies at each in ``level`` of
+    resampled patients; None with fewer than two patients, or a class without cases.
+
+    Args:
+        which: classes, each against the rest, whose curves are averaged.
+    """
+    names, patient = np.unique(cases.patients, return_inverse=True)
+    false = np.linspace(0, 1, 101)
+    if len(names) < 2:
+        return None
+    drawn = np.concatenate([times[:, patient] for times in resamples(len(names), draws, seed)]).astype(np.float64)
+    total = np.zeros((len(drawn), len(false)))
+    for c in which:
+        hit, scores = cases.labels == c, cases.probabilities[:, c]
+        if hit.all() or not hit.any():
+            return None
+        order = np.argsort(-scores, kind="stable")
+        last = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # cases of one score come together
+        up, right = (np.cumsum(drawn[:, order] * own[order], 1)[:, last] for own in (hit, ~hit))
+        whole = (up[:, -1] > 0) & (right[:, -1] > 0)
+        drawn, total, up, right = drawn[whole], total[whole], up[whole], right[whole]
+        rise = [np.interp(false, np.r_[0, r / r[-1]], np.r_[0, u / u[-1]]) for r, u in zip(right, up)]
+        total += np.array(rise).reshape(len(rise), len(false)) / len(which)
+    if not len(total):
+        return None
+    low, high = np.quantile(total, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return false, low, high

@@ -45,15 +45,25 @@ def read_graph(path: str | Path) -> tuple[dict[str, Any], bytes]:
         raise InputError(no_such_file(path, "make it with `lrmil export-onnx`")) from e
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
+    body, header = _parts(data)
+    if header is None:
+        raise InputError(f"{path}: not an ONNX graph of lrmil, or cut short; make it with `lrmil export-onnx`")
+    return check_seal(parse_header(header, "graph", str(path)), str(path), _digest(body)), data
+
+
+def body_digest(data: bytes) -> str:
+    """Of a graph without its header: of two models with the same encoders it is the same."""
+    return _digest(_parts(data)[0]).hex()
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes | None]:
+    """The graph itself, and its header; None where there is none, or not all of it."""
     at = data.rfind(_KEY)
     text = data[at + len(_KEY) :] if at >= 0 else b""
     length, start = _read_varint(text)
     header = text[start:]
     entry = len(text) + len(_KEY)
-    body = data[: at - len(_varint(entry)) - len(_TAG)] if at >= 0 else b""
-    if at < 0 or length != len(header):
-        raise InputError(f"{path}: not an ONNX graph of lrmil, or cut short; make it with `lrmil export-onnx`")
-    return check_seal(parse_header(header, "graph", str(path)), str(path), _digest(body)), data
+    return data[: at - len(_varint(entry)) - len(_TAG)] if at >= 0 else b"", header if length == len(header) else None
 
 
 def _digest(body: bytes) -> bytes:

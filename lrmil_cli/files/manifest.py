@@ -55,7 +55,8 @@ class Entry:
         path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
         mask: picture of the tissue; roi: GeoJSON of the regions to use; min_tissue: share of a tile. None where the
             command's own count.
-        site: where it comes from, None where nobody says it; cells: the whole row, by the names of its columns.
+        site, organ, stain: where it comes from, of what, how stained; None where nobody says it.
+        cells: the whole row, by the names of its columns.
         row: as a spreadsheet counts; the header is row 1.
     """
 
@@ -70,6 +71,8 @@ class Entry:
     roi: Path | None = None
     min_tissue: float | None = None
     site: str | None = None
+    organ: str | None = None
+    stain: str | None = None
     cells: Mapping[str, str] = field(default_factory=dict, compare=False)
     row: int = 0
 
@@ -358,8 +361,8 @@ def _entry(
         tcga = tcga_patient(slide_id)
         patient, source = (tcga, "tcga") if tcga else (slide_id, "slides")
     site = cell("site") or (None if "site" in columns else tcga_site(slide_id))
-    own = (("slide_id", slide_id), ("label", label or ""), ("patient_id", patient), ("site", site or ""))
-    for column, value in own:
+    own = {"slide_id": slide_id, "label": label or "", "patient_id": patient, "site": site or ""}
+    for column, value in (own | {name: cell(name) for name in ("organ", "stain")}).items():
         if is_formula(value):
             raise InputError(
                 f"{path}: row {row.number}, {column} {value[:40]!r}: spreadsheets would run this as a formula, and it "
@@ -388,6 +391,8 @@ def _entry(
         path_cell(cell("roi"), "roi", REGIONS, row.number, path),
         share_cell(cell("min_tissue"), row.number, path),
         site,
+        cell("organ") or None,
+        cell("stain") or None,
         row.cells,
         row.number,
     ), source

@@ -38,6 +38,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "mask": ("mask", "tissue_mask", "mask_path"),
     "roi": ("roi", "roi_path"),
     "min_tissue": ("min_tissue",),
+    "organ": ("organ",),
+    "stain": ("stain", "staining"),
 }
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -46,37 +46,63 @@ def answer_row(record: dict[str, Any], files: Sequence[str | Path], folder: Path
     return {k: _cell(v) for k, v in own.items()} | {f"prob_{c}": f"{p:.9g}" for c, p in said.items()}
 
 
-def check_answers(folder: Path, overwrite: bool) -> None:
-    """Raises UsageError if ``predictions.csv`` of a folder is no table of ``predict``: it must not be lost unasked."""
-    read_answers(folder, overwrite)
+def check_answers(folder: Path, overwrite: bool, several: bool = False) -> None:
+    """Raises UsageError if ``predictions.csv`` of a folder is no table of ``predict``, or one of another kind (of one
+    model, of ``several``): it must not be lost unasked."""
+    rows, models = read_answers(folder, overwrite)
+    if rows and bool(models) != several and not overwrite:
+        what = f"of the models {', '.join(models)}" if models else "of one model"
+        raise UsageError(
+            f"{folder / NAME} holds answers {what}; choose another --output, or add --overwrite to replace the table"
+        )
 
 
-def read_answers(folder: Path, overwrite: bool = False) -> dict[str, dict[str, str]]:
-    """Rows by slide id; none where there is no table.
+def read_answers(folder: Path, overwrite: bool = False) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Rows by slide id, and by model where there are several; the names of those models. Nothing where there is no
+    table.
 
     Raises:
         UsageError: it is no table of ``predict``, or damaged, and ``overwrite`` is off.
     """
     path = folder / NAME
     if not path.exists():
-        return {}
+        return {}, []
     try:
-        checked_header(path, "answers")
+        header = checked_header(path, "answers")
         with open(path, encoding="utf-8", newline="") as fh:
             fh.readline()
             rows = list(csv.DictReader(io.StringIO(fh.read())))
-        return {row["slide_id"]: {k: v or "" for k, v in row.items() if k} for row in rows}
+        models = [str(m) for m in header.get("models", [])]
+        return _by_key([{k: v or "" for k, v in row.items() if k} for row in rows], models), models
     except (InputError, OSError, ValueError, KeyError, csv.Error) as e:
         if overwrite:
-            return {}
+            return {}, []
         raise UsageError(
             f"{path} exists and is not the table that `lrmil predict` keeps there, or is damaged; choose another "
             "--output, or add --overwrite to replace it"
         ) from e
 
 
-def note_answers(folder: Path, rows: Sequence[Mapping[str, str]], overwrite: bool = False) -> bool:
-    """Put rows into ``predictions.csv``, in the place of those of the same slides; rows of other slides stay.
+def models_in(folder: Path) -> list[tuple[str, Path]]:
+    """The models whose answers a results folder holds: their names and folders; of one model "" and the folder itself.
+
+    Raises:
+        UsageError: as :func:`read_answers`.
+    """
+    try:
+        names = [str(m) for m in checked_header(folder / NAME, "answers").get("models", [])]
+    except (InputError, OSError):  # records alone are a results folder too
+        names = []
+    return [(name, folder / name) for name in names] or [("", folder)]
+
+
+def note_answers(
+    folder: Path, rows: Sequence[Mapping[str, str]], overwrite: bool = False, models: Sequence[str] = ()
+) -> bool:
+    """Put rows into ``predictions.csv``, in the place of those of the same slides (and models); other rows stay.
+
+    Args:
+        models: names of the models, where the table is of several.
 
     Returns:
         False where the file system has no locks, so that rows of jobs that end in the same moment may be lost.
@@ -84,20 +110,36 @@ def note_answers(folder: Path, rows: Sequence[Mapping[str, str]], overwrite: boo
     Raises:
         UsageError: as :func:`read_answers`. MachineError: the table cannot be written.
     """
-    if _merged(there := read_answers(folder, overwrite), rows) == there:  # a lock would touch the folder
-        return True
+    new = _by_key(rows, models)
+    if _merged(read_answers(folder, overwrite), new, models) == read_answers(folder, overwrite):
+        return True  # a lock would touch the folder
     with locked(folder / NAME) as alone:
         there = read_answers(folder, overwrite)
-        if (merged := _merged(there, rows)) != there:
-            ordered = [merged[slide_id] for slide_id in sorted(merged)]
-            made_of = {row["slide_id"]: row["digest"] for row in ordered}
+        if (both := _merged(there, new, models)) != there:
+            merged, names = both
+            ordered = [merged[key] for key in sorted(merged)]
+            made_of = {key: row["digest"] for key, row in merged.items()}
             history = [step("predict", {"table": "answers"}, made_of)]
-            write_table(folder / NAME, make_header("answers", settings={}, history=history), _columns(ordered))
+            several: dict[str, Any] = {"models": names} if names else {}
+            write_table(
+                folder / NAME, make_header("answers", settings={}, **several, history=history), _columns(ordered)
+            )
     return alone
 
 
-def _merged(there: dict[str, dict[str, str]], rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    return there | {row["slide_id"]: _with_files(row, there.get(row["slide_id"])) for row in rows}
+def _by_key(rows: Sequence[Mapping[str, str]], models: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Rows by slide, and model where there are several; neither holds a ``/``."""
+    return {f"{r['slide_id']}/{r['model']}" if models else r["slide_id"]: dict(r) for r in rows}
+
+
+def _merged(
+    there: tuple[dict[str, dict[str, str]], list[str]], new: dict[str, dict[str, str]], models: Sequence[str]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    rows, names = there
+    if bool(names) != bool(models):  # of one model before, of several now: the user said --overwrite
+        rows, names = {}, []
+    merged = {**rows, **{key: _with_files(row, rows.get(key)) for key, row in new.items()}}
+    return merged, list(dict.fromkeys([*names, *models]))
 
 
 def _with_files(row: Mapping[str, str], before: Mapping[str, str] | None) -> dict[str, str]:

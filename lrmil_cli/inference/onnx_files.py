@@ -18,6 +18,7 @@ from lrmil_cli.files.graphs import read_graph, write_graph
 from lrmil_cli.files.header import digest
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.inference.onnx_predictor import OnnxPredictor, open_graphs
+from lrmil_cli.inference.plain import encode
 from lrmil_cli.inference.runtime import graph_paths
 from lrmil_cli.inference.verify import int8_bound
 from lrmil_cli.slides.slide import open_slide
@@ -38,12 +39,14 @@ def export_files(
     int8: bool = False,
     slides: Sequence[tuple[Path, str, float | None]] = (),
     overwrite: bool = False,
+    replace: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Graphs:
     """Make the graphs of a model file, but for those up to date.
 
     Args:
         slides: path, id and mpp (None: its own) of slides that the effect of int8 is measured on.
+        overwrite: whatever stands in their place; replace: graphs of another model, and nothing else.
 
     Raises:
         InputError: not a model file.
@@ -57,7 +60,7 @@ def export_files(
         raise InputError(f"{model}: made before files had checksums; run `lrmil distill-student` again")
     out = Graphs()
     paths = graph_paths(model)
-    there = _up_to_date(paths, header["content"], overwrite)
+    there = _up_to_date(paths, header["content"], overwrite, replace)
     if not there:
         from lrmil_cli.inference.onnx_export import export_model
         from lrmil_cli.models.model_file import load_model
@@ -88,16 +91,16 @@ def export_files(
     return out
 
 
-def _up_to_date(paths: Sequence[Path], weights: str, overwrite: bool) -> bool:
+def _up_to_date(paths: Sequence[Path], weights: str, overwrite: bool, replace: bool = False) -> bool:
     there = [p for p in paths if p.exists()]
     for path in there:
         try:
             if read_graph(path)[0].get("graph_of", {}).get("weights") == weights:
                 continue
-            reason = "is of another model"
+            reason, ours = "is of another model", True
         except InputError:
-            reason = "is damaged, or not a file this command made"
-        if not overwrite:
+            reason, ours = "is damaged, or not a graph of lrmil", False
+        if not (overwrite or (replace and ours)):
             raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it")
         return False
     return len(there) == len(paths)
@@ -133,8 +136,9 @@ def int8_effect(model: str, header: dict[str, Any], slides: Sequence[tuple[Path,
     for path, slide_id, mpp in slides:
         with open_slide(path, slide_id=slide_id, manifest_mpp=mpp) as slide:
             tiles, level, _ = find_tiles(slide, own[0].tiles)
-            found = [p.encode(slide, boxes_of(tiles), level) for p in own]
-        probabilities = [calibrated_heads(header, p.classify(f)[0]).mean(0) for p, f in zip(own, found)]
+            boxes = boxes_of(tiles)
+            found = [encode(p, slide, boxes, level) for p in own]
+        probabilities = [calibrated_heads(header, p.classify(f, boxes)[0]).mean(0) for p, f in zip(own, found)]
         changes.append(float(np.abs(probabilities[0] - probabilities[1]).max()))
         labels += int(probabilities[0].argmax() != probabilities[1].argmax())
         for kept, f in zip(features, found):

@@ -6,20 +6,21 @@ Nothing here imports torch or timm, which takes longer than a small slide.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lrmil_cli.ahead import Prefetch
 from lrmil_cli.errors import InputError, MachineError
-from lrmil_cli.evaluation.head_calibration import calibrated_heads
-from lrmil_cli.files.graphs import read_graph
+from lrmil_cli.files.graphs import body_digest, read_graph
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds, unlike_record
+from lrmil_cli.inference.plain import encode, predict_plain
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
 from lrmil_cli.progress import TILES, phase
-from lrmil_cli.slides.reader import iter_batches, without_bad
+from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide, default_workers
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles, settings_from_json
@@ -38,7 +39,7 @@ def open_session(graph: bytes | str, what: str) -> Any:
         import onnxruntime
     except ImportError as e:
         raise MachineError(
-            "running an ONNX graph needs ONNX Runtime: pip install 'lrmil-cli[cpu]', or use --runtime torch"
+            "running an ONNX graph needs ONNX Runtime: pip install onnxruntime, or use --runtime torch"
         ) from e
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_workers()
@@ -54,7 +55,9 @@ class OnnxPredictor:
     """LRMIL by its graphs; as :class:`lrmil_cli.inference.low_resolution.LowResolutionPredictor`, to 1e-4.
 
     Attributes:
-        header: of the model, as the graphs carry it; encoder, heads: sessions of ONNX Runtime.
+        header: of the model, as the graphs carry it, with ``int8``, what that changes, where it was measured.
+        encoder, heads: sessions of ONNX Runtime.
+        encoder_key: digest of the encoders' graph.
         int8: whether the encoder's weights are quantised; batch: tiles encoded at a time.
     """
 
@@ -63,6 +66,7 @@ class OnnxPredictor:
     encoder: Any
     heads: Any
     tiles: TileSettings
+    encoder_key: str
     int8: bool
     batch: int = BATCH
     ahead: int = 0
@@ -81,73 +85,56 @@ class OnnxPredictor:
     def device(self) -> str:
         return f"cpu ({default_workers()} threads, ONNX Runtime{', int8' if self.int8 else ''})"
 
-    def encode(
-        self,
-        slide: Slide,
-        boxes: np.ndarray,
-        level: int,
-        seconds: dict[str, float] | None = None,
-        bad: list[int] | None = None,
-    ) -> list[np.ndarray]:
-        """Features float32 [N, D] of each encoder, in the order of ``boxes``; ``bad`` as of :func:`iter_batches`."""
-        seconds = {} if seconds is None else seconds
-        out: list[np.ndarray] = []
-        clock = time.perf_counter()
-        with phase("", len(boxes), TILES) as told:
-            for rows, pixels in iter_batches(slide, boxes, level, self.tiles.tile_px, self.batch, bad):
-                began = time.perf_counter()
-                seconds["read"] = seconds.get("read", 0.0) + began - clock
-                results = self.encoder.run(None, {"tiles": pixels})
-                if not out:
-                    out = [np.empty((len(boxes), r.shape[1]), np.float32) for r in results]
-                for array, result in zip(out, results):
-                    array[rows] = result
-                told.advance(len(rows))
-                clock = time.perf_counter()
-                seconds["encode"] = seconds.get("encode", 0.0) + clock - began
-        return out
-
-    def classify(self, features: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """As :func:`lrmil_cli.inference.prediction.ensemble`, of the features of one slide."""
-        known = {i.name for i in self.heads.get_inputs()}
-        inputs = {f"features{n}": f for n, f in enumerate(features)}
-        logits, attention, *rows = self.heads.run(None, {k: v for k, v in inputs.items() if k in known})
-        return ensemble(logits, attention, rows[0] if rows else None)
+    @property
+    def runtime(self) -> str:
+        return "onnx-int8" if self.int8 else "onnx"
 
     def plan(self, slide: Slide, region: Region | None) -> tuple[int, float]:
         clock = time.perf_counter()
         tiles, level, _ = find_tiles(slide, self.tiles, region)
         tissue = time.perf_counter() - clock
-        return expected_seconds(
-            boxes_of(tiles), self.batch, tissue, lambda some: self.encode(slide, some, level, bad=[])
-        )
+        return expected_seconds(boxes_of(tiles), self.batch, tissue, lambda some: encode(self, slide, some, level))
+
+    def reading(
+        self, slide: Slide, boxes: np.ndarray, level: int, bad: list[int]
+    ) -> Prefetch[tuple[np.ndarray, np.ndarray]]:
+        return Prefetch(iter_batches(slide, boxes, level, self.tiles.tile_px, self.batch, bad), 0)
+
+    def encode_for(
+        self,
+        models: Sequence[OnnxPredictor],
+        batches: Iterable[tuple[np.ndarray, np.ndarray]],
+        count: int,
+        seconds: dict[str, float],
+    ) -> list[list[np.ndarray]]:
+        once = {m.encoder_key: m.encoder for m in models}
+        out: dict[str, list[np.ndarray]] = {}
+        clock = time.perf_counter()
+        with phase("", count, TILES) as told:
+            for rows, pixels in batches:
+                began = time.perf_counter()
+                seconds["read"] = seconds.get("read", 0.0) + began - clock
+                for key, session in once.items():
+                    results = session.run(None, {"tiles": pixels})
+                    if key not in out:
+                        out[key] = [np.empty((count, r.shape[1]), np.float32) for r in results]
+                    for array, result in zip(out[key], results):
+                        array[rows] = result
+                told.advance(len(rows))
+                clock = time.perf_counter()
+                seconds["encode"] = seconds.get("encode", 0.0) + clock - began
+        return [out.get(m.encoder_key, []) for m in models]
+
+    def classify(
+        self, features: list[np.ndarray], boxes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        known = {i.name for i in self.heads.get_inputs()}
+        inputs = {f"features{n}": f for n, f in enumerate(features)}
+        logits, attention, *rows = self.heads.run(None, {k: v for k, v in inputs.items() if k in known})
+        return ensemble(logits, attention, rows[0] if rows else None)
 
     def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
-        clock = time.perf_counter()
-        tiles, level, _ = find_tiles(slide, self.tiles, region)
-        seconds = {"tissue": time.perf_counter() - clock}
-        boxes = boxes_of(tiles)
-        bad: list[int] = []
-        yield
-        features = self.encode(slide, boxes, level, seconds, bad)
-        rows = without_bad(len(boxes), bad, slide.path)
-        clock = time.perf_counter()
-        raw, attention, class_scores = self.classify([f[rows] for f in features])
-        seconds["head"] = time.perf_counter() - clock
-        return Prediction(
-            raw,
-            calibrated_heads(self.header, raw),
-            attention,
-            class_scores,
-            {k: v[rows] for k, v in tiles.items()},
-            {k: round(v, 3) for k, v in seconds.items()},
-            {
-                "tiles_read": {"lr": len(rows)},
-                "bad_tiles": len(bad),
-                "runtime": "onnx-int8" if self.int8 else "onnx",
-                **unlike_record(self.header, self.path, features[0][rows]),
-            },
-        )
+        return (yield from predict_plain([self], slide, region))[0]
 
 
 def open_graphs(
@@ -186,13 +173,14 @@ def open_graphs(
             f"{encoder_path}: made of another model than {name} is now; run `lrmil export-onnx {name} --overwrite`"
         )
     tiles = settings_from_json(header["tiles"], str(encoder_path))
-    header = {k: v for k, v in header.items() if k not in ("part", "int8")}
+    header = {k: v for k, v in header.items() if k != "part"}
     return OnnxPredictor(
         path,
         {**header, "kind": "model"},
         open_session(graph, str(encoder_path)),
         open_session(heads, str(heads_path)),
         replace(tiles, allow_upsample=True) if allow_upsample else tiles,
+        body_digest(graph),
         ".int8." in encoder_path.name,
         batch_size or BATCH,
     )

@@ -55,7 +55,10 @@ class Promised:
         return self.base.plan(slide, region)
 
     def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
-        p = yield from self.base.predict(slide, region)
+        return self.judged((yield from self.base.predict(slide, region)))
+
+    def judged(self, p: Prediction) -> Prediction:
+        """The answer of the base, with what is promised of it."""
         record: dict[str, Any] = {}
         if self.coverage is not None:
             (there,) = prediction_sets(p.per_fold[None], self.known, self.coverage, by_class=self.by_class)

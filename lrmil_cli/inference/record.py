@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.evaluation.head_calibration import head_calibrations
+from lrmil_cli.evaluation.purpose import purpose
 from lrmil_cli.evaluation.training_slides import saw_in_training
 from lrmil_cli.files.header import last_digest, make_header
 from lrmil_cli.inference.prediction import Prediction, Predictor
@@ -39,6 +40,7 @@ def prediction_record(
             "digest": last_digest(header),
             "preset": header.get("preset"),
             "license": header.get("license"),
+            "trained_on": purpose(header),
             "saw": saw_in_training(slide.slide_id, predictor.path, header),
         },
         predicted=predictor.classes[best],

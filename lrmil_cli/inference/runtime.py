@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lrmil_cli.device import likely_gpu
 from lrmil_cli.errors import InputError, UsageError
@@ -73,6 +74,18 @@ def open_predictor(
         budget=budget,
         warn=warn,
     )
+
+
+def open_predictors(paths: Sequence[str], *, runtime: str = "auto", **options: Any) -> list[Predictor]:
+    """What predicts with each of several models; ``options`` as of :func:`open_predictor`.
+
+    With ``auto``, the graphs are taken only where all models have them: so that one reading of a slide serves all.
+    """
+    out = [open_predictor(path, runtime=runtime, **options) for path in paths]
+    kinds = {getattr(p, "runtime", "") for p in out}
+    if runtime == "auto" and "onnx" in kinds and len(kinds) > 1 and not any(p.endswith(".onnx") for p in paths):
+        return [open_predictor(path, runtime="torch", **options) for path in paths]
+    return out
 
 
 def _has_graphs(path: str) -> bool:

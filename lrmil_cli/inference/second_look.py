@@ -180,7 +180,11 @@ class Cascade:
         return self.base.plan(slide, region)
 
     def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
-        p = yield from self.base.predict(slide, region)
+        return self.judged((yield from self.base.predict(slide, region)), slide)
+
+    def judged(self, p: Prediction, slide: Slide | None = None) -> Prediction:
+        """The answer of the base, and whether it is in doubt; looked at again, where there is who looks again, on
+        ``slide``."""
         reason, sure, agree = doubt(p.per_fold, self.rule.confidence, self.rule.temperature)
         record: dict[str, Any] = {"confidence": round(sure, 6)}
         if self.high is not None:
@@ -191,6 +195,7 @@ class Cascade:
                 "escalation": {"reason": reason, "lr": first},
             }
             if reason is not None:
+                assert slide is not None
                 p, reason = self._again(self.high, p, slide, record, reason)
         if self.abstain:
             record["uncertain"] = reasons_to_abstain(p.record, reason)

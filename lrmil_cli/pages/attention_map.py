@@ -10,20 +10,17 @@ import cv2
 import numpy as np
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.qupath.colours import colours
 from lrmil_cli.qupath.pictures import scanned_part
+from lrmil_cli.slides.given import Given, read_mask
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import find_tissue, settings_from_json
 
 #: Longest side of the pictures of a slide, px, and of its thumbnail in the index.
 SIDE, THUMBNAIL = 1400, 112
-#: Binary logarithms of the multiples where the colours end: an eighth and sixteen times uniform.
-LOWEST, HIGHEST = -3.0, 4.0
-#: Below uniform one blue; above it from yellow over orange to brown, ever darker.
-BELOW = np.array([33.0, 102.0, 172.0])
-ABOVE = np.array([[254.0, 196.0, 79.0], [217.0, 95.0, 14.0], [102.0, 37.0, 6.0]])
-#: How much the colours cover of the slide where they end; nothing at 1.
-COVER_BELOW, COVER_ABOVE = 0.4, 0.8
 PALE = 0.55
+#: Colour and cover of HR tiles that were read, and of candidates that were not.
+KEPT, LEFT = (0.0, 122.0, 61.0, 0.6), (33.0, 102.0, 172.0, 0.18)
 #: An outline of more corners than this is drawn with fewer.
 MAX_CORNERS = 6000
 
@@ -65,9 +62,10 @@ def view_of_slide(slide: Slide, record: dict[str, Any]) -> View:
         scale_x, scale_y = scale_x * image.shape[1] / size[0], scale_y * image.shape[0] / size[1]
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     view = View(image, scale_x, scale_y, corner, (), True)
-    # Tissue that was given as a picture is not known any more, unless the slide has it with it.
-    if record.get("given") and slide.given.mask is None:
-        return view
+    if slide.given.mask is None and (given := _given_again(slide, record)) is not None:
+        slide.given = given
+    if slide.given.mask is None and (record.get("given") or {}).get("mask"):
+        return view  # it is not known any more
     try:
         tissue = find_tissue(slide, settings_from_json(record["settings"]["tiles"], slide.slide_id).tissue)
     except (KeyError, TypeError, InputError):  # settings of another version
@@ -85,6 +83,18 @@ def view_of_slide(slide: Slide, record: dict[str, Any]) -> View:
     return View(image, scale_x, scale_y, corner, tuple(outlines), True)
 
 
+def _given_again(slide: Slide, record: dict[str, Any]) -> Given | None:
+    """The mask that the tissue of a prediction was given by, if its file is there and still the same."""
+    about = record.get("given") or {}
+    if not about.get("mask"):
+        return None
+    try:
+        found = read_mask(about.get("mask_file", ""), slide.width, slide.height)
+    except InputError:
+        return None
+    return found if found.mask_digest == about["mask"] else None
+
+
 def view_without_slide(about: dict[str, Any], rows: Any) -> View:
     """Where the tiles of a slide lie, on white: all that is known of it without its file."""
     left, top, width, height = about.get("bounds") or (0, 0, about["width"], about["height"])
@@ -95,22 +105,23 @@ def view_without_slide(about: dict[str, Any], rows: Any) -> View:
     return view
 
 
-def colours(times: np.ndarray) -> np.ndarray:
-    """Colour and cover [N, 4] (0 to 255, cover 0 to 1) of multiples of uniform [N]. They know nothing of the slide."""
-    with np.errstate(divide="ignore"):
-        log = np.clip(np.log2(times), LOWEST, HIGHEST)
-    up = np.clip(log / HIGHEST, 0, 1)
-    above = np.stack([np.interp(up, [0, 0.5, 1], ABOVE[:, c]) for c in range(3)], 1)
-    cover = np.where(log < 0, COVER_BELOW * log / LOWEST, COVER_ABOVE * np.minimum(1, 2 * up))
-    return np.concatenate([np.where(log[:, None] < 0, BELOW, above), cover[:, None]], 1)
-
-
 def attention_picture(view: View, rows: Any, times: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: the slide in pale grey, see-through in the colours of its tiles' multiples [N]."""
-    grey = cv2.cvtColor(view.image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    image = np.repeat((255 - (255 - grey) * PALE).astype(np.uint8)[..., None], 3, 2)
+    image = _pale(view)
     paint(image, view.boxes(rows), colours(times))
     return image
+
+
+def kept_picture(view: View, rows: Any, kept: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: the slide in pale grey, green where tiles were read, blue where they were candidates alone."""
+    image = _pale(view)
+    paint(image, view.boxes(rows), np.where(kept[:, None] > 0, KEPT, LEFT))
+    return image
+
+
+def _pale(view: View) -> np.ndarray:
+    grey = cv2.cvtColor(view.image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return np.repeat((255 - (255 - grey) * PALE).astype(np.uint8)[..., None], 3, 2)
 
 
 def paint(image: np.ndarray, boxes: np.ndarray, of: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,20 +15,29 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.page import Heading, Table, block_html, document, escaped, read_about
 from lrmil_cli.evaluation.predictions import read_record
 from lrmil_cli.files.header import step
+from lrmil_cli.inference.answers import models_in
 from lrmil_cli.pages.results import failures, page_name, record_path
 from lrmil_cli.pages.style import SCRIPT, STYLE
 
 #: Letters of a page within which it mostly says how it was made; its pictures come behind.
 HEAD = 64_000
-COLUMNS = [("slide", ""), ("answer", ""), ("probability", "number"), ("tiles", "number less"),
-           ("seconds", "number less")]  # fmt: skip
+#: Raised where the index looks otherwise than before.
+LOOK = 2
+#: Columns of one model's answers; of several, the model's name stands for ``answer``.
+ANSWER = [("answer", ""), ("probability", "number")]
+COST = [("tiles", "number less"), ("seconds", "number less")]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A slide of the index; ``page`` is the name of its page, ``thumbnail`` base64 of a JPEG, both "" without one."""
+    """A slide of the index.
 
-    record: dict[str, Any]
+    Attributes:
+        records: by model; page: the name of its page; thumbnail: base64 of a JPEG. Both are "" without a page.
+    """
+
+    slide_id: str
+    records: dict[str, dict[str, Any]]
     page: str
     thumbnail: str
 
@@ -51,49 +61,67 @@ def read_page(path: Path) -> dict[str, Any]:
     return about
 
 
-def index_page(folder: Path, out: Path, ids: list[str], unshown: dict[str, str]) -> str:
+def index_page(
+    folder: Path, out: Path, ids: list[str], unshown: dict[str, str], there: str | None = None
+) -> str | None:
     """The index as HTML, of the records of a folder and of the pages that are there.
 
     Args:
         out: where the pages are; unshown: slide id -> why its page could not be made.
+        there: digest of the index that is there, if any.
+
+    Returns:
+        None where it shows all this already.
     """
+    names = [name for name, _ in models_in(folder)]
     rows, wrong = [], dict(unshown)
     for slide_id in ids:
         try:
             rows.append(_row(folder, out, slide_id))
         except InputError as e:
             wrong.setdefault(slide_id, str(e))
-    made = step("report", {"index": 1}, {r.record["slide"]["id"]: r.record["history"][-1]["digest"] for r in rows})
-    models = {r.record["model"]["digest"]: Path(r.record["model"]["path"]).name for r in rows}
+    records = [record for r in rows for record in r.records.values()]
+    models = {record["model"]["digest"]: Path(record["model"]["path"]).name for record in records}
     body = [
-        f'<p class="counts">{escaped(_counts(rows))}</p>',
-        _several(models),
+        *(f'<p class="counts">{escaped(_counts(rows, name))}</p>' for name in names),
+        _several(models) if names == [""] else "",
         '<div class="tools" hidden><input id="filter" type="search" placeholder="Filter: name, class, uncertain" '
         'aria-label="Filter slides"><span id="count" class="counts" aria-live="polite"></span></div>',
-        _table(rows),
+        _table(rows, names),
         _failures(folder, wrong),
-        f'<p class="note">{escaped(_made_by(models, made))} For research use only; not a medical device.</p>',
     ]
+    shown = sha256("\n".join([*body, *sorted(models)]).encode()).hexdigest()[:32]
+    made = step("report", {"index": LOOK}, {"shown": shown})
+    if made["digest"] == there:
+        return None
+    body.append(f'<p class="note">{escaped(_made_by(models, made))} For research use only; not a medical device.</p>')
     about = json.dumps({"kind": "page", "history": [made]})
     return document(f"Predictions: {folder.resolve().name}", "\n".join(body), style=STYLE, script=SCRIPT, about=about)
 
 
 def _row(folder: Path, out: Path, slide_id: str) -> Row:
-    record = read_record(record_path(folder, slide_id))
-    if not record["history"]:
-        raise InputError(f"{record_path(folder, slide_id)}: does not say how it was made; run `lrmil predict` again")
-    name = page_name(slide_id)
+    records = {}
+    for name, own in models_in(folder):
+        path = record_path(own, slide_id)
+        if name and not path.exists():
+            continue
+        records[name] = read_record(path)
+        if not records[name]["history"]:
+            raise InputError(f"{path}: does not say how it was made; run `lrmil predict` again")
+    page = page_name(slide_id)
     try:
-        return Row(record, name, str(read_page(out / name).get("thumbnail", "")))
+        return Row(slide_id, records, page, str(read_page(out / page).get("thumbnail", "")))
     except InputError:
-        return Row(record, "", "")
+        return Row(slide_id, records, "", "")
 
 
-def _counts(rows: list[Row]) -> str:
-    said = Counter(str(r.record["predicted"]) for r in rows)
-    doubt = sum(bool(r.record.get("uncertain")) for r in rows)
+def _counts(rows: list[Row], name: str) -> str:
+    own = [r.records[name] for r in rows if name in r.records]
+    said = Counter(str(record["predicted"]) for record in own)
+    doubt = sum(bool(record.get("uncertain")) for record in own)
     parts = [f"{n} {label}" for label, n in sorted(said.items())] + ([f"{doubt} uncertain"] if doubt else [])
-    return f"{len(rows)} slide{'' if len(rows) == 1 else 's'}: {', '.join(parts)}" if rows else "No slides."
+    slides = f"{len(own)} slide{'' if len(own) == 1 else 's'}: {', '.join(parts)}" if own else "No slides."
+    return f"{name}: {slides}" if name else slides
 
 
 def _several(models: dict[str, str]) -> str:
@@ -107,39 +135,50 @@ def _several(models: dict[str, str]) -> str:
 
 def _made_by(models: dict[str, str], made: dict[str, Any]) -> str:
     named = "; ".join(f"{name}, digest {digest}" for digest, name in models.items())
-    return f"Model: {named}. Made {made['date']} by lrmil {made['lrmil']}."
+    return f"Model{'s' if len(models) > 1 else ''}: {named}. Made {made['date']} by lrmil {made['lrmil']}."
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Row], names: list[str]) -> str:
+    answers = [(name or ANSWER[0][0], ANSWER[0][1]) if n == 0 else ANSWER[n] for name in names for n in (0, 1)]
     heads = "".join(
-        f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>' for name, kind in COLUMNS
+        f'<th scope="col" class="{kind}"><button type="button">{escaped(name)}</button></th>'
+        for name, kind in [("slide", ""), *answers, *COST]
     )
-    body = "\n".join(map(_cells, rows))
+    body = "\n".join(_cells(row, names) for row in rows)
     return (
         '<div class="wide" tabindex="0" role="group" aria-label="table"><table id="slides">'
         f'<thead><tr><td class="thumb"></td>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
     )
 
 
-def _cells(row: Row) -> str:
-    record = row.record
-    slide_id, p = escaped(str(record["slide"]["id"])), record["probabilities"][record["predicted"]]
+def _cells(row: Row, names: list[str]) -> str:
+    slide_id = escaped(row.slide_id)
     href = quote(os.fsencode(row.page))
     name = f'<a href="{href}">{slide_id}</a>' if row.page else slide_id
     picture = (
         f'<img src="data:image/jpeg;base64,{escaped(row.thumbnail)}" alt="" loading="lazy">' if row.thumbnail else ""
     )
     linked = f'<a href="{href}" tabindex="-1" aria-hidden="true">{picture}</a>' if row.page else ""
-    said = escaped(str(record["predicted"]))
-    if record.get("uncertain"):
-        said += f' <span class="badge" title="{escaped(str(record["uncertain"]))}">uncertain</span>'
-    seconds = sum((record.get("seconds") or {}).values())
+    answers = "".join(_answer(row.records.get(model)) for model in names)
+    tiles = max(record["tiles"] for record in row.records.values())
+    spent = [sum((record.get("seconds") or {}).values()) for record in row.records.values()]
+    # Models that share a reading each have all of it.
+    seconds = max(spent) if any(record.get("read_with") for record in row.records.values()) else sum(spent)
     return (
-        f'<tr><td class="thumb">{linked}</td><th scope="row">{name}</th><td>{said}</td>'
-        f'<td class="number" data-v="{p:.9g}">{p:.3f}</td>'
-        f'<td class="number less" data-v="{record["tiles"]}">{record["tiles"]:,}</td>'
+        f'<tr><td class="thumb">{linked}</td><th scope="row">{name}</th>{answers}'
+        f'<td class="number less" data-v="{tiles}">{tiles:,}</td>'
         f'<td class="number less" data-v="{seconds:.3f}">{seconds:.1f}</td></tr>'
     )
+
+
+def _answer(record: dict[str, Any] | None) -> str:
+    """The cells of what one model says; empty where it says nothing of the slide."""
+    if record is None:
+        return '<td></td><td class="number" data-v="-1"></td>'
+    p, said = record["probabilities"][record["predicted"]], escaped(str(record["predicted"]))
+    if record.get("uncertain"):
+        said += f' <span class="badge" title="{escaped(str(record["uncertain"]))}">uncertain</span>'
+    return f'<td>{said}</td><td class="number" data-v="{p:.9g}">{p:.3f}</td>'
 
 
 def _failures(folder: Path, unshown: dict[str, str]) -> str:

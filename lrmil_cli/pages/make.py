@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lrmil_cli.errors import InputError, UsageError
@@ -17,10 +17,13 @@ from lrmil_cli.pages.tile_pictures import tile_pictures
 from lrmil_cli.slides.slide import Slide
 
 
-def make_page(out: Path, result: Result, slide: Slide | None, why_not: str, overwrite: bool) -> tuple[Path, bool]:
+def make_page(
+    out: Path, results: Sequence[Result], slide: Slide | None, why_not: str, overwrite: bool
+) -> tuple[Path, bool]:
     """The page of one slide into ``out``.
 
     Args:
+        results: what each model says of it.
         slide: None where it could not be opened, ``why_not`` says why; the page is then made from the tables alone, as
             it is where the slide turns out to be damaged.
 
@@ -32,21 +35,22 @@ def make_page(out: Path, result: Result, slide: Slide | None, why_not: str, over
         UsageError: a file that lrmil did not make has its name, and ``overwrite`` is off.
         MachineError: it cannot be written.
     """
-    path = out / page_name(result.slide_id)
-    if slide is not None and slide.fingerprint != result.slide["fingerprint"]:
+    first = results[0]
+    path = out / page_name(first.slide_id)
+    if slide is not None and any(slide.fingerprint != r.slide["fingerprint"] for r in results):
         why_not, slide = f"{slide.path} is not the slide of the prediction, or has changed", None
-    made = page_step(result, why_not if slide is None else slide.fingerprint)
+    made = page_step(results, why_not if slide is None else slide.fingerprint)
     if ours(path, overwrite) == made["digest"]:
         return path, False
     view = None
     if slide is not None:
         try:
-            view = view_of_slide(slide, result.record)
+            view = view_of_slide(slide, first.record)
         except InputError as e:
             slide, why_not = None, str(e)
     if view is None:
-        view = view_without_slide(result.slide, result.rows)
-    write_text(path, slide_page(result, out, view, tile_pictures(result, slide), made, why_not))
+        view = view_without_slide(first.slide, first.rows)
+    write_text(path, slide_page([(r, tile_pictures(r, slide)) for r in results], out, view, made, why_not))
     return path, True
 
 
@@ -61,8 +65,9 @@ def make_index(folder: Path, out: Path, unshown: Mapping[str, str], overwrite: b
     """
     path = out / INDEX
     with locked(path):
-        ours(path, overwrite)
-        write_text(path, index_page(folder, out, slide_ids(folder), dict(unshown)))
+        text = index_page(folder, out, slide_ids(folder), dict(unshown), ours(path, overwrite))
+        if text is not None:
+            write_text(path, text)
     return path
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.predictions import read_record
 from lrmil_cli.files.header import check_slide, last_digest
 from lrmil_cli.files.tables import read_table
+from lrmil_cli.inference.answers import models_in
+from lrmil_cli.inference.fine import NAME as FINE
+from lrmil_cli.qupath.pictures import FORMATS
 
 RECORD, INDEX = ".prediction.json", "index.html"
 
@@ -24,8 +26,9 @@ class Result:
     """Of one slide.
 
     Attributes:
-        folder: where it was found; slide_id: what its files are called after.
+        folder: where it was found; slide_id: what its files are called after; model: its name among several, or "".
         record: the prediction JSON; header, rows: its main attention table.
+        further: rows of the other attention tables of the prediction by name, the finer map (``fine``) first.
         files: what else is there of the slide, for links.
         digest: of all that a page shows of it besides the slide itself.
     """
@@ -35,8 +38,10 @@ class Result:
     record: dict[str, Any]
     header: dict[str, Any]
     rows: pd.DataFrame
+    further: dict[str, pd.DataFrame]
     files: tuple[Path, ...]
     digest: str
+    model: str = ""
 
     @property
     def slide(self) -> dict[str, Any]:
@@ -45,14 +50,15 @@ class Result:
 
 
 def slide_ids(folder: Path) -> list[str]:
-    """Of all slides that have a prediction in a folder, sorted.
+    """Of all slides that have a prediction in a folder, by any of its models, sorted.
 
     Raises:
         InputError: no such folder, or none in it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that `lrmil predict` wrote into")
-    found = sorted(p.name.removesuffix(RECORD) for p in folder.glob(f"*{RECORD}") if not p.name.startswith("."))
+    paths = [p for _, own in models_in(folder) for p in own.glob(f"*{RECORD}")]
+    found = sorted({p.name.removesuffix(RECORD) for p in paths if not p.name.startswith(".")})
     if not found:
         raise InputError(f"{folder}: no predictions in it (*{RECORD}); make them with `lrmil predict`")
     return found
@@ -68,8 +74,21 @@ def record_path(folder: Path, slide_id: str) -> Path:
     return folder / f"{slide_id}{RECORD}"
 
 
-def read_result(folder: Path, slide_id: str) -> Result:
-    """All that a page shows of a slide.
+def read_results(folder: Path, slide_id: str) -> list[Result]:
+    """All that a page shows of a slide: of one model, or of each of several that answered.
+
+    Raises:
+        InputError: as :func:`read_result`.
+    """
+    models = models_in(folder)
+    own = [(name, place) for name, place in models if len(models) == 1 or record_path(place, slide_id).exists()]
+    if not own:
+        raise InputError(f"{folder}: no model has a prediction of {slide_id} in it")
+    return [read_result(place, slide_id, name) for name, place in own]
+
+
+def read_result(folder: Path, slide_id: str, model: str = "") -> Result:
+    """All that a page shows of a slide by one model.
 
     Raises:
         InputError: its record or its attention table is missing, damaged, or of another prediction.
@@ -83,24 +102,33 @@ def read_result(folder: Path, slide_id: str) -> Result:
         raise InputError(f"{table}: of another prediction than {path.name}; run `lrmil predict` again")
     if not len(rows) or not (rows["attention"] >= 0).all() or not rows["attention"].sum() > 0:
         raise InputError(f"{table}: its attention is no share of a slide; run `lrmil predict` again")
-    files = tuple(p for p in _files(folder, slide_id, header) if p.is_file())
-    names = "|".join(p.name for p in files)
-    digest = hashlib.sha256(b"\0".join([path.read_bytes(), table.read_bytes(), names.encode()])).hexdigest()[:32]
-    return Result(folder, slide_id, record, header, rows, files, digest)
-
-
-def _files(folder: Path, slide_id: str, header: dict[str, Any]) -> list[Path]:
-    """What may lie beside a record, under the names that the commands give."""
     names = [n for n in header.get("tables", []) if isinstance(n, str)]
+    further = {name: folder / f"{slide_id}.{name}.attention.csv" for name in (FINE, *names)}
+    found = {name: own for name, at in further.items() if (own := _further(at, record)) is not None}
+    files = tuple(p for p in _files(folder, slide_id, [*found]) if p.is_file())
+    shown = [path, table, *(further[name] for name in found)]
+    parts = [*(p.read_bytes() for p in shown), "|".join(p.name for p in files).encode()]
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+    return Result(folder, slide_id, record, header, rows, found, files, digest, model)
+
+
+def _further(path: Path, record: dict[str, Any]) -> pd.DataFrame | None:
+    """Rows of a further table of a prediction; None where it is gone, damaged or of another one."""
+    try:
+        header, rows = read_table(path, "attention")
+    except InputError:
+        return None
+    known = last_digest(record)
+    return rows if len(rows) and known in [step.get("digest") for step in header["history"]] else None
+
+
+def _files(folder: Path, slide_id: str, names: list[str]) -> list[Path]:
+    """What may lie beside a record, under the names that the commands give."""
     stems = [slide_id, *(f"{slide_id}.{name}" for name in names)]
     maps = [f"{stem}.{kind}.geojson{gz}" for stem in stems for kind in ("heatmap", "regions") for gz in (".gz", "")]
+    pictures = [f"{stem}.overlay.{kind}" for stem in stems for kind in FORMATS]
     tables = [f"{stem}.attention.csv" for stem in stems]
-    return [folder / name for name in (*maps, f"{slide_id}.overlay.png", *tables, f"{slide_id}{RECORD}")]
-
-
-def multiples(attention: np.ndarray) -> np.ndarray:
-    """Attention [N] as multiples of what each tile would have, were all looked at alike: 1 is uniform."""
-    return attention * len(attention) / attention.sum()
+    return [folder / name for name in (*maps, *pictures, *tables, f"{slide_id}{RECORD}")]
 
 
 def failures(folder: Path) -> list[dict[str, str]]:

@@ -13,72 +13,94 @@ from urllib.parse import quote
 import numpy as np
 
 from lrmil_cli.evaluation.page import Heading, Table, block_html, document, escaped
+from lrmil_cli.evaluation.purpose import means_nothing, purpose_text
 from lrmil_cli.evaluation.unlike_training import unlike_text
 from lrmil_cli.files.header import step
 from lrmil_cli.pages import attention_map
-from lrmil_cli.pages.attention_map import View, attention_picture, colours, jpeg
-from lrmil_cli.pages.results import INDEX, Result, multiples
+from lrmil_cli.pages.attention_map import View, attention_picture, jpeg, kept_picture
+from lrmil_cli.pages.results import INDEX, Result
 from lrmil_cli.pages.style import STYLE
 from lrmil_cli.pages.tile_pictures import BOTTOM, MPP, TOP, TilePicture, times_text
+from lrmil_cli.qupath.colours import HIGHEST, LOWEST, NAMES, colours, multiples, times_of
+from lrmil_cli.qupath.geojson import READ
 from lrmil_cli.qupath.pictures import bar_length, length_text
 from lrmil_cli.slide_places import as_seen_from
 
 #: Raised where pages look otherwise than before, so that they are made anew.
 LOOK = 2
-#: What pictures may take, so that a page stays below 2 MB: each of the two of the slide, each tile.
-VIEW_BYTES, TILE_BYTES = 190_000, 105_000
+#: What pictures may take, so that a page stays below 2 MB: those of slides, those of tiles, together.
+VIEWS_BYTES, TILES_BYTES = 420_000, 900_000
+#: Further attention tables of a prediction: what is shown of each.
+FURTHER = {
+    "fine": "<b>Finer map</b> the mean over tiles that are shifted by parts of one; the answer is of the map before.",
+    "hr": "<b>Attention at 20x</b> of the tiles that were read there.",
+    "mid": "<b>Attention at the middle scale</b> of the tiles that were read there.",
+    "screen": "<b>What was read at 20x</b> green: read; blue: a candidate, not read.",
+}
+
+#: What one model says of a slide, and the tiles to show of it.
+Shown = tuple[Result, Sequence[TilePicture]]
 
 
-def page_step(result: Result, read_from: str) -> dict[str, Any]:
+def page_step(results: Sequence[Result], read_from: str) -> dict[str, Any]:
     """What a page is made of; its digest decides whether it is up to date.
 
     Args:
         read_from: fingerprint of the slide, or what is said where it could not be read.
     """
     settings = {"page": LOOK, "top": TOP, "bottom": BOTTOM}
-    return step("report", settings, {"result": result.digest, "slide": read_from})
+    own = {f"result {r.model}".strip(): r.digest for r in results}
+    return step("report", settings, {**own, "slide": read_from})
 
 
-def slide_page(
-    result: Result,
-    out: Path,
-    view: View,
-    tiles: Sequence[TilePicture],
-    made: dict[str, Any],
-    why_not: str = "",
-) -> str:
+def slide_page(shown: Sequence[Shown], out: Path, view: View, made: dict[str, Any], why_not: str = "") -> str:
     """The page as HTML.
 
     Args:
-        out: the folder that it will be in, for links; why_not: why there are no pixels of the slide, if so.
+        shown: by model; out: the folder that it will be in, for links.
+        why_not: why there are no pixels of the slide, if so.
         made: :func:`page_step`.
     """
-    record = result.record
-    times = multiples(result.rows["attention"].to_numpy(np.float64))
+    first = shown[0][0]
     kept = {
         "kind": "page",
-        "history": [*record["history"], made],
+        "history": [*(s for r, _ in shown for s in r.record["history"]), made],
         "thumbnail": base64.b64encode(attention_map.thumbnail(view)).decode("ascii"),
     }
-    body = [
-        f'<nav><a href="{INDEX}">All slides</a></nav>',
-        _answer(record),
-        _warnings(record, why_not),
-        _views(result, view, tiles, times),
-        _tiles(tiles, bool(why_not)),
-        block_html(Heading("Probabilities")),
-        _chances(record),
-        block_html(Heading("What was read, and what it cost")),
-        _pairs(_cost(record)),
-        block_html(Heading("Files")),
-        _links(result, out),
-        block_html(Heading("How it was made")),
-        _pairs(_making(record, made)),
+    views = sum(1 + len(r.further) for r, _ in shown) + 1
+    body = [f'<nav><a href="{INDEX}">All slides</a></nav>']
+    if len(shown) > 1:
+        body += [f"{_model(r)}{_answer(r.record)}" for r, _ in shown]
+    for result, tiles in shown:
+        record = result.record
+        times = multiples(result.rows["attention"].to_numpy(np.float64))
+        body += [
+            block_html(Heading(result.model)) if len(shown) > 1 else _answer(record),
+            _set(record),
+            _warnings(record, why_not),
+            _views(result, view, tiles, times, VIEWS_BYTES // views),
+            _tiles(tiles, bool(why_not), TILES_BYTES // (len(shown) * (TOP + BOTTOM)), 2 if len(shown) == 1 else 3),
+            _heading("Probabilities", shown),
+            _chances(record),
+            _heading("What was read, and what it cost", shown),
+            _pairs(_cost(record)),
+        ]
+    body += [block_html(Heading("Files")), _links([r for r, _ in shown], out), block_html(Heading("How it was made"))]
+    body += [f"{_model(r) if len(shown) > 1 else ''}{_pairs(_making(r.record, made))}" for r, _ in shown]
+    body.append(
         '<p class="note">For research use only; not a medical device. Attention says where a model looked, '
-        "not why, and not where disease is.</p>",
-    ]
+        "not why, and not where disease is.</p>"
+    )
     about = json.dumps(kept, allow_nan=False)
-    return document(result.slide["id"], "\n".join(body), style=STYLE, about=about)
+    return document(first.slide["id"], "\n".join(body), style=STYLE, about=about)
+
+
+def _heading(text: str, shown: Sequence[Shown]) -> str:
+    return block_html(Heading(text, 2 if len(shown) == 1 else 3))
+
+
+def _model(result: Result) -> str:
+    return f'<p class="model">{escaped(result.model)}</p>'
 
 
 def _answer(record: dict[str, Any]) -> str:
@@ -86,12 +108,25 @@ def _answer(record: dict[str, Any]) -> str:
     badge = ' <span class="badge">uncertain</span>' if record.get("uncertain") else ""
     if (record.get("unlike_training") or {}).get("unlike"):
         badge += ' <span class="badge">unlike the training slides</span>'
-    return f'<p class="answer"><b>{escaped(str(record["predicted"]))}</b> probability {p:.2f}{badge}</p>'
+    heads = (record.get("calibration") or {}).get("heads") or ["none"]
+    said = f"probability {p:.2f}, not calibrated" if "none" in heads else f"calibrated probability {p:.2f}"
+    return f'<p class="answer"><b>{escaped(str(record["predicted"]))}</b> {said}{badge}</p>'
+
+
+def _set(record: dict[str, Any]) -> str:
+    """The prediction set, if one was asked for."""
+    own = record.get("prediction_set")
+    if not own:
+        return ""
+    names = ", ".join(map(str, own["classes"])) or "no class: the slide is like none of them"
+    whom = " of each class" if own.get("by") == "class" else ""
+    return f'<p class="set">The set for {own["coverage"]:.0%} of new patients{whom}: <b>{escaped(names)}</b></p>'
 
 
 def _warnings(record: dict[str, Any], why_not: str) -> str:
     saw = (record.get("model") or {}).get("saw")
     said = [
+        means_nothing((record.get("model") or {}).get("trained_on") or {}, record["slide"]),
         f"uncertain: {record['uncertain']}" if record.get("uncertain") else "",
         "" if record.get("uncertain") else unlike_text(record.get("unlike_training")) or "",
         "the model was trained or selected on the label of this slide: its answer says nothing of new slides"
@@ -105,25 +140,36 @@ def _warnings(record: dict[str, Any], why_not: str) -> str:
     return f'<ul class="warnings">{items}</ul>' if items else ""
 
 
-def _views(result: Result, view: View, tiles: Sequence[TilePicture], times: np.ndarray) -> str:
+def _views(result: Result, view: View, tiles: Sequence[TilePicture], times: np.ndarray, at_most: int) -> str:
+    """The slide, its attention, and what further tables say, each picture of at most so many bytes."""
     mpp = result.slide["mpp"]
     what = (
         "the slide, its tissue outlined" if view.outlines else "the slide" if view.of_slide else "where the tiles lie"
     )
     marks = _marks(view, result, tiles)
-    painted = attention_picture(view, result.rows, times)
-    figures = [
-        (view.image, _outline(view) + marks, what, f"Left: {what}."),
-        (painted, marks, "attention of each tile over the slide in grey", ""),
-    ]
     left = (
         f"<b>{'Slide' if view.of_slide else 'Tiles'}</b>{', tissue outlined in green' if view.outlines else ''}; "
         "numbered: the most attended tiles"
     )
-    right = f"<b>Attention</b> {escaped(_spread(times))}"
+    figures = [
+        (view.image, _outline(view) + marks, what, left),
+        (
+            attention_picture(view, result.rows, times),
+            marks,
+            "attention of each tile over the slide in grey",
+            f"<b>Attention</b> {escaped(_spread(times))}",
+        ),
+    ]
+    for name, rows in result.further.items():
+        caption = FURTHER.get(name, f"<b>{escaped(name)}</b>")
+        if READ in rows:
+            kept = rows[READ].to_numpy(np.float64)
+            caption += f" {int((kept > 0).sum()):,} of {len(kept):,}."
+            figures.append((kept_picture(view, rows, kept), "", "which tiles were read", caption))
+        else:
+            figures.append((attention_picture(view, rows, times_of(rows)), "", "attention of further tiles", caption))
     drawn = "".join(
-        _figure(image, over, alt, caption, mpp * view.scale_x)
-        for (image, over, alt, _), caption in zip(figures, (left, right))
+        _figure(image, over, alt, caption, mpp * view.scale_x, at_most) for image, over, alt, caption in figures
     )
     return f'<div class="views">{drawn}</div>\n{legend()}'
 
@@ -140,7 +186,7 @@ def _spread(times: np.ndarray) -> str:
 
 def legend() -> str:
     """The scale of colours, which is the same on every page."""
-    low, high = attention_map.LOWEST, attention_map.HIGHEST
+    low, high = LOWEST, HIGHEST
     steps, left, width = 112, 14, 540
     log = np.linspace(low, high, steps + 1)
     of = colours(2 ** ((log[:-1] + log[1:]) / 2))
@@ -150,11 +196,10 @@ def legend() -> str:
         f'fill="rgb({r},{g},{b})"/>'
         for k, (r, g, b) in enumerate(seen.tolist())
     )
-    names = ["⅛×", "¼×", "½×", "1× even share", "2×", "4×", "8×", "16×"]
     ticks = "".join(
         f'<line x1="{left + width * k / 7:.1f}" x2="{left + width * k / 7:.1f}" y1="22" y2="27" stroke="currentColor"/>'
         f'<text x="{left + width * k / 7:.1f}" y="41" text-anchor="middle">{name}</text>'
-        for k, name in enumerate(names)
+        for k, name in enumerate(NAMES)
     )
     return (
         f'<svg class="legend" viewBox="0 0 {width + 2 * left} 46" role="img" aria-label="colour scale" '
@@ -187,10 +232,10 @@ def _marks(view: View, result: Result, tiles: Sequence[TilePicture]) -> str:
     return f'<g class="mark">{"".join(out)}</g>'
 
 
-def _figure(image: np.ndarray, over: str, alt: str, caption: str, mpp: float) -> str:
+def _figure(image: np.ndarray, over: str, alt: str, caption: str, mpp: float, at_most: int) -> str:
     """A picture with what lies over it as vectors, and a scale bar; ``over`` and ``caption`` are HTML."""
     height, width = image.shape[:2]
-    data = base64.b64encode(jpeg(image, VIEW_BYTES)).decode("ascii")
+    data = base64.b64encode(jpeg(image, at_most)).decode("ascii")
     svg = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{over}</svg>' if over else ""
     return (
         f'<figure><div class="frame" style="max-width:{46 * width / height:.1f}rem">'
@@ -204,29 +249,29 @@ def _scale_bar(width_um: float) -> str:
     return f'<span class="scale" style="width:{100 * um / width_um:.2f}%">{length_text(um)}</span>'
 
 
-def _tiles(tiles: Sequence[TilePicture], gone: bool) -> str:
+def _tiles(tiles: Sequence[TilePicture], gone: bool, at_most: int, level: int) -> str:
     out = []
     for kind, title in (("top", "The most attended tiles"), ("bottom", "The least attended tiles")):
         own = [t for t in tiles if t.name.startswith(kind)]
         if not own:
             continue
-        out.append(block_html(Heading(title)))
+        out.append(block_html(Heading(title, level)))
         if gone:
             rows = [[t.name.removeprefix(kind), times_text(t.times), *map(str, t.box)] for t in own]
             out.append(block_html(Table(["", "attention", "x", "y", "width", "height"], rows, "Level-0 pixels.")))
         else:
-            out.append(f'<div class="tiles">{"".join(_tile(t, kind) for t in own)}</div>')
+            out.append(f'<div class="tiles">{"".join(_tile(t, kind, at_most) for t in own)}</div>')
     return "\n".join(out)
 
 
-def _tile(tile: TilePicture, kind: str) -> str:
+def _tile(tile: TilePicture, kind: str, at_most: int) -> str:
     x, y, w, h = tile.box
     number = f"{tile.name.removeprefix(kind)}: " if kind == "top" else ""
     where = f"<b>{number}{times_text(tile.times)}</b> x {x}, y {y}, {w} × {h} px"
     if tile.pixels is None:
         return f"<figure><figcaption>{where}; its pixels cannot be decoded</figcaption></figure>"
     side = len(tile.pixels)
-    data = base64.b64encode(jpeg(tile.pixels, TILE_BYTES)).decode("ascii")
+    data = base64.b64encode(jpeg(tile.pixels, at_most)).decode("ascii")
     zoom = "20x" if abs(tile.mpp / MPP - 1) < 0.05 else "the finest the slide has"
     return (
         f'<figure><div class="frame"><img src="data:image/jpeg;base64,{data}" width="{side}" height="{side}" '
@@ -236,8 +281,9 @@ def _tile(tile: TilePicture, kind: str) -> str:
 
 
 def _chances(record: dict[str, Any]) -> str:
-    """The probability of each class as a bar, with a dot a fold."""
-    folds, spread = record.get("folds") or {}, record.get("spread") or {}
+    """The probability of each class as a bar, with a dot a fold, and what it was before calibration."""
+    folds, spread, raw = (record.get(k) or {} for k in ("folds", "spread", "probabilities_raw"))
+    calibrated = bool(raw) and any(abs(raw.get(c, p) - p) > 5e-4 for c, p in record["probabilities"].items())
     rows = []
     for name, p in sorted(record["probabilities"].items(), key=lambda item: -item[1]):
         own = [float(v) for v in folds.get(name, [])]
@@ -247,18 +293,34 @@ def _chances(record: dict[str, Any]) -> str:
             f'<rect class="bar" x="4" y="3" width="{392 * p:.1f}" height="12"/>{dots}</svg>'
         )
         some = f"{min(own):.2f} to {max(own):.2f}, sd {float(spread.get(name, 0)):.2f}" if len(own) > 1 else "one head"
+        before = f'<td class="number">{raw.get(name, p):.3f}</td>' if calibrated else ""
         rows.append(
             f'<tr><th scope="row">{escaped(str(name))}</th><td class="number">{p:.3f}</td>'
-            f'<td class="chance">{bar}</td><td class="number">{some}</td></tr>'
+            f'<td class="chance">{bar}</td><td class="number">{some}</td>{before}</tr>'
         )
     n = max((len(v) for v in folds.values()), default=0)
-    note = f"The mean over the heads of {n} folds; a dot is what one of them says." if n > 1 else ""
+    note = [f"The mean over the heads of {n} folds; a dot is what one of them says."] if n > 1 else []
+    note += [_calibration(record)]
+    before = '<th scope="col" class="number">before calibration</th>' if calibrated else ""
     return (
         '<div class="wide" tabindex="0" role="group" aria-label="table"><table class="full"><thead><tr>'
         '<th scope="col">class</th><th scope="col" class="number">probability</th><th scope="col"></th>'
-        f'<th scope="col">folds</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        + (f'<p class="note">{note}</p>' if note else "")
+        f'<th scope="col">folds</th>{before}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<p class="note">{escaped(" ".join(note))}</p>'
     )
+
+
+def _calibration(record: dict[str, Any]) -> str:
+    about = record.get("calibration") or {}
+    methods = [str(m) for m in about.get("heads") or []]
+    if not methods:
+        return "Not calibrated: the model is of an earlier version."
+    plain = methods.count("none")
+    if plain == len(methods):
+        return "Not calibrated: too few slides to calibrate by."
+    named = ", ".join(sorted({m for m in methods if m != "none"}))
+    some = f", {plain} of {len(methods)} heads not, for lack of slides" if plain else ""
+    return f"Calibrated by {about.get('of') or 'held-out'} slides ({named}){some}."
 
 
 def _cost(record: dict[str, Any]) -> list[list[str]]:
@@ -284,6 +346,7 @@ def _making(record: dict[str, Any], made: dict[str, Any]) -> list[list[str]]:
     last = record["history"][-1] if record["history"] else {}
     rows = [
         ["model", f"{model['path']}, digest {model['digest']}"],
+        ["trained on", purpose_text(model.get("trained_on") or {})],
         ["preset, licence", f"{model.get('preset') or 'none'}, {model.get('license') or 'unknown'}"],
         ["slide", f"{slide['path']}, fingerprint {slide['fingerprint']}"],
         ["size", f"{slide['width']:,} × {slide['height']:,} px, {slide['mpp']:.4g} µm/px ({slide['mpp_source']})"],
@@ -302,10 +365,13 @@ def _pairs(rows: list[list[str]]) -> str:
     return f'<table class="pairs"><tbody>{cells}</tbody></table>'
 
 
-def _links(result: Result, out: Path) -> str:
+def _links(results: Sequence[Result], out: Path) -> str:
     """Links to what is there; as relative paths, so that a folder can be moved with what lies in it."""
-    named = [*((p.name, p) for p in result.files), *_slide_place(result)]
-    items = "".join(f'<li><a href="{escaped(_href(out, path))}">{escaped(text)}</a></li>' for text, path in named)
+    named = [(f"{r.model}/{p.name}" if r.model else p.name, p) for r in results for p in r.files]
+    items = "".join(
+        f'<li><a href="{escaped(_href(out, path))}">{escaped(text)}</a></li>'
+        for text, path in (*named, *_slide_place(results[0]))
+    )
     return (
         f"<ul>{items}</ul>"
         '<p class="note">Drop a .geojson.gz on the slide in QuPath, press F, then Measure &gt; Show measurement '

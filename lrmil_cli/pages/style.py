@@ -12,6 +12,9 @@ a { color: var(--link); }
 }
 .answer { font-size: 1.25rem; margin: 0 0 .6rem; max-width: none; }
 .answer b { font-size: 1.5rem; }
+.model { color: var(--faint); margin: .6rem 0 0; font-weight: 600; }
+.model + .answer { margin-top: 0; }
+.set { margin: .2rem 0 .6rem; }
 .badge { display: inline-block; padding: 0 .55rem; border: 1.5px solid var(--mark); border-radius: 1rem;
   color: var(--mark); font-size: .88rem; font-weight: 600; white-space: nowrap; }
 .warnings { margin: .8rem 0; padding: .6rem 1rem .6rem 2rem; border-left: 4px solid var(--mark);

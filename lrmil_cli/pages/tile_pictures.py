@@ -14,7 +14,8 @@ import numpy as np
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import last_digest, step, up_to_date
-from lrmil_cli.pages.results import Result, multiples
+from lrmil_cli.pages.results import Result
+from lrmil_cli.qupath.colours import multiples
 from lrmil_cli.qupath.pictures import bar_length, length_text, read_picture_provenance
 from lrmil_cli.slides.grid import choose_level
 from lrmil_cli.slides.reader import read_tile

@@ -58,6 +58,8 @@ _YCBCR = 6
 _YCBCR_JPEG2000 = 33003
 #: What may be decoded at once, in bytes: two of these are held for each thread.
 MAX_BLOCK_BYTES = 256_000_000
+#: In the description of slides that ``lrmil demo`` paints.
+PAINTED = "(lrmil demo)"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Facts:
         extra: TIFF's ExtraSamples; planar, tiled: how pixels are laid out; codec: whether there is a decoder for it.
         block_bytes: the largest block once it is decoded; whole: whether every level's pages are of the size they say.
         channels: names of more colours than RGB has, in pages of their own; planes: focal planes.
+        painted: made by ``lrmil demo``, of no tissue.
     """
 
     format: str
@@ -86,6 +89,7 @@ class Facts:
     block_bytes: int = 0
     channels: tuple[str, ...] = ()
     planes: int = 1
+    painted: bool = False
 
     @property
     def compression_name(self) -> str:

@@ -55,8 +55,17 @@ def corners(index: np.ndarray, step: float) -> np.ndarray:
     return np.floor(np.asarray(index, dtype=np.float64) * step + 0.5).astype(np.int64)
 
 
-def tile_boxes(grid: Grid, col: np.ndarray, row: np.ndarray) -> dict[str, np.ndarray]:
-    """Integer rectangles of tiles: ``x, y, width, height`` in level-0 px, each int64 [N].
+def finer(grid: Grid, pieces: int) -> Grid:
+    """The grid whose cells are a ``pieces``-th of a tile wide.
+
+    A power of two: then every ``pieces``-th of its corners is one of the grid's, to the last bit.
+    """
+    step = grid.step / pieces
+    return Grid(step, _count(grid.width, step), _count(grid.height, step), grid.width, grid.height)
+
+
+def tile_boxes(grid: Grid, col: np.ndarray, row: np.ndarray, span: int = 1) -> dict[str, np.ndarray]:
+    """Integer rectangles of tiles of ``span`` x ``span`` cells: ``x, y, width, height`` in level-0 px, each int64 [N].
 
     Neighbours share an edge exactly: the width is the distance of two rounded corners.
     """
@@ -64,8 +73,8 @@ def tile_boxes(grid: Grid, col: np.ndarray, row: np.ndarray) -> dict[str, np.nda
     return {
         "x": x,
         "y": y,
-        "width": corners(np.asarray(col) + 1, grid.step) - x,
-        "height": corners(np.asarray(row) + 1, grid.step) - y,
+        "width": corners(np.asarray(col) + span, grid.step) - x,
+        "height": corners(np.asarray(row) + span, grid.step) - y,
     }
 
 

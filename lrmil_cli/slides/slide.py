@@ -154,6 +154,7 @@ class Slide:
             "fingerprint": self.fingerprint,
         }
         about |= {"bounds": self.bounds} if self.bounds else {}
+        about |= {"painted": True} if self.source.facts.painted else {}
         return about | ({"read_as": self.read_as} if self.read_as else {})
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.slides.blocks import block_bytes, block_count, open_blocks
-from lrmil_cli.slides.choice import Facts
+from lrmil_cli.slides.choice import PAINTED, Facts
 from lrmil_cli.slides.images import choose_image, description_of, second_images, tiff_images
 from lrmil_cli.slides.ome import scn_mpp
 from lrmil_cli.slides.samples import Samples, depth_of, samples_of, stated_depth, to_rgb8
@@ -118,6 +118,7 @@ class TiffHandle:
             max(block_bytes(page) for level in self.image.levels for page in level),
             self.image.channels,
             self.image.planes,
+            PAINTED in description_of(self.pages[0]),
         )
 
     @cached_property

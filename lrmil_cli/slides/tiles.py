@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from lrmil_cli.errors import InputError, NoTissueError
-from lrmil_cli.slides.grid import Grid, choose_level, make_grid, tile_boxes
+from lrmil_cli.slides.grid import Grid, choose_level, finer, make_grid, tile_boxes
 from lrmil_cli.slides.reader import overview
 from lrmil_cli.slides.region import Region, inside_shares
 from lrmil_cli.slides.slide import Slide
@@ -114,23 +114,26 @@ def slide_level(slide: Slide, settings: TileSettings) -> int:
     return level
 
 
-def select_tiles(tissue: TissueMap, grid: Grid, min_tissue: float, *, bare: bool = False) -> dict[str, np.ndarray]:
+def select_tiles(
+    tissue: TissueMap, grid: Grid, min_tissue: float, *, bare: bool = False, span: int = 1
+) -> dict[str, np.ndarray]:
     """Columns of the tile table: tiles whose tissue share is at least ``min_tissue``, in raster order.
 
     Args:
         bare: also tiles without any tissue.
+        span: cells of the grid along a side of a tile, which begins at any of them.
 
     Returns:
         ``x, y, width, height, col, row`` int64 [N] in level-0 px and grid indices, ``tissue`` float64 [N].
     """
     row, col = (a.ravel() for a in np.indices((grid.rows, grid.cols)))
-    side = np.full(col.size, grid.step)
+    side = np.full(col.size, span * grid.step)
     x, y = col * grid.step, row * grid.step
     share = tissue_fractions(tissue.mask, tissue.scale_x, tissue.scale_y, x, y, side, side)
     # A share of zero is glass whatever the threshold says, unless the user says where to look.
     keep = (share >= min_tissue) & (bare | (share > 0))
     col, row = col[keep], row[keep]
-    return {**tile_boxes(grid, col, row), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
+    return {**tile_boxes(grid, col, row, span), "col": col, "row": row, "tissue": np.round(share[keep], 4)}
 
 
 def find_tiles(
@@ -157,16 +160,55 @@ def find_tiles(
     level = slide_level(slide, settings)
     tissue = find_tissue(slide, settings.tissue) if tissue is None else tissue
     grid = make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px)
-    least = settings.min_tissue if slide.given.min_tissue is None else slide.given.min_tissue
-    bare = least == 0 and (chosen or region is not None)
-    tiles = select_tiles(tissue, grid, least, bare=bare)
+    tiles = _tiles_of(slide, settings, tissue, grid, 1, region, chosen)
     if not len(tiles["x"]):
         found = f"{tissue.mask.mean():.1%} of the slide is tissue"
         raise NoTissueError(
-            f"{slide.path}: no tile with at least {least:.0%} tissue ({found}); look at `lrmil tile --thumbnail`, and "
-            "lower --min-tissue, or say where the tissue is: --mask, or --roi and --min-tissue 0"
+            f"{slide.path}: no tile with at least {_least(slide, settings):.0%} tissue ({found}); look at "
+            "`lrmil tile --thumbnail`, and lower --min-tissue, or say where the tissue is: --mask, or --roi and "
+            "--min-tissue 0"
         )
-    return tiles if region is None else _inside(tiles, slide, region, bare), level, tissue
+    return tiles, level, tissue
+
+
+def shifted_tiles(
+    slide: Slide, settings: TileSettings, pieces: int, region: Region | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Grid]:
+    """Tiles of the slide's grid and of those shifted by every ``1 / pieces`` of a tile, to the right, down and both.
+
+    Args:
+        pieces: a power of two; region: as of :func:`find_tiles`.
+
+    Returns:
+        the tiles, whose ``col, row`` say in cells of the finer grid where they begin; the cells with enough tissue; the
+        finer grid.
+
+    Raises:
+        NoTissueError, InputError: as :func:`find_tiles`.
+    """
+    tissue = find_tissue(slide, settings.tissue)
+    grid = finer(make_grid(slide.width, slide.height, slide.mpp, settings.mpp, settings.tile_px), pieces)
+    tiles, cells = (_tiles_of(slide, settings, tissue, grid, span, region) for span in (pieces, 1))
+    return tiles, cells, grid
+
+
+def _least(slide: Slide, settings: TileSettings) -> float:
+    return settings.min_tissue if slide.given.min_tissue is None else slide.given.min_tissue
+
+
+def _tiles_of(
+    slide: Slide,
+    settings: TileSettings,
+    tissue: TissueMap,
+    grid: Grid,
+    span: int,
+    region: Region | None,
+    chosen: bool = False,
+) -> dict[str, np.ndarray]:
+    least = _least(slide, settings)
+    bare = least == 0 and (chosen or region is not None)
+    tiles = select_tiles(tissue, grid, least, bare=bare, span=span)
+    return tiles if region is None or not len(tiles["x"]) else _inside(tiles, slide, region, bare)
 
 
 def _inside(tiles: dict[str, np.ndarray], slide: Slide, region: Region, bare: bool) -> dict[str, np.ndarray]:

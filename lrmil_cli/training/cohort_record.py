@@ -17,7 +17,8 @@ from lrmil_cli.training.folds import fold_names, members
 
 
 def data_of(manifest: Manifest, folds: pd.DataFrame, headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``data`` of a model's header: counts of slides, patients, classes, sites and scanners, and um/px of the slides;
+    """``data`` of a model's header: counts of slides, patients, classes, sites, organs, stains,
+    scanners and slides that ``lrmil demo`` painted, and um/px of the slides;
     ``sites_apart``: whether no fold has a site both in its test part and in the rest, None where sites are not known.
 
     Args:
@@ -37,9 +38,16 @@ def data_of(manifest: Manifest, folds: pd.DataFrame, headers: Sequence[dict[str,
         "sites": dict(sites.most_common()) or None,
         "sites_from": manifest.sites_from,
         "sites_apart": _sites_apart(manifest, folds) if sites else None,
+        **{name: _named(manifest, name) for name in ("organ", "stain")},
         "scanners": dict(Counter(str(a.get("vendor") or "unknown") for a in about).most_common()),
+        "painted": sum(bool(a.get("painted")) for a in about),
         "mpp": [known[0], float(np.median(known)), known[-1]] if known else None,
     }
+
+
+def _named(manifest: Manifest, column: str) -> dict[str, int] | None:
+    """How many slides the table gives each word of ``organ`` or ``stain``; None where it gives none."""
+    return dict(Counter(str(v) for e in manifest if (v := getattr(e, column))).most_common()) or None
 
 
 def _sites_apart(manifest: Manifest, folds: pd.DataFrame) -> bool:

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from lrmil_cli.files.atomic import write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: Columns of curves, without ``train_`` and ``val_``, in plain words.
+NAMES = {
+    "total": "all losses together",
+    "ce": "cross-entropy with the label",
+    "bag": "cross-entropy of the slide's answer with its label",
+    "bag_kd": "distance to the teacher's answer (eq. 3)",
+    "soft": "distance to where the teacher looks (eq. 4)",
+    "hard": "missed tiles that the teacher looks at most (eq. 5)",
+    "instance": "loss of CLAM's instances",
+    "max": "loss of DSMIL's highest instance",
+    "tier1": "loss of DTFD's pseudo-slides",
+    "tier2": "loss of DTFD's slides",
+    "loss": "loss",
+    "auc": "AUC",
+}
+PARTS = {"train": "training", "val": "validation"}
+
+
+def plain(column: str) -> str:
+    """``train_bag_kd`` in plain words."""
+    part, _, name = column.partition("_")
+    if part not in PARTS:
+        return column
+    if name.startswith("cosine_"):
+        return f"block {name.removeprefix('cosine_')}"
+    return f"{PARTS[part]}: {NAMES.get(name, name)}"
 
 
 def plot_curves(
@@ -46,11 +75,11 @@ def plot_curves(
                     color=colours[n % 7],
                     ls="-" if m == 0 else "--",
                     lw=1.3,
-                    label=f"fold {fold}" if len(columns) == 1 else f"fold {fold}, {column}",
+                    label=f"fold {fold}" if len(columns) == 1 else f"fold {fold}, {_short(column)}",
                 )
                 at = rows[rows["epoch"] == best.get(fold)]
                 ax.plot(at["epoch"], at[column], "o", color=colours[n % 7], ms=5)
-        ax.set_title(title, fontsize=10)
+        ax.set_title("\n".join(wrap(title, 38)), fontsize=10)
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
@@ -59,3 +88,9 @@ def plot_curves(
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=120)
     write_bytes(path, sink.getvalue())
+
+
+def _short(column: str) -> str:
+    """What a line is called beside others of its panel."""
+    name = plain(column)
+    return name.partition(":")[0]

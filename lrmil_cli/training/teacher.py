@@ -27,7 +27,7 @@ from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.cohort_record import probe_of
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
-from lrmil_cli.training.curves import plot_curves
+from lrmil_cli.training.curves import NAMES, plain, plot_curves
 from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_label_leak, encoder_leak, patients_by_slide
@@ -251,14 +251,14 @@ def write_curves(
     if panels is None:
         names = [c.removeprefix("train_") for c in curves.columns if c.startswith("train_") and c != "train_total"]
         panels = [
-            ("training loss (total)", ["train_total"]),
-            ("validation cross-entropy", ["val_ce"]),
-            ("validation AUC", ["val_auc"]),
+            (plain("train_total"), ["train_total"]),
+            (plain("val_ce"), ["val_ce"]),
+            (plain("val_auc"), ["val_auc"]),
         ]
         if len(names) > 1:
             both = [name for name in names if f"val_{name}" in curves]
-            panels[1:1] = [(f"{name} (training)", [f"train_{name}"]) for name in names if name not in both]
-            panels += [(f"{name} (validation and training)", [f"val_{name}", f"train_{name}"]) for name in both]
+            panels[1:1] = [(plain(f"train_{name}"), [f"train_{name}"]) for name in names if name not in both]
+            panels += [(NAMES.get(name, name), [f"val_{name}", f"train_{name}"]) for name in both]
     plot_curves(
         path.with_suffix(".png"),
         curves.fillna({"val_auc": float("nan")}),

@@ -80,8 +80,8 @@ def test_the_demo_is_a_run(demo, lrmil):
     assert said.code == 2 and "other settings (epochs)" in said.err
     log = (folder / "log.txt").read_text(encoding="utf-8")
     names = ("tile-lr", "tile-hr", "match", "train-teacher", "distill-encoder", "distill-student", "predict")
-    assert s["seconds"].keys() == {*names, "export-geojson", "total"}
-    assert all(f"step {i} of 8: {name}" in log for i, name in enumerate(names, 1))
+    assert s["seconds"].keys() == {*names, "export-geojson", "report", "total"}
+    assert all(f"step {i} of 9: {name}" in log for i, name in enumerate(names, 1))
 
 
 def test_demo_leaves_an_overlay_for_qupath_and_a_picture(demo):

@@ -97,7 +97,7 @@ POOR = [0.4, 0.6, 0.7, 0.3, 0.6, 0.8]
 @pytest.fixture
 def unpainted(monkeypatch):
     """Leaves the picture out, which takes most of the time; for tests that are about something else."""
-    monkeypatch.setattr("lrmil_cli.evaluation.plots.evaluation_picture", lambda *args: b"\x89PNG\r\n\x1a\n")
+    monkeypatch.setattr("lrmil_cli.evaluation.plots.evaluation_picture", lambda *args, **more: b"\x89PNG\r\n\x1a\n")
 
 
 # ---- what comes out ----------------------------------------------------------------

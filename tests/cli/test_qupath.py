@@ -121,9 +121,9 @@ def test_the_example_prints_how_much_faster_it_is_than_the_obvious_way():
         (["--style", "regions", "--top", "0.1", "--threshold", "0.5"], "not both"),
         (["--colormap", "magma"], "QuPath colours tiles itself"),
         (["--style", "regions", "--colormap", "jet"], "colour-blind"),
-        (["--slide", "x.svs"], "--slide is for --png"),
+        (["--slide", "x.svs"], "--slide is for --picture"),
         (["--origin", "corner"], "auto, bounds or full"),
-        (["--png", "x.jpg"], "ends in .png"),
+        (["--png", "x.jpg"], "ends in .png, .svg or .pdf"),
         (["--style", "both", "-o", "-"], "two files"),
     ],
 )

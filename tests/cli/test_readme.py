@@ -1,4 +1,4 @@
-"""The command lines of the READMEs: each parses, and those that a small cohort can answer are run as they stand."""
+"""The command lines of READMEs and tutorials: each parses, and what a small cohort can answer is run as it stands."""
 
 import io
 import re
@@ -16,12 +16,17 @@ from lrmil_cli.commands.all_commands import COMMANDS
 from tests.cli.test_qupath import roi_file
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "lrmil_cli").glob("*/README.md"))]
+TUTORIALS = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]
+PAGES = [*TUTORIALS, *sorted((ROOT / "lrmil_cli").glob("*/README.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: What is quick on a small cohort. Training has tests of its own.
-RUN = {"tile", "match", "predict", "export-geojson", "info", "evaluate", "doctor"}
-#: Of what the lines below read, these are made by no line that is run; and what sixteen slides cannot promise.
-NOT_THERE = ("ahdmil.safetensors", "trident/", "--max-error")
+#: What is added to lines that train, so that they are quick.
+QUICK = {
+    "train-teacher": ["--epochs", "2", "--lr", "1e-3"],
+    "distill-encoder": ["--epochs", "1", "--warmup", "1", "--batch-size", "4"],
+    "distill-student": ["--epochs", "2", "--lr", "1e-3", "--no-onnx"],
+}
+#: Lines with one of these need what the test does not have: a network, a cluster, files of other tools, minutes.
+NOT_HERE = {"uni", "snakemake", "torchrun", "trident", "demo", "export-onnx", "onnx-int8", "venv", "source"}
 
 
 def blocks(page: Path) -> list[list[list[list[str]]]]:
@@ -77,7 +82,7 @@ def test_commands_in_the_text_have_the_options_they_are_named_with(page):
     group = typer.main.get_command(app)
     for code in re.findall(r"`(lrmil [^`]+)`", FENCE.sub("", page.read_text(encoding="utf-8"))):
         name, *rest = code.split()[1:]
-        if name == "COMMAND" or name.startswith("-"):
+        if name in ("COMMAND", "help") or name.startswith("-"):
             continue
         assert name in COMMANDS, code
         known = {o for p in group.commands[name].params for o in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
@@ -86,7 +91,7 @@ def test_commands_in_the_text_have_the_options_they_are_named_with(page):
 
 @pytest.fixture
 def folder(chain, tmp_path, monkeypatch):
-    """A folder with what the README takes for granted, under the names it uses."""
+    """A folder with what the pages take for granted, under the names they use."""
     slides = {"new-slide": "s12", "slide": "s13", "slides/s14": "s14", "slides/s15": "s15"}
     (tmp_path / "slides").mkdir()
     for name, source in slides.items():
@@ -101,34 +106,50 @@ def folder(chain, tmp_path, monkeypatch):
     for file in chain.model.parent.glob("model.*"):
         if file.is_file():
             shutil.copy(file, tmp_path)
+    shutil.copy(chain.model, tmp_path / "second.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_readme_runs(folder, capsys, monkeypatch):
-    there = {p.name for p in folder.iterdir()}
-    ran = []
-    for block in blocks(ROOT / "README.md"):
-        for made in folder.iterdir():  # each block is an example of its own
-            if made.name not in there | {"tiles-lr", "tiles-hr", "pairs", "results"}:
-                shutil.rmtree(made) if made.is_dir() else made.unlink()
-        for pipeline in block:
-            given = [of_lrmil(stage) for stage in pipeline]
-            words = [word for stage in pipeline for word in stage]
-            if not any(given) or any(a is not None and a[0] not in RUN for a in given):
-                continue
-            if any(word.startswith(NOT_THERE) for word in words):
-                continue
+def runs_here(pipeline: list[list[str]]) -> bool:
+    """Whether a pipeline has a line of ours, and needs nothing that is not here."""
+    words = {part for stage in pipeline for word in stage for part in re.split(r"[/:.]", word)}
+    return any(map(of_lrmil, pipeline)) and not words & NOT_HERE
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.name)
+def test_every_shell_block_runs(page, folder, capsys, monkeypatch):
+    """In one folder a page, as a reader would."""
+    ran = 0
+    for block in blocks(page):
+        here = [pipeline for pipeline in block if runs_here(pipeline)]
+        left_out = {word for pipeline in block if pipeline not in here for stage in pipeline for word in stage}
+        assert here or {part for word in left_out for part in re.split(r"[/:.]", word)} & NOT_HERE, block
+        for pipeline in here:
             data = b""
-            for stage, args in zip(pipeline, given):
+            for stage in pipeline:
+                args = of_lrmil(stage)
                 if args is None:
                     data = subprocess.run(" ".join(stage), shell=True, capture_output=True, check=True).stdout
                     continue
-                stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(data)), encoding="utf-8")
-                monkeypatch.setattr(sys, "stdin", stdin)
-                code = run(args)
-                said = capsys.readouterr()
-                assert code == 0, f"lrmil {shlex.join(args)}: {said.err}"
-                data = said.out.encode()
-            ran += [a[0] for a in given if a]
-    assert set(ran) == RUN and len(ran) >= 20
+                # `xargs -I SLIDE` says the line for each line that comes in.
+                each = data.decode().split() if stage[0] == "xargs" else [None]
+                said = ""
+                for word in each:
+                    own = [word if a == "SLIDE" and word else a for a in args] + QUICK.get(args[0], [])
+                    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(data)), encoding="utf-8")
+                    monkeypatch.setattr(sys, "stdin", stdin)
+                    code = run(own)
+                    out, err = capsys.readouterr()
+                    assert code == 0, f"{page.name}: lrmil {shlex.join(own)}: {err}"
+                    said += out
+                data = said.encode()
+                ran += 1
+    assert ran >= 2, "a page whose lines are not run"
+
+
+def test_pages_show_pictures_that_are_there():
+    for page in TUTORIALS:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -21,11 +21,11 @@ def receipt(gain, low, high, sd):
 @pytest.mark.parametrize(
     ("gain", "low", "high", "sd", "says"),
     [
-        (0.05, 0.01, 0.09, 0.02, "AUC is 0.050 higher."),
-        (0.05, 0.01, 0.09, None, "AUC is 0.050 higher."),
-        (0.05, 0.01, 0.09, 0.06, "no more than another seed changes (sd 0.060): no gain is claimed."),
-        (-0.05, -0.09, -0.01, 0.06, "0.050 lower, which is no more than another seed"),
-        (0.05, -0.01, 0.09, 0.06, "which these patients cannot tell from none."),
+        (0.05, 0.01, 0.09, 0.02, "has AUC 0.050 higher (better)."),
+        (0.05, 0.01, 0.09, None, "has AUC 0.050 higher (better)."),
+        (0.05, 0.01, 0.09, 0.06, "AUC 0.050 higher (no more than another seed changes, sd 0.060: no gain is claimed)."),
+        (-0.05, -0.09, -0.01, 0.06, "0.050 lower (no more than another seed"),
+        (0.05, -0.01, 0.09, 0.06, "these patients tell no metric apart (AUC)."),
     ],
 )
 def test_the_headline(gain, low, high, sd, says):

@@ -57,3 +57,22 @@ def put(slide):
         return record
 
     return write
+
+
+@pytest.fixture
+def many(put, lrmil, tmp_path) -> Path:
+    """A folder of two hundred slides with their pages and index, all of one picture."""
+    from lrmil_cli.pages.make import make_index
+
+    out = tmp_path / "out"
+    record = put(out, "s000", p=0.2)
+    assert lrmil("report", out).code == 0
+    page = (out / "s000.html").read_bytes()
+    for n in range(1, 200):
+        p = 0.2 + n / 300
+        own = record | {"slide": record["slide"] | {"id": f"s{n:03d}"}, "probabilities": {"normal": 1 - p, "tumor": p}}
+        own["predicted"] = "tumor" if p > 0.5 else "normal"
+        (out / f"s{n:03d}.prediction.json").write_text(json.dumps(own))
+        (out / f"s{n:03d}.html").write_bytes(page)
+    make_index(out, out, {}, False)
+    return out

@@ -1,6 +1,5 @@
 """Pages after ``predict``: what they show, that they are safe and load nothing, what is made anew."""
 
-import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,9 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrmil_cli.pages.attention_map import attention_picture, colours, jpeg, view_of_slide
-from lrmil_cli.pages.results import multiples, page_name, read_result
+from lrmil_cli.files.header import step
+from lrmil_cli.files.tables import read_table, write_table
+from lrmil_cli.pages.attention_map import attention_picture, jpeg, view_of_slide
+from lrmil_cli.pages.results import page_name, read_result
 from lrmil_cli.pages.tile_pictures import chosen_rows
+from lrmil_cli.qupath.colours import colours, multiples
+from lrmil_cli.slides.given import read_mask
 from lrmil_cli.slides.slide import open_slide
 from tests.conftest import blob_image, not_on_windows
 from tests.unit.pages.conftest import ATTENTION, BOXES
@@ -131,6 +134,51 @@ def test_page_of_a_slide(put, lrmil, tmp_path):
     )
 
 
+def test_further_tables_and_promises_are_shown(put, lrmil, tmp_path):
+    out = tmp_path / "out"
+    record = put(
+        out,
+        "a",
+        calibration={"of": "validation", "heads": ["temperature", "none"]},
+        probabilities_raw={"normal": 0.1, "tumor": 0.9},
+        prediction_set={"classes": ["tumor", "normal"], "coverage": 0.9, "by": "all", "patients": 40},
+    )
+    header, rows = read_table(out / "a.attention.csv", "attention")
+    own = header | {"tables": ["screen"]}
+    write_table(out / "a.attention.csv", own, rows)
+    kept = (rows.index < 3).astype(float)
+    write_table(out / "a.screen.attention.csv", own, rows.assign(kept=kept, screening=kept, attention=kept / 3))
+    fine = own | {"history": [*header["history"], step("predict", {"fine": 2}, {})], "tables": []}
+    write_table(out / "a.fine.attention.csv", fine, rows.assign(multiple=2.0, tiles=4))
+    assert lrmil("report", out).code == 0
+    page = Page(out / "a.html")
+    page.check_safe()
+    shown = " ".join(page.text.split())
+    assert "Finer map" in shown and "What was read at 20x green: read; blue: a candidate, not read. 3 of 12." in shown
+    assert len(page.all("img")) == 4 + 9 and (out / "a.html").stat().st_size < PAGE_BYTES
+    assert "probability 0.75, not calibrated" in shown and "1 of 2 heads not, for lack of slides" in shown
+    assert "before calibration" in shown and "The set for 90% of new patients: tumor, normal" in shown
+    # One that is of another prediction is none of this one.
+    put(out, "a", p=0.6)
+    assert lrmil("report", out).code == 0 and "Finer map" not in Page(out / "a.html").text
+    assert record["slide"]["id"] == "a"
+
+
+def test_a_mask_that_was_given_is_outlined_while_it_is_there(put, slide, tmp_path):
+    mask = np.zeros((120, 160), np.uint8)
+    mask[30:90, 40:120] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with open_slide(slide) as opened:
+        given = read_mask(tmp_path / "mask.png", opened.width, opened.height)
+        view = view_of_slide(opened, put(tmp_path / "out", "a", given=given.about))
+    (ring,) = view.outlines
+    box = np.concatenate([ring.min(0), ring.max(0)]) * np.array([view.scale_x, view.scale_y] * 2)
+    assert box == pytest.approx([400, 300, 1200, 900], abs=25)
+    Image.fromarray(255 - mask).save(tmp_path / "mask.png")
+    with open_slide(slide) as opened:
+        assert not view_of_slide(opened, put(tmp_path / "out", "a", given=given.about)).outlines
+
+
 @not_on_windows
 def test_names_of_slides_and_classes_are_no_markup(put, lrmil, tmp_path):
     out, bad = tmp_path / 'r<i>&"s', """x<img src='h' onerror=alert(1)>"'&é"""
@@ -212,23 +260,12 @@ def test_a_slide_that_fails_stops_nothing_and_stands_in_the_index(put, lrmil, tm
     assert {a["href"] for a in index.all("a")} == {"a.html", "index.slide.html"} and page_name("Index") != "Index.html"
 
 
-def test_index_of_many_slides_is_small_and_carries_what_it_sorts_by(put, lrmil, tmp_path):
-    out = tmp_path / "out"
-    record = put(out, "s000", p=0.2)
-    assert lrmil("report", out).code == 0
-    page = (out / "s000.html").read_bytes()
-    for n in range(1, 200):
-        p = 0.2 + n / 300
-        own = record | {"slide": record["slide"] | {"id": f"s{n:03d}"}, "probabilities": {"normal": 1 - p, "tumor": p}}
-        (out / f"s{n:03d}.prediction.json").write_text(json.dumps(own))
-        (out / f"s{n:03d}.html").write_bytes(page)
-    from lrmil_cli.pages.make import make_index
-
-    make_index(out, out, {}, False)
-    index = Page(out / "index.html")
+def test_index_of_many_slides_is_small_and_carries_what_it_sorts_by(many):
+    index = Page(many / "index.html")
     index.check_safe(scripts=1)
     assert len(index.all("tr")) == 201 and len(index.all("img")) == 200
-    assert (out / "index.html").stat().st_size < PAGE_BYTES
+    assert (many / "index.html").stat().st_size < PAGE_BYTES
     numbers = [float(a["data-v"]) for a in index.all("td") if "data-v" in a][0::3]
-    assert numbers == pytest.approx([0.8 - n / 300 for n in range(200)]), "of the class that the record says"
-    assert re.search(r"<script>[^<]*addEventListener", (out / "index.html").read_text())
+    wanted = [max(0.8 - n / 300, 0.2 + n / 300) for n in range(200)]
+    assert numbers == pytest.approx(wanted), "of the class that the record says"
+    assert re.search(r"<script>[^<]*addEventListener", (many / "index.html").read_text())
