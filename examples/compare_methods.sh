@@ -1,5 +1,5 @@
 #!/bin/sh
-# Full HR, LRMIL, AHDMIL, HDMIL and ZoomMIL on one cohort: how good, how many HR tiles, how many seconds a slide.
+# Full HR, LRMIL, AHDMIL, HDMIL, ZoomMIL and EAGLE on one cohort: how good, how many HR tiles, how many seconds a slide.
 #
 #   examples/compare_methods.sh slides.csv ENCODER OUT
 #
@@ -9,6 +9,7 @@
 #   TIME_ON   manifest of the slides that are timed
 #   DMIN      options of the DMIN teacher's training, such as "--epochs 60 --lr 3e-4"
 #   SCREEN    options of AHDMIL's and HDMIL's second step, such as "--epochs 20 --screen-px 32"
+#   EAGLE     options of EAGLE's training, such as "--top 50"
 #   ZOOM      options of ZoomMIL's training, such as "--lr 1e-4 --head-option k=4"
 # Writes OUT/methods.md and OUT/methods/evaluation.html. Run it again to go on where it stopped.
 set -eu
@@ -26,10 +27,12 @@ for method in ahdmil hdmil; do
 done
 lrmil distill-student "$slides" --method zoommil --teacher "$out/teacher-abmil" $common --lr-features "$out/features-lr/lr-only" ${ZOOM:-} \
     -o "$out/zoommil.safetensors"
+lrmil distill-student "$slides" --method eagle --picker "$out/lrmil.safetensors" --teacher "$out/teacher-abmil" $common --lr-features "$out/features-lr" \
+    ${EAGLE:-} -o "$out/eagle.safetensors"
 set --
 timed=
-for method in full-hr lrmil ahdmil hdmil zoommil; do
-    lrmil predict "${TIME_ON:-$slides}" -m "$out/$method.safetensors" -o "$out/predicted/$method" -q
+for method in full-hr lrmil ahdmil hdmil zoommil eagle; do
+    lrmil predict "${TIME_ON:-$slides}" -m "$out/$method.safetensors" --runtime torch -o "$out/predicted/$method" -q
     set -- "$@" "$method=$out/$method.safetensors"
     timed="$timed $method=$out/predicted/$method"
 done

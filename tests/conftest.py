@@ -223,6 +223,7 @@ def chain(tmp_path_factory, cohort) -> Chain:
         ["train-teacher", cohort, "--tiles", c.tiles_hr, "--encoder", "demo-vit", *heads, "-o", c.teacher],
         [
             "distill-student",
+            "--no-onnx",
             cohort,
             "--tiles",
             c.tiles_lr,

@@ -61,7 +61,7 @@ def bare_model(encoder: Encoder, settings: TileSettings) -> Model:
 
 def measure(
     path: str | Path,
-    model: Model,
+    models: dict[str, Model],
     sides: dict[str, TileSettings],
     *,
     device: torch.device,
@@ -75,7 +75,7 @@ def measure(
     """Measure the sides of a slide in turn, ``rounds`` times after a warm-up: of each the round of the median total.
 
     Args:
-        model: on the device; sides: name -> how the slide is tiled; most: tiles measured at most.
+        models: of each side, on the device; sides: name -> how the slide is tiled; most: tiles measured at most.
 
     Raises:
         NoTissueError, InputError: the slide cannot be read as a side wants it.
@@ -90,16 +90,16 @@ def measure(
             # Read to memory for the floor; the file is in the system's cache from here on.
             memory[name] = [(r, p.copy()) for r, p in iter_batches(slide, some, level, settings.tile_px, batch.piece)]
         say(f"{name}: {len(boxes)} tiles, {len(some)} of them measured")
-    warm = memory[next(iter(sides))]
-    for _ in range(2 if device.type == "cpu" else 12):  # a GPU's batch size is found meanwhile
-        _floor(model, warm if device.type != "cpu" else warm[:1], device, batch)
+    for name, warm in memory.items():
+        for _ in range(2 if device.type == "cpu" else 12):  # a GPU's batch size is found meanwhile
+            _floor(models[name], warm if device.type != "cpu" else warm[:1], device, batch)
     seen: dict[str, list[Side]] = {name: [] for name in sides}
     with phase("measuring", rounds, "round") as told:
         for turn in range(rounds):
             for name, settings in sides.items():
                 told.item = name
-                floor = _floor(model, memory[name], device, batch)
-                seen[name].append(_once(path, model, settings, floor, device, batch, workers, slide_mpp, most))
+                floor = _floor(models[name], memory[name], device, batch)
+                seen[name].append(_once(path, models[name], settings, floor, device, batch, workers, slide_mpp, most))
                 say(f"round {turn + 1} of {rounds}, {name}: {seen[name][-1].total:.1f} s")
             told.advance()
     return {name: sorted(own, key=lambda s: s.total)[(len(own) - 1) // 2] for name, own in seen.items()}

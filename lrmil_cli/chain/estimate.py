@@ -7,8 +7,7 @@ import io
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import torch
 
 from lrmil_cli.chain.plan import Settings, chain_steps
 from lrmil_cli.chain.run import as_table, count_folds
+from lrmil_cli.chain.run_encoders import run_encoders, second_time, seconds_a_tile, tile_px
 from lrmil_cli.chain.steps import Run, Step
 from lrmil_cli.chain.work import TRAINING, Tiles, passes, stage1_options, targets
-from lrmil_cli.device import autocast, pick_device, synchronize
+from lrmil_cli.device import pick_device
 from lrmil_cli.distill.stage1_estimate import target_values
-from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder, parse_layers
 from lrmil_cli.errors import StepError
 from lrmil_cli.files.atomic import write_text
@@ -68,26 +67,19 @@ def estimate(settings: Settings, out: Path, manifest: Manifest, run: Run) -> Est
     steps = chain_steps(settings, out, folds)
     found = find_tiles(settings, manifest, run)
     tiles = found.tiles
-    own: dict[str, Any] = settings.of("train-teacher")
-    device = pick_device(own.get("device", "auto"))
-    px = int(str(settings.of("tile-hr").get("tile-px", 256)))
-    encoder = load_encoder(
-        settings.encoder,
-        tile_px=px,
-        input_size=own.get("input-size"),
-        embedding=own.get("embedding"),
-        random_init=own.get("random-init", False),
-    ).to(device)
-    encoding = seconds_a_tile(encoder, px, device)
+    device = pick_device(str(settings.of("train-teacher").get("device", "auto")))
+    high, low = run_encoders(settings, device)
+    encoding = seconds_a_tile(high, tile_px(settings), device)
+    share = 1.0 if low is high else seconds_a_tile(low, tile_px(settings), device) / encoding
     seconds = dict(found.seconds)
-    for step, work in zip(steps, passes(settings, tiles, steps)):
+    for step, work in zip(steps, passes(settings, tiles, steps, share)):
         seconds[step.name] = seconds.get(step.name, 0.0) + work * encoding
     # The student is trained twice: distilled, and on the labels alone for the receipt.
-    for name, side, times in (("train-teacher", tiles.hr, 1), ("distill-student", tiles.lr, 2)):
+    for name, side, encoder, times in (("train-teacher", tiles.hr, high, 1), ("distill-student", tiles.lr, low, 2)):
         bag = seconds_a_bag(settings.of(name), encoder.embed_dim, side // tiles.slides, device)
         epochs = settings.of(name).get("epochs", TrainSettings.epochs)
         seconds[name] += times * folds * int(str(epochs)) * tiles.slides * bag
-    return Estimate(found, seconds, stored(settings, steps, tiles, encoder), _free(out))
+    return Estimate(found, seconds, stored(settings, steps, tiles, high, low), _free(out))
 
 
 def find_tiles(settings: Settings, manifest: Manifest, run: Run) -> Found:
@@ -118,14 +110,6 @@ def find_tiles(settings: Settings, manifest: Manifest, run: Run) -> Found:
     return Found(Tiles(len(manifest), *numbers), len(records), seconds, failed)
 
 
-def seconds_a_tile(encoder: Encoder, tile_px: int, device: torch.device) -> float:
-    """Seconds that the encoder takes for a tile, of a batch of made-up ones; the first batch does not count."""
-    batch = 16 if device.type == "cpu" else 64
-    tiles = torch.randint(0, 256, (batch, tile_px, tile_px, 3), dtype=torch.uint8, device=device)
-    with torch.inference_mode(), autocast(device):
-        return _second_time(lambda: encoder(tiles), device) / batch
-
-
 def seconds_a_bag(options: dict[str, Any], dim: int, tiles: int, device: torch.device) -> float:
     """Seconds of a training step of a head on a bag of made-up features, with the head's own defaults."""
     head = build_head(options.get("head", "abmil"), dim, 2).to(device)
@@ -137,38 +121,27 @@ def seconds_a_bag(options: dict[str, Any], dim: int, tiles: int, device: torch.d
         terms = head.loss_terms(head(*bag), label).values()
         torch.stack([weight * loss for weight, loss in terms]).sum().backward()
 
-    return _second_time(step, device)
+    return second_time(step, device)
 
 
-def _second_time(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of ``work`` when it is done again."""
-    work()
-    synchronize(device)
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def stored(settings: Settings, steps: Sequence[Step], tiles: Tiles, encoder: Encoder) -> dict[str, float]:
+def stored(settings: Settings, steps: Sequence[Step], tiles: Tiles, high: Encoder, low: Encoder) -> dict[str, float]:
     """Bytes that the steps leave on disk, by their names."""
     stage1 = stage1_options(settings)
     encoders = sum(step.name == "distill-encoder" for step in steps)
     dtype = {
         name: 4 if settings.of(name).get("dtype") == "float32" else 2 for name in ("train-teacher", "distill-student")
     }
-    layers = len(parse_layers(str(stage1["layers"]), encoder.depth))
-    target = target_values(encoder, layers, stage1["final-loss"] != "none")
-    weights = 4.0 * sum(p.numel() for p in encoder.parameters())
+    layers = len(parse_layers(str(stage1["layers"]), high.depth))
+    target = target_values(high, layers, stage1["final-loss"] != "none")
+    weights = 4.0 * sum(p.numel() for p in low.parameters())
     return {
         "tile-lr": ROW * tiles.lr,
         "tile-hr": ROW * tiles.hr,
         "match": ROW * tiles.hr,
-        "train-teacher": dtype["train-teacher"] * encoder.embed_dim * tiles.hr,
+        "train-teacher": dtype["train-teacher"] * high.embed_dim * tiles.hr,
         # Targets are float16 as a rule; while an encoder is trained, its checkpoint holds it four times.
         "distill-encoder": 2 * target * targets(settings, tiles) + (encoders + 4) * weights,
-        "distill-student": dtype["distill-student"] * encoder.embed_dim * tiles.lr * (encoders + 1)
-        + encoders * weights,
+        "distill-student": dtype["distill-student"] * low.embed_dim * tiles.lr * (encoders + 1) + encoders * weights,
         "predict": ROW * tiles.lr,
         "export-geojson": MAP_TILE * tiles.lr,
         "report": PAGE * tiles.slides,

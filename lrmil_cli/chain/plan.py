@@ -46,6 +46,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "min-tissue": _as_is("min-tissue", *_TILE),
     "embedding": _as_is("embedding", "train-teacher", "distill-encoder"),
     "input-size": _as_is("input-size", "train-teacher", "distill-encoder"),
+    "student": _as_is("student", "distill-encoder"),
     "stage1-epochs": {"distill-encoder": "epochs"},
     "head": _as_is("head", *_HEADS),
     "head-option": _as_is("head-option", *_HEADS),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrmil_cli.chain.plan import LEFT, Settings, chain_steps
+from lrmil_cli.chain.run_encoders import student_share
 from lrmil_cli.chain.run_file import NAME, keep_settings
 from lrmil_cli.chain.steps import Done, Run, Say, run_steps
 from lrmil_cli.chain.work import count_tiles, passes, seconds_left
@@ -107,7 +108,7 @@ def _run_steps(
 
     def before(done: Sequence[Done]) -> float | None:
         if len(done) == TILED:
-            work.extend(passes(settings, count_tiles(out), steps))
+            work.extend(passes(settings, count_tiles(out), steps, student_share(settings)))
             if settings.skip_slides:
                 keep_tiled(manifest, out, say)
         return seconds_left(steps, work, done) if work else None

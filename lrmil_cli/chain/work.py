@@ -9,7 +9,7 @@ from typing import Any
 
 from lrmil_cli.chain.plan import Settings
 from lrmil_cli.chain.steps import Done, Step
-from lrmil_cli.distill.settings import Stage1Settings
+from lrmil_cli.distill.settings import Stage1Settings, stage1_default
 from lrmil_cli.files.tables import list_tables
 
 #: Passes that a training step costs a tile: forward, and twice that backward.
@@ -29,7 +29,8 @@ def stage1_options(settings: Settings) -> dict[str, Any]:
     """Options of ``distill-encoder`` that decide its cost, with their defaults."""
     usual = Stage1Settings()
     given = settings.of("distill-encoder")
-    return {"epochs": usual.epochs, "batch-size": usual.batch_size, "layers": "lrmil", "final-loss": "none", **given}
+    final = stage1_default("final_loss", given.get("student"))
+    return {"epochs": usual.epochs, "batch-size": usual.batch_size, "layers": "lrmil", "final-loss": final, **given}
 
 
 def regions(settings: Settings, tiles: Tiles) -> int:
@@ -42,10 +43,14 @@ def targets(settings: Settings, tiles: Tiles) -> int:
     return round(tiles.hr * regions(settings, tiles) / tiles.lr)
 
 
-def passes(settings: Settings, tiles: Tiles, steps: Sequence[Step]) -> list[float]:
-    """Encoder passes of each step, a tile each; a training step of stage 1 counts as :data:`TRAINING`.
+def passes(settings: Settings, tiles: Tiles, steps: Sequence[Step], student: float = 1.0) -> list[float]:
+    """Passes of the HR encoder that each step is worth, a tile each; a training step of stage 1 counts as
+    :data:`TRAINING`.
 
     Epochs are counted in full (early stopping saves some), and all slides as training slides.
+
+    Args:
+        student: what a tile costs by the LR encoder, of what it costs by the HR encoder.
     """
     stage1 = stage1_options(settings)
     encoders = sum(step.name == "distill-encoder" for step in steps)
@@ -53,9 +58,10 @@ def passes(settings: Settings, tiles: Tiles, steps: Sequence[Step]) -> list[floa
     epoch = min(epoch, stage1.get("steps-per-epoch", epoch) * stage1["batch-size"])
     # Targets are kept, so the first fold makes nearly all of them. The receipt's LR-only student has an encoder too.
     made = iter([targets(settings, tiles)] + [0] * encoders)
-    work = {"train-teacher": tiles.hr, "distill-student": tiles.lr * (encoders + 1), "predict": tiles.lr * encoders}
+    lr = tiles.lr * student
+    work = {"train-teacher": tiles.hr, "distill-student": lr * (encoders + 1), "predict": lr * encoders}
     return [
-        stage1["epochs"] * epoch * TRAINING + next(made)
+        stage1["epochs"] * epoch * TRAINING * student + next(made)
         if step.name == "distill-encoder"
         else float(work.get(step.name, 0))
         for step in steps

@@ -236,7 +236,7 @@ def settle(
 
 def counted(outcomes: Sequence[Outcome], failures: Sequence[Failed], seconds: float) -> str:
     """What became of a batch, in one line."""
-    words = {"ok": "made", "uncertain": "uncertain", "skipped": "up to date", "no_tissue": "without tissue"}
+    words = {"ok": "made", "uncertain": "uncertain", "skipped": "there already", "no_tissue": "without tissue"}
     statuses = Counter([o.status for o in outcomes] + [f.status for f in failures])
     parts = [f"{statuses[s]} {words.get(s, s)}" for s in (*words, "failed") if statuses[s]]
     return f"{sum(statuses.values())} slides in {duration(seconds)}: {', '.join(parts)}"

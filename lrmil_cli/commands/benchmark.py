@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -15,6 +15,9 @@ from lrmil_cli.commands.screen import line_cleared
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.slide_names import slide_id_of
 
+if TYPE_CHECKING:
+    from lrmil_cli.encoders.vit import EncoderInfo
+
 #: What is timed where the user names no encoder: the size that most pathology encoders are larger than.
 DEFAULT_ENCODER = "vit_small_patch16_224"
 
@@ -23,6 +26,14 @@ SlidePath = Annotated[str, typer.Argument(metavar="SLIDE", help="A slide of your
 Model = Annotated[
     Optional[str],
     typer.Option("-m", "--model", metavar="MODEL.safetensors", help="Time this model."),
+]
+HrEncoder = Annotated[
+    Optional[str],
+    typer.Option(
+        "--hr-encoder",
+        metavar="SPEC",
+        help="Time HR with another encoder, such as the one that a small student learned from.  [default: that of LR]",
+    ),
 ]
 ReadOnly = Annotated[bool, typer.Option("--read-only", help="Compare readers only; nothing is encoded.")]
 Mpp = Annotated[
@@ -71,6 +82,7 @@ def benchmark(
     slide: SlidePath,
     model: Model = None,
     encoder: encoder_options.EncoderOrNone = None,
+    hr_encoder: HrEncoder = None,
     read_only: ReadOnly = False,
     mpp: Mpp = None,
     hr_mpp: HrMpp = 0.5,
@@ -89,9 +101,9 @@ def benchmark(
 ) -> None:
     """Time LR against HR on your machine.
 
-    The same slide, code and encoder (yours, or a ViT-S with random weights) at both resolutions: tissue, reading,
-    encoding, head, beside what the encoder alone would take. Then the same LR tiles by every reader there is. All is
-    read once before, so it comes from the system's file cache; a network drive is slower.
+    The same slide, code and encoder (yours, or a ViT-S with random weights) at both resolutions, or each with its own
+    (--hr-encoder): tissue, reading, encoding, head, beside what the encoder alone would take. Then the same LR tiles by
+    every reader there is. All is read once before, so it comes from the system's file cache; a network drive is slower.
     """
     from lrmil_cli.benchmark import report as reports
     from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
@@ -106,8 +118,8 @@ def benchmark(
         raise UsageError("give --model or --encoder, not both")
     if model is not None:
         options.check_model(model)
-    if read_only and (model is not None or encoder is not None or random_init):
-        raise UsageError("--read-only encodes nothing; leave out --model, --encoder and --random-init")
+    if read_only and (model is not None or encoder is not None or hr_encoder is not None or random_init):
+        raise UsageError("--read-only encodes nothing; leave out --model, --encoder, --hr-encoder and --random-init")
     base = TileSettings(Mpp(mpp or 2.0), LevelPx(tile_px or 256))
     began = time.perf_counter()
     record: dict[str, Any] = {
@@ -122,6 +134,7 @@ def benchmark(
         "gflops": None,
         "device": None,
         "encoder": None,
+        "hr_encoder": None,
         "rounds": rounds,
         "file_cache": "warm",
     }
@@ -129,7 +142,7 @@ def benchmark(
     if not read_only:
         from lrmil_cli.benchmark.speed import arithmetic, as_record, bare_model, measure, side_settings
         from lrmil_cli.device import device_label, pick_device
-        from lrmil_cli.encoders.spec import load_encoder
+        from lrmil_cli.encoders.spec import load_encoder, names_weights
         from lrmil_cli.models.model_file import load_model
 
         where = pick_device(device)
@@ -138,13 +151,15 @@ def benchmark(
             own = timed.tiles
             base = replace(own, mpp=Mpp(mpp or own.mpp), tile_px=LevelPx(tile_px or own.tile_px))
         else:
+            # Beside an HR encoder with random weights, a file may stand on the LR side.
+            given = encoder is not None and hr_encoder is not None and names_weights(encoder)
             timed = bare_model(
                 load_encoder(
                     encoder or DEFAULT_ENCODER,
                     tile_px=base.tile_px,
                     input_size=input_size,
                     embedding=embedding,
-                    random_init=random_init or encoder is None,
+                    random_init=(random_init and not given) or encoder is None,
                     warn=report.warn,
                 ),
                 base,
@@ -152,15 +167,16 @@ def benchmark(
         if hr_mpp >= base.mpp:
             raise UsageError(f"--hr-mpp {hr_mpp:g} must be finer than --mpp {base.mpp:g}")
         sides = side_settings(base, hr_mpp)
-        info = timed.encoders[0].info
-        record |= {
-            "device": device_label(where),
-            "encoder": info.name + (", random weights" if info.random_init else ""),
-        }
+        models = {"lr": timed.to(where), "hr": timed}
+        if hr_encoder is not None:
+            other = load_encoder(hr_encoder, tile_px=base.tile_px, random_init=random_init, warn=report.warn)
+            models["hr"] = bare_model(other, sides["hr"]).to(where)
+        names = {side: _name(m.encoders[0].info) for side, m in models.items()}
+        record |= {"device": device_label(where), "encoder": names["lr"], "hr_encoder": names["hr"]}
         record |= as_record(
             measure(
                 slide,
-                timed.to(where),
+                models,
                 sides,
                 device=where,
                 batch_size=batch_size,
@@ -173,7 +189,7 @@ def benchmark(
         )
         record["gflops"] = arithmetic(timed, where, batch_size=batch_size or 8, tile_px=base.tile_px, rounds=rounds)
         texts += [
-            f"{record['encoder']}; {record['device']}",
+            ("" if hr_encoder is None else f"HR: {names['hr']}\nLR: ") + f"{names['lr']}; {record['device']}",
             reports.sides_table(record, {k: s.mpp for k, s in sides.items()}),
             reports.arithmetic_line(record["gflops"]),
         ]
@@ -212,3 +228,7 @@ def benchmark(
     if not json:
         with line_cleared():
             print("\n\n".join([head, *texts]), flush=True)
+
+
+def _name(info: EncoderInfo) -> str:
+    return info.name + (", random weights" if info.random_init else "")

@@ -18,15 +18,16 @@ def distill_encoder(
     pairs: stage1_options.Pairs,
     encoder: encoder_options.Encoder,
     output: stage1_options.Output,
+    student: stage1_options.Student = None,
     layers: stage1_options.Layers = "lrmil",
-    final_loss: stage1_options.FinalLoss = "none",
+    final_loss: stage1_options.FinalLoss = None,
     lambda_final: stage1_options.LambdaFinal = 1.0,
     normalize: stage1_options.Normalize = "none",
     weighting: stage1_options.Weighting = "region",
     epochs: stage1_options.Epochs = 50,
     patience: stage1_options.Patience = 20,
     batch_size: stage1_options.BatchSize = 64,
-    lr: stage1_options.LearningRate = 1e-5,
+    lr: stage1_options.LearningRate = None,
     warmup: stage1_options.Warmup = 200,
     clip: stage1_options.Clip = 1.0,
     freeze_blocks: stage1_options.FreezeBlocks = 0,
@@ -44,7 +45,8 @@ def distill_encoder(
     cache: stage1_options.Cache = None,
     embedding: encoder_options.Embedding = None,
     input_size: encoder_options.InputSize = None,
-    random_init: encoder_options.RandomInit = False,
+    student_input_size: stage1_options.StudentInputSize = None,
+    random_init: stage1_options.RandomInit = False,
     init: stage1_options.Init = "teacher",
     allow_fractional_regions: stage1_options.AllowFractionalRegions = False,
     augment: stage1_options.Augment = False,
@@ -57,17 +59,21 @@ def distill_encoder(
 ) -> None:
     """Stage 1: distil the HR encoder into an LR encoder.
 
-    A copy of the HR encoder learns to see in LR tiles what the HR encoder sees in the HR tiles under them. No labels
-    are used.
+    A copy of the HR encoder, or a smaller --student, learns to see in LR tiles what the HR encoder sees in the HR tiles
+    under them. No labels are used.
     """
     from lrmil_cli.distill.distill_encoder import collect, run
-    from lrmil_cli.distill.settings import Stage1Settings
+    from lrmil_cli.distill.learner import paired_blocks
+    from lrmil_cli.distill.settings import Stage1Settings, stage1_default
+    from lrmil_cli.distill.small_student import load_student
     from lrmil_cli.distributed import join
     from lrmil_cli.encoders.aliases import licence_warning
     from lrmil_cli.encoders.spec import load_encoder
     from lrmil_cli.encoders.vit import check_grid, parse_layers
 
     report = Report(json)
+    final_loss = stage1_default("final_loss", student) if final_loss is None else final_loss
+    lr = stage1_default("lr", student) if lr is None else lr
     for flag, value, choices in (
         ("--final-loss", final_loss, ("none", "uniform", "attention")),
         ("--normalize", normalize, ("none", "ln")),
@@ -76,6 +82,11 @@ def distill_encoder(
     ):
         if value not in choices:
             raise UsageError(f"{flag} {value}: choose one of {', '.join(choices)}")
+    if student is None and student_input_size is not None:
+        raise UsageError("--student-input-size is of --student ARCH; that of a copy of the HR encoder is --input-size")
+    given = ctx.get_parameter_source("init")
+    if student is not None and given is not None and given.name == "COMMANDLINE":
+        raise UsageError("--init is of a copy of the HR encoder; --student starts as ARCH@FILE, or --random-init, says")
     if lr <= 0 or clip <= 0:
         raise UsageError("--lr and --clip must be above 0")
     if "{fold}" in output and fold is None:
@@ -114,16 +125,31 @@ def distill_encoder(
             ratio=ratio,
             input_size=input_size,
             embedding=embedding,
-            random_init=random_init,
+            random_init=random_init and student is None,
             warn=report.warn,
         )
         report.encoder(model.info)
-        forbidden = licence_warning(model.info)
-        if forbidden:
-            report.warn(forbidden)
-        check_grid(model, ratio, allow_fractional=allow_fractional_regions)
-        if model.grid % ratio:
-            report.warn(f"{model.grid} tokens a side do not divide by {ratio}: tokens on a border mix two HR tiles")
+        if student is None:
+            learner = model
+            check_grid(model, ratio, allow_fractional=allow_fractional_regions)
+        else:
+            learner = load_student(
+                student,
+                model,
+                tile_px=tile_px,
+                ratio=ratio,
+                input_size=student_input_size,
+                random_init=random_init,
+                seed=seed,
+                allow_fractional=allow_fractional_regions,
+                warn=report.warn,
+            )
+            report.encoder(learner.info)
+        for warning in dict.fromkeys(licence_warning(e.info) for e in (model, learner)):
+            if warning:
+                report.warn(warning)
+        if learner.grid % ratio:
+            report.warn(f"{learner.grid} tokens a side do not divide by {ratio}: tokens on a border mix two HR tiles")
         settings = Stage1Settings(
             parse_layers(layers, model.depth),
             lr,
@@ -143,10 +169,9 @@ def distill_encoder(
             augment,
             seed,
         )
-        if settings.freeze_blocks > max(settings.layers) and final_loss == "none":
-            raise UsageError(
-                f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {max(settings.layers)}"
-            )
+        last = max(paired_blocks(settings.layers, model.depth, learner.depth))
+        if settings.freeze_blocks > last and final_loss == "none":
+            raise UsageError(f"--freeze-blocks {freeze_blocks} leaves nothing to train below block {last}")
         result = run(
             paired,
             model,
@@ -160,6 +185,7 @@ def distill_encoder(
             workers=workers,
             on_bad_tile=on_bad_tile,
             world=world,
+            student=None if student is None else (learner, student),
         )
         report.end(f"{target}: {result.text}", after_encoder(str(target), encoder, slides))
         report.result(

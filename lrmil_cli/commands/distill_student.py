@@ -11,12 +11,13 @@ from lrmil_cli.commands import cohort, encoder_options, head_options, options, s
 from lrmil_cli.commands.next_step import after_student
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.student_ahdmil import distill_screened
-from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method
+from lrmil_cli.commands.student_eagle import distill_eagle
+from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method, given
 from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
 
 #: What runs a method other than LRMIL, given the report and all parameters by name.
-OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened, "zoommil": distill_zoom}
+OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened, "zoommil": distill_zoom, "eagle": distill_eagle}
 
 
 def distill_student(
@@ -36,9 +37,12 @@ def distill_student(
     class_map: cohort.ClassMap = None,
     baseline_encoder: student_options.BaselineEncoder = None,
     no_baseline: student_options.NoBaseline = False,
+    also_encoder: student_options.AlsoEncoder = None,
     no_fixture: student_options.NoFixture = False,
     mid_pairs: selective_options.MidPairs = None,
     mid_features: selective_options.MidFeatures = None,
+    picker: selective_options.Picker = None,
+    top_hr: selective_options.TopHr = None,
     preset: student_options.Preset = "lrmil",
     lambda_bag: student_options.LambdaBag = None,
     lambda_soft: student_options.LambdaSoft = None,
@@ -89,13 +93,13 @@ def distill_student(
     dtype: options.Dtype = None,
     device: options.Device = "auto",
     memory: options.Memory = None,
-    onnx: student_options.Onnx = False,
+    no_onnx: student_options.NoOnnx = False,
     seed: options.Seed = 0,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Stage 2: distil the teacher into an LR student, or into one that picks the HR tiles to read (--method ahdmil,
-    hdmil, zoommil).
+    hdmil, zoommil, eagle).
 
     The student head learns from the labels, the teacher's predictions and its attention. The model file holds the LR
     encoder and one head a fold; predict needs nothing else. Beside it a receipt says what distillation bought: teacher,
@@ -118,7 +122,7 @@ def distill_student(
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
     check_method(ctx, method)
     if method in OTHER_METHODS:
-        return OTHER_METHODS[method](report, ctx.params)
+        return OTHER_METHODS[method](report, {**ctx.params, "head": head if given(ctx, "head") else None})
     check_seeds(seeds, keep)
     if no_baseline and baseline_encoder:
         raise UsageError("--no-baseline and --baseline-encoder exclude each other")
@@ -142,6 +146,7 @@ def distill_student(
         features=features,
         lr_features=Path(lr_features) if lr_features else target.with_suffix(".features"),
         baseline=None if no_baseline else baseline_encoder or "auto",
+        also=also_encoder,
         head=spec,
         preset=preset,
         distill=distill,
@@ -165,10 +170,8 @@ def distill_student(
     if fold is not None and not result.there:
         report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")
         return report.result({"command": "distill-student", "status": "ok", "output": str(target), "fold": fold})
-    if onnx:
-        from lrmil_cli.inference.onnx_files import export_files
-
-        report.say(", ".join(map(str, export_files(output, overwrite=True, say=report.detail).files)))
+    if not no_onnx:
+        _write_graphs(report, output)
     if result.receipt is None:
         made = f"{target}: {result.text}\nno receipt: the split holds out no test slides to judge on"
     else:
@@ -187,3 +190,16 @@ def distill_student(
             "receipt": result.receipt,
         }
     )
+
+
+def _write_graphs(report: Report, model: str) -> None:
+    """The graphs by which a CPU predicts without torch; a model that has none still predicts with torch."""
+    from lrmil_cli.errors import LrmilError
+    from lrmil_cli.inference.onnx_files import export_files
+
+    try:
+        made = export_files(model, replace=True, say=report.detail).files
+    except LrmilError as e:
+        report.warn(f"no ONNX graphs, so that predicting imports torch: {e} (--no-onnx leaves them out)")
+    else:
+        report.detail(", ".join(map(str, made)))

@@ -8,7 +8,7 @@ EXAMPLES = {
     "match": ("match tiles-lr tiles-hr -o pairs", "match tiles-lr trident/20x_256px/patches -o pairs"),
     "distill-encoder": (
         "distill-encoder pairs --encoder uni -o lr-encoder.safetensors",
-        "distill-encoder pairs --slides slides.csv --fold 1 --encoder uni -o fold1.safetensors",
+        "distill-encoder pairs --encoder uni --student vit_small_patch16_224 -o small.safetensors",
     ),
     "train-teacher": (
         "train-teacher slides.csv --tiles tiles-hr --encoder uni -o teacher",

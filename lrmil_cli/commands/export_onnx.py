@@ -43,8 +43,8 @@ def export_onnx(
 ) -> None:
     """Write a model as ONNX graphs, for a CPU without torch.
 
-    Makes MODEL.onnx (encoder) and MODEL.heads.onnx beside the model, and compares both with torch. With ONNX Runtime
-    installed (pip install 'lrmil-cli[cpu]') predict then starts in a second: it finds them beside the model, or takes
+    Makes MODEL.onnx (encoder) and MODEL.heads.onnx beside the model, as distill-student does, and compares both with
+    torch; --int8 a smaller encoder. predict then starts in a second: it finds them beside the model, or takes
     MODEL.onnx by itself. The heads transmil, dtfd and dmin have no such form and are refused.
     """
     from lrmil_cli.inference.onnx_files import export_files
@@ -70,6 +70,16 @@ def export_onnx(
             "error": None,
             "int8": made.effect,
         }
+    )
+
+
+def int8_note(effect: dict[str, Any] | None, model: str) -> str:
+    """What a user of the int8 graph is told of it."""
+    if effect:
+        return describe_effect(effect)
+    return (
+        f"{model}: nobody has measured what int8 changes in this model; "
+        "`lrmil export-onnx MODEL.safetensors --int8 --check SLIDES` does"
     )
 
 

@@ -25,13 +25,14 @@ PANELS = {
     "Input": "slides results encoder tiles pairs teacher features attention predictions model slide watch interval "
     "recursive slide_mpp reader image roi roi_class min_inside origin image_size mask",
     "Output": "output pages top_tiles thumbnail overlay geojson png format dpi json overwrite dry_run fail_fast "
-    "lr_features cache onnx no_fixture plot audit card statement",
+    "lr_features cache no_onnx no_fixture plot audit card statement",
     "Tiles": "mpp mag tile_px min_tissue allow_upsample keep_pen on_bad_tile on_bad_slide",
     "Map for QuPath": "style top threshold colormap fine",
-    "Method": "method preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline crossfit "
-    "init",
+    "Method": "method student preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline "
+    "also_encoder crossfit init",
     "Labels": "label drop_missing classes class_map",
-    "Encoder": "embedding input_size random_init hr_encoder dtype repack feature_set allow_fractional_regions",
+    "Encoder": "embedding input_size student_input_size random_init hr_encoder dtype repack feature_set "
+    "allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
     "hard k unmatched missing_teacher attention_row final_loss lambda_final normalize weighting",
     "Head": "head head_option gated proj_dim classifier",
@@ -41,6 +42,7 @@ PANELS = {
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
+    "EAGLE": "picker top_hr",
     "Options": "int8 check level metric positive by profile at_threshold share_interval checklist bootstrap "
     "receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
@@ -49,7 +51,7 @@ PANELS = {
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 #: Values that an option takes, where they are few words; the commands check them (a test compares).
 CHOICES: dict[str, Sequence[str]] = {
-    "method": ("lrmil", "ahdmil", "hdmil", "zoommil"),
+    "method": ("lrmil", "ahdmil", "hdmil", "zoommil", "eagle"),
     "preset": ("lrmil", "bag", "bag-soft", "bag-hard", "lr-only", "patch", "official-code"),
     "head": ("abmil", "clam_mb", "clam_sb", "dmin", "dsmil", "dtfd", "maxpool", "meanpool", "transmil"),
     "recipe": ("common", "published"),

@@ -47,8 +47,8 @@ Runtime = Annotated[
     typer.Option(
         "--runtime",
         help="auto, torch, onnx or onnx-int8. "
-        "auto takes the graphs of `lrmil export-onnx` on a CPU, where they and ONNX Runtime are there; "
-        "onnx-int8 changes the numbers a little.",
+        "auto takes the ONNX graphs beside the model on a CPU, and imports no torch; "
+        "onnx-int8 (`lrmil export-onnx --int8`) changes the numbers a little, and says how much.",
     ),
 ]
 

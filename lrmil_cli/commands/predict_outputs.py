@@ -219,6 +219,7 @@ def keep_answers(
 
 def introduce(name: str, predictor: Predictor, report: Report) -> None:
     """Say what a model is, before its first answer."""
+    from lrmil_cli.commands.export_onnx import int8_note
     from lrmil_cli.evaluation.head_calibration import uncalibrated
     from lrmil_cli.evaluation.purpose import purpose, purpose_text
 
@@ -226,6 +227,8 @@ def introduce(name: str, predictor: Predictor, report: Report) -> None:
     report.say(f"{named}model of {', '.join(predictor.classes)}; {purpose_text(purpose(predictor.header))}")
     if note := uncalibrated(predictor.header):
         report.say(f"{named}{note}")
+    if predictor.settings.get("runtime") == "onnx-int8":
+        report.say(f"{named}{int8_note(predictor.header.get('int8'), predictor.path)}")
 
 
 def predicted_before(

@@ -13,6 +13,7 @@ from lrmil_cli.commands import (
     head_options,
     options,
     run_options,
+    stage1_options,
     student_options,
     tile,
 )
@@ -35,6 +36,7 @@ def run(
     min_tissue: tile.MinTissue = 0.1,
     embedding: encoder_options.Embedding = None,
     input_size: encoder_options.InputSize = None,
+    student: stage1_options.Student = None,
     one_encoder: run_options.OneEncoder = False,
     stage1_epochs: run_options.Stage1Epochs = 50,
     head: head_options.Head = "abmil",
@@ -72,7 +74,13 @@ def run(
 
     report = Report(json)
     settings = run_options.read_settings(ctx, config)
-    settings = replace(settings, slides=str(Path(settings.slides).absolute()), encoder=absolute_spec(settings.encoder))
+    small = settings.options.get("student")
+    settings = replace(
+        settings,
+        slides=str(Path(settings.slides).absolute()),
+        encoder=absolute_spec(settings.encoder),
+        options={**settings.options, **({"student": absolute_spec(str(small))} if small is not None else {})},
+    )
     run_options.check_settings(settings)
     out = Path(output)
     labels = {name: settings.of("train-teacher").get(name) for name in (*LABELS, "by-site")}

@@ -154,6 +154,9 @@ def check_settings(settings: Settings) -> None:
     Raises:
         UsageError, MachineError: as the options' own checks.
     """
+    import torch
+
+    from lrmil_cli.chain.run_encoders import run_encoders
     from lrmil_cli.device import pick_device
     from lrmil_cli.distill.settings import preset_settings
     from lrmil_cli.training.crossval import head_spec
@@ -169,6 +172,8 @@ def check_settings(settings: Settings) -> None:
         head = own.get("head", "abmil")
         head_spec(head, recipe_options(own.get("recipe", "common"), head, head_options.head_options(*of_head)))
         pick_device(own.get("device", "auto"))
+    if "student" in settings.of("distill-encoder"):
+        run_encoders(settings, torch.device("cpu"))
     preset = str(settings.of("distill-student").get("preset", "lrmil"))
     preset_settings(preset, {})
     if preset == "lr-only":

@@ -9,6 +9,20 @@ import typer
 from lrmil_cli.commands.student_methods import OF_SCREENING
 from lrmil_cli.errors import UsageError
 
+# ---- distill-student --method eagle ----------------------------------------------------------------------------------
+Picker = Annotated[
+    Optional[str],
+    typer.Option(
+        "--picker",
+        metavar="MODEL.safetensors",
+        help="eagle: model of LRMIL, of the same folds, whose attention picks the HR tiles.",
+    ),
+]
+TopHr = Annotated[
+    Optional[int],
+    typer.Option("--top", min=1, help="eagle: HR tiles of a slide that are read.  [default: 25; paper (EAGLE)]"),
+]
+
 # ---- distill-student --method zoommil --------------------------------------------------------------------------------
 MidPairs = Annotated[
     Optional[str],

@@ -15,6 +15,33 @@ Output = Annotated[
     typer.Option("-o", "--output", metavar="FILE.safetensors", help="The LR encoder; {fold} is replaced by --fold."),
 ]
 
+# ---- what learns -----------------------------------------------------------------------------------------------------
+Student = Annotated[
+    Optional[str],
+    typer.Option(
+        "--student",
+        metavar="ARCH[@FILE]",
+        help="Distil into this smaller ViT, such as vit_small_patch16_224: with timm's own weights, those of FILE, or "
+        "(--random-init) random ones; anything that --encoder takes.  [default: a copy of --encoder; official code]",
+    ),
+]
+StudentInputSize = Annotated[
+    Optional[int],
+    typer.Option(
+        "--student-input-size",
+        min=8,
+        help="Side in px that LR tiles are resized to for --student.  "
+        "[default: by the student; ours: the first from its own size on whose patches divide by the ratio]",
+    ),
+]
+RandomInit = Annotated[
+    bool,
+    typer.Option(
+        "--random-init",
+        help="Random weights, said in the files: of --encoder, for dry runs; with --student of the student alone.",
+    ),
+]
+
 # ---- what is matched -------------------------------------------------------------------------------------------------
 Layers = Annotated[
     str,
@@ -26,12 +53,12 @@ Layers = Annotated[
     ),
 ]
 FinalLoss = Annotated[
-    str,
+    Optional[str],
     typer.Option(
         "--final-loss",
         help="Also match the final embedding: none, uniform, or attention (needs --teacher).  "
-        "[default: none; paper. The official code has attention]",
-        show_default=False,
+        "[default: none; paper. The official code has attention. With --student uniform; ours: eq. 2 alone leaves its "
+        "embedding as it was]",
     ),
 ]
 LambdaFinal = Annotated[
@@ -93,11 +120,11 @@ BatchSize = Annotated[
     ),
 ]
 LearningRate = Annotated[
-    float,
+    Optional[float],
     typer.Option(
         "--lr",
-        help="Learning rate (Adam).  [default: 1e-5; ours: to fine-tune, gently; the paper's value is not known to us]",
-        show_default=False,
+        help="Learning rate (Adam).  [default: 1e-5; ours: to fine-tune, gently; the paper's value is not known to us. "
+        "With --student 1e-4; ours: it has more to learn]",
     ),
 ]
 Warmup = Annotated[

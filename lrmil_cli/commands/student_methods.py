@@ -25,13 +25,12 @@ OF_TRAINING = set(
 OF_METHODS: dict[str, set[str]] = {
     "lrmil": OF_SETTINGS
     | OF_TRAINING
-    | set(
-        "fold seeds keep preset baseline_encoder no_baseline no_fixture onnx head gated proj_dim classifier "
-        "random_init".split()
-    ),
+    | set("fold seeds keep preset baseline_encoder no_baseline also_encoder no_onnx no_fixture".split())
+    | set("head gated proj_dim classifier random_init".split()),
     "ahdmil": OF_SCREENING,
     "hdmil": OF_SCREENING,
     "zoommil": OF_TRAINING | {"mid_pairs", "mid_features", "no_fixture"},
+    "eagle": OF_TRAINING | set("picker top_hr head gated proj_dim classifier".split()),
 }
 
 
@@ -45,9 +44,14 @@ def check_method(ctx: typer.Context, method: str) -> None:
         raise UsageError(f"--method {method}: choose one of {', '.join(OF_METHODS)}")
     other = set().union(*OF_METHODS.values()) - OF_METHODS[method]
     for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name)
-        if parameter.name in other and source is not None and source.name == "COMMANDLINE":
+        if parameter.name in other and given(ctx, parameter.name):
             owners = [m for m, own in OF_METHODS.items() if parameter.name in own]
             raise UsageError(
                 f"{parameter.opts[0]} does nothing with --method {method}; it belongs to --method {' or '.join(owners)}"
             )
+
+
+def given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -14,7 +14,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         help="lrmil (LR tiles alone); ahdmil, hdmil (a small network picks by LR pixels the HR tiles to read); "
-        "zoommil (a head that zooms in).",
+        "zoommil (a head that zooms in); eagle (an LR model picks 25 HR tiles).",
     ),
 ]
 Pairs = Annotated[Optional[str], typer.Option("--pairs", metavar="DIR", help="Folder of pairs tables.")]
@@ -36,6 +36,15 @@ BaselineEncoder = Annotated[
         "[default: the one that --encoder was distilled from]",
     ),
 ]
+AlsoEncoder = Annotated[
+    Optional[str],
+    typer.Option(
+        "--also-encoder",
+        metavar="SPEC",
+        help="Also train students of this LR encoder (may hold {fold}), such as the distilled copy beside a small one: "
+        "a column more in the receipt.",
+    ),
+]
 NoBaseline = Annotated[
     bool,
     typer.Option("--no-baseline", help="Train no LR-only student; the receipt then lacks it."),
@@ -55,11 +64,12 @@ NoFixture = Annotated[
         help="Keep no tiles of a validation slide in the model; `lrmil verify` then goes by painted ones.",
     ),
 ]
-Onnx = Annotated[
+NoOnnx = Annotated[
     bool,
     typer.Option(
-        "--onnx",
-        help="Also write the model's ONNX graphs, as `lrmil export-onnx` does, for predicting without torch.",
+        "--no-onnx",
+        help="Do not write the model's ONNX graphs beside it, as `lrmil export-onnx` does, by which a CPU predicts "
+        "without torch.",
     ),
 ]
 

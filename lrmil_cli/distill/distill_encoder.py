@@ -14,8 +14,10 @@ import pandas as pd
 import torch
 
 from lrmil_cli.distill.encoder_training import distill
+from lrmil_cli.distill.learner import paired_blocks
 from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.distill.slide_pairs import SlidePairs, drawn, find_pairs
+from lrmil_cli.distill.small_student import about_student, origin
 from lrmil_cli.distributed import World
 from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.spec import absolute_spec
@@ -148,12 +150,14 @@ def run(
     workers: int | None = None,
     world: World = World(),
     on_bad_tile: str = "fail",
+    student: tuple[Encoder, str] | None = None,
 ) -> Result:
     """Distil, and write ``output`` with ``<output>.curves.csv`` and ``.png`` beside it.
 
     Args:
         teacher: the HR encoder; spec: what it was loaded from, kept so that the undistilled encoder can be found again.
         world: processes that train together; the first one writes.
+        student: a smaller encoder that is to learn, and what it was loaded from; None for a copy of the teacher.
         on_bad_tile: ``fail``, or ``skip``: all tiles are read once before, and what cannot be decoded teaches nothing.
 
     Raises:
@@ -166,6 +170,9 @@ def run(
         "train": [s.slide_id for s in cohort.train],
         "val": [s.slide_id for s in cohort.val],
     }
+    small, small_spec = student or (None, "")
+    if small is not None:
+        own["student"] = small.digest()
     if world.size > 1:
         own["processes"] = world.size
     if on_bad_tile == "skip":
@@ -188,6 +195,7 @@ def run(
     say(
         f"{len(cohort.train)} slides train, {len(cohort.val) or 'a tenth of the tiles of them'} validate, "
         f"{sum(s.regions for s in cohort.train)} LR tiles, blocks {', '.join(map(str, settings.layers))}"
+        + ("" if small is None else f" by the student's {_blocks(settings, teacher, small)}")
     )
     result = distill(
         teacher,
@@ -201,6 +209,7 @@ def run(
         workers=workers,
         world=world,
         say=say,
+        student=small,
     )
     start, best = result.curves[0], result.curves[result.best_epoch]
     numbers = {
@@ -227,11 +236,13 @@ def run(
         **numbers,
         "fold": cohort.fold,
         "base_spec": absolute_spec(spec),
-        **_seen(cohort, settings, teacher.info.distilled or {}),
+        **({} if small is None else about_student(small, teacher, absolute_spec(small_spec), settings.layers)),
+        **_seen(cohort, settings, [e.info.distilled or {} for e in (teacher, small) if e is not None]),
         "start": start,
         "best": best,
     }
-    result.encoder.info = replace(info, name=output.name, base=info.base or info.name, mpp=lr["mpp"], distilled=about)
+    fields = {"base": info.base or info.name} if small is None else origin(small, teacher)
+    result.encoder.info = replace(info, **{**fields, "name": output.name, "mpp": lr["mpp"], "distilled": about})
     history = [step("distill-encoder", own, inputs)]
     curves = pd.DataFrame([{"fold": cohort.fold or 0, **row} for row in result.curves])
     path = output.with_name(output.stem + ".curves.csv")
@@ -248,19 +259,23 @@ def run(
     return Result(False, text, numbers)
 
 
-def _seen(cohort: Cohort, settings: Stage1Settings, before: dict[str, Any]) -> dict[str, list[str]]:
+def _blocks(settings: Stage1Settings, teacher: Encoder, student: Encoder) -> str:
+    return ", ".join(map(str, paired_blocks(settings.layers, teacher.depth, student.depth)))
+
+
+def _seen(cohort: Cohort, settings: Stage1Settings, before: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Every slide whose pixels decided the weights, and every one whose label did.
 
     A label does by the attention of a teacher that was trained on it. Stage 2 checks its test slides against both
     (training/README 5.2).
 
     Args:
-        before: of an encoder that is itself distilled.
+        before: of encoders that it comes from, where they are themselves distilled.
     """
     own = [s.slide_id for s in cohort.slides]
     labels = own if settings.final_loss == "attention" else []
     return {
-        key: list(dict.fromkeys([*new, *before.get(key, [])]))
+        key: list(dict.fromkeys([*new, *(s for b in before for s in b.get(key, []))]))
         for key, new in (("slides", own), ("label_slides", labels))
     }
 

@@ -19,7 +19,7 @@ import torch
 
 from lrmil_cli.distill.disagreement import draw_disagreement
 from lrmil_cli.distill.settings import DistillSettings, preset_warning
-from lrmil_cli.distill.student_cohort import StudentCohort, all_inputs, fold_files, slides_of
+from lrmil_cli.distill.student_cohort import OtherSide, StudentCohort, all_inputs, fold_files, slides_of
 from lrmil_cli.distill.student_encoders import (
     EncoderArgs,
     compare_embeddings,
@@ -82,6 +82,7 @@ def train_student(
     features: str | None,
     lr_features: Path,
     baseline: str | None,
+    also: str | None,
     head: HeadSpec,
     preset: str,
     distill: DistillSettings,
@@ -107,6 +108,7 @@ def train_student(
     Args:
         baseline: spec of the encoder of the LR-only student that is trained for comparison; "auto" for the one that the
             LR encoder was distilled from; None for no such student.
+        also: spec of another LR encoder, whose distilled student is trained for comparison; None for none.
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the model together.
         room: that bags may be kept in.
         seeds: times that each fold is trained; keep: ``ensemble`` (the default) or ``best`` of them.
@@ -129,9 +131,12 @@ def train_student(
     encoders = load_encoders(encoder, len(fold_names(table)), tile_px, warn, fold)
     encoders.check_labels(table, patients_by_slide(manifest))
     info = encoders.first.info
+    others = load_encoders(EncoderArgs(also), len(fold_names(table)), tile_px, warn, fold) if also else None
+    if others is not None:
+        others.check_labels(table, patients_by_slide(manifest))
     plain = load_baseline(baseline, encoders.first, tile_px, warn)
     if guide is not None and distill.uses_teacher:
-        compare_embeddings(guide, info.embedding, say, warn)
+        compare_embeddings(guide, info, say, warn)
     for note in (preset_warning(preset, info.distilled is not None), licence_warning(info)):
         if note:
             warn(note)
@@ -167,11 +172,16 @@ def train_student(
     if plain is not None:
         with phase("the baseline's encoder"):
             plain_bags = embedded(plain, folder=lr_features / "lr-only")
+    other = None
+    if others is not None:
+        with phase("the other encoder"):
+            seen = [embedded(e, folder=lr_features / "also" / name) for e, name in zip(others.all, others.names)]
+        other = OtherSide(others, seen)
     if high is not None:
         _leave_out_bad(high, low[0], tables)
     counts = _regions(taught, ids, guide, high, low[0], say, warn)
     cohort = StudentCohort(
-        manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, guide, high, taught, counts
+        manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, other, guide, high, taught, counts
     )
 
     own = {
@@ -182,6 +192,7 @@ def train_student(
         **training.as_json(),
         "folds": table.to_dict("list"),
         "baseline": plain.digest() if plain is not None else None,
+        **({"also": [e.digest() for e in others.all]} if others is not None else {}),
     }
     folder = output.with_suffix(".folds")
     runs = [settings_of_seed(training, n) for n in range(seeds)]
@@ -270,7 +281,8 @@ def _write(
     results = students["distilled"].results
     judged = as_judged(results)
     runs = len(students["distilled"].runs)
-    saw_test = encoders.saw_test_pixels(cohort.folds, patients_by_slide(manifest))
+    eyes = [encoders] if cohort.also is None else [encoders, cohort.also.encoders]
+    saw_test = any([e.saw_test_pixels(cohort.folds, patients_by_slide(manifest)) for e in eyes])
     if saw_test:
         say(SAW_TEST_PIXELS)
     metrics, pooled = crossval.score(manifest, judged)
@@ -297,9 +309,11 @@ def _write(
         license=encoders.first.info.license,
         slides=cohort.ids,
         data=data_of(manifest, cohort.folds, cohort.low[0].headers),
-        cost=costs(cohort.ids, cohort.tested, cohort.low[0], high),
+        cost=costs(cohort.ids, cohort.tested, cohort.low[0], high, None if cohort.also is None else cohort.also.low[0]),
         teacher=taught_by if distill.uses_teacher else None,
     )
+    if cohort.also is not None:
+        header["also"] = cohort.also.title
     agreement = None
     if guide is not None and high is not None:
         agreement = agreement_table(guide, students, high, cohort.ids, distill, device)

@@ -5,7 +5,6 @@ The loss of a batch is in ``patch_loss.py``, the batches in ``region_batches.py`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from lrmil_cli.ahead import Prefetch
 from lrmil_cli.device import grad_scaler, seed_everything
 from lrmil_cli.distill.hr_tokens import load_targets
+from lrmil_cli.distill.learner import Learner, make_learner
 from lrmil_cli.distill.patch_loss import batch_loss
 from lrmil_cli.distill.region_batches import (
     Regions,
@@ -28,7 +28,6 @@ from lrmil_cli.distill.region_batches import (
     read_regions,
     turn_batch,
 )
-from lrmil_cli.distill.regions import pooling_matrix
 from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.distill.slide_pairs import SlidePairs
 from lrmil_cli.distill.stage1_checkpoint import Progress, resume, save_checkpoint
@@ -56,11 +55,10 @@ class Stage1Result:
 
 @dataclass
 class _Run:
-    """What all steps of a run share; ``together`` is the student with gradients averaged over the processes."""
+    """What all steps of a run share; ``together`` is the learner with gradients averaged over the processes."""
 
-    student: Encoder
+    learner: Learner
     together: nn.Module
-    pooling: Tensor
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     settings: Stage1Settings
@@ -92,13 +90,14 @@ def distill(
     workers: int | None = None,
     world: World = World(),
     say: Callable[[str], None] = lambda text: None,
+    student: Encoder | None = None,
 ) -> Stage1Result:
     """Train the LR encoder.
 
     N processes with batches of B tiles take the steps of one process with batches of N B.
 
     Args:
-        teacher: the HR encoder; frozen. The student starts as a copy of it.
+        teacher: the HR encoder; frozen. student: what becomes the LR encoder; a copy of the teacher if None.
         train, val: paired slides; an empty ``val`` holds out a tenth of the regions of ``train``.
         cache: folder of HR targets and of the checkpoint.
         key: digest of the run; a checkpoint of another run is not used.
@@ -111,7 +110,19 @@ def distill(
         LrmilError: the loss is no longer finite.
     """
     teacher = teacher.to(device).eval()
-    say_cost(teacher, train, val, settings, cache=cache, device=device, workers=workers, world=world, say=say)
+    student = None if student is None else student.to(device)
+    say_cost(
+        teacher,
+        train,
+        val,
+        settings,
+        cache=cache,
+        device=device,
+        workers=workers,
+        world=world,
+        say=say,
+        student=student,
+    )
     seed_everything(settings.seed)
     final = settings.final_loss != "none"
 
@@ -125,13 +136,11 @@ def distill(
     val_set = regions(val) if val else None
     if val_set is None:
         train_set, val_set = hold_out(train_set, settings.seed)
-    student = _student(teacher, settings)
-    together = world.together(student)
+    learner = make_learner(teacher, student, settings, train[0].ratio)
     run = _Run(
-        student,
-        together,
-        pooling_matrix(student.grid, train[0].ratio).to(device),
-        torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=settings.lr),
+        learner,
+        world.together(learner),
+        torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=settings.lr),
         grad_scaler(device),
         settings,
         device,
@@ -143,10 +152,11 @@ def distill(
         progress = _train(run, train_set, val_set, checkpoint, key, say)
     finally:
         run.reader.close()
-    student.model.load_state_dict(progress.best_weights or teacher.weights())
+    encoder = learner.encoder
+    encoder.model.load_state_dict(progress.best_weights or (teacher if student is None else student).weights())
     if progress.best_weights is None:
         say("no epoch was better than the start; the encoder is returned as it was (try another --lr)")
-    return Stage1Result(student.eval().requires_grad_(False), progress.curves, progress.best_epoch, checkpoint)
+    return Stage1Result(encoder.eval().requires_grad_(False), progress.curves, progress.best_epoch, checkpoint)
 
 
 def _train(
@@ -154,13 +164,13 @@ def _train(
 ) -> Progress:
     """Epoch after epoch, from the checkpoint on if there is one."""
     settings = run.settings
-    progress = resume(checkpoint, key, run.student, run.optimizer, run.scaler, run.device)
+    progress = resume(checkpoint, key, run.learner, run.optimizer, run.scaler, run.device)
     if progress is not None:
         say(f"resumed after epoch {progress.epoch}")
     else:
         with phase("stage 1: the encoder as it is"):
             start = {"epoch": 0, **_validate(run, val_set)}
-        progress = Progress(best=start["val_loss"], curves=[start])  # the copy it starts from is the first candidate
+        progress = Progress(best=start["val_loss"], curves=[start])  # what it starts from is the first candidate
         say(_line(start, settings))
     with phase("stage 1", settings.epochs, "epoch", at_most=True) as told:
         told.advance(progress.epoch, idle=True)
@@ -171,36 +181,12 @@ def _train(
             progress.curves.append(row)
             if row["val_loss"] < progress.best:
                 progress.best, progress.best_epoch = row["val_loss"], progress.epoch
-                progress.best_weights = {k: v.detach().cpu().clone() for k, v in run.student.weights().items()}
+                progress.best_weights = {k: v.detach().cpu().clone() for k, v in run.learner.encoder.weights().items()}
             say(_line(row, settings))
             if run.world.first:
-                save_checkpoint(checkpoint, key, run.student, run.optimizer, run.scaler, progress)
+                save_checkpoint(checkpoint, key, run.learner, run.optimizer, run.scaler, progress)
             told.advance()
     return progress
-
-
-def _student(teacher: Encoder, settings: Stage1Settings) -> Encoder:
-    """A trainable copy; poolers and heads, and the first ``freeze_blocks`` blocks, stay as they are."""
-    student = copy.deepcopy(teacher)
-    model = student.model.requires_grad_(True)
-    heads = [getattr(model, name, None) for name in ("head", "attn_pool", "fc_norm", "head_drop")]
-    frozen: list[nn.Module] = [m for m in heads if m is not None]
-    if settings.init == "random":
-        kept = {id(m) for head in frozen for m in head.modules()}
-        for module in model.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is not None and id(module) not in kept:
-                reset()
-    if settings.freeze_blocks:
-        first = list(model.get_submodule("blocks").children())[: settings.freeze_blocks]
-        frozen += [model.get_submodule("patch_embed"), *first]
-        for name in ("cls_token", "pos_embed", "reg_token"):
-            own = getattr(model, name, None)
-            if isinstance(own, nn.Parameter):
-                own.requires_grad_(False)
-    for module in frozen:
-        module.requires_grad_(False)
-    return student.train()
 
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
@@ -261,7 +247,6 @@ def _train_epoch(run: _Run, data: Regions, progress: Progress) -> float:
                 batch.targets,
                 batch.mask,
                 settings,
-                run.pooling,
                 batch.final,
                 batch.attention,
                 scale,
@@ -285,8 +270,8 @@ def _train_epoch(run: _Run, data: Regions, progress: Progress) -> float:
 @torch.inference_mode()
 def _validate(run: _Run, data: Regions) -> dict[str, float]:
     """Means over all regions, or over their children where the loss weighs those; no batch size has a say in them."""
-    student, settings, device, world = run.student, run.settings, run.device, run.world
-    student.eval()
+    learner, settings, device, world = run.learner, run.settings, run.device, run.world
+    learner.eval()
     layers = settings.layers
     by_child = [f"cosine_{l}" for l in layers]
     if settings.weighting == "child":
@@ -300,7 +285,7 @@ def _validate(run: _Run, data: Regions) -> dict[str, float]:
         for arrays in Prefetch(batches(data, groups, run.reader, run.final), run.ahead):
             batch = on_device(arrays, device)
             _, parts = batch_loss(
-                student, batch.tiles, batch.targets, batch.mask, settings, run.pooling, batch.final, batch.attention
+                learner, batch.tiles, batch.targets, batch.mask, settings, batch.final, batch.attention
             )
             counts = {"children": int(batch.mask.sum()), "regions": len(batch.tiles)}
             for k, v in parts.items():

@@ -46,6 +46,16 @@ class Stage1Settings:
         return {**asdict(self), "layers": list(self.layers)}
 
 
+#: Of stage 1 with a student that is no copy of its teacher: it has projections to learn, and eq. 2 alone leaves its
+#: embedding as it was (distill/README 4.7).
+WITH_STUDENT: dict[str, Any] = {"final_loss": "uniform", "lr": 1e-4}
+
+
+def stage1_default(name: str, student: object) -> Any:
+    """Default of a setting of stage 1, for a copy of the teacher (``student`` None) or another student."""
+    return getattr(Stage1Settings(), name) if student is None else WITH_STUDENT[name]
+
+
 @dataclass(frozen=True)
 class DistillSettings:
     """Weights and forms of the terms of stage 2, step 2. Defaults and their sources: distill/README 8.2.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.distill.learner import Learner
 from lrmil_cli.files.atomic import atomic_path
 
 
@@ -30,7 +30,7 @@ class Progress:
 def save_checkpoint(
     path: Path,
     key: str,
-    student: Encoder,
+    learner: Learner,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     progress: Progress,
@@ -42,7 +42,8 @@ def save_checkpoint(
     """
     states = {
         "key": key,
-        "student": student.weights(),
+        "student": learner.encoder.weights(),
+        "projections": learner.projection_weights(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
@@ -53,12 +54,12 @@ def save_checkpoint(
 def resume(
     path: Path,
     key: str,
-    student: Encoder,
+    learner: Learner,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> Progress | None:
-    """Bring student, optimizer and scaler to where the run ``key`` was left; None if there is no checkpoint of it."""
+    """Bring learner, optimizer and scaler to where the run ``key`` was left; None if there is no checkpoint of it."""
     if not path.exists():
         return None
     try:
@@ -66,7 +67,9 @@ def resume(
         if saved["key"] != key:
             return None
         progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
-        student.model.load_state_dict(saved["student"])
+        learner.encoder.model.load_state_dict(saved["student"])
+        # Checkpoints of copies made before there were other students name no projections.
+        learner.load_state_dict(saved.get("projections", {}), strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
         return progress

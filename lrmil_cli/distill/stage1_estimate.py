@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 import time
@@ -14,9 +13,9 @@ import torch
 
 from lrmil_cli.device import device_label, synchronize
 from lrmil_cli.distill.hr_tokens import compute_targets, open_targets, target_paths
+from lrmil_cli.distill.learner import make_learner
 from lrmil_cli.distill.patch_loss import batch_loss
 from lrmil_cli.distill.region_batches import TileReader, read_regions
-from lrmil_cli.distill.regions import pooling_matrix
 from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.distill.slide_pairs import SlidePairs
 from lrmil_cli.distributed import World
@@ -44,6 +43,7 @@ def say_cost(
     workers: int | None,
     world: World,
     say: Callable[[str], None],
+    student: Encoder | None = None,
 ) -> None:
     """Say what is to be done, and how long it will take where that is worth measuring.
 
@@ -76,7 +76,7 @@ def say_cost(
     if world.first and hr_tiles / batch + settings.epochs * steps >= WORTH_MEASURING:
         with phase("measuring the first batches"):
             own = tile_seconds(teacher, missing[0], settings, batch, device, workers) if missing else 0.0
-            step, check = step_seconds(teacher, train[0], settings, device, workers)
+            step, check = step_seconds(teacher, student, train[0], settings, device, workers)
         encoding, epoch = hr_tiles * own, steps * step + checks * check
         text += f"; on {device_label(device)} about " + (f"{duration(encoding)} for them and " if missing else "")
         text += f"{duration(epoch)} an epoch, {duration(encoding + settings.epochs * epoch)} for {settings.epochs}"
@@ -109,11 +109,16 @@ def tile_seconds(
 
 
 def step_seconds(
-    teacher: Encoder, slide: SlidePairs, settings: Stage1Settings, device: torch.device, workers: int | None
+    teacher: Encoder,
+    student: Encoder | None,
+    slide: SlidePairs,
+    settings: Stage1Settings,
+    device: torch.device,
+    workers: int | None,
 ) -> tuple[float, float]:
     """Seconds of a step of training and of a batch of validation, on LR tiles of one slide.
 
-    A copy of the encoder learns from zeros and is thrown away. A GPU works while the next tiles are read.
+    A copy of what is to learn does so from zeros and is thrown away. A GPU works while the next tiles are read.
     """
     data = read_regions([slide], [{}], None)
     rows = np.arange(settings.batch_size) % len(data)
@@ -125,15 +130,14 @@ def step_seconds(
         read = time.perf_counter() - began
     finally:
         reader.close()
-    student = copy.deepcopy(teacher).train().requires_grad_(True)
-    pooling = pooling_matrix(student.grid, slide.ratio).to(device)
+    learner = make_learner(teacher, student, settings, slide.ratio)
     cells = len(rows), slide.ratio**2
     targets = torch.zeros(*cells, len(settings.layers), teacher.width, device=device)
     final = torch.zeros(*cells, teacher.embed_dim, device=device) if settings.final_loss != "none" else None
     mask = torch.ones(cells, dtype=torch.bool, device=device)
     for _ in range(2):  # the second counts
         began = time.perf_counter()
-        loss, _ = batch_loss(student, tiles, targets, mask, settings, pooling, final)
+        loss, _ = batch_loss(learner, tiles, targets, mask, settings, final)
         synchronize(device)
         forward = time.perf_counter() - began
         loss.backward()

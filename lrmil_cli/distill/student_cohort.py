@@ -21,12 +21,32 @@ from lrmil_cli.training.teacher import Teacher, manifest_digest
 
 
 @dataclass
+class OtherSide:
+    """Other LR encoders whose students are trained for comparison, and the bags of each."""
+
+    encoders: StudentEncoders
+    low: list[Bags[Bag]]
+
+    @property
+    def title(self) -> str:
+        """What their students are called: of a distilled copy, or of which architecture."""
+        info = self.encoders.first.info
+        copied = info.distilled is not None and "student" not in info.distilled
+        return "student of a copy" if copied else f"student of {info.architecture}"
+
+    def bags_of(self, fold: int) -> Bags[Bag]:
+        """The LR bags that a fold (from 1) reads."""
+        return self.low[self.encoders.of_fold[fold - 1]]
+
+
+@dataclass
 class StudentCohort:
     """What the students are trained and judged on; lists are in the order of the manifest.
 
     Attributes:
         folds: who is train, val and test in which fold; tiles: settings of the LR tiles.
         low: LR bags, a set for each of ``encoders``; baseline: those of the LR-only student, None for no such student.
+        also: the LR side of another LR encoder, None without one.
         guide, high: the teacher, and the HR side of the slides it speaks of; None without one.
         taught: slides that learn from the teacher; counts: their regions, see :func:`matched_counts`.
     """
@@ -37,6 +57,7 @@ class StudentCohort:
     encoders: StudentEncoders
     low: list[Bags[Bag]]
     baseline: Bags[Bag] | None
+    also: OtherSide | None
     guide: Teacher | None
     high: HighResolution | None
     taught: set[str]
@@ -59,7 +80,9 @@ def all_inputs(cohort: StudentCohort) -> dict[str, str]:
     """Digests of all files that decide the model."""
     bags = enumerate(cohort.low)
     lr = {f"lr{n}/{i}": last_digest(h) for n, b in bags for i, h in zip(cohort.ids, b.headers)}
-    return {**_known_inputs(cohort), **lr}
+    other = enumerate(cohort.also.low if cohort.also is not None else [])
+    also = {f"also{n}/{i}": last_digest(h) for n, b in other for i, h in zip(cohort.ids, b.headers)}
+    return {**_known_inputs(cohort), **lr, **also}
 
 
 def _known_inputs(cohort: StudentCohort) -> dict[str, str]:
@@ -92,6 +115,8 @@ def fold_files(
     out = {"distilled": files("distilled", lambda k: {**known, **low(cohort.bags_of(k))})}
     if (bags := cohort.baseline) is not None:
         out["lr_only"] = files("lr_only", lambda k: {**known, **low(bags)})
+    if (also := cohort.also) is not None:
+        out["also"] = files("also", lambda k: {**known, **low(also.bags_of(k))})
     return out
 
 

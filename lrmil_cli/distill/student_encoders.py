@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lrmil_cli.encoders.spec import load_encoder
-from lrmil_cli.encoders.vit import Encoder
+from lrmil_cli.encoders.vit import Encoder, EncoderInfo
 from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.files.foreign import NAMES
 from lrmil_cli.training.folds import fold_names, members
@@ -90,7 +90,7 @@ def load_encoders(
 
 
 def load_baseline(baseline: str | None, lr: Encoder, tile_px: int, warn: Callable[[str], None]) -> Encoder | None:
-    """The undistilled encoder, for the LR-only student.
+    """The undistilled encoder, for the LR-only student: of a small student, what it started as.
 
     None where it is not wanted, or, unless it is named, where the student's own encoder is not distilled.
 
@@ -104,11 +104,11 @@ def load_baseline(baseline: str | None, lr: Encoder, tile_px: int, warn: Callabl
     if baseline == "auto":
         if about is None:
             return None
-        spec = None if lr.info.random_init else about.get("base_spec")
+        spec = None if lr.info.random_init else about.get("student", {"spec": about.get("base_spec")})["spec"]
         if spec is None:
             warn(
-                "no LR-only student is trained for comparison: the encoder file does not say what it was distilled "
-                "from (or that had random weights); name it with --baseline-encoder"
+                "no LR-only student is trained for comparison: the encoder file does not say what it was before it was "
+                "distilled (or that was random weights); name it with --baseline-encoder"
             )
     if spec is None:
         return None
@@ -121,11 +121,16 @@ def load_baseline(baseline: str | None, lr: Encoder, tile_px: int, warn: Callabl
         ) from e
 
 
-def compare_embeddings(guide: Teacher, own: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+def compare_embeddings(
+    guide: Teacher, info: EncoderInfo, say: Callable[[str], None], warn: Callable[[str], None]
+) -> None:
     """Say so where LR and HR side describe a tile by different kinds of embedding (distill/README 1).
 
-    Features of other tools do not name theirs.
+    Features of other tools do not name theirs. A small student learned its own through a projection.
     """
+    if "student" in (info.distilled or {}):
+        return
+    own = info.embedding
     theirs = guide.header["encoder"]["embedding"]
     if theirs is None:
         say(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def write_beside(
 
     Args:
         model: the model file that all this is about; history: its own.
-        students: ``distilled`` and, if it was trained, ``lr_only``.
+        students: ``distilled`` and, if they were trained, ``also`` and ``lr_only``.
 
     Raises:
         MachineError: a file cannot be written.
@@ -120,13 +120,19 @@ def agreement_table(
     return pd.DataFrame(rows).astype({"rank_correlation": float, "overlap": float, "chance": float}) if rows else None
 
 
-def costs(ids: list[str], tested: set[str], lr: Bags[Bag], high: HighResolution | None) -> dict[str, Any]:
-    """Tiles and seconds of the held-out slides, at both resolutions where HR features are there."""
+def costs(
+    ids: list[str], tested: set[str], lr: Bags[Bag], high: HighResolution | None, also: Bags[Bag] | None
+) -> dict[str, Any]:
+    """Tiles and seconds of the held-out slides, at both resolutions where HR features are there; ``also``: those of
+    another LR encoder."""
     index = [i for i, s in enumerate(ids) if s in tested]
-    if high is None:
-        return cost_of({"lr": [lr.headers[i] for i in index]}, {"lr": [lr.counts[i] for i in index]})
-    both = [(i, hr) for i in index if (hr := high.slides[i]) is not None]
-    return cost_of(
-        {"hr": [hr.header for _, hr in both], "lr": [lr.headers[i] for i, _ in both]},
-        {"hr": [hr.count for _, hr in both], "lr": [lr.counts[i] for i, _ in both]},
-    )
+    headers: dict[str, Sequence[dict[str, Any]]] = {}
+    counts: dict[str, Sequence[int]] = {}
+    if high is not None:
+        there = [(i, hr) for i in index if (hr := high.slides[i]) is not None]
+        headers["hr"], counts["hr"] = [hr.header for _, hr in there], [hr.count for _, hr in there]
+        index = [i for i, _ in there]
+    for side, bags in (("lr", lr), ("also", also)):
+        if bags is not None:
+            headers[side], counts[side] = [bags.headers[i] for i in index], [bags.counts[i] for i in index]
+    return cost_of(headers, counts)

@@ -35,7 +35,8 @@ def train_runs(
     warn: Callable[[str], None],
     fold: int | None = None,
 ) -> dict[str, Student]:
-    """Train the distilled student and, if it is wanted, the LR-only one, which learns from the labels alone.
+    """Train the distilled student and, if they are wanted, that of another encoder, and the LR-only one, which learns
+    from the labels alone.
 
     Args:
         runs: settings of each seed; kept: of each of them, where the heads of each student are kept.
@@ -45,7 +46,7 @@ def train_runs(
     def fit(who: str, voice: str, n: int, **how: Any) -> list[FoldResult]:
         files = kept[n][who]
         voice += f"seed {n + 1}, " if len(runs) > 1 else ""
-        how["who"] = "student" if who == "distilled" else "the baseline's head"
+        how["who"] = "the baseline's head" if who == "lr_only" else "student"
         told = lambda text: say(voice + text)
         how |= {"known": files.taken_over(told), "done": files.keep, "only": fold, "say": told}
         return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=runs[n], **how)
@@ -55,11 +56,15 @@ def train_runs(
 
     untaught: set[str] = set()
     targets: dict[int, Any] = {}
-    found = []
-    for n, training in enumerate(runs):
-        terms = _terms(cohort, distill, training, device, untaught, targets)
-        found.append(fit("distilled", "", n, bags_of_fold=cohort.bags_of, extra_terms=terms))
-    students = {"distilled": student(found, cohort.bags_of)}
+    terms = [_terms(cohort, distill, training, device, untaught, targets) for training in runs]
+
+    def taught(who: str, voice: str, bags_of: Callable[[int], Bags[Bag]]) -> Student:
+        found = [fit(who, voice, n, bags_of_fold=bags_of, extra_terms=own) for n, own in enumerate(terms)]
+        return student(found, bags_of)
+
+    students = {"distilled": taught("distilled", "", cohort.bags_of)}
+    if (other := cohort.also) is not None:
+        students["also"] = taught("also", f"{other.title}, ", other.bags_of)
     if untaught:
         warn(
             f"{len(untaught)} slide(s) had no teacher target and were trained with the labels alone "

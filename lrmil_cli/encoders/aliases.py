@@ -7,6 +7,7 @@ A row is plain data, so that this module needs neither torch nor timm. Classes a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,11 @@ def alias_table(ratio: int = 4, tile_px: int = 256) -> list[dict[str, Any]]:
         }
         for a in ALIASES.values()
     ]
+
+
+def joint_licence(infos: Sequence[EncoderInfo]) -> str:
+    """The licence of what is derived from several encoders: all of theirs hold."""
+    return " and ".join(dict.fromkeys(i.license for i in infos))
 
 
 def licence_warning(info: EncoderInfo) -> str | None:

@@ -49,7 +49,7 @@ def load_encoder(
     if embedding is not None and embedding not in EMBEDDINGS:
         raise UsageError(f"--embedding {embedding}: choose one of {', '.join(EMBEDDINGS)}")
     ours = own_file(spec)
-    if random_init and (ours is not None or "@" in spec or spec.startswith(("hf-hub:", "local-dir:"))):
+    if random_init and names_weights(spec):
         raise UsageError(
             f"--random-init makes no sense with the weights of {spec}; give an alias or a timm architecture"
         )
@@ -62,6 +62,11 @@ def load_encoder(
             source = find_source(spec, random_init)
             encoder = _from_source(source, tile_px, ratio, input_size, embedding, random_init, warn)
     return encoder.eval().requires_grad_(False)
+
+
+def names_weights(spec: str) -> bool:
+    """Whether a spec says which weights, and not an architecture alone (or an alias, which is one too)."""
+    return own_file(spec) is not None or "@" in spec or spec.startswith(("hf-hub:", "local-dir:"))
 
 
 def own_file(spec: str) -> Path | None:

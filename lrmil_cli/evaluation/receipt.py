@@ -2,7 +2,8 @@
 
 Everything it says is read from the files beside a model, so that it can be written again at any time:
 ``<model>.predictions.csv``, ``<model>.lr-only.predictions.csv``, ``<model>.teacher.predictions.csv``,
-``<model>.agreement.csv``, and the model's own metadata (evaluation/README 9).
+``<model>.also.predictions.csv`` (students of another LR encoder), ``<model>.agreement.csv``, and the model's own
+metadata (evaluation/README 9).
 """
 
 from __future__ import annotations
@@ -43,12 +44,17 @@ TITLES = {"teacher": "HR teacher", "lr_only": "LR-only student", "distilled": "d
 #: What the model itself is called where its preset distils less than all.
 OWN_TITLES = {"lr-only": "LR-only student", "patch": "student of a distilled encoder"}
 #: Which file beside the model holds the predictions of whom.
-FILES = {"teacher": ".teacher.predictions.csv", "lr_only": ".lr-only.predictions.csv", "distilled": ".predictions.csv"}
+FILES = {
+    "teacher": ".teacher.predictions.csv",
+    "lr_only": ".lr-only.predictions.csv",
+    "also": ".also.predictions.csv",
+    "distilled": ".predictions.csv",
+}
 #: The picture of the slides where teacher and student disagree most.
 DISAGREEMENT = ".disagreement.png"
 #: What each seed said, of models that were trained with several.
 SEEDS = ".seeds.csv"
-COMPARISONS = (("distilled", "lr_only"), ("distilled", "teacher"), ("lr_only", "teacher"))
+COMPARISONS = (("distilled", "lr_only"), ("distilled", "also"), ("distilled", "teacher"), ("lr_only", "teacher"))
 
 
 def receipt_header(model: str | Path) -> dict[str, Any]:
@@ -106,7 +112,8 @@ def build_receipt(
 
     positive = 1 if len(classes) == 2 else None
     name, share = majority(first.labels, classes)
-    titles = {**TITLES, "distilled": OWN_TITLES.get(header["preset"], TITLES["distilled"])}
+    own_title = OWN_TITLES.get(header["preset"], TITLES["distilled"])
+    titles = {**TITLES, "also": header.get("also", ""), "distilled": own_title}
     receipt = {
         "kind": "receipt",
         "version": 1,
@@ -201,7 +208,7 @@ def existing_receipt(model: str | Path) -> dict[str, Any]:
 
 
 def cost_of(headers: dict[str, Sequence[dict[str, Any]]], tiles: dict[str, Sequence[int]]) -> dict[str, Any]:
-    """Tiles and seconds a slide of ``hr`` and ``lr`` from the headers of feature files.
+    """Tiles and seconds a slide of ``hr``, ``lr`` and ``also`` (another LR encoder) from the headers of feature files.
 
     Args:
         headers: side -> headers of feature files; tiles: side -> tiles of the same slides.

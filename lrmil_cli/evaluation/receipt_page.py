@@ -68,7 +68,7 @@ def receipt_blocks(
         blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
     blocks += _seed_blocks(receipt)
     blocks += _site_blocks(receipt)
-    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"])]
+    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"], models)]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
     if apart is not None:
         blocks += [Heading("Where teacher and student disagree most"), apart, Text(APART)]
@@ -154,13 +154,16 @@ def headline(receipt: dict[str, Any]) -> str:
     parts = [f"Pooled AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
     if "lr_only" in m:
         parts.append(f"{auc('lr_only')} from the labels alone")
+    if "also" in m:
+        parts.append(f"{auc('also')} for the {m['also']['title']}")
     if "teacher" in m:
         parts.append(f"{auc('teacher')} for the teacher at high resolution")
     text = "; ".join(parts) + "."
+    against = {"lr_only": "LR-only student", "teacher": "teacher", "also": m["also"]["title"] if "also" in m else ""}
     for d in receipt["differences"]:
         if d["b"] == "teacher" and d["a"] == "lr_only":
             continue
-        text += " " + _difference_text(receipt, d, "LR-only student" if d["b"] == "lr_only" else "teacher")
+        text += " " + _difference_text(receipt, d, against[d["b"]])
     ratio = receipt["cost"].get("tile_ratio")
     return text + (f" It reads {ratio:.1f} times fewer tiles." if ratio else "")
 
@@ -236,8 +239,9 @@ def _over_folds(metric: str, value: dict[str, Any]) -> str:
     return folds_text(Score(metric, _interval(value), *rest))
 
 
-def _cost_blocks(cost: dict[str, Any]) -> list[Block]:
-    sides = [s for s in ("hr", "lr") if s in cost]
+def _cost_blocks(cost: dict[str, Any], models: dict[str, Any]) -> list[Block]:
+    sides = [s for s in ("hr", "lr", "also") if s in cost]
+    titles = {"hr": "HR", "lr": "LR", "also": f"LR, {models['also']['title']}" if "also" in models else ""}
     if not sides:
         return [Text("Not recorded.")]
 
@@ -247,10 +251,10 @@ def _cost_blocks(cost: dict[str, Any]) -> list[Block]:
 
     devices = sorted({d for s in sides for d in cost[s]["devices"]})
     where = f", on {', '.join(devices)}" if devices else ""
-    timed = ", ".join(f"{s.upper()} {cost[s]['timed']} of {cost[s]['slides']} slides" for s in sides)
+    timed = ", ".join(f"{titles[s]} {cost[s]['timed']} of {cost[s]['slides']} slides" for s in sides)
     return [
         Table(
-            ["a slide", *(s.upper() for s in sides), "HR / LR"],
+            ["a slide", *(titles[s] for s in sides), "HR / LR"],
             [
                 row("tiles read and encoded", "tiles", "{:.1f}", cost.get("tile_ratio")),
                 row("seconds", "seconds", "{:.2f}", cost.get("seconds_ratio")),

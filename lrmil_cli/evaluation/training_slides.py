@@ -57,7 +57,8 @@ def _cohort(header: dict[str, Any]) -> frozenset[str]:
 
 def _distilled(header: dict[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
     """Slides whose pixels, and slides whose labels, decided the weights of the encoders."""
-    about = [e.get("distilled") or {} for e in header.get("encoders", [])]
+    encoders = [*header.get("encoders", []), *header.get("picker", {}).get("encoders", [])]
+    about = [e.get("distilled") or {} for e in encoders]
     pixels, labels = (frozenset(s for a in about for s in a.get(key, [])) for key in ("slides", "label_slides"))
     return pixels, labels
 
@@ -67,17 +68,26 @@ def _folds(header: dict[str, Any]) -> int:
     return len(set(header["fold_of"])) if "fold_of" in header else len(header.get("heads", []))
 
 
-def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
-    """Slides of the model's cohort that none of its heads was trained or selected on: test slides of every fold."""
+def held_out_folds(path: Path, header: dict[str, Any]) -> dict[int, set[str]] | None:
+    """The test slides of each fold (from 1) of a model, by the predictions beside it; None where there are none of its
+    own."""
     beside = path.with_name(f"{model_name(path.name)}.predictions.csv")
     try:  # without pandas, which takes as long to import as a small slide to predict
         if last_digest(checked_header(beside, "predictions")) != last_digest(header):
-            return frozenset()
+            return None
         with open(beside, encoding="utf-8", newline="") as fh:
             fh.readline()
-            folds: dict[str, set[str]] = {}
+            folds: dict[int, set[str]] = {}
             for row in csv.DictReader(fh):
-                folds.setdefault(row["slide_id"], set()).add(row["fold"])
-    except (InputError, OSError, KeyError):
+                folds.setdefault(int(row["fold"]), set()).add(row["slide_id"])
+    except (InputError, OSError, KeyError, ValueError):
+        return None
+    return folds
+
+
+def _held_out(path: Path, header: dict[str, Any]) -> frozenset[str]:
+    """Slides of the model's cohort that none of its heads was trained or selected on: test slides of every fold."""
+    folds = held_out_folds(path, header) or {}
+    if not folds or len(folds) < _folds(header):
         return frozenset()
-    return frozenset(s for s, own in folds.items() if len(own) == _folds(header))
+    return frozenset.intersection(*map(frozenset, folds.values()))

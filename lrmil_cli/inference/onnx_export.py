@@ -99,6 +99,11 @@ def export_model(
         **model.header,
         "graph_of": {"weights": weights, "heads": [h.config() for h in model.heads], "encoder_of": model.encoder_of},
     }
+    for part, modules in (("its encoders have", model.encoders), ("its heads have", model.heads)):
+        if 4 * sum(p.numel() for m in modules for p in m.parameters()) > MAX_BYTES:
+            raise UsageError(
+                f"{path}: {part} over 2 GB, which an ONNX file does not hold; predict with --runtime torch"
+            )
     px = model.tiles.tile_px
     tiles = torch.randint(0, 256, (3, px, px, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     names = [f"features{n}" for n in range(len(model.encoders))]
@@ -129,7 +134,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as e:
-        raise MachineError(f"making an ONNX graph needs the package {e.name}: pip install 'lrmil-cli[onnx]'") from e
+        raise MachineError(f"making an ONNX graph needs the package {e.name}: pip install onnx onnxscript") from e
     free = torch.export.Dim("n", min=2, max=10_000_000)
     shapes = tuple({0: free} for _ in inputs)
     silent = io.StringIO()  # it prints whole programs
@@ -184,7 +189,7 @@ def quantise(path: str | Path) -> bytes:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as e:
-        raise MachineError("quantising needs onnx and onnxruntime: pip install 'lrmil-cli[onnx]'") from e
+        raise MachineError("quantising needs onnx and onnxruntime: pip install onnx onnxruntime") from e
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "int8.onnx"
         with _errors_only(""):  # it warns of what it leaves as it is, such as the pixels

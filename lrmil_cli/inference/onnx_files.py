@@ -39,12 +39,14 @@ def export_files(
     int8: bool = False,
     slides: Sequence[tuple[Path, str, float | None]] = (),
     overwrite: bool = False,
+    replace: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Graphs:
     """Make the graphs of a model file, but for those up to date.
 
     Args:
         slides: path, id and mpp (None: its own) of slides that the effect of int8 is measured on.
+        overwrite: whatever stands in their place; replace: graphs of another model, and nothing else.
 
     Raises:
         InputError: not a model file.
@@ -58,7 +60,7 @@ def export_files(
         raise InputError(f"{model}: made before files had checksums; run `lrmil distill-student` again")
     out = Graphs()
     paths = graph_paths(model)
-    there = _up_to_date(paths, header["content"], overwrite)
+    there = _up_to_date(paths, header["content"], overwrite, replace)
     if not there:
         from lrmil_cli.inference.onnx_export import export_model
         from lrmil_cli.models.model_file import load_model
@@ -89,16 +91,16 @@ def export_files(
     return out
 
 
-def _up_to_date(paths: Sequence[Path], weights: str, overwrite: bool) -> bool:
+def _up_to_date(paths: Sequence[Path], weights: str, overwrite: bool, replace: bool = False) -> bool:
     there = [p for p in paths if p.exists()]
     for path in there:
         try:
             if read_graph(path)[0].get("graph_of", {}).get("weights") == weights:
                 continue
-            reason = "is of another model"
+            reason, ours = "is of another model", True
         except InputError:
-            reason = "is damaged, or not a file this command made"
-        if not overwrite:
+            reason, ours = "is damaged, or not a graph of lrmil", False
+        if not (overwrite or (replace and ours)):
             raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it")
         return False
     return len(there) == len(paths)

@@ -39,7 +39,7 @@ def open_session(graph: bytes | str, what: str) -> Any:
         import onnxruntime
     except ImportError as e:
         raise MachineError(
-            "running an ONNX graph needs ONNX Runtime: pip install 'lrmil-cli[cpu]', or use --runtime torch"
+            "running an ONNX graph needs ONNX Runtime: pip install onnxruntime, or use --runtime torch"
         ) from e
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_workers()
@@ -55,7 +55,8 @@ class OnnxPredictor:
     """LRMIL by its graphs; as :class:`lrmil_cli.inference.low_resolution.LowResolutionPredictor`, to 1e-4.
 
     Attributes:
-        header: of the model, as the graphs carry it; encoder, heads: sessions of ONNX Runtime.
+        header: of the model, as the graphs carry it, with ``int8``, what that changes, where it was measured.
+        encoder, heads: sessions of ONNX Runtime.
         encoder_key: digest of the encoders' graph.
         int8: whether the encoder's weights are quantised; batch: tiles encoded at a time.
     """
@@ -172,7 +173,7 @@ def open_graphs(
             f"{encoder_path}: made of another model than {name} is now; run `lrmil export-onnx {name} --overwrite`"
         )
     tiles = settings_from_json(header["tiles"], str(encoder_path))
-    header = {k: v for k, v in header.items() if k not in ("part", "int8")}
+    header = {k: v for k, v in header.items() if k != "part"}
     return OnnxPredictor(
         path,
         {**header, "kind": "model"},

@@ -19,6 +19,7 @@ from lrmil_cli.models.model_file import Model, load_model
 #: Methods whose models pick the HR tiles that are read.
 SCREENED = ("ahdmil", "hdmil")
 ZOOM = "zoommil"
+EAGLE = "eagle"
 
 
 def open_torch(
@@ -69,6 +70,18 @@ def open_torch(
             zoom.base.tiles, *zoom.levels = (replace(t, allow_upsample=True) for t in (zoom.base.tiles, *zoom.levels))
         _compile(zoom.base, zoom.base.tiles.tile_px, where, compile)
         return ZoomPredictor(path, zoom.base, where, batch, zoom)
+    if method == EAGLE:
+        from lrmil_cli.inference.eagle import EaglePredictor
+        from lrmil_cli.selective.model_parts import load_eagle
+
+        eagle = load_eagle(path).to(where)
+        if allow_upsample:
+            eagle.base.tiles, eagle.hr_tiles = (
+                replace(t, allow_upsample=True) for t in (eagle.base.tiles, eagle.hr_tiles)
+            )
+        _compile(eagle.picker, eagle.base.tiles.tile_px, where, compile)
+        _compile(eagle.base, eagle.hr_tiles.tile_px, where, compile)
+        return EaglePredictor(path, eagle.base, where, batch, eagle)
     plain = load_model(path).to(where)
     if allow_upsample:
         plain.tiles = replace(plain.tiles, allow_upsample=True)

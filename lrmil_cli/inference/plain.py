@@ -117,6 +117,7 @@ def predict_plain(
                     "tiles_read": {"lr": len(rows)},
                     "bad_tiles": len(bad),
                     "runtime": model.runtime,
+                    **({"int8": model.header.get("int8")} if model.runtime == "onnx-int8" else {}),
                     **unlike_record(model.header, model.path, own[0][rows]),
                 },
             )

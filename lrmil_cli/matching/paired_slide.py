@@ -31,7 +31,9 @@ class PairedSlide:
             several tiles in one cell (overlapping tiles of other tools) the one nearest to its centre.
         lr_index: int64 [R], row of each region in the LR tile table.
         hr_index: int64 [N], row of each target in the HR tile table.
-        region: int64 [N], region of each target; offset: float64 [N], in HR sides, how far it lies off its cell.
+        region, cell: int64 [N], region of each target, and its cell there, row-major.
+        tissue: float64 [N], share of it that is tissue; None in tables of earlier versions and of tiles of other tools.
+        offset: float64 [N], in HR sides, how far it lies off its cell.
     """
 
     slide_id: str
@@ -45,6 +47,8 @@ class PairedSlide:
     hr_index: np.ndarray
     region: np.ndarray
     offset: np.ndarray
+    cell: np.ndarray
+    tissue: np.ndarray | None
 
     @property
     def ratio(self) -> int:
@@ -94,8 +98,21 @@ def read_pairs(path: str | Path, slide_path: Path | None = None) -> PairedSlide:
     except (OverflowError, ValueError) as e:
         raise InputError(f"{path}: numbers in it that no slide has ({e}); run `lrmil match` again") from e
     hr_index = rows["hr_index"].to_numpy()
+    tissue = rows["hr_tissue"].to_numpy(np.float64) if "hr_tissue" in rows else None
     return PairedSlide(
-        slide_id, header, path, slide_path, hr_boxes, lr_boxes, children, lr_index, hr_index, region, offset
+        slide_id,
+        header,
+        path,
+        slide_path,
+        hr_boxes,
+        lr_boxes,
+        children,
+        lr_index,
+        hr_index,
+        region,
+        offset,
+        cell,
+        tissue,
     )
 
 
@@ -171,6 +188,8 @@ def keep_targets(paired: PairedSlide, rows: np.ndarray) -> PairedSlide:
         paired.hr_index[rows],
         region[paired.region[rows]],
         paired.offset[rows],
+        paired.cell[rows],
+        None if paired.tissue is None else paired.tissue[rows],
     )
 
 

@@ -63,6 +63,7 @@ def match_tables(
             "were the two tables tiled with the same tissue settings?"
         )
     rows = _rows(lr, hr["x"].to_numpy(), hr["y"].to_numpy(), parent, cell, keep, ratio)
+    rows["hr_tissue"] = hr["tissue"].to_numpy()[keep]
     counts: dict[str, float] = dict(_counts(len(lr), parent, inside, cell, ratio))
     counts["scale_error_px"] = scale_error(rows, lr_header, hr_header, ratio)
     return rows, {"ratio": ratio, "counts": counts}

@@ -96,6 +96,15 @@ def load_parts(path: str | Path, methods: Collection[str] | None = None) -> tupl
         raise InputError(
             f"{path}: a model of method {method}; here one of {needed} is needed (distill-student --method)"
         )
+    return model_of(header, tensors, path), tensors
+
+
+def model_of(header: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> Model:
+    """Encoders and heads of their metadata and tensors, as :func:`save_model` writes them; ``path`` for messages.
+
+    Raises:
+        InputError: they do not fit.
+    """
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
@@ -115,4 +124,4 @@ def load_parts(path: str | Path, methods: Collection[str] | None = None) -> tupl
     for n, head in zip(of, heads):
         if head.in_dim != encoders[n].embed_dim or head.num_classes != len(classes):
             raise InputError(f"{path}: head and encoder do not fit; run `lrmil distill-student` again")
-    return Model(header, encoders, heads, of, classes, settings_from_json(tiles, str(path))), tensors
+    return Model(header, encoders, heads, of, classes, settings_from_json(tiles, str(path)))

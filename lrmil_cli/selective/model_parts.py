@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.heads.dmin import DMIN
 from lrmil_cli.heads.zoommil import ZoomMIL
-from lrmil_cli.models.model_file import Model, load_parts
+from lrmil_cli.models.model_file import Model, load_parts, model_of
 from lrmil_cli.selective.asymmetric_distillation import METHODS
 from lrmil_cli.selective.screener import Screener
 from lrmil_cli.slides.tiles import TileSettings, settings_from_json
@@ -106,3 +108,54 @@ def load_zoom(path: str | Path) -> ZoomModel:
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path}: the model's metadata is incomplete ({e}); run `lrmil distill-student` again") from e
     return ZoomModel(base, levels, ratios)
+
+
+@dataclass
+class EagleModel:
+    """A model of EAGLE.
+
+    Attributes:
+        base: with the HR encoder, the classifiers and the LR tiles; picker: the LR model whose attention picks.
+        hr_tiles: what is read of HR; ratio: HR tiles along the side of an LR tile; top: how many are read.
+    """
+
+    base: Model
+    picker: Model
+    hr_tiles: TileSettings
+    ratio: int
+    top: int
+
+    def to(self, device: torch.device) -> EagleModel:
+        self.base.to(device)
+        self.picker.to(device)
+        return self
+
+
+def picker_parts(picker: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a model of EAGLE keeps of its picker: tensors, and the metadata to rebuild it from them."""
+    modules: dict[str, torch.nn.Module] = {f"encoder{n}": e.model for n, e in enumerate(picker.encoders)}
+    modules |= {f"head{n}": h for n, h in enumerate(picker.heads)}
+    tensors = {f"picker.{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    about = {
+        "encoders": [e.info.as_json() for e in picker.encoders],
+        "heads": [h.config() for h in picker.heads],
+        "encoder_of": picker.encoder_of,
+        "classes": list(picker.classes),
+    }
+    return tensors, about
+
+
+def load_eagle(path: str | Path) -> EagleModel:
+    """Open a model file of EAGLE on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: not such a file, or damaged.
+    """
+    base, tensors = load_parts(path, ("eagle",))
+    try:
+        own = {k.removeprefix("picker."): v for k, v in tensors.items() if k.startswith("picker.")}
+        picker = model_of({**base.header["picker"], "tiles": base.header["tiles"]}, own, path)
+        hr_tiles = settings_from_json(base.header["hr_tiles"], str(path))
+        return EagleModel(base, picker, hr_tiles, int(base.header["ratio"]), int(base.header["settings"]["top"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{path}: the model's metadata is incomplete ({e}); run `lrmil distill-student` again") from e

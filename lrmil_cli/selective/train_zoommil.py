@@ -114,7 +114,7 @@ def train_zoom(
     for given, level in zip(chain, paired):
         if len({digest({"ratio": p.ratio, "tiles": p.header["hr"]["settings"]}, {}) for p in level}) > 1:
             raise InputError(f"{given}: pairs of different ratios or tiles; tile all slides alike")
-    deep = [[_features(folder / f"{i}.h5", own_digest, encoder) for i in ids] for folder in folders]
+    deep = [[features_of(folder / f"{i}.h5", own_digest, encoder) for i in ids] for folder in folders]
     low = embed_cohort(
         loaded,
         manifest,
@@ -230,7 +230,12 @@ def make_pyramid(low: Bag, deep: list[BagFile], paired: list[PairedSlide]) -> Py
     return PyramidBag(tuple(levels), tuple(children))
 
 
-def _features(path: Path, encoder_digest: str, spec: str) -> BagFile:
+def features_of(path: Path, encoder_digest: str, spec: str) -> BagFile:
+    """A feature file that the encoder ``spec`` made.
+
+    Raises:
+        InputError: there is none, or another encoder made it.
+    """
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; make the features of each level with `lrmil embed` and the same --encoder, "
@@ -238,5 +243,5 @@ def _features(path: Path, encoder_digest: str, spec: str) -> BagFile:
         )
     found = open_features(path)
     if found.header["settings"].get("encoder") != encoder_digest:
-        raise InputError(f"{path}: not made by {spec} as it is used here; all levels of a pyramid need one encoder")
+        raise InputError(f"{path}: not made by {spec} as it is used here; give features of that encoder")
     return found

@@ -199,6 +199,7 @@ def test_the_chain_runs_over_slides_with_damaged_tiles(cohort, tmp_path, lrmil):
     assert said.code == 0 and f"s00: 0 LR and {gone['s00']} HR tiles cannot be decoded" in said.err
     student = [
         "distill-student",
+        "--no-onnx",
         manifest,
         "--tiles",
         at["lr"],

@@ -35,6 +35,17 @@ def test_a_model_brings_its_own_scale_and_the_table_fits_a_terminal(lrmil, chain
     assert max(map(len, said.out.splitlines())) <= 80
 
 
+def test_each_side_with_an_encoder_of_its_own(lrmil, slide):
+    args = ["--encoder", "demo-vit", "--hr-encoder", "vit_tiny_patch16_224", "--random-init", *SMALL]
+    said = lrmil("benchmark", slide, *args, "--json")
+    assert said.code == 0, said.err
+    (record,) = said.records
+    assert record["encoder"].startswith("demo") and record["hr_encoder"] == "vit_tiny_patch16_224, random weights"
+    per_tile = [record[side]["encoder_floor"] / record[side]["tiles"] for side in ("hr", "lr")]
+    assert per_tile[0] > 2 * per_tile[1]  # 12 blocks at 256 px against 6 narrower ones
+    assert record["ratio"] > record["tile_ratio"]
+
+
 def test_read_only_compares_readers_on_and_off_the_blocks(lrmil, slide):
     said = lrmil("benchmark", slide, "--read-only", "--tile-px", "64", "--max-tiles", "16", "--json")
     (record,) = said.records
@@ -51,6 +62,7 @@ def test_read_only_compares_readers_on_and_off_the_blocks(lrmil, slide):
     [
         (["--model", "m", "--encoder", "e"], "not both"),
         (["--read-only", "--encoder", "demo-vit"], "encodes nothing"),
+        (["--read-only", "--hr-encoder", "demo-vit"], "encodes nothing"),
         (["--plot", "b.pdf"], ".png"),
         (["--encoder", "demo-vit", "--mpp", "0.5"], "must be finer"),
     ],

@@ -66,23 +66,6 @@ def test_the_answer_is_the_mean_of_the_calibrated_heads(name, at, lrmil):
         assert new["predicted"] == list(new["probabilities"])[int(expected.argmax())]
 
 
-def test_graphs_say_the_same(at, lrmil):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    model = at / "lrmil.safetensors"
-    with_calibration(model, 40)
-    assert lrmil("export-onnx", model).code == 0
-    for runtime in ("torch", "onnx"):
-        said = lrmil(
-            "predict", at / "slides", "-m", model, "--coverage", "0.9", "--runtime", runtime, "-o", at / runtime
-        )
-        assert said.code == 0, said.err
-    for slide, own in answers(at / "torch").items():
-        other = answers(at / "onnx")[slide]
-        assert other["probabilities"] == pytest.approx(own["probabilities"], abs=1e-4)
-        assert other["prediction_set"] == own["prediction_set"] and own["prediction_set"]["patients"] == 40
-
-
 def test_sets_and_abstaining_and_what_evaluate_makes_of_them(at, lrmil):
     model, slides = at / "lrmil.safetensors", at / "slides.csv"
     with_calibration(model, 100, wrong=1)

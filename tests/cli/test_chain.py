@@ -179,6 +179,7 @@ def test_a_second_run_changes_nothing_and_says_so(chain, lrmil):
         ],
         [
             "distill-student",
+            "--no-onnx",
             chain.manifest,
             "--tiles",
             chain.tiles_lr,
@@ -263,6 +264,7 @@ def test_presets_train_and_the_distillation_terms_are_logged(chain, tmp_path, lr
     for preset in ("patch", "bag", "bag-soft", "bag-hard", "official-code"):
         said = lrmil(
             "distill-student",
+            "--no-onnx",
             *common,
             "--encoder",
             chain.encoder,
@@ -283,11 +285,20 @@ def test_presets_train_and_the_distillation_terms_are_logged(chain, tmp_path, lr
         "official-code": {"bag_kd", "soft", "hard"},
     }
     wrong = lrmil(
-        "distill-student", *common, "--encoder", chain.encoder, "--preset", "lr-only", "-o", tmp_path / "l.safetensors"
+        "distill-student",
+        "--no-onnx",
+        *common,
+        "--encoder",
+        chain.encoder,
+        "--preset",
+        "lr-only",
+        "-o",
+        tmp_path / "l.safetensors",
     )
     assert wrong.code == 0 and "was distilled" in wrong.err
     fitted = lrmil(
         "distill-student",
+        "--no-onnx",
         *common,
         "--encoder",
         chain.encoder,
@@ -368,6 +379,7 @@ def test_folds_one_encoder_a_fold_and_the_ensemble(chain, tmp_path, lrmil):
     assert all(np.array_equal(a[k], b[k]) for k in a)
     student = [
         "distill-student",
+        "--no-onnx",
         manifest,
         "--tiles",
         chain.tiles_lr,

@@ -357,6 +357,7 @@ def test_random_weights_are_asked_for_and_said(chain, tmp_path, lrmil):
 def test_teacher_and_student_must_fit(chain, tmp_path, lrmil):
     common = [
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,
@@ -501,6 +502,7 @@ def test_ctrl_c(command, chain, tmp_path):
         "distill-student": (
             [
                 "distill-student",
+                "--no-onnx",
                 chain.manifest,
                 "--tiles",
                 chain.tiles_lr,

@@ -63,6 +63,7 @@ def test_conch_through_both_stages(chain, tmp_path, lrmil, monkeypatch):
 
     said = lrmil(
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,

@@ -514,7 +514,7 @@ def bad_inputs(at):
         "output is a file": ([good, "-o", at / "text.txt"], 2, "give a folder"),
         "output is stdout": ([good, "-o", "-"], 2, "give a folder"),
         "output holds a teacher": ([good, "-o", teacher, "--overwrite"], 2, "not made by this command"),
-        "no output": ([good], 2, "--output"),
+        "no output": ([good], 2, "-o is missing"),
     }
 
 

@@ -112,6 +112,7 @@ def test_the_student_and_its_prediction_are_those_of_our_own_features(chain, old
     assert lrmil("match", chain.tiles_lr, old / "clam-patches", "-o", tmp_path / "pairs", "-q").code == 0
     student = [
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,
@@ -153,6 +154,7 @@ def test_stamp_features_take_the_scale_from_the_manifest_or_the_slide(chain, old
     )  # from the slides: the same
     said = lrmil(
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,
@@ -239,6 +241,7 @@ def test_a_shifted_grid_teaches_stage_2_and_not_stage_1(chain, old, teachers, tm
     )
     said = lrmil(
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,
@@ -341,6 +344,7 @@ def test_the_student_is_not_taught_from_features_of_another_width(chain, old, te
             write_trident(tmp_path / "wide" / path.name, h5["coords"][:], np.tile(h5["features"][:], 2), patch_size=128)
     said = lrmil(
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,

@@ -48,6 +48,7 @@ def test_every_head_is_teacher_and_student_and_shows_its_attention(head, chain, 
     assert {"accumulate": 1, **settings}.items() >= PUBLISHED.get(head, {}).items()
     said = lrmil(
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,
@@ -87,6 +88,7 @@ def test_teacher_and_student_may_have_different_heads(chain, tmp_path, lrmil):
     features = ["--lr-features", chain.model.with_suffix(".features"), "--epochs", "2"]
     said = lrmil(
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,

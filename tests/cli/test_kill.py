@@ -150,6 +150,7 @@ def commands(chain):
         ],
         "distill-student": lambda o: [
             "distill-student",
+            "--no-onnx",
             chain.manifest,
             "--tiles",
             chain.tiles_lr,
@@ -250,6 +251,7 @@ def test_the_receipt_of_an_overwritten_model_is_not_taken_for_its_own(chain, tmp
 
     line = [
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,

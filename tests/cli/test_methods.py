@@ -48,6 +48,7 @@ def three(chain, tmp_path_factory):
         [*teacher, "--head", "dmin", *SMALL, "-o", at / "dmin"],
         [
             "distill-student",
+            "--no-onnx",
             at / "slides.csv",
             *common[:4],
             "--encoder",

@@ -72,12 +72,14 @@ def test_both_runtimes_say_the_same(exported, slide, tmp_path, lrmil):
     assert said.records[0]["status"] == "skipped"
 
 
-def test_the_graphs_alone_are_enough_and_neither_torch_nor_timm_is_imported(exported, slide, tmp_path):
-    for name in ("model.onnx", "model.heads.onnx"):
-        shutil.copy(exported.parent / name, tmp_path)
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors"])
+def test_with_graphs_alone_or_beside_the_model_neither_torch_nor_timm_is_imported(exported, slide, tmp_path, name):
+    for own in ("model.onnx", "model.heads.onnx", name):
+        if not (tmp_path / own).exists():
+            shutil.copy(exported.parent / own, tmp_path)
     code = (
         "import sys; from lrmil_cli.app import run\n"
-        f"code = run(['predict', {str(slide)!r}, '-m', {str(tmp_path / 'model.onnx')!r}, '-o', "
+        f"code = run(['predict', {str(slide)!r}, '-m', {str(tmp_path / name)!r}, '--device', 'cpu', '-o', "
         f"{str(tmp_path / 'p')!r}])\n"
         "print(code, [m for m in ('torch', 'timm', 'torchvision', 'sklearn', 'matplotlib', 'pandas') if m in "
         "sys.modules])"
@@ -89,9 +91,13 @@ def test_the_graphs_alone_are_enough_and_neither_torch_nor_timm_is_imported(expo
 
 def test_int8_is_asked_for_and_counts_as_another_result(exported, slide, tmp_path, lrmil):
     assert lrmil("predict", slide, "-m", exported, "--runtime", "onnx-int8", "-o", tmp_path / "p").code == 0
-    assert predicted(tmp_path / "p", slide)[0]["runtime"] == "onnx-int8"
+    record = predicted(tmp_path / "p", slide)[0]
+    assert record["runtime"] == "onnx-int8"
     assert lrmil("predict", slide, "-m", exported, "-o", tmp_path / "p").code == 2
     header = read_graph(exported.with_name("model.int8.onnx"))[0]["int8"]
+    assert record["int8"] == header
+    said = lrmil("predict", slide, "-m", exported, "--runtime", "onnx-int8", "-o", tmp_path / "q")
+    assert f"probabilities change by {header['probability_change']:.4f} at most" in said.err
     assert (
         header["slides"] == 2
         and 0.5 < header["cosine_worst"] <= header["cosine_median"] <= 1
@@ -159,26 +165,30 @@ def test_without_graphs_onnx_says_how_to_make_them(chain, slide, tmp_path, lrmil
     assert said.code == 3 and "lrmil export-onnx" in said.err
 
 
-def test_a_student_comes_with_its_graphs_on_demand(chain, tmp_path, lrmil):
-    said = lrmil(
-        "distill-student",
-        chain.manifest,
-        "--tiles",
-        chain.tiles_lr,
-        "--preset",
-        "lr-only",
-        "--encoder",
-        "demo-vit",
-        "--teacher",
-        chain.teacher,
-        "--epochs",
-        "1",
-        "--onnx",
-        "-o",
-        tmp_path / "m.safetensors",
-    )
-    assert said.code == 0, said.err
-    assert {"m.onnx", "m.heads.onnx"} <= {p.name for p in tmp_path.iterdir()} and "m.heads.onnx" in said.err
+def student(chain, out, *more):
+    inputs = ["--tiles", chain.tiles_lr, "--teacher", chain.teacher, "--encoder", "demo-vit", "--preset", "lr-only"]
+    kept = ["--lr-features", chain.model.with_suffix(".features") / "lr-only"]
+    return ["distill-student", chain.manifest, *inputs, *kept, "--epochs", "1", *more, "-o", out]
+
+
+def test_a_student_comes_with_its_graphs_and_replaces_those_of_the_last_but_nothing_else(chain, tmp_path, lrmil):
+    model, graphs = tmp_path / "m.safetensors", (tmp_path / "m.onnx", tmp_path / "m.heads.onnx")
+    assert lrmil(*student(chain, model, "--no-onnx")).code == 0 and not any(g.exists() for g in graphs)
+    assert lrmil(*student(chain, model)).code == 0  # up to date, but for the graphs
+    first = read_graph(graphs[0])[0]["graph_of"]["weights"]
+    assert lrmil(*student(chain, model, "--seed", "1", "--overwrite")).code == 0
+    assert read_graph(graphs[0])[0]["graph_of"]["weights"] != first
+    graphs[0].write_bytes(b"of someone else")
+    said = lrmil(*student(chain, model, "--seed", "1"))
+    assert said.code == 0 and "no ONNX graphs" in said.err and graphs[0].read_bytes() == b"of someone else"
+
+
+def test_a_head_without_an_onnx_form_is_a_model_all_the_same(chain, slide, tmp_path, lrmil):
+    model = tmp_path / "m.safetensors"
+    said = lrmil(*student(chain, model, "--head", "dtfd"))
+    assert said.code == 0 and "warning: no ONNX graphs, so that predicting imports torch" in said.err, said.err
+    assert lrmil("predict", slide, "-m", model, "-o", tmp_path / "p").code == 0
+    assert predicted(tmp_path / "p", slide)[0]["runtime"] == "torch"
 
 
 def test_doctor_looks_at_graphs(chain, exported, tmp_path, lrmil):

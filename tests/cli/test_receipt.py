@@ -18,6 +18,7 @@ def receipt_of(model):
 def student(chain, *more):
     return [
         "distill-student",
+        "--no-onnx",
         chain.manifest,
         "--tiles",
         chain.tiles_lr,
@@ -201,6 +202,7 @@ def test_without_test_slides_there_is_a_model_and_no_receipt(chain, tmp_path, lr
     assert said.code == 0 and "AUC undefined" in said.err, said.err
     args = [
         "distill-student",
+        "--no-onnx",
         tmp_path / "slides.csv",
         "--tiles",
         chain.tiles_lr,

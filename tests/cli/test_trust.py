@@ -15,6 +15,7 @@ from lrmil_cli.files.tensors import load_tensors, save_tensors
 from lrmil_cli.models.model_file import load_parts, save_model
 from lrmil_cli.training.fixture import add_fixture, painted
 from tests.archive.test_archive import HERE
+from tests.cli.test_calibrate import with_calibration
 
 ARCHIVE = HERE / "v0.1.0"
 
@@ -72,10 +73,11 @@ def test_a_slide_unlike_the_training_slides_is_marked(name, at, lrmil):
     assert "up to date" in again.err and again.err.count("unlike the training slides") >= 2
 
 
-def test_graphs_measure_alike_and_are_verified(at, lrmil):
+def test_graphs_say_the_same_and_are_verified(at, lrmil):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     model = at / "lrmil.safetensors"
+    with_calibration(model, 40)
     changed(model, training_features=training_slides_like_the_archive(0.5))
     with_fixture(model)
     assert lrmil("export-onnx", model, "--int8").code == 0
@@ -83,11 +85,15 @@ def test_graphs_measure_alike_and_are_verified(at, lrmil):
         said = lrmil("verify", model, "--runtime", runtime)
         assert said.code == 0 and f"; {runtime} on cpu" in said.err, said.err
     for runtime in ("torch", "onnx"):
-        assert lrmil("predict", at / "slides", "-m", model, "--runtime", runtime, "-o", at / runtime).code == 0
+        run = ["predict", at / "slides", "-m", model, "--coverage", "0.9", "--runtime", runtime, "-o", at / runtime]
+        assert lrmil(*run).code == 0
     for slide, own in answers(at / "torch").items():
-        other = answers(at / "onnx")[slide]["unlike_training"]
-        assert own["unlike_training"]["distance"] == pytest.approx(other["distance"], rel=1e-3)
-        assert own["unlike_training"]["by"] == other["by"]
+        other = answers(at / "onnx")[slide]
+        assert other["probabilities"] == pytest.approx(own["probabilities"], abs=1e-4)
+        assert other["prediction_set"] == own["prediction_set"] and own["prediction_set"]["patients"] == 40
+        looks = own["unlike_training"], other["unlike_training"]
+        assert looks[0]["distance"] == pytest.approx(looks[1]["distance"], rel=1e-3)
+        assert looks[0]["by"] == looks[1]["by"]
     about, body = read_graph(at / "lrmil.int8.onnx")
     write_graph(at / "lrmil.int8.onnx", body, {**about, "verify_int8": dict.fromkeys(about["verify_int8"], 1e-9)})
     assert "differs from where it was made" in refused(lrmil("verify", model, "--runtime", "onnx-int8"), 3)

@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from lrmil_cli.app import app
 from lrmil_cli.chain.plan import COMMANDS, CONNECTIONS, OF_THE_RUN, OWN, ROUTES, Settings, chain_steps
 from lrmil_cli.chain.run import as_table
+from lrmil_cli.chain.run_encoders import student_share
 from lrmil_cli.chain.run_file import dumps, keep_settings, read_run_file
 from lrmil_cli.chain.work import Tiles, passes
 from lrmil_cli.commands.declared import options_of
+from lrmil_cli.commands.run_options import check_settings
+from lrmil_cli.encoders.build import create_vit
+from lrmil_cli.encoders.encoder_file import save_encoder
+from lrmil_cli.encoders.vit import Encoder, EncoderInfo
 from lrmil_cli.errors import InputError, UsageError
+from lrmil_cli.files.header import step as history_step
 from lrmil_cli.files.manifest import Labels, read_manifest
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -68,16 +74,33 @@ def test_the_lines_of_a_run_parse_and_are_connected(parsers, tmp_path):
 
 
 def test_one_encoder_and_slides_left_out(parsers, tmp_path):
-    shared = {"label": "type", "class": ["None"]}
+    shared = {"label": "type", "class": ["None"], "student": "vit_tiny_patch16_224"}
     one = chain_steps(Settings("s.csv", "e", {**shared, "one-encoder": True}), tmp_path, 5, overwrite=True)
     assert len(one) == 9 and all("--overwrite" in s.args for s in one)
     encoder, student = (parsed(parsers, s) for s in one[4:6])
-    assert encoder["slides"] is None and encoder["label"] is None and student["encoder"] == encoder["output"]
+    assert (
+        encoder["slides"] is None
+        and encoder["label"] is None
+        and encoder["student"] == "vit_tiny_patch16_224"
+        and student["encoder"] == encoder["output"]
+    )
     skip = chain_steps(Settings("s.csv", "e", {**shared, "on-bad-slide": "skip"}), tmp_path, 1)
     assert [s.some_may_fail for s in skip] == [True] * 3 + [False] * 3 + [True] * 3
     teacher = parsed(parsers, skip[3])
     assert teacher["manifest"] == str(tmp_path / "slides.csv") and parsed(parsers, skip[6])["slides"] == ["s.csv"]
     assert teacher["label"] is None and teacher["classes"] == ["None"]  # that table has the labels under their name
+
+
+def test_what_a_student_costs_is_measured_and_what_does_not_fit_refused_first(tmp_path):
+    assert student_share(Settings("s.csv", "no such encoder", {})) == 1.0  # a copy; nothing is loaded
+    args = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    info = EncoderInfo("tiny", "vit_tiny_patch16_224", 64, (0.5,) * 3, (0.5,) * 3, arch_args=args)
+    tiny = str(tmp_path / "tiny.safetensors")
+    save_encoder(tiny, Encoder(create_vit(info.architecture, 64, args), info), [history_step("x", {}, {})], {})
+    of_steps = {"tile": {"tile-px": 64}}
+    assert student_share(Settings("s.csv", "demo-vit", {"student": tiny}, of_steps)) < 0.8  # one narrow block of six
+    with pytest.raises(UsageError, match="--student demo-vit: 128 wide, and the HR encoder tiny 16"):
+        check_settings(Settings("s.csv", tiny, {"student": "demo-vit"}, of_steps))
 
 
 def test_passes_by_hand(tmp_path):
@@ -89,6 +112,9 @@ def test_passes_by_hand(tmp_path):
         settings = Settings("s.csv", "e", options, of_steps)
         work = passes(settings, tiles, chain_steps(settings, tmp_path, 2))
         assert work == [0, 0, 0, 1000, 5 * 3 * epoch + hr, 5 * 3 * epoch, 300, 200, 0, 0]
+        # A student of a tenth of the price: the HR side costs what it did.
+        cheap = passes(settings, tiles, chain_steps(settings, tmp_path, 2), 0.1)
+        assert cheap == pytest.approx([0, 0, 0, 1000, 1.5 * epoch + hr, 1.5 * epoch, 30, 20, 0, 0])
 
 
 @given(TEXT, TEXT, st.dictionaries(TEXT, VALUE, max_size=4), st.dictionaries(TEXT, st.dictionaries(TEXT, VALUE)))

@@ -87,11 +87,16 @@ def test_help_has_the_values_of_ahdmil_and_hdmil():
 
 
 def test_stage_1_has_the_same_defaults_as_command_and_as_library():
-    from lrmil_cli.distill.encoder_training import Stage1Settings
+    from lrmil_cli.distill.settings import WITH_STUDENT, Stage1Settings
 
     own = {p.name: p.default for p in declared(COMMANDS["distill-encoder"])}
     for name, value in Stage1Settings().as_json().items():
-        assert own[name] == value or name == "layers", name
+        if name in WITH_STUDENT:  # by whether there is a student
+            text = help_of("distill-encoder", name)
+            assert own[name] is None and same(SAID.search(text)["value"], value), name
+            assert same(re.search("With --student ([^;]*);", text)[1], WITH_STUDENT[name]), name
+        else:
+            assert own[name] == value or name == "layers", name
 
 
 def test_the_preset_of_the_official_code_is_explained_where_it_is_offered():

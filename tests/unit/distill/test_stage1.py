@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrmil_cli.app import run
 from lrmil_cli.distill import region_batches, stage1_estimate
-from lrmil_cli.distill.distill_encoder import collect
 from lrmil_cli.distill.encoder_training import distill
 from lrmil_cli.distill.hr_tokens import load_targets, target_paths
 from lrmil_cli.distill.region_batches import Regions, epoch_order
@@ -24,19 +22,6 @@ from lrmil_cli.errors import InputError, MachineError
 from lrmil_cli.files.locks import claimed
 from lrmil_cli.matching.paired_slide import keep_targets
 from lrmil_cli.progress import listening
-
-
-@pytest.fixture(scope="module")
-def cohort(slide, tmp_path_factory):
-    """The pairs of one small slide."""
-    at = tmp_path_factory.mktemp("stage1")
-    for line in (
-        ["tile", slide, "--mpp", "2.0", "--tile-px", "128", "-o", at / "lr.csv"],
-        ["tile", slide, "--mpp", "0.5", "--tile-px", "128", "-o", at / "hr.csv"],
-        ["match", at / "lr.csv", at / "hr.csv", "-o", at / "blob.pairs.csv"],
-    ):
-        assert run([*map(str, line), "--quiet"]) == 0
-    return collect([str(at / "blob.pairs.csv")], None, None, 5, None, 0)
 
 
 def train(cohort, cache, epochs, key="a" * 16):

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from lrmil_cli.distill.encoder_training import _student
+from lrmil_cli.distill.learner import make_learner
 from lrmil_cli.distill.patch_loss import batch_loss
-from lrmil_cli.distill.regions import pooling_matrix
 from lrmil_cli.distill.settings import Stage1Settings
 from lrmil_cli.encoders import aliases
 from lrmil_cli.encoders.aliases import ALIASES
@@ -220,17 +219,10 @@ def test_it_is_rebuilt_from_encoder_and_model_files(conch, tmp_path):
 def test_stage_1_trains_the_trunk_and_keeps_the_pooler(conch, init):
     e = load_encoder(f"conch@{conch}", embedding="pool")
     settings = Stage1Settings(layers=(0,), final_loss="uniform", init=init)
-    student = _student(e, settings)
-    mask = torch.ones(2, 16, dtype=torch.bool)
-    loss, _ = batch_loss(
-        student,
-        tiles(2, 256),
-        torch.randn(2, 16, 1, WIDTH),
-        mask,
-        settings,
-        pooling_matrix(student.grid, 4),
-        torch.randn(2, 16, POOL),
-    )
+    learner = make_learner(e, None, settings, 4)
+    student, mask = learner.encoder, torch.ones(2, 16, dtype=torch.bool)
+    targets, final = torch.randn(2, 16, 1, WIDTH), torch.randn(2, 16, POOL)
+    loss, _ = batch_loss(learner, tiles(2, 256), targets, mask, settings, final)
     loss.backward()
     moved = {n for n, p in student.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert (

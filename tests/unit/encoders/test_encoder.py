@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from lrmil_cli.distill.encoder_training import _student
+from lrmil_cli.distill.learner import make_learner
 from lrmil_cli.distill.patch_loss import batch_loss
 from lrmil_cli.distill.regions import pooling_matrix
 from lrmil_cli.distill.settings import Stage1Settings
@@ -223,20 +223,13 @@ def test_a_grid_that_does_not_divide_is_an_error_that_lists_sizes():
 @pytest.mark.parametrize(("layers", "idle"), [("lrmil", {"blocks.5", "norm"}), ("vitkd", {"norm"})])
 def test_stage_1_moves_the_blocks_it_should_and_no_others(tiny, layers, idle):
     settings = Stage1Settings(layers=parse_layers(layers, tiny.depth))
-    student = _student(tiny, settings)
-    k, pooling = 16, pooling_matrix(student.grid, 4)
-    loss, parts = batch_loss(
-        student,
-        tiles(3),
-        torch.randn(3, k, len(settings.layers), tiny.width),
-        torch.ones(3, k, dtype=torch.bool),
-        settings,
-        pooling,
-    )
+    learner = make_learner(tiny, None, settings, 4)
+    targets = torch.randn(3, 16, len(settings.layers), tiny.width)
+    loss, parts = batch_loss(learner, tiles(3), targets, torch.ones(3, 16, dtype=torch.bool), settings)
     loss.backward()
     still = {
         ".".join(n.split(".")[: 2 if n.startswith("blocks") else 1])
-        for n, p in student.model.named_parameters()
+        for n, p in learner.encoder.model.named_parameters()
         if p.grad is None or not p.grad.abs().sum()
     }
     assert still == {i.replace("blocks.5", f"blocks.{tiny.depth - 1}") for i in idle}
@@ -246,19 +239,12 @@ def test_stage_1_moves_the_blocks_it_should_and_no_others(tiny, layers, idle):
 
 def test_final_loss_trains_the_last_block_and_freezing_holds_the_first(tiny):
     settings = Stage1Settings(layers=(3,), final_loss="uniform", freeze_blocks=2)
-    student = _student(tiny, settings)
+    learner = make_learner(tiny, None, settings, 4)
     mask = torch.ones(2, 16, dtype=torch.bool)
-    loss, _ = batch_loss(
-        student,
-        tiles(),
-        torch.randn(2, 16, 1, tiny.width),
-        mask,
-        settings,
-        pooling_matrix(student.grid, 4),
-        torch.randn(2, 16, tiny.embed_dim),
-    )
+    targets, final = torch.randn(2, 16, 1, tiny.width), torch.randn(2, 16, tiny.embed_dim)
+    loss, _ = batch_loss(learner, tiles(), targets, mask, settings, final)
     loss.backward()
-    moved = {n for n, p in student.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    moved = {n for n, p in learner.encoder.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(n.startswith(f"blocks.{tiny.depth - 1}") for n in moved) and "norm.weight" in moved
     assert not any(n.startswith(("blocks.0.", "blocks.1.", "patch_embed", "cls_token", "pos_embed")) for n in moved)
 
@@ -271,7 +257,8 @@ def test_loss_is_zero_on_the_students_own_means(tiny):
     with torch.inference_mode():
         out = tiny(tiles(), settings.layers)
         targets = torch.stack([region_means(out["tokens"][l], pooling) for l in settings.layers], 2)
-        loss, parts = batch_loss(tiny, tiles(), targets, torch.ones(2, 16, dtype=torch.bool), settings, pooling)
+        learner = make_learner(tiny, None, settings, 4)
+        loss, parts = batch_loss(learner, tiles(), targets, torch.ones(2, 16, dtype=torch.bool), settings)
     assert loss.item() == pytest.approx(0, abs=1e-10) and parts["cosine_0"].item() == pytest.approx(1, abs=1e-4)
 
 

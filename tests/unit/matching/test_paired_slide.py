@@ -23,6 +23,8 @@ def paired():
         hr_index=np.array([7, 8, 11, 12]),
         region=np.array([0, 0, 1, 2]),
         offset=np.array([0.0, 0.1, 0.2, 0.4]),
+        cell=np.array([0, 1, 1, 3]),
+        tissue=np.array([0.9, 0.8, 0.7, 0.6]),
     )
 
 
@@ -30,6 +32,7 @@ def test_targets_and_regions_that_go_leave_no_gap():
     left = keep_targets(paired(), np.array([1, 3]))
     assert left.children.tolist() == [[-1, 0, -1, -1], [-1, -1, -1, 1]]
     assert left.region.tolist() == [0, 1] and left.region.dtype == np.int64
+    assert left.cell.tolist() == [1, 3] and left.tissue.tolist() == [0.8, 0.6]
     assert left.lr_index.tolist() == [4, 9] and left.hr_index.tolist() == [8, 12]
     assert left.hr_boxes[:, 0].tolist() == [10, 30] and left.lr_boxes[:, 0].tolist() == [0, 40]
 
