@@ -52,7 +52,7 @@ def planned(tiles: int, seconds: float, slide: Slide, output: str | Path) -> Out
         str(output),
         "planned",
         text,
-        {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source, "expected_seconds": round(seconds, 2)},
+        {"tiles": tiles, "mpp": slide.mpp, "mpp_source": slide.mpp_source, "expected_seconds": round(seconds, 4)},
     )
 
 

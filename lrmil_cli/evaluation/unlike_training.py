@@ -53,7 +53,6 @@ class Spread:
 
 def spread_of(features: np.ndarray) -> Spread:
     """Mean and shrunken covariance (Ledoit and Wolf 2004) of features [n, D], n at least 2."""
-    from scipy.linalg import eigh
     from sklearn.covariance import ledoit_wolf
 
     x = features.astype(np.float64)
@@ -61,7 +60,8 @@ def spread_of(features: np.ndarray) -> Spread:
     covariance, _ = ledoit_wolf(x - mean, assume_centered=True)
     d = len(mean)
     count = min(AXES, d - 1)
-    values, vectors = eigh(covariance, subset_by_index=[d - count, d - 1])
+    # All of them by divide and conquer: the solver for a few gives up where many are equal, as with a few slides.
+    values, vectors = (v[..., d - count :] for v in np.linalg.eigh(covariance))
     least = 1e-12 * max(float(np.trace(covariance)), 1e-8)  # of features that do not vary at all; float32 holds it
     rest = max((float(np.trace(covariance)) - float(values.sum())) / (d - count), least)
     # In float32, as the header of a model keeps them: who trains and who predicts measure alike.

@@ -187,6 +187,8 @@ def test_tables_come_out_the_same(version, line, enter, lrmil, tmp_path):
     assert said.code == 0, said.err
     for pair in made_of(folder, tmp_path / old.name, old):
         found, expected = (pd.read_parquet(p) if p.suffix == ".parquet" else pd.read_csv(p, comment="#") for p in pair)
+        if line[0] == "match":  # since then pairs also say how much tissue an HR tile has
+            found = found.drop(columns="hr_tissue")
         # tissue is found in pictures that were shrunk, which image libraries round in their own ways
         pd.testing.assert_frame_equal(found, expected, rtol=0, atol=2e-3)
 

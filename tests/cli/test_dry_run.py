@@ -1,5 +1,6 @@
 """``--dry-run``: what would be made, is there, or would fail; nothing is written."""
 
+import numpy as np
 import pytest
 
 from tests.conftest import blob_image, write_tiff
@@ -64,6 +65,7 @@ def test_the_seconds_of_a_plan_scale_with_the_tiles(chain, monkeypatch):
     def encode(encoders, tiles, count, **kwargs):
         calls.append(count)
         now[0] += count * (100 if len(calls) == 1 else 2)
+        return [np.zeros((count, e.embed_dim), np.float32) for e in encoders]
 
     monkeypatch.setattr(m.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(m, "embed_tiles", encode)

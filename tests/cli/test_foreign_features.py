@@ -72,7 +72,9 @@ def teachers(old, moved):
 
 
 def same_tables(a, b):
-    pd.testing.assert_frame_equal(read_table(a, "pairs")[1], read_table(b, "pairs")[1])
+    """Of ours and of another tool's tiles, which say nothing of tissue."""
+    ours, theirs = (read_table(path, "pairs")[1] for path in (a, b))
+    pd.testing.assert_frame_equal(ours.drop(columns="hr_tissue"), theirs)
 
 
 @pytest.mark.parametrize("hr", ["trident", "trident-patches", "clam-patches", "stamp"])

@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_said(chain, zoom, tmp_path, lrmil):
         (("--head-option", "levels=3"), 2, "--mid-pairs three"),
         (("--mid-pairs", "x"), 2, "go together"),
         (("--features", tmp_path), 3, "lrmil embed"),
-        (("--input-size", "64"), 3, "one encoder"),
+        (("--input-size", "64"), 3, "give features of that encoder"),
     ):
         said = lrmil(*student(chain, out, *more))
         assert said.code == code and words in said.err, said.err

@@ -275,7 +275,7 @@ def test_a_foreign_grid_that_is_ours_gives_our_pairs():
     hr_header, hr = tile_table(12, 8, 0.5)
     rows, about = match_tables(lr_header, lr, hr_header, hr)
     other, said, header = match_foreign(lr_header, lr, foreign(hr[["x", "y"]]))
-    assert other.equals(rows) and said["ratio"] == 4
+    assert other.equals(rows.drop(columns="hr_tissue")) and said["ratio"] == 4  # other tools say nothing of tissue
     same = {k: v for k, v in about["counts"].items() if k != "scale_error_px"}
     assert said["counts"] == {**same, "straddling": 0, "shared": 0, "misaligned": 0, "offset": 0}
     assert header["settings"]["mpp"] == 0.5 and header["slide"] == lr_header["slide"]
