@@ -7,14 +7,15 @@ from typing import Any
 
 #: The encoder that comes with the package, and knows painted slides alone.
 DEMO = "demo-vit"
-#: What is said of a model that learned from painted slides, where a slide is not painted.
+#: What is said of a model that learned from painted slides, and of one whose encoder did, where a slide is not painted.
 PAINTED_TEXT = "the model was trained on slides that `lrmil demo` painted: what it says of real tissue means nothing"
+DEMO_TEXT = f"the model's encoder, {DEMO}, knows painted slides alone: what it says of real tissue means nothing"
 
 
 def purpose(header: Mapping[str, Any]) -> dict[str, Any]:
     """What a model was trained on, as far as its header says: ``slides``, ``classes`` (slides of each), ``organ``,
     ``stain``, ``mpp`` (lowest, median, highest), ``scanners``, each None where it is not recorded; ``painted``: whether
-    it knows painted slides alone.
+    all of them were painted; ``demo_encoder``: whether its encoder knows painted slides alone.
     """
     about = header.get("data") or {}
     classes = {name: n.get("slides") for name, n in (about.get("classes") or {}).items()} or None
@@ -23,7 +24,8 @@ def purpose(header: Mapping[str, Any]) -> dict[str, Any]:
         "slides": about.get("slides") or len(header.get("slides") or []) or None,
         "classes": classes,
         **{name: about.get(name) for name in ("organ", "stain", "mpp", "scanners")},
-        "painted": bool(about.get("painted")) or DEMO in bases,
+        "painted": bool(about.get("painted")) and about["painted"] == about.get("slides"),
+        "demo_encoder": DEMO in bases,
     }
 
 
@@ -44,6 +46,8 @@ def purpose_text(known: Mapping[str, Any]) -> str:
         parts.append("um/px not recorded")
     scanners = known.get("scanners")
     parts.append(f"scanners {', '.join(scanners) if scanners else 'not recorded'}")
+    if known.get("demo_encoder"):
+        parts.append(f"its encoder, {DEMO}, knows painted slides alone")
     return "; ".join(parts)
 
 
@@ -52,6 +56,8 @@ def _counts(of: Mapping[str, Any]) -> str:
 
 
 def means_nothing(known: Mapping[str, Any], slide: Mapping[str, Any]) -> str:
-    """Why an answer on a slide means nothing, "" where it may mean something: the model knows painted slides, and this
-    one is not painted."""
-    return PAINTED_TEXT if known.get("painted") and not slide.get("painted") else ""
+    """Why an answer on a slide means nothing, "" where it may mean something: the model, or its encoder, knows painted
+    slides alone, and this one is not painted."""
+    if slide.get("painted"):
+        return ""
+    return PAINTED_TEXT if known.get("painted") else DEMO_TEXT if known.get("demo_encoder") else ""

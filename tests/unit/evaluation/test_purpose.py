@@ -28,7 +28,13 @@ def test_painted_slides_are_said_plainly_and_what_is_not_recorded_too():
         "trained on 2 slides; organ not recorded; stain not recorded; um/px not recorded; scanners not recorded"
     )
     assert purpose_text(purpose({})).startswith("training slides not recorded")
-    demo = purpose({"slides": ["a"], "encoders": [{"base": "demo-vit"}]})
-    assert "1 painted slides" in purpose_text(demo)
-    assert "means nothing" in means_nothing(demo, {"vendor": "aperio"})
+    encoders = [{"base": "demo-vit"}]
+    demo = purpose({"data": {"slides": 2, "painted": 2}, "encoders": encoders})
+    assert purpose_text(demo) == "trained on 2 painted slides; it knows no tissue"
+    assert "`lrmil demo` painted" in means_nothing(demo, {"vendor": "aperio"})
     assert not means_nothing(demo, {"painted": True}) and not means_nothing(old, {})
+    # Slides that were not painted, or of which nothing is recorded, are not called so for the sake of the encoder.
+    for data in ({"data": {"slides": 2, "painted": 0}}, {"slides": ["a", "b"]}):
+        real = purpose({**data, "encoders": encoders})
+        assert purpose_text(real).startswith("trained on 2 slides;") and "demo-vit, knows painted" in purpose_text(real)
+        assert "encoder, demo-vit" in means_nothing(real, {"vendor": "aperio"})
