@@ -17,7 +17,7 @@ def by_seeds(chain, tmp_path_factory):
     from lrmil_cli.app import run
 
     at = tmp_path_factory.mktemp("seeds")
-    heads = ["--epochs", "3", "--lr", "1e-3", "--dtype", "float32", "--seeds", "2", "--quiet"]
+    heads = ["--epochs", "1", "--lr", "1e-3", "--dtype", "float32", "--seeds", "2", "--quiet"]
     teacher = ["train-teacher", chain.manifest, "--tiles", chain.tiles_hr, "--encoder", "demo-vit", "--features",
                chain.teacher / "features", *heads, "-o", at / "teacher"]  # fmt: skip
     student = ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder",
