@@ -68,7 +68,7 @@ def doctor(
     """
     from dataclasses import replace
 
-    from lrmil_cli.commands.inputs import expand_slides, of_entry
+    from lrmil_cli.commands.inputs import expand_slides, of_entry, open_input
     from lrmil_cli.device import pick_device
     from lrmil_cli.doctor.check import FAIL, failed
     from lrmil_cli.doctor.machine import PROBE_SECONDS, check_machine, check_speed, encoder_speed, probe_speed
@@ -96,7 +96,6 @@ def doctor(
         from lrmil_cli.doctor.model import check_fit, check_model
         from lrmil_cli.doctor.slide import check_slide
         from lrmil_cli.doctor.table import check_table
-        from lrmil_cli.slides.slide import open_slide
         from lrmil_cli.slides.tiles import TileSettings
         from lrmil_cli.units import Mpp
 
@@ -137,17 +136,10 @@ def doctor(
                     blocks=12 if quick else 40,
                     rate=rate,
                 )
-                for m in opened if all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks) else []:
+                if opened and all(c.name not in ("opens", "mpp") or c.status != FAIL for c in checks):
                     try:
-                        with open_slide(
-                            item.path,
-                            slide_id=item.slide_id,
-                            slide_mpp=slide_mpp,
-                            manifest_mpp=item.mpp,
-                            reader=reader,
-                            image=image,
-                        ) as slide:
-                            checks += check_fit(m, slide)
+                        with open_input(item, slide_mpp=slide_mpp, reader=reader, image=image) as slide:
+                            checks += [check for m in opened for check in check_fit(m, slide)]
                     except LrmilError as e:
                         checks.append(failed("fit", e, str(item.path)))
                 found.append(_tell(report, "slide", str(item.path), checks))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import Entry, read_manifest
@@ -16,6 +17,9 @@ from lrmil_cli.files.names import as_file, fits_file_name
 from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
 from lrmil_cli.files.tables import table_suffix
 from lrmil_cli.slide_names import SLIDE_SUFFIXES, slide_id_of
+
+if TYPE_CHECKING:
+    from lrmil_cli.slides.slide import Slide
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,20 @@ class SlideInput:
     mask: Path | None = None
     roi: Path | None = None
     min_tissue: float | None = None
+
+
+def open_input(item: SlideInput, **options: Any) -> Slide:
+    """Open a slide that a command was given, by what its table says of it.
+
+    Args:
+        options: of :func:`lrmil_cli.slides.slide.open_slide`.
+
+    Raises:
+        InputError: as that function.
+    """
+    from lrmil_cli.slides.slide import open_slide
+
+    return open_slide(item.path, slide_id=item.slide_id, manifest_mpp=item.mpp, **options)
 
 
 def expand_slides(

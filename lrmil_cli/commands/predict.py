@@ -21,7 +21,7 @@ from lrmil_cli.commands import (
 )
 from lrmil_cli.commands import watch as watching
 from lrmil_cli.commands.batch import Turn, failures_folder, run_batch
-from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.inputs import SlideInput, expand_slides, open_input
 from lrmil_cli.commands.next_step import after_predict
 from lrmil_cli.commands.predict_outputs import check_fine, check_outputs
 from lrmil_cli.commands.predict_slide import Answers, Asked, Wanted, model_names, planned_slide, predict_slide
@@ -113,7 +113,6 @@ def predict(
     from lrmil_cli.inference.fine import shiftable
     from lrmil_cli.inference.runtime import open_predictors
     from lrmil_cli.qupath.frame import parse_image_size, qupath_frame
-    from lrmil_cli.slides.slide import open_slide
 
     report = Report(json)
     watching.check_watch(watch, interval, slides, output, dry_run=dry_run, fail_fast=fail_fast)
@@ -196,16 +195,8 @@ def predict(
 
     def one(item: SlideInput) -> Turn:
         began = time.perf_counter()
-        with open_slide(
-            item.path,
-            slide_id=item.slide_id,
-            slide_mpp=slide_mpp,
-            manifest_mpp=item.mpp,
-            reader=reader,
-            image=image,
-            workers=workers,
-            on_bad_tile=on_bad_tile,
-        ) as slide:
+        how = {"reader": reader, "image": image, "workers": workers, "on_bad_tile": on_bad_tile}
+        with open_input(item, slide_mpp=slide_mpp, **how) as slide:
             qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
             report.notes(slide)
             slide.given = replace(read_mask(slide, item), min_tissue=item.min_tissue)

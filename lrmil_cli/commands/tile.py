@@ -12,7 +12,7 @@ import typer
 
 from lrmil_cli.commands import options
 from lrmil_cli.commands.batch import Outcome, failures_folder, left_alone, output_path, planned, run_batch
-from lrmil_cli.commands.inputs import SlideInput, expand_slides
+from lrmil_cli.commands.inputs import SlideInput, expand_slides, open_input
 from lrmil_cli.commands.next_step import after_tile
 from lrmil_cli.commands.regions import ImageSize, Mask, MinInside, Origin, Roi, RoiClass, mask_reader, region_reader
 from lrmil_cli.commands.report import Report
@@ -114,7 +114,6 @@ def tile(
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.tables import read_table, read_table_header, table_suffix, write_table
     from lrmil_cli.qupath.pictures import rings, tile_picture
-    from lrmil_cli.slides.slide import open_slide
     from lrmil_cli.slides.tiles import TileSettings, find_tissue, tile_slide
     from lrmil_cli.slides.tissue import TissueSettings
     from lrmil_cli.units import LevelPx, Mpp
@@ -140,16 +139,8 @@ def tile(
 
     def one(item: SlideInput) -> Outcome:
         target = output if output == "-" else output_path(output, item.slide_id, "tiles", many)
-        with open_slide(
-            item.path,
-            slide_id=item.slide_id,
-            slide_mpp=slide_mpp,
-            manifest_mpp=item.mpp,
-            reader=reader,
-            image=image,
-            workers=workers,
-            on_bad_tile=on_bad_tile,
-        ) as slide:
+        how = {"reader": reader, "image": image, "workers": workers, "on_bad_tile": on_bad_tile}
+        with open_input(item, slide_mpp=slide_mpp, **how) as slide:
             report.notes(slide)
             slide.given = read_mask(slide, item)
             here = settings if item.min_tissue is None else replace(settings, min_tissue=item.min_tissue)

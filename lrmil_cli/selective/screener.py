@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -160,8 +159,3 @@ def cross_ema(screener: Screener, share: float) -> None:
         old = a.clone()
         a.mul_(1 - share).add_(b, alpha=share)
         b.mul_(1 - share).add_(old, alpha=share)
-
-
-def kept_array(screening: Screening) -> np.ndarray:
-    """bool [N], the instances that are to be read: the union over classes of the mask in use."""
-    return screening.used.any(0).cpu().numpy()
