@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lrmil_cli.commands import head_options, options
+from lrmil_cli.commands import head_options
 from lrmil_cli.commands.cohort import read_cohort
-from lrmil_cli.commands.next_step import after_student
 from lrmil_cli.commands.report import Report
+from lrmil_cli.commands.student_runs import end, in_common
 from lrmil_cli.errors import UsageError
 
 
 def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     """Train ZoomMIL by the parameters of distill-student."""
-    from lrmil_cli.device import pick_device
     from lrmil_cli.heads import build_head
     from lrmil_cli.selective.train_zoommil import train_zoom
     from lrmil_cli.training.crossval import HeadSpec
     from lrmil_cli.training.recipes import train_settings
-    from lrmil_cli.training.streamed import room_for
 
     if values["pairs"] is None:
         raise UsageError("--method zoommil needs --pairs, which say what lies under each LR tile")
@@ -30,46 +28,14 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
         raise UsageError("--head-option levels does nothing: --pairs make two levels, --mid-pairs three")
     build_head("zoommil", 8, 2, own)
     target = Path(values["output"])
-    where = pick_device(values["device"])
     result = train_zoom(
         read_cohort(report, values["manifest"], values),
-        **{
-            k: values[k]
-            for k in (
-                "tiles",
-                "pairs",
-                "encoder",
-                "features",
-                "teacher",
-                "mid_pairs",
-                "mid_features",
-                "folds",
-                "input_size",
-                "embedding",
-                "batch_size",
-                "overwrite",
-                "workers",
-                "on_bad_tile",
-                "dtype",
-            )
-        },
+        mid_pairs=values["mid_pairs"],
+        mid_features=values["mid_features"],
         lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"),
         head=HeadSpec("zoommil", own),
         training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in head_options.OF_TRAINING}),
         own_fixture=not values["no_fixture"],
-        output=target,
-        device=where,
-        room=room_for(where, options.memory_bytes(values["memory"])),
-        say=report.say,
-        warn=report.warn,
+        **in_common(report, values),
     )
-    report.end(f"{target}: {result.text}", after_student(values["manifest"], str(target)))
-    report.result(
-        {
-            "command": "distill-student",
-            "method": "zoommil",
-            "status": "skipped" if result.there else "ok",
-            "output": str(target),
-            "metrics": result.metrics,
-        }
-    )
+    end(report, values, result)

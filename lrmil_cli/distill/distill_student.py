@@ -41,7 +41,7 @@ from lrmil_cli.models.model_file import save_model
 from lrmil_cli.progress import phase
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.cohort_record import data_of, looks_of
+from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
 from lrmil_cli.training.fold_files import check_fold_number, only_job
@@ -293,22 +293,15 @@ def _write(
         "model",
         settings={k: v for k, v in own.items() if k != "folds"},
         history=history,
-        classes=list(manifest.classes),
+        **record_of(manifest, cohort.folds, cohort.low[0].headers, judged, results, (metrics, pooled)),
         tiles=cohort.tiles,
         preset=own["preset"],
-        metrics=pooled,
         regions=cohort.counts,
-        fold_metrics=metrics.astype(object).where(metrics.notna(), None).to_dict("records"),
         encoder_saw_test_pixels=saw_test,
-        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         attention_kind=results[0].fit.head.attention_kind,
-        calibration=crossval.calibration(results),
-        calibration_patients=crossval.conformal(manifest, judged),
         **header_of(runs, own.get("keep"), results),
         **looks_of(manifest, cohort.folds, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=encoders.first.info.license,
-        slides=cohort.ids,
-        data=data_of(manifest, cohort.folds, cohort.low[0].headers),
         cost=costs(cohort.ids, cohort.tested, cohort.low[0], high, None if cohort.also is None else cohort.also.low[0]),
         teacher=taught_by if distill.uses_teacher else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from lrmil_cli.encoders.embed import open_tiled_slide
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.header import check_slide, digest, is_positive
+from lrmil_cli.files.header import check_slide, digest, is_positive, last_digest
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.matching.pairs import MAX_OFFSET, boxes_of, cell_offsets
 from lrmil_cli.progress import TILES, phase
@@ -61,6 +61,32 @@ class PairedSlide:
             InputError: it cannot be found or read, or is another file.
         """
         return open_tiled_slide(self.header[side], self.path, self.slide_path, workers, on_bad_tile)
+
+
+def check_made_from(paired: PairedSlide, lr_header: dict[str, Any], folder: str) -> None:
+    """Pairs are of the LR tiles that are given now.
+
+    Args:
+        lr_header: of the slide's LR tile table; folder: where the pairs are, for the message.
+
+    Raises:
+        InputError: they are of others.
+    """
+    if last_digest(paired.header["lr"]) != last_digest(lr_header):
+        raise InputError(
+            f"{folder}: the pairs of {paired.slide_id} were made from other LR tiles than those in --tiles; "
+            "run `lrmil match` again"
+        )
+
+
+def check_alike(paired: Sequence[PairedSlide], folder: str) -> None:
+    """The pairs of a cohort are of one ratio and of HR tiles of one kind.
+
+    Raises:
+        InputError: they are not.
+    """
+    if len({digest({"ratio": p.ratio, "tiles": p.header["hr"]["settings"]}, {}) for p in paired}) > 1:
+        raise InputError(f"{folder}: pairs of different ratios or tiles; tile all slides alike")
 
 
 def read_pairs(path: str | Path, slide_path: Path | None = None) -> PairedSlide:

@@ -29,10 +29,11 @@ from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.progress import phase
 from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, ScreenSettings, fit_screened, predict
+from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.selective.screening_images import StoredImages, cached_images, check_windows
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import tile_tables
-from lrmil_cli.training.cohort_record import data_of
+from lrmil_cli.training.cohort_record import record_of
 from lrmil_cli.training.crossval import FoldResult
 from lrmil_cli.training.fixture import add_fixture, painted
 from lrmil_cli.training.folds import fold_names, members
@@ -40,7 +41,7 @@ from lrmil_cli.training.follow_teacher import check_classes, check_features, fol
 from lrmil_cli.training.high_resolution import HighSlide, load_high
 from lrmil_cli.training.leaks import check_no_leak, patients_by_slide
 from lrmil_cli.training.streamed import Room, Streamed
-from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher, write_curves
+from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
 
 #: Panels of the curves: title, columns.
 PANELS = [
@@ -149,32 +150,22 @@ def train_screened(
         settings={k: v for k, v in own.items() if k != "folds"},
         history=history,
         method=method,
-        classes=list(manifest.classes),
+        **record_of(manifest, table, [s.header for s in sides], results, results, (metrics_rows, pooled)),
         tiles=tables[0][1]["settings"],
         hr_tiles=paired[0].header["hr"]["settings"],
         ratio=high.ratio,
         screen={"px": settings.screen_px, "source": settings.source, "branches": settings.branches},
-        metrics=pooled,
         kept_rate=kept,
-        fold_metrics=metrics_rows.astype(object).where(metrics_rows.notna(), None).to_dict("records"),
         starts=[r.fit.starts for r in results],
         attention_kind=results[0].fit.head.attention_kind,
-        calibration=crossval.calibration(results),
-        calibration_patients=crossval.conformal(manifest, results),
         license=high_encoder.info.license,
-        slides=ids,
-        data=data_of(manifest, table, [s.header for s in sides]),
-        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: slides.counts[at[s]] for s in predictions["slide_id"]},
     )
-    common: dict[str, Any] = {"settings": {}, "history": history}
-    stem = output.with_suffix("")
-    write_table(f"{stem}.predictions.csv", make_header("predictions", **common), predictions)
-    write_table(f"{stem}.teacher.predictions.csv", make_header("predictions", **common), guide.predictions())
-    write_table(f"{stem}.metrics.csv", make_header("metrics", **common), metrics_rows)
     panels = [p for p in PANELS if set(p[1]) & set(crossval.curves_table(results))]
-    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results, panels)
+    write_beside(output, history, predictions, metrics_rows, results, panels)
+    of_teacher = make_header("predictions", settings={}, history=history)
+    write_table(output.with_suffix(".teacher.predictions.csv"), of_teacher, guide.predictions())
     screeners = {f"screen{n}.{k}": v for n, r in enumerate(results) for k, v in r.fit.screener.state_dict().items()}
     heads, of = [r.fit.head for r in results], [0] * len(results)
     rest = add_fixture(header, [high_encoder], heads, of, painted(paired[0].header["hr"]["settings"]["tile_px"]))

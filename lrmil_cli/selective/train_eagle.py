@@ -19,26 +19,27 @@ from lrmil_cli.evaluation.training_slides import held_out_folds
 from lrmil_cli.files.features import BagFile
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.tables import find_table, write_table
+from lrmil_cli.files.tables import find_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag
-from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
+from lrmil_cli.matching.paired_slide import PairedSlide, check_alike, check_made_from, read_pairs
 from lrmil_cli.matching.tile_rows import align, find_rows
 from lrmil_cli.models.model_file import Model, load_model, save_model
+from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.selective.model_parts import picker_parts
 from lrmil_cli.selective.picked_tiles import pick_tiles
 from lrmil_cli.selective.train_zoommil import Result, features_of
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.cohort_record import data_of, looks_of
+from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted
 from lrmil_cli.training.folds import fold_names, members
-from lrmil_cli.training.follow_teacher import check_classes, folds_like
+from lrmil_cli.training.follow_teacher import check_classes, features_folder, folds_like
 from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
 from lrmil_cli.training.streamed import Room, Streamed
-from lrmil_cli.training.teacher import manifest_digest, read_teacher, write_curves
+from lrmil_cli.training.teacher import manifest_digest, read_teacher
 
 
 @dataclass
@@ -94,14 +95,7 @@ def train_eagle(
     guide = read_teacher(teacher) if teacher else None
     if guide is not None:
         check_classes(guide, manifest)
-    if features is not None:
-        highest = Path(features)
-    elif guide is not None:
-        highest = guide.features
-    else:
-        raise InputError(
-            "give --features with HR features (`lrmil embed`), or --teacher, whose features and folds are taken"
-        )
+    highest = features_folder(features, guide)
     table = folds_like(manifest, guide, folds, training.seed)
     tables = tile_tables(manifest, tiles)
     chooser = load_model(picker)
@@ -109,8 +103,7 @@ def train_eagle(
     _check_folds(picker, chooser, manifest, table)
     ids = [e.slide_id for e in manifest]
     paired = [_pairs(pairs, i, header) for i, (_, header) in zip(ids, tables)]
-    if len({digest({"ratio": p.ratio, "tiles": p.header["hr"]["settings"]}, {}) for p in paired}) > 1:
-        raise InputError(f"{pairs}: pairs of different ratios or tiles; tile all slides alike")
+    check_alike(paired, pairs)
     hr_tiles = paired[0].header["hr"]["settings"]
     loaded = load_encoder(encoder, tile_px=hr_tiles["tile_px"], input_size=input_size, embedding=embedding, warn=warn)
     for note in dict.fromkeys(licence_warning(e.info) for e in (loaded, *chooser.encoders)):
@@ -172,28 +165,16 @@ def train_eagle(
         settings={k: v for k, v in own.items() if k != "folds"},
         history=history,
         method="eagle",
-        classes=list(manifest.classes),
+        **record_of(manifest, table, low[0].headers, results, results, (rows, pooled)),
         tiles=tables[0][1]["settings"],
         hr_tiles=hr_tiles,
         ratio=paired[0].ratio,
         picker=about,
-        metrics=pooled,
-        fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
         attention_kind=chooser.header["attention_kind"],
-        calibration=crossval.calibration(results),
-        calibration_patients=crossval.conformal(manifest, results),
         **looks_of(manifest, table, lambda i: first.once(i).features.cpu().numpy(), of_first),
-        data=data_of(manifest, table, low[0].headers),
-        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         license=" and ".join(dict.fromkeys(e.info.license for e in (loaded, *chooser.encoders))),
-        slides=ids,
     )
-    common: dict[str, Any] = {"settings": {}, "history": history}
-    stem = output.with_suffix("")
-    predictions = crossval.predictions_table(manifest, results)
-    write_table(f"{stem}.predictions.csv", make_header("predictions", **common), predictions)
-    write_table(f"{stem}.metrics.csv", make_header("metrics", **common), rows)
-    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
+    write_beside(output, history, crossval.predictions_table(manifest, results), rows, results)
     classifiers, of = [r.fit.head for r in results], [0] * len(results)
     rest |= add_fixture(header, [loaded], classifiers, of, painted(hr_tiles["tile_px"]))
     save_model(output, header, [loaded], classifiers, of, rest)
@@ -266,11 +247,7 @@ def _check_folds(picker: str, chooser: Model, manifest: Manifest, table: pd.Data
 
 def _pairs(folder: str, slide_id: str, lr_header: dict[str, Any]) -> PairedSlide:
     paired = read_pairs(find_table(folder, slide_id, "pairs"))
-    if last_digest(paired.header["lr"]) != last_digest(lr_header):
-        raise InputError(
-            f"{folder}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; "
-            "run `lrmil match` again"
-        )
+    check_made_from(paired, lr_header, folder)
     if paired.tissue is None:
         raise InputError(
             f"{folder}: the pairs of {slide_id} do not say how much of an HR tile is tissue; make them from tiles of "

@@ -17,23 +17,24 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import BagFile, open_features
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.tables import find_table, write_table
+from lrmil_cli.files.tables import find_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag, PyramidBag
-from lrmil_cli.matching.paired_slide import PairedSlide, read_pairs
+from lrmil_cli.matching.paired_slide import PairedSlide, check_alike, check_made_from, read_pairs
 from lrmil_cli.matching.tile_rows import align, find_rows
 from lrmil_cli.models.model_file import save_model
+from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.training import crossval
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
-from lrmil_cli.training.cohort_record import data_of, looks_of
+from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
 from lrmil_cli.training.folds import fold_names, members
-from lrmil_cli.training.follow_teacher import check_classes, folds_like
+from lrmil_cli.training.follow_teacher import check_classes, features_folder, folds_like
 from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
 from lrmil_cli.training.streamed import Room, Streamed
-from lrmil_cli.training.teacher import manifest_digest, read_teacher, write_curves
+from lrmil_cli.training.teacher import manifest_digest, read_teacher
 
 
 @dataclass
@@ -87,15 +88,7 @@ def train_zoom(
     guide = read_teacher(teacher) if teacher else None
     if guide is not None:
         check_classes(guide, manifest)
-    if features is not None:
-        highest = Path(features)
-    elif guide is not None:
-        highest = guide.features
-    else:
-        raise InputError(
-            "give --features with the HR features of this encoder (`lrmil embed`), or --teacher, whose features are "
-            "taken"
-        )
+    highest = features_folder(features, guide)
     table = folds_like(manifest, guide, folds, training.seed)
     tables = tile_tables(manifest, tiles)
     loaded = load_encoder(
@@ -112,8 +105,7 @@ def train_zoom(
     ids = [e.slide_id for e in manifest]
     paired = [[read_pairs(find_table(p, i, "pairs")) for i in ids] for p in chain]
     for given, level in zip(chain, paired):
-        if len({digest({"ratio": p.ratio, "tiles": p.header["hr"]["settings"]}, {}) for p in level}) > 1:
-            raise InputError(f"{given}: pairs of different ratios or tiles; tile all slides alike")
+        check_alike(level, given)
     deep = [[features_of(folder / f"{i}.h5", own_digest, encoder) for i in ids] for folder in folders]
     low = embed_cohort(
         loaded,
@@ -129,12 +121,8 @@ def train_zoom(
         overwrite=overwrite,
         say=say,
     )
-    for i, (_, lr_header), p in zip(ids, tables, paired[0]):
-        if last_digest(p.header["lr"]) != last_digest(lr_header):
-            raise InputError(
-                f"{pairs}: the pairs of {i} were made from other LR tiles than those in --tiles; "
-                "run `lrmil match` again"
-            )
+    for (_, lr_header), p in zip(tables, paired[0]):
+        check_made_from(p, lr_header, pairs)
 
     options = {**head.options, "levels": len(chain) + 1}
     own = {
@@ -169,27 +157,15 @@ def train_zoom(
         settings={k: v for k, v in own.items() if k != "folds"},
         history=history,
         method="zoommil",
-        classes=list(manifest.classes),
+        **record_of(manifest, table, low.headers, results, results, (rows, pooled)),
         tiles=tables[0][1]["settings"],
         level_tiles=[level[0].header["hr"]["settings"] for level in paired],
         ratios=[level[0].ratio for level in paired],
-        metrics=pooled,
-        fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
         attention_kind="native",
-        calibration=crossval.calibration(results),
-        calibration_patients=crossval.conformal(manifest, results),
         **looks_of(manifest, table, lambda i: low.all.once(i).features.cpu().numpy()),
         license=loaded.info.license,
-        slides=ids,
-        data=data_of(manifest, table, low.headers),
-        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
     )
-    common: dict[str, Any] = {"settings": {}, "history": history}
-    stem = output.with_suffix("")
-    predictions = crossval.predictions_table(manifest, results)
-    write_table(f"{stem}.predictions.csv", make_header("predictions", **common), predictions)
-    write_table(f"{stem}.metrics.csv", make_header("metrics", **common), rows)
-    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), results)
+    write_beside(output, history, crossval.predictions_table(manifest, results), rows, results)
     heads, of = [r.fit.head for r in results], [0] * len(results)
     shown = (
         tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tables[0][1]["settings"]["tile_px"])

@@ -13,6 +13,8 @@ import pandas as pd
 from lrmil_cli.evaluation.site_probe import probes
 from lrmil_cli.evaluation.unlike_training import describe_training
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.training import crossval
+from lrmil_cli.training.crossval import FoldResult, Judged
 from lrmil_cli.training.folds import fold_names, members
 
 
@@ -43,6 +45,33 @@ def data_of(manifest: Manifest, folds: pd.DataFrame, headers: Sequence[dict[str,
         "painted": sum(bool(a.get("painted")) for a in about),
         "mpp": [known[0], float(np.median(known)), known[-1]] if known else None,
     }
+
+
+def record_of(
+    manifest: Manifest,
+    folds: pd.DataFrame,
+    headers: Sequence[dict[str, Any]],
+    judged: Sequence[Judged],
+    results: Sequence[FoldResult],
+    metrics: tuple[pd.DataFrame, dict[str, Any]],
+) -> dict[str, Any]:
+    """What the header of every model says of its cohort and of how it was judged there (models/README 2).
+
+    Args:
+        headers: as of :func:`data_of`; judged: what is judged of each fold; results: the heads that are kept.
+        metrics: of :func:`lrmil_cli.training.crossval.score`.
+    """
+    rows, pooled = metrics
+    return dict(
+        classes=list(manifest.classes),
+        slides=[e.slide_id for e in manifest],
+        patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
+        data=data_of(manifest, folds, headers),
+        metrics=pooled,
+        fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
+        calibration=crossval.calibration(results),
+        calibration_patients=crossval.conformal(manifest, judged),
+    )
 
 
 def _named(manifest: Manifest, column: str) -> dict[str, int] | None:

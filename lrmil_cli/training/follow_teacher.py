@@ -32,6 +32,22 @@ def check_classes(guide: Teacher, manifest: Manifest) -> None:
         )
 
 
+def features_folder(features: str | None, guide: Teacher | None) -> Path:
+    """The folder of HR features: that of ``--features``, else the teacher's.
+
+    Raises:
+        InputError: neither is given.
+    """
+    if features is not None:
+        return Path(features)
+    if guide is None:
+        raise InputError(
+            "give --features with the HR features of this encoder (`lrmil embed`), or --teacher, whose features and "
+            "folds are taken"
+        )
+    return guide.features
+
+
 def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int) -> pd.DataFrame:
     """The teacher's folds, so that both are judged alike; drawn anew without a teacher.
 

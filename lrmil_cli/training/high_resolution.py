@@ -17,7 +17,7 @@ from lrmil_cli.files.foreign import open_bag
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tables import find_table
 from lrmil_cli.heads import Bag
-from lrmil_cli.matching.paired_slide import read_pairs
+from lrmil_cli.matching.paired_slide import check_made_from, read_pairs
 from lrmil_cli.matching.tile_rows import align, region_parents
 from lrmil_cli.training.bags import loaded
 from lrmil_cli.training.streamed import Room, Streamed
@@ -99,11 +99,7 @@ def load_high(
             if slide_id in required:
                 raise
             continue
-        if last_digest(paired.header["lr"]) != last_digest(lr_header):
-            raise InputError(
-                f"{pairs}: the pairs of {slide_id} were made from other LR tiles than those in --tiles; "
-                "run `lrmil match` again"
-            )
+        check_made_from(paired, lr_header, pairs)
         rows = align(paired, file.coords(), file.header, str(path))
         parent = torch.from_numpy(region_parents(paired, file.shape[0], rows)).to(device)
         slides[-1] = HighSlide(file, parent, rows)

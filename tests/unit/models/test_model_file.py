@@ -64,4 +64,7 @@ def test_every_key_of_a_models_header_stands_on_the_door_plate():
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "make_header" and node.args:
                 if isinstance(node.args[0], ast.Constant) and node.args[0].value == "model":
                     written |= {k.arg for k in node.keywords if k.arg}  # not what a function gives
+            if isinstance(node, ast.FunctionDef) and node.name == "record_of":  # this one does
+                calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "dict"]
+                written |= {k.arg for call in calls for k in call.keywords}
     assert {"classes", "screen", "level_tiles"} <= written <= told, written - told
