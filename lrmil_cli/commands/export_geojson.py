@@ -105,7 +105,9 @@ def export_geojson(
     if many and (
         output == "-" or not is_folder(output) or slide is not None or (png is not None and not is_folder(png))
     ):
-        raise UsageError("several slides: give folders to -o and --picture, and --slides in place of --slide")
+        raise UsageError(
+            "several slides, or a folder of results: give folders to -o and --picture, and --slides in place of --slide"
+        )
     if not many and output != "-":
         check_name(output)
     look = make_picture_style(png, format, dpi, colormap)

@@ -17,23 +17,26 @@ Line = list[str] | None
 
 #: mpp that separates the two sides.
 BETWEEN = 1.0
+#: Side of a tile in px where nothing else is said.
+USUAL_PX = 256
 #: Folders beside an output that are looked into.
 MOST = 50
 
 
-def after_tile(slides: Sequence[str], output: str, mpp: float) -> Line:
-    """The other side's tiles, or if they are there ``match``."""
+def after_tile(slides: Sequence[str], output: str, mpp: float, tile_px: int = USUAL_PX) -> Line:
+    """The other side's tiles, as many px wide, or if they are there ``match``."""
     folder = Path(output)
     if output == "-" or "-" in slides:
         return None
     low = mpp >= BETWEEN
     side, other = ("hr", 0.5) if low else ("lr", 2.0)
+    tile = ["tile", *slides, "--mpp", f"{other}", *([] if tile_px == USUAL_PX else ["--tile-px", str(tile_px)])]
     if not folder.is_dir():
         stem = folder.name.partition(".")[0]
-        return ["tile", *slides, "--mpp", f"{other}", "-o", str(folder.with_name(f"{stem}-{side}.tiles.csv"))]
+        return [*tile, "-o", str(folder.with_name(f"{stem}-{side}.tiles.csv"))]
     there = _tiles_beside(folder, low=not low)
     if there is None:
-        return ["tile", *slides, "--mpp", f"{other}", "-o", str(folder.parent / f"tiles-{side}")]
+        return [*tile, "-o", str(folder.parent / f"tiles-{side}")]
     both = map(str, (folder, there) if low else (there, folder))
     return ["match", *both, "-o", str(folder.parent / "pairs")]
 

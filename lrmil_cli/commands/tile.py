@@ -215,5 +215,5 @@ def tile(
         failures_in=failures_folder(output, many),
         dry_run=dry_run,
         where=output,
-        then=lambda: after_tile(slides, output, wanted),
+        then=lambda: after_tile(slides, output, wanted, tile_px),
     )

@@ -16,7 +16,7 @@ from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import last_digest, step, up_to_date
 from lrmil_cli.pages.results import Result
 from lrmil_cli.qupath.colours import multiples
-from lrmil_cli.qupath.pictures import bar_length, length_text, read_picture_provenance
+from lrmil_cli.qupath.pictures import bar_length, length_text, read_picture_provenance, verdict
 from lrmil_cli.slides.grid import choose_level
 from lrmil_cli.slides.reader import read_tile
 from lrmil_cli.slides.slide import Slide
@@ -141,7 +141,7 @@ def _contact_sheet(result: Result, tiles: list[TilePicture], about: dict[str, An
         ax.plot([side * 0.05, side * 0.05 + um / tile.mpp], [side * 0.94] * 2, color="black", lw=3)
         box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}
         ax.text(side * 0.05, side * 0.91, length_text(um), fontsize=8, va="bottom", bbox=box)
-    title = figure.suptitle(f"{result.slide['id']}: {result.record['predicted']}. Research use only.", fontsize=11)
+    title = figure.suptitle(f"{result.slide['id']}: {verdict(result.record)}. Research use only.", fontsize=11)
     title.set_parse_math(False)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110, metadata={"lrmil": json.dumps(about)})

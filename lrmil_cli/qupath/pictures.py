@@ -133,10 +133,11 @@ def read_picture_provenance(path: str | Path) -> dict[str, Any]:
 
 
 def verdict(prediction: dict[str, Any]) -> str:
-    """``tumor, probability 0.93`` of the ``prediction`` entry of a header."""
-    return (
-        f"predicted: {prediction['predicted']}, probability {prediction['probabilities'][prediction['predicted']]:.2f}"
-    )
+    """``predicted: tumor, probability 0.93`` of the ``prediction`` entry of a header; an answer that abstains is
+    ``uncertain: ...``."""
+    said = prediction["predicted"]
+    how = "uncertain" if prediction.get("uncertain") else "predicted"
+    return f"{how}: {said}, probability {prediction['probabilities'][said]:.2f}"
 
 
 def slide_picture(

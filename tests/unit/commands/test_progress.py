@@ -113,7 +113,7 @@ def test_every_next_line_parses(tmp_path, monkeypatch):
     (tmp_path / "teacher" / "teacher.json").touch()
     lines = [
         next_step.after_tile(["slides"], "tiles-lr", 2.0),
-        next_step.after_tile(["a.svs"], "a.tiles.csv", 0.5),
+        next_step.after_tile(["a.svs"], "a.tiles.csv", 0.5, 128),
         next_step.after_match("pairs"),
         next_step.after_embed("features"),
         next_step.after_encoder("lr.safetensors", "uni", None),
@@ -135,6 +135,8 @@ def test_every_next_line_parses(tmp_path, monkeypatch):
         "distill-encoder",
         "distill-student",
     ]
+    assert next_step.after_tile(["a.svs"], "a.tiles.csv", 0.5, 128)[2:6] == ["--mpp", "2.0", "--tile-px", "128"]
+    assert "--tile-px" not in next_step.after_tile(["a.svs"], "a.tiles.csv", 0.5)
     assert next_step.after_tile(["-"], "tiles-lr", 2.0) is None and next_step.after_match("-") is None
 
 

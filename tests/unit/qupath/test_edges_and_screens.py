@@ -9,6 +9,7 @@ from shapely.geometry import box, shape
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.qupath.geojson import Style, read_tiles
+from lrmil_cli.qupath.pictures import verdict
 from tests.conftest import SHARED
 from tests.unit.qupath.test_geojson import check_contract, table, text
 
@@ -76,3 +77,9 @@ def test_a_table_as_predict_wrote_it_whose_hottest_tile_the_edge_clips():
     header, rows = read_table(SHARED / "data/qupath/sliver/sliver.attention.csv", "attention")
     doc = json.loads(text(header, rows, "regions", style=Style("regions", threshold=0.5)))
     assert [shape(f["geometry"]).bounds for f in doc["features"]] == [(2048, 512, 2148, 1024)]
+
+
+def test_a_picture_says_that_an_answer_abstains():
+    answer = {"predicted": "tumor", "probabilities": {"normal": 0.004, "tumor": 0.996}}
+    assert verdict(answer) == "predicted: tumor, probability 1.00"
+    assert verdict({**answer, "uncertain": "unlike the training slides"}) == "uncertain: tumor, probability 1.00"
