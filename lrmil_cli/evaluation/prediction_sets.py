@@ -130,9 +130,13 @@ def check_coverage(known: CalibrationPatients, coverage: float, by_class: bool, 
     needed = patients_needed(coverage)
     short = [f"{n}{of}" for of, n in groups if n < needed]
     if short:
+        fewest = min(n for _, n in groups)
+        most = math.floor(100 * fewest / (fewest + 1)) / 100  # so few are needed for this
+        instead = f"give --coverage {most:g} or less, or have" if most else "have"
         raise UsageError(
             f"--coverage {coverage:g}{' --coverage-by class' if by_class else ''} needs {needed} calibration patients"
-            f"{' of each class' if by_class else ''}; the model has {', '.join(short)}"
+            f"{' of each class' if by_class else ''}; the model has {', '.join(short)}; "
+            f"{instead} it calibrated on more of them (`lrmil calibrate`)"
         )
 
 

@@ -78,8 +78,11 @@ def test_too_few_patients_are_refused_with_the_number_needed():
     rng = np.random.default_rng(0)
     assert [patients_needed(c) for c in (0.5, 0.8, 0.9, 0.95)] == [1, 4, 9, 19]
     known = CalibrationPatients("test", np.zeros(12, int), np.repeat([0, 1], [9, 3]), rng.dirichlet([1, 1], 12))
-    check_coverage(known, 0.9, False, ("a", "b"))
-    with pytest.raises(UsageError, match="needs 19 calibration patients; the model has 12"):
+    for enough in (0.9, 0.92):
+        check_coverage(known, enough, False, ("a", "b"))
+    with pytest.raises(
+        UsageError, match=r"needs 19 calibration patients; the model has 12; give --coverage 0\.92 or less"
+    ):
         check_coverage(known, 0.95, False, ("a", "b"))
     with pytest.raises(UsageError, match="9 calibration patients of each class; the model has 3 of class b"):
         check_coverage(known, 0.9, True, ("a", "b"))
