@@ -128,7 +128,14 @@ def crossfit_targets(
             early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=seed)
             fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
             head = seeded_head(spec, high.bags.dim, len(manifest.classes), seed).to(high.bags.device)
-            fit_head(head, high.bags, class_objective(manifest, fitted, training), fitted, watched, training)
+            fit_head(
+                head,
+                high.bags,
+                class_objective(manifest, fitted, training, high.bags.device),
+                fitted,
+                watched,
+                training,
+            )
             targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
             told.advance()
     high.bags.forget()

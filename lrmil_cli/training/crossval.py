@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.head_calibration import HeadCalibration, calibrate_head
@@ -43,8 +44,6 @@ def head_spec(name: str, options: dict[str, Any]) -> HeadSpec:
     Raises:
         UsageError: unknown head or option, or options that no bag goes through, said before any tile is encoded.
     """
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         head = build_head(name, 8, 2, options)
         if head.takes == "pyramid":
@@ -162,7 +161,7 @@ def train_folds(
             if bags is not None and bags is not bags_of_fold(k):
                 bags.all.forget()
             bags = bags_of_fold(k)
-            objective = class_objective(manifest, index["train"], settings)
+            objective = class_objective(manifest, index["train"], settings, bags.device)
             fit = there = known(k)
             if fit is None:
                 # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
@@ -199,17 +198,15 @@ def train_folds(
     return results
 
 
-def class_objective(manifest: Manifest, train: Sequence[int], settings: TrainSettings) -> Classes:
+def class_objective(manifest: Manifest, train: Sequence[int], settings: TrainSettings, device: torch.device) -> Classes:
     """The classes of a manifest as what is learned, weighed by the slides of ``train`` where that is asked for."""
     labels = [manifest.classes.index(e.label) for e in manifest]
     weights = class_weights(labels, train, len(manifest.classes)) if settings.class_weights else None
-    return Classes(labels, len(manifest.classes), weights)
+    return Classes(labels, len(manifest.classes), weights, device)
 
 
 def seeded_head(spec: HeadSpec, in_dim: int, classes: int, seed: int) -> MILHead:
     """A new head whose random weights depend on ``seed`` only."""
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_head(spec.name, in_dim, classes, spec.options)

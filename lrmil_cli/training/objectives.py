@@ -6,7 +6,7 @@ One class a task, of one interface; the loop knows no task. The mathematics is i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,7 @@ class Objective(ABC):
         Args:
             monitor: "loss" for the loss alone.
         """
-        loss, *other = (row[name] for name in self.watched)
-        return (other[0] if other and other[0] is not None and monitor != "loss" else 0.0), -loss
+        return score_of(row, self.watched, monitor)
 
 
 class Classes(Objective):
@@ -78,9 +77,13 @@ class Classes(Objective):
 
     watched = {"val_ce": "validation cross-entropy", "val_auc": "validation AUC"}
 
-    def __init__(self, labels: Sequence[int], classes: int, weights: Tensor | None = None):
-        """Class index of every slide, and perhaps weights [C] of the classes."""
-        self.labels, self.outputs, self.weights = list(labels), classes, weights
+    def __init__(
+        self, labels: Sequence[int], classes: int, weights: Tensor | None = None, device: torch.device | None = None
+    ):
+        """Class index of every slide, and perhaps weights [C] of the classes; ``device``: where heads are trained."""
+        self.labels, self.outputs = list(labels), classes
+        self.weights = None if weights is None else weights.to(device)
+        self._targets = torch.as_tensor(self.labels, device=device)  # there once, and not bag by bag
 
     @property
     def strata(self) -> np.ndarray:
@@ -88,9 +91,7 @@ class Classes(Objective):
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         (i,), (out,) = index, outs
-        device = out.logits.device
-        weights = None if self.weights is None else self.weights.to(device)
-        return head.loss_terms(out, torch.tensor(self.labels[i], device=device), weights)
+        return head.loss_terms(out, self._targets[i], self.weights)
 
     def said(self, out: MILOutput) -> np.ndarray:
         return torch.softmax(_double(out.logits), 0).numpy()
@@ -183,6 +184,12 @@ class CoxRisks(Objective):
             "val_loss": float(self._loss(torch.from_numpy(said[:, 0]), index)),
             "val_c": harrell_c(_followed(self.times, self.events, said[:, 0], index)),
         }
+
+
+def score_of(row: dict[str, Any], watched: Iterable[str], monitor: str) -> tuple[float, float]:
+    """:meth:`Objective.score` by the names of the columns that are watched."""
+    loss, *other = (row[name] for name in watched)
+    return (other[0] if other and other[0] is not None and monitor != "loss" else 0.0), -loss
 
 
 def _followed(times: np.ndarray, events: np.ndarray, risks: np.ndarray, index: Sequence[int]) -> Followed:

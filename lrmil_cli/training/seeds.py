@@ -13,6 +13,7 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.training.crossval import FoldResult, Judged, predictions_table
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.objectives import Classes, score_of
 
 #: Between the seeds of two runs: the folds of a run take the numbers after its own.
 STRIDE = 1000
@@ -69,13 +70,11 @@ def kept_heads(runs: Sequence[list[FoldResult]], keep: str | None, monitor: str)
     folds = list(zip(*runs))
     if keep != "best":
         return [result for of_fold in folds for result in of_fold]
-    return [max(of_fold, key=lambda r: _score(r, monitor)) for of_fold in folds]
 
+    def score(result: FoldResult) -> tuple[float, float]:
+        return score_of(result.fit.curves[result.fit.best_epoch - 1], Classes.watched, monitor)
 
-def _score(result: FoldResult, monitor: str) -> tuple[float, float]:
-    best = result.fit.curves[result.fit.best_epoch - 1]
-    auc = best["val_auc"] if best["val_auc"] is not None and monitor == "auc" else 0.0
-    return auc, -best["val_ce"]
+    return [max(of_fold, key=score) for of_fold in folds]
 
 
 def as_judged(results: Sequence[FoldResult]) -> list[Judged]:
