@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from torch import Tensor
 from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.evaluation.survival import Followed, harrell_c
 from lrmil_cli.heads import MILHead, MILOutput
-from lrmil_cli.targets.regression import RegressionLoss, Scale, regression_loss
+from lrmil_cli.targets.regression import RegressionLoss, Scale, regression_distillation, regression_loss
 from lrmil_cli.targets.survival import (
     RISK_SET,
     cox_loss,
+    hazard_distillation,
     hazard_loss,
     interval_of,
     risk_of,
@@ -117,7 +119,7 @@ class Numbers(Objective):
         return regression_loss(output, self._targets[i].to(output.device), self.loss)
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
-        return head.target_terms(outs[0], self._loss(index[0], outs[0].logits))
+        return head.target_terms(outs[0], self._loss(index[0], outs[0].logits), regression_distillation)
 
     def said(self, out: MILOutput) -> np.ndarray:
         return self.scale.own_unit(_double(out.logits).numpy())
@@ -139,7 +141,9 @@ class Hazards(Objective):
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         (i,), (out,) = index, outs
-        return head.target_terms(out, hazard_loss(out.logits, int(self.interval[i]), bool(self.events[i])))
+        own = int(self.interval[i])
+        apart = partial(hazard_distillation, interval=own)
+        return head.target_terms(out, hazard_loss(out.logits, own, bool(self.events[i])), apart)
 
     def said(self, out: MILOutput) -> np.ndarray:
         return survival_curve(_double(out.logits).numpy())
@@ -173,7 +177,8 @@ class CoxRisks(Objective):
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         loss = self._loss(torch.cat([out.logits for out in outs]), index)
-        own = [head.target_terms(out, loss) for out in outs]
+        # Two branches of one head share its parameters, so their log risks, unlike those of two models, have one unit.
+        own = [head.target_terms(out, loss, regression_distillation) for out in outs]
         return {name: (own[0][name][0], _mean([terms[name][1] for terms in own])) for name in own[0]}
 
     def said(self, out: MILOutput) -> np.ndarray:
