@@ -71,6 +71,14 @@ def harrell_c(f: Followed) -> float | None:
     return float(hits.sum() / counts.sum()) if counts.any() else None
 
 
+def uno_c(f: Followed, until: float | None = None) -> float | None:
+    """Uno's C: as Harrell's, its pairs weighed by :func:`uno_weights`."""
+    counts, hits = concordance_tables(f)
+    weights = uno_weights(f.times, f.events, until)
+    whole = float((weights @ counts).sum())
+    return float((weights @ hits).sum()) / whole if whole > 0 else None
+
+
 def uno_weights(times: np.ndarray, events: np.ndarray, until: float | None = None) -> np.ndarray:
     """Row weights of Uno's C, float [n]: ``1 / G(t-)^2`` of those with an event before ``until``, else 0.
 
