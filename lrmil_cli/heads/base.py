@@ -233,8 +233,8 @@ def build_head(
 
 
 def head_table() -> list[dict[str, Any]]:
-    """Every head: ``name``, ``what`` it is, ``attention_kind``, ``classes_only`` (why, or empty), ``options`` with their
-    defaults."""
+    """Every head: ``name``, ``what`` it is, ``attention_kind``, ``classes_only`` (why, or empty), defaults of its
+    ``options``."""
     return [
         {
             "name": n,
