@@ -27,7 +27,7 @@ def log_odds(logits: Tensor, label: Tensor | int) -> Tensor:
 
 
 def evidence(logits: Tensor, bag: Tensor, of_classes: bool) -> Tensor:
-    """What each instance says for its bag's answer (heads/README 2.3): logits of instances [N, C], of the bag [C] -> [N].
+    """What instances say for their bag's answer (heads/README 2.3): logits [N, C] of them, [C] of the bag -> [N].
 
     Of classes the log-odds of the predicted one; else the mean over outputs, higher where an instance raises the number
     or the risk.

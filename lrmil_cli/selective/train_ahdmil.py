@@ -40,6 +40,7 @@ from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighSlide, load_high
 from lrmil_cli.training.leaks import check_no_leak, patients_by_slide
+from lrmil_cli.training.objectives import Classes, CoxRisks, Hazards
 from lrmil_cli.training.streamed import Room, Streamed
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
 
@@ -50,8 +51,8 @@ PANELS = [
     ("kept share, validation and training", ["val_kept", "train_kept"]),
     ("DMIN's own kept share (training)", ["train_target_kept"]),
     ("cross-entropy of DMIN (training)", ["train_ce"]),
-    ("validation cross-entropy", ["val_ce"]),
-    ("validation AUC", ["val_auc"]),
+    ("loss of DMIN (training)", ["train_loss"]),
+    *((title, [name]) for kind in (Classes, Hazards, CoxRisks) for name, title in kind.watched.items()),
     ("mask entries as DMIN's (validation)", ["val_agreement"]),
 ]
 
@@ -68,9 +69,10 @@ class Result:
 
 @dataclass
 class ScreenedFold(FoldResult):
-    """A fold whose fit has a screener beside the head."""
+    """A fold whose fit has a screener beside the head; ``read``: share of the HR tiles read of each test slide."""
 
     fit: ScreenedFit
+    read: np.ndarray
 
 
 def train_screened(
@@ -260,7 +262,7 @@ def _folds(
 ) -> list[ScreenedFold]:
     """One screener a fold, on the teacher's folds and from its DMIN of the same fold."""
     at = {e.slide_id: i for i, e in enumerate(manifest)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
+    objective = Classes([manifest.classes.index(e.label) for e in manifest], len(manifest.classes))
     results = []
     names = fold_names(table)
     with phase("screener and DMIN", len(names), "fold") as told:
@@ -275,7 +277,7 @@ def _folds(
                 say(f"fold {k}: {text}")
 
             own = replace(settings, seed=settings.seed + k)
-            fit = fit_screened(head.to(device), slides, labels, index["train"], index["val"], own, say=say_of)
+            fit = fit_screened(head.to(device), slides, objective, index["train"], index["val"], own, say=say_of)
             if fit.skipped:
                 warn(
                     f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; "
@@ -288,9 +290,10 @@ def _folds(
             )
 
             def said(index: list[int], fit: ScreenedFit = fit) -> np.ndarray:
-                return predict(fit.head, fit.screener, slides, index)[0]
+                return predict(fit.head, fit.screener, slides, objective, index)[0]
 
-            results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said)))
+            read = predict(fit.head, fit.screener, slides, objective, index["test"])[2]
+            results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said), read))
             told.advance()
     return results
 
@@ -308,10 +311,9 @@ def _predictions(
     kept, read, there = [], [], []
     for r in results:
         test = [at[s] for s in r.parts["test"]]
-        _, _, shares = predict(r.fit.head, r.fit.screener, slides, test)
-        kept += shares.tolist()
+        kept += r.read.tolist()
         there += [slides.counts[i] for i in test]
-        read += [round(share * slides.counts[i]) for share, i in zip(shares, test)]
+        read += [round(share * slides.counts[i]) for share, i in zip(r.read, test)]
     table = table.assign(
         kept_rate=np.array(kept, float), hr_tiles=np.array(there, np.int64), hr_read=np.array(read, np.int64)
     )
