@@ -26,7 +26,7 @@ def plan_severity(n_slides: int, seed: int, task: str) -> list[dict[str, Any]]:
             hazard that rises with it, and ``event``, 0 for who was lost to follow-up before.
     """
     rng = np.random.default_rng([seed, 4])
-    slides = []
+    slides: list[int] = []
     while sum(slides) < n_slides:
         slides.append(2 if len(slides) % 5 == 4 and sum(slides) + 2 <= n_slides else 1)
     m = len(slides)

@@ -200,7 +200,7 @@ def _fit_once(
     cross_ema(screener, settings.cross_ema)
     with phase("", settings.epochs, "epoch", at_most=True) as told:
         for epoch in range(1, settings.epochs + 1):
-            order = draw_order(objective.strata, usable, objective.strata is not None, rng)
+            order = draw_order(objective.strata, usable, objective.of_classes, rng)
             steps = objective.steps(order, rng)
             means = _epoch(head, screener, slides, objective, steps, optimizer, tuner, settings, rng)
             cross_ema(screener, settings.cross_ema)
@@ -298,7 +298,7 @@ def _screener_step(
 
 def _tuned(objective: Objective) -> str:
     """What the loss that DMIN is tuned by is called in the curves."""
-    return "ce" if objective.strata is not None else "loss"
+    return "ce" if objective.of_classes else "loss"
 
 
 def predict(

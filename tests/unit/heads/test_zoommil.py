@@ -187,7 +187,7 @@ def test_it_learns_what_only_the_children_show(what):
     objective = Classes(labels, 2) if what == "classes" else Numbers(strength, fit_scale(strength[:80]))
     torch.manual_seed(0)
     options = {"embed_dim": 32, "hidden": 16, "k": 4}
-    head = build_head("zoommil", 16, objective.outputs, options, of_classes=what == "classes")
+    head = build_head("zoommil", 16, objective.outputs, options, of_classes=objective.of_classes)
     fit = fit_head(head, bags, objective, range(80), range(80, 100), TrainSettings(lr=2e-3, epochs=8))
     said = predict_bags(fit.head, bags, objective, range(100, len(bags)))
     if what == "classes":

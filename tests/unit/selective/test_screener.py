@@ -188,7 +188,11 @@ def test_other_targets_tune_dmin_on_what_the_screener_keeps(how):
     """A mask an output; a risk set of Cox is one step of DMIN's and many of the screener's."""
     slides, _ = coloured(16)
     truth = np.array([float(s.features[:, 1].mean()) for s in slides])
-    objective = Numbers(truth, fit_scale(truth[:8])) if how == "a number" else CoxRisks(5 - truth, truth > 0.5, size=4)
+    objective = (
+        Numbers(truth, fit_scale(truth[:8]))
+        if how == "a number"
+        else CoxRisks(5 - truth, truth > 0.5, np.array([4.0]), 4)
+    )
     torch.manual_seed(0)
     teacher = build_head("dmin", 6, 1, {"embed_dim": 8, "hidden": 4, "degree": 3}, of_classes=False).eval()
     settings = ScreenSettings(lipn_lr=3e-3, dmin_lr=3e-2, epochs=5, patience=5, window=None)

@@ -8,8 +8,9 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.regression import regression_metrics
 from lrmil_cli.evaluation.survival import Followed, harrell_c
 from lrmil_cli.heads import Bag, build_head, head_table
+from lrmil_cli.targets.outputs import risk_of
 from lrmil_cli.targets.regression import fit_scale
-from lrmil_cli.targets.survival import hazard_borders, risk_of
+from lrmil_cli.targets.survival import hazard_borders
 from lrmil_cli.training.loop import TrainSettings, fit_head, predict_bags
 from lrmil_cli.training.objectives import Classes, CoxRisks, Hazards, Numbers
 
@@ -42,8 +43,7 @@ OPTIONS = {
 
 def learned(cohort, objective, name="abmil", **settings):
     torch.manual_seed(0)
-    of_classes = objective.strata is not None
-    head = build_head(name, 2, objective.outputs, OPTIONS[name], of_classes=of_classes)
+    head = build_head(name, 2, objective.outputs, OPTIONS[name], of_classes=objective.of_classes)
     epochs = 8 if name == "transmil" else 30  # which takes long
     fit = fit_head(head, cohort[0], objective, TRAIN, VAL, TrainSettings(lr=1e-2, epochs=epochs, **settings))
     return fit, predict_bags(fit.head, cohort[0], objective, TEST)
@@ -66,7 +66,11 @@ def test_a_number_is_learned_in_its_own_unit(cohort, name, loss):
 def test_survival_is_learned_and_selected_by_concordance(cohort, name, how):
     _, _, times, events = cohort
     nll = how == "nll"
-    objective = Hazards(times, events, hazard_borders(times[:60], events[:60])) if nll else CoxRisks(times, events, 16)
+    objective = (
+        Hazards(times, events, hazard_borders(times[:60], events[:60]))
+        if nll
+        else CoxRisks(times, events, hazard_borders(times[:60], events[:60]), 16)
+    )
     fit, said = learned(cohort, objective, name)
     if nll:
         assert said.shape == (40, 4) and (np.diff(said, axis=1) <= 0).all() and (said <= 1).all()
@@ -77,7 +81,8 @@ def test_survival_is_learned_and_selected_by_concordance(cohort, name, how):
 
 
 def test_validation_of_hazards_is_their_likelihood(cohort):
-    from lrmil_cli.targets.survival import hazard_loss, survival_curve
+    from lrmil_cli.targets.outputs import survival_curve
+    from lrmil_cli.targets.survival import hazard_loss
 
     _, _, times, events = cohort
     objective = Hazards(times, events, hazard_borders(times[:60], events[:60]))
