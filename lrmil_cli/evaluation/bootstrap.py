@@ -86,17 +86,33 @@ def intervals_of(
         statistics: indices of slides, some of them several times -> values, NaN where undefined.
         patients: [n], whose slide it is.
     """
+    slides = np.arange(len(patients))
+
+    def of_times(times: np.ndarray) -> np.ndarray:
+        return np.array([statistics(np.repeat(slides, own.astype(np.int64))) for own in times], dtype=np.float64)
+
+    return intervals_of_times(of_times, patients, draws=draws, seed=seed, level=level)
+
+
+def intervals_of_times(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    patients: Sequence[str] | np.ndarray,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """As :func:`intervals_of`, of anything that is computed from how often each slide was drawn.
+
+    Args:
+        statistics: times [some draws, n] -> values [some draws, k], NaN where undefined.
+    """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    slides = np.arange(len(patient))
-    own = [float(v) if np.isfinite(v) else None for v in statistics(slides)]
+    own = [float(v) if np.isfinite(v) else None for v in statistics(np.ones((1, len(patient))))[0]]
     if len(names) < 2:
         return [Interval(v, None, None, draws if v is None else 0) for v in own]
-    drawn = [
-        statistics(np.repeat(slides, times[patient].astype(np.int64)))
-        for some in resamples(len(names), draws, seed)
-        for times in some
-    ]
-    columns = np.array(drawn, dtype=np.float64).reshape(-1, len(own)).T
+    drawn = [statistics(some[:, patient]) for some in resamples(len(names), draws, seed)]
+    columns = np.concatenate([np.empty((0, len(own))), *drawn]).T
     return [
         Interval(None, None, None, draws) if v is None else _interval(v, c, draws, level) for v, c in zip(own, columns)
     ]
