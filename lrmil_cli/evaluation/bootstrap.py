@@ -111,7 +111,7 @@ def intervals_of_times(
     own = [float(v) if np.isfinite(v) else None for v in statistics(np.ones((1, len(patient))))[0]]
     if len(names) < 2:
         return [Interval(v, None, None, draws if v is None else 0) for v in own]
-    drawn = [statistics(some[:, patient]) for some in resamples(len(names), draws, seed)]
+    drawn = [statistics(some[:, patient]) for some in (resamples(len(names), draws, seed) if draws else ())]
     columns = np.concatenate([np.empty((0, len(own))), *drawn]).T
     return [
         Interval(None, None, None, draws) if v is None else _interval(v, c, draws, level) for v, c in zip(own, columns)

@@ -170,7 +170,7 @@ def _table(path: str | Path) -> Predictions:
     kept = [*_columns(task), *([SITE] if SITE in rows else [])]
     if not task.classes:
         said, times = said_of_table(task, header, rows, str(path))
-        own = {"of_model": made_by.get("digest"), "task": task, "said": said, "times": times}
+        own: dict[str, Any] = {"of_model": made_by.get("digest"), "task": task, "said": said, "times": times}
         return Predictions("", str(path), "out-of-fold", (), rows[kept], np.empty((len(rows), 0)), made_by, **own)
     columns = [c for c in rows.columns if c.startswith("prob_")]
     if not columns:
@@ -239,7 +239,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     name = Path(_file_name(first["model"]["path"])).stem
     if not task.classes:
         said, times = said_of_records(task, records, str(folder))
-        own = {"of_model": first["model"]["digest"], "task": task, "said": said, "times": times}
+        own: dict[str, Any] = {"of_model": first["model"]["digest"], "task": task, "said": said, "times": times}
         nothing = np.empty((len(rows), 0))
         found = Predictions(name, str(folder), "predict", (), rows, nothing, _made_by(first), **own)
         return _with_training(_with_unlike(found, records), records, folder)
