@@ -15,7 +15,8 @@ from lrmil_cli.chain.work import count_tiles, passes, seconds_left
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.locks import claimed
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.files.tables import list_tables
 from lrmil_cli.training.folds import fold_names, make_folds
 

@@ -11,7 +11,8 @@ from lrmil_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from lrmil_cli.commands.report import Report
-    from lrmil_cli.files.manifest import Labels, Manifest
+    from lrmil_cli.files.manifest import Manifest
+    from lrmil_cli.files.manifest_rows import Labels
 
 Label = Annotated[
     Optional[str],
@@ -86,7 +87,7 @@ def labels_of(values: dict[str, Any]) -> Labels:
     Raises:
         UsageError: a --class-map that is none.
     """
-    from lrmil_cli.files.manifest import Labels
+    from lrmil_cli.files.manifest_rows import Labels
 
     renamed = {}
     for pair in values["class_map"] or []:

@@ -13,7 +13,7 @@ import numpy as np
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import last_digest, make_header, step
 from lrmil_cli.files.locks import locked
-from lrmil_cli.files.manifest import plain_cell
+from lrmil_cli.files.manifest_rows import plain_cell
 from lrmil_cli.files.tables import checked_header, write_table
 from lrmil_cli.slide_places import as_seen_from
 

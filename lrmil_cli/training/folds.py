@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.manifest import SPLITS, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd

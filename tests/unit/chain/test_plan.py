@@ -21,7 +21,8 @@ from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.vit import Encoder, EncoderInfo
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import step as history_step
-from lrmil_cli.files.manifest import Labels, read_manifest
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.manifest_rows import Labels
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 VALUE = st.one_of(

@@ -10,7 +10,8 @@ from lrmil_cli.distill.student_loss import distillation_terms, terms_of_fold
 from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets, make_target
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.features import open_features, write_features
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.heads import Bag, MILHead, MILOutput, build_head
 from lrmil_cli.matching.pairs import match_tables
 from lrmil_cli.matching.tile_rows import matched_counts

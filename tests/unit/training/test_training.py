@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.metrics import evaluate, mean_sd, metrics_table
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, check_patients, encoder_leak
