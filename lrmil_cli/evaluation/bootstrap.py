@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS
-from lrmil_cli.evaluation.resampled import resampled
+from lrmil_cli.evaluation.resampled import Resampled, resampled
 from lrmil_cli.progress import phase
 
 #: Counts of patients that are held at a time (16 MB), and resamples at most, so that one sees how far it is.
@@ -116,6 +116,27 @@ def intervals_of_times(
     return [
         Interval(None, None, None, draws) if v is None else _interval(v, c, draws, level) for v, c in zip(own, columns)
     ]
+
+
+def figure_intervals(
+    own: dict[str, Resampled],
+    patients: np.ndarray,
+    *,
+    minus: dict[str, Resampled] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Figures, each a function of how often each row was drawn, with percentile bootstrap intervals over patients.
+
+    Args:
+        minus: those of a second model for the same rows: differences from it (paired).
+    """
+
+    def statistics(drawn: np.ndarray) -> np.ndarray:
+        of = [np.stack([f(drawn) for f in model.values()], 1) for model in (own, minus) if model is not None]
+        return np.subtract.reduce(of)
+
+    return dict(zip(own, intervals_of_times(statistics, patients, draws=draws, seed=seed)))
 
 
 def _interval(value: float | None, drawn: np.ndarray, draws: int, level: float) -> Interval:

@@ -18,8 +18,9 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.predictions import SITE, Predictions
 from lrmil_cli.evaluation.target_predictions import TRUTH
 from lrmil_cli.evaluation.wording import count_text
-from lrmil_cli.files.manifest import UNKNOWN_PATIENTS, Entry, Manifest
+from lrmil_cli.files.manifest import UNKNOWN_PATIENTS, Manifest
 from lrmil_cli.files.manifest_columns import bare, is_missing
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.targets.task import Task
 
 #: Of more different numbers, a column is no grouping.

@@ -126,6 +126,11 @@ def metric_title(metric: str) -> str:
     return (TITLES | TARGET_TITLES)[base] + (f" at {when}" if at else "")
 
 
+def decimals(metric: str) -> str:
+    """How a metric is written: three decimals; four digits of those in the unit of what is predicted."""
+    return ".4g" if metric in ("mae", "rmse") else ".3f"
+
+
 def lower_is_better(metric: str) -> bool:
     """Whether a metric of any task is an error."""
     return metric.partition("_at_")[0] in (*LOWER_IS_BETTER, *TARGET_LOWER)

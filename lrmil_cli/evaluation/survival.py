@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lrmil_cli.evaluation.bootstrap import Interval, intervals_of_times
 from lrmil_cli.evaluation.resampled import Resampled
 
 #: Fewer events than this among those who are judged, and the report warns.
@@ -114,27 +113,6 @@ def figures(
         **aucs,
         **{f"brier_at_{h:g}": _mean(s) for h, s in scores.items()},
     }
-
-
-def figure_intervals(
-    own: dict[str, Resampled],
-    patients: np.ndarray,
-    *,
-    minus: dict[str, Resampled] | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """:func:`figures` with percentile bootstrap intervals over patients.
-
-    Args:
-        minus: those of a second model for the same rows: differences from it (paired).
-    """
-
-    def statistics(drawn: np.ndarray) -> np.ndarray:
-        of = [np.stack([f(drawn) for f in model.values()], 1) for model in (own, minus) if model is not None]
-        return np.subtract.reduce(of)
-
-    return dict(zip(own, intervals_of_times(statistics, patients, draws=draws, seed=seed)))
 
 
 def with_risks(f: Followed, risks: np.ndarray) -> Followed:

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.evaluation.bootstrap import Interval
+from lrmil_cli.evaluation import regression, survival
+from lrmil_cli.evaluation.bootstrap import Interval, figure_intervals
 from lrmil_cli.evaluation.metrics import mean_sd
 from lrmil_cli.evaluation.predictions import Predictions
-from lrmil_cli.evaluation.regression import REGRESSION_METRICS, regression_intervals
+from lrmil_cli.evaluation.regression import REGRESSION_METRICS
+from lrmil_cli.evaluation.resampled import Resampled
 from lrmil_cli.evaluation.scores import Score
-from lrmil_cli.evaluation.survival import figure_intervals, figures
 from lrmil_cli.evaluation.target_metrics import followed
 from lrmil_cli.evaluation.target_predictions import GROUPS, TRUTH, curves
 from lrmil_cli.targets.task import Task
@@ -85,10 +86,6 @@ def at_level(cases: TargetCases, level: str) -> TargetCases:
     return replace(cases, frame=mean)
 
 
-#: Cases, those of a second model or None, draws, seed -> figures with intervals, or differences of them.
-Intervals = Callable[[TargetCases, "TargetCases | None", int, int], "dict[str, Interval]"]
-
-
 @dataclass(frozen=True)
 class Kind:
     """How cases of a task are judged.
@@ -96,27 +93,21 @@ class Kind:
     Attributes:
         metrics: what may be asked for; figures at a horizon are asked for all at once (``auc``).
         compared: what two models are compared by unless the user chooses, and what the headline is about.
-        grouped: what parts of a cohort are judged by.
+        grouped: what parts of a cohort are judged by; figures: each as a function of how often each row was drawn.
     """
 
     metrics: tuple[str, ...]
     compared: tuple[str, ...]
     grouped: tuple[str, ...]
-    intervals: Intervals
+    figures: Callable[[TargetCases], dict[str, Resampled]]
 
 
-def _numbers(c: TargetCases, other: TargetCases | None, draws: int, seed: int) -> dict[str, Interval]:
-    minus = None if other is None else other.frame["predicted"].to_numpy(float)
-    truth, said = c.frame["label"].to_numpy(float), c.frame["predicted"].to_numpy(float)
-    return regression_intervals(truth, said, c.patients, minus=minus, draws=draws, seed=seed)
+def _numbers(c: TargetCases) -> dict[str, Resampled]:
+    return regression.figures(c.frame["label"].to_numpy(float), c.frame["predicted"].to_numpy(float))
 
 
-def _survival(c: TargetCases, other: TargetCases | None, draws: int, seed: int) -> dict[str, Interval]:
-    own, minus = (
-        None if m is None else figures(followed(m.frame), m.times, curves(m.frame), m.horizons) for m in (c, other)
-    )
-    assert own is not None
-    return figure_intervals(own, c.patients, minus=minus, draws=draws, seed=seed)
+def _survival(c: TargetCases) -> dict[str, Resampled]:
+    return survival.figures(followed(c.frame), c.times, curves(c.frame), c.horizons)
 
 
 KINDS = {
@@ -144,9 +135,13 @@ def judged(
         metrics: of the task's own; None for all.
     """
     kind = KINDS[c.task.kind]
-    found = kind.intervals(c, other, draws, seed)
     wanted = kind.metrics if metrics is None else metrics
-    return {name: v for name, v in found.items() if name.partition("_at_")[0] in wanted}
+    own, minus = (
+        None if m is None else {n: f for n, f in kind.figures(m).items() if n.partition("_at_")[0] in wanted}
+        for m in (c, other)
+    )
+    assert own is not None
+    return figure_intervals(own, c.patients, minus=minus, draws=draws, seed=seed)
 
 
 def scores_of(slides: TargetCases, level: str, *, metrics: Sequence[str] | None, draws: int, seed: int) -> list[Score]:

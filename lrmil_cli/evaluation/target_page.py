@@ -8,7 +8,7 @@ from typing import Any
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation, TargetGroup, TargetModel
 from lrmil_cli.evaluation.evaluation_page import PICTURE, model_table, verdict
-from lrmil_cli.evaluation.metrics import metric_title
+from lrmil_cli.evaluation.metrics import decimals, metric_title
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.scores import Score
 from lrmil_cli.evaluation.survival import FEW_EVENTS
@@ -49,10 +49,8 @@ def blocks(e: TargetEvaluation, png: bytes, made_by: dict[str, Any]) -> list[Blo
 
 
 def number_text(metric: str, value: float | None, sign: bool = False) -> str:
-    """A figure: three decimals; of those in the number's own unit four digits."""
-    if value is None:
-        return "undefined"
-    return f"{value:{'+' if sign else ''}{'.4g' if metric in ('mae', 'rmse') else '.3f'}}"
+    """A figure, with ``sign`` also a plus."""
+    return "undefined" if value is None else f"{value:{'+' if sign else ''}{decimals(metric)}}"
 
 
 def figure_text(metric: str, v: Interval, sign: bool = False) -> str:

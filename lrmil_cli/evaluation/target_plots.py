@@ -42,13 +42,10 @@ def numbers_picture(models: Sequence[tuple[str, TargetCases]], what: str) -> byt
         right.axhline(0, color="#888888", lw=0.9, ls=(0, (2, 3)))
         if len(off) > 1:
             bias, half = off.mean(), 1.96 * off.std(ddof=1)
-            for value, dash, label in (
-                (bias, "-", "bias"),
-                (bias - half, "--", "95 % limits"),
-                (bias + half, "--", ""),
-            ):
-                right.axhline(value, color=COLOURS[1], lw=1.4, ls=dash, label=f"{label} {value:.3g}" if label else None)
-            right.get_legend_handles_labels()
+            limits = f"95 % limits {bias - half:.3g} and {bias + half:.3g}"
+            right.axhline(bias, color=COLOURS[1], lw=1.4, label=f"bias {bias:.3g}")
+            right.axhline(bias - half, color=COLOURS[1], lw=1.4, ls="--", label=limits)
+            right.axhline(bias + half, color=COLOURS[1], lw=1.4, ls="--")
             right.legend(fontsize=8, loc="upper left")
         right.set(xlabel="mean of both", ylabel="predicted - true")
         right.set_title("Bland-Altman" if not title else f"{title}: Bland-Altman", fontsize=11)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation import regression
+from lrmil_cli.evaluation.bootstrap import figure_intervals
 from lrmil_cli.evaluation.kaplan_meier import hazard_ratios, kaplan_meier, log_rank
 from lrmil_cli.evaluation.survival import (
     Followed,
     auc_at,
     brier_at,
     curve_at,
-    figure_intervals,
     figures,
     harrell_c,
     uno_c,
@@ -205,10 +205,22 @@ def test_regression_metrics_are_those_of_scikit_learn_and_scipy(rows):
         assert found["pearson"] is None and found["spearman"] is None
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 3)), min_size=2, max_size=9))
+def test_a_resample_of_numbers_is_the_metric_of_the_drawn_rows(rows):
+    y, p, times = (np.array(v, float) for v in zip(*rows))
+    if not times.any():
+        return
+    drawn = regression.regression_metrics(*(np.repeat(v, times.astype(int)) for v in (y, p)))
+    for name, figure in regression.figures(y, p).items():
+        assert figure(times[None])[0] == pytest.approx(np.nan if drawn[name] is None else drawn[name], nan_ok=True)
+
+
 def test_agreement_by_hand():
     a = regression.bland_altman(np.array([1.0, 2, 3]), np.array([2.0, 2, 5]))
     assert a["bias"] == 1 and a["high"] - a["low"] == pytest.approx(2 * 1.96)
     y = np.arange(30.0)
     near, far = y + np.tile([0.1, -0.1], 15), y + np.tile([3.0, -3.0], 15)
-    gain = regression.regression_intervals(y, near, np.arange(30).astype(str), minus=far, draws=200)["mae"]
+    own, other = (regression.figures(y, said) for said in (near, far))
+    gain = figure_intervals(own, np.arange(30).astype(str), minus=other, draws=200)["mae"]
     assert gain.value == pytest.approx(-2.9) and gain.high < 0
