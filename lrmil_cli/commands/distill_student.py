@@ -32,6 +32,12 @@ def distill_student(
     features: student_options.Features = None,
     lr_features: student_options.LrFeatures = None,
     label: cohort.Label = None,
+    task: cohort.TaskName = None,
+    loss: cohort.Loss = None,
+    time: cohort.Time = None,
+    event: cohort.Event = None,
+    intervals: cohort.Intervals = None,
+    risk_set: cohort.RiskSet = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -110,10 +116,12 @@ def distill_student(
     from lrmil_cli.distill.settings import preset_settings
     from lrmil_cli.distill.student_encoders import EncoderArgs
     from lrmil_cli.evaluation.receipt_page import headline
+    from lrmil_cli.targets.task import task_of
     from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.recipes import recipe_options, train_settings
     from lrmil_cli.training.seeds import check_seeds
     from lrmil_cli.training.streamed import room_for
+    from lrmil_cli.training.teacher import read_teacher_header
 
     report = Report(json)
     options.check_dtype(dtype)
@@ -130,7 +138,8 @@ def distill_student(
     asked = {name: values[name] for name in OF_SETTINGS if values[name] is not None}
     distill = preset_settings(preset, asked)
     own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
-    spec = head_spec(head, own)
+    like = task_of(read_teacher_header(teacher)) if teacher else None
+    spec = head_spec(head, own, cohort.task_asked(values, like))
     settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING})
     if distill.hard == "feature" and distill.lambda_hard and not has_projection(spec):
         report.warn(
@@ -138,7 +147,7 @@ def distill_student(
         )
     where = pick_device(device)
     result = train_student(
-        cohort.read_cohort(report, manifest, values),
+        cohort.read_cohort(report, manifest, values, like=like),
         tiles=tiles,
         pairs=pairs,
         encoder=EncoderArgs(encoder, input_size, embedding, random_init),

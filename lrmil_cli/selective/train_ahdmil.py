@@ -31,7 +31,7 @@ from lrmil_cli.progress import phase
 from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, ScreenSettings, fit_screened, predict
 from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.selective.screening_images import StoredImages, cached_images, check_windows
-from lrmil_cli.training import crossval
+from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import tile_tables
 from lrmil_cli.training.cohort_record import record_of
 from lrmil_cli.training.crossval import FoldResult
@@ -139,7 +139,7 @@ def train_screened(
     images = cached_images(paired, settings.screen_px, settings.source, cache, say, workers, on_bad_tile)
     slides = _instances(paired, images, sides, high.bags.dim, device, room, say)
     results = _folds(manifest, table, guide, slides, settings, device, say, warn)
-    metrics_rows, pooled = crossval.score(manifest, results)
+    metrics_rows, pooled = out_of_fold.score(manifest, results)
     predictions, kept = _predictions(manifest, results, slides)
     metrics_rows = _with_kept(metrics_rows, predictions)
 
@@ -162,15 +162,15 @@ def train_screened(
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: slides.counts[at[s]] for s in predictions["slide_id"]},
     )
-    panels = [p for p in PANELS if set(p[1]) & set(crossval.curves_table(results))]
+    panels = [p for p in PANELS if set(p[1]) & set(out_of_fold.curves_table(results))]
     write_beside(output, history, predictions, metrics_rows, results, panels)
     of_teacher = make_header("predictions", settings={}, history=history)
-    write_table(output.with_suffix(".teacher.predictions.csv"), of_teacher, guide.predictions())
+    write_table(output.with_suffix(".teacher.predictions.csv"), of_teacher, guide.predictions()[1])
     screeners = {f"screen{n}.{k}": v for n, r in enumerate(results) for k, v in r.fit.screener.state_dict().items()}
     heads, of = [r.fit.head for r in results], [0] * len(results)
     rest = add_fixture(header, [high_encoder], heads, of, painted(paired[0].header["hr"]["settings"]["tile_px"]))
     save_model(output, header, [high_encoder], heads, of, {**screeners, **rest})
-    text = crossval.summary(method, metrics_rows, len(results)) + f", kept {show(kept)} of the HR tiles"
+    text = out_of_fold.summary(method, metrics_rows, len(results)) + f", kept {show(kept)} of the HR tiles"
     return Result(False, pooled, kept, text)
 
 
@@ -303,7 +303,7 @@ def _predictions(
     With ``hr_tiles`` (there), ``hr_read`` and their share ``kept_rate``, as ``predict`` counts them: after the
     fallbacks of an empty mask.
     """
-    table = crossval.predictions_table(manifest, results)
+    table = out_of_fold.predictions_table(manifest, results)
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     kept, read, there = [], [], []
     for r in results:

@@ -29,7 +29,7 @@ from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.selective.model_parts import picker_parts
 from lrmil_cli.selective.picked_tiles import pick_tiles
 from lrmil_cli.selective.train_zoommil import Result, features_of
-from lrmil_cli.training import crossval
+from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
@@ -154,7 +154,7 @@ def train_eagle(
 
     by_fold = {k: bags(k) for k in range(1, len(fold_names(table)) + 1)}
     results = crossval.train_folds(manifest, table, by_fold.__getitem__, head, training, who="EAGLE", say=say)
-    rows, pooled = crossval.score(manifest, results)
+    rows, pooled = out_of_fold.score(manifest, results)
     history = [step("distill-student", own, inputs)]
     rest, about = picker_parts(chooser)
     # What slides look like is what the picker's first encoder sees, to the folds that read it.
@@ -174,11 +174,11 @@ def train_eagle(
         **looks_of(manifest, table, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=" and ".join(dict.fromkeys(e.info.license for e in (loaded, *chooser.encoders))),
     )
-    write_beside(output, history, crossval.predictions_table(manifest, results), rows, results)
+    write_beside(output, history, out_of_fold.predictions_table(manifest, results), rows, results)
     classifiers, of = [r.fit.head for r in results], [0] * len(results)
     rest |= add_fixture(header, [loaded], classifiers, of, painted(hr_tiles["tile_px"]))
     save_model(output, header, [loaded], classifiers, of, rest)
-    return Result(False, pooled, crossval.summary("eagle", rows, len(results)))
+    return Result(False, pooled, out_of_fold.summary("eagle", rows, len(results)))
 
 
 def picked_means(chooser: Model, sides: Sides, top: int, device: torch.device) -> list[torch.Tensor]:

@@ -24,7 +24,7 @@ from lrmil_cli.matching.paired_slide import PairedSlide, check_alike, check_made
 from lrmil_cli.matching.tile_rows import align, find_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.selective.beside import write_beside
-from lrmil_cli.training import crossval
+from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
@@ -150,7 +150,7 @@ def train_zoom(
     results = crossval.train_folds(
         manifest, table, lambda fold: bags, HeadSpec(head.name, options), training, who="ZoomMIL", say=say
     )
-    rows, pooled = crossval.score(manifest, results)
+    rows, pooled = out_of_fold.score(manifest, results)
     history = [step("distill-student", own, inputs)]
     header = make_header(
         "model",
@@ -165,14 +165,14 @@ def train_zoom(
         **looks_of(manifest, table, lambda i: low.all.once(i).features.cpu().numpy()),
         license=loaded.info.license,
     )
-    write_beside(output, history, crossval.predictions_table(manifest, results), rows, results)
+    write_beside(output, history, out_of_fold.predictions_table(manifest, results), rows, results)
     heads, of = [r.fit.head for r in results], [0] * len(results)
     shown = (
         tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tables[0][1]["settings"]["tile_px"])
     )
     rest = add_fixture(header, [loaded], heads, of, shown)
     save_model(output, header, [loaded], heads, of, rest)
-    return Result(False, pooled, crossval.summary("zoommil", rows, len(results)))
+    return Result(False, pooled, out_of_fold.summary("zoommil", rows, len(results)))
 
 
 def make_pyramid(low: Bag, deep: list[BagFile], paired: list[PairedSlide]) -> PyramidBag:

@@ -6,26 +6,30 @@ One class a task, of one interface; the loop knows no task. The mathematics is i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.metrics import auc
 from lrmil_cli.evaluation.survival import Followed, harrell_c
+from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import MILHead, MILOutput
-from lrmil_cli.targets.regression import RegressionLoss, Scale, regression_loss
+from lrmil_cli.targets import outputs as read
+from lrmil_cli.targets.outputs import Outputs, Scale, risk_of, survival_curve
+from lrmil_cli.targets.regression import RegressionLoss, fit_scale, regression_loss
 from lrmil_cli.targets.survival import (
     RISK_SET,
     cox_loss,
+    hazard_borders,
     hazard_loss,
     interval_of,
-    risk_of,
     risk_sets,
-    survival_curve,
 )
+from lrmil_cli.targets.task import Task
 
 #: ``{name: (weight, loss)}``.
 Terms = dict[str, tuple[float, Tensor]]
@@ -41,6 +45,14 @@ class Objective(ABC):
 
     outputs: int
     watched: dict[str, str]
+
+    def reading(self, train: Sequence[int], says: Callable[[Sequence[int]], np.ndarray]) -> Outputs | None:
+        """How the numbers of a trained head are read (targets/README 8); None for classes.
+
+        Args:
+            train: its training slides; says: slides -> what it says of them [n, K].
+        """
+        return None
 
     @property
     def strata(self) -> np.ndarray | None:
@@ -116,6 +128,9 @@ class Numbers(Objective):
     def _loss(self, i: int, output: Tensor) -> Tensor:
         return regression_loss(output, self._targets[i].to(output.device), self.loss)
 
+    def reading(self, train: Sequence[int], says: Callable[[Sequence[int]], np.ndarray]) -> Outputs:
+        return self.scale.as_json()
+
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         return head.target_terms(outs[0], self._loss(index[0], outs[0].logits))
 
@@ -135,7 +150,10 @@ class Hazards(Objective):
     def __init__(self, times: Sequence[float], events: Sequence[float], borders: np.ndarray):
         """Time and event of every slide; the borders [B - 1] of the fold."""
         self.times, self.events = np.asarray(times, float), np.asarray(events, float) == 1
-        self.interval, self.outputs = interval_of(self.times, borders), len(borders) + 1
+        self.interval, self.outputs, self.borders = interval_of(self.times, borders), len(borders) + 1, borders
+
+    def reading(self, train: Sequence[int], says: Callable[[Sequence[int]], np.ndarray]) -> Outputs:
+        return {"borders": self.borders.tolist(), "cut": float(np.median(risk_of(says(train))))}
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         (i,), (out,) = index, outs
@@ -160,9 +178,17 @@ class CoxRisks(Objective):
     watched = {"val_loss": "validation partial likelihood", "val_c": "validation C-index"}
     outputs = 1
 
-    def __init__(self, times: Sequence[float], events: Sequence[float], size: int = RISK_SET):
-        """Time and event of every slide; ``size``: bags of a risk set."""
+    def __init__(self, times: Sequence[float], events: Sequence[float], borders: np.ndarray, size: int = RISK_SET):
+        """Time and event of every slide; borders [B - 1], where survival is told; ``size``: bags of a risk set."""
         self.times, self.events, self.size = np.asarray(times, float), np.asarray(events, float) == 1, size
+        self.borders = borders
+
+    def reading(self, train: Sequence[int], says: Callable[[Sequence[int]], np.ndarray]) -> Outputs:
+        rows, risks = list(train), says(train)[:, 0]
+        centred = risks - (centre := float(risks.mean()))
+        baseline = read.breslow(centred, self.times[rows], self.events[rows], self.borders)
+        about = {"borders": self.borders.tolist(), "baseline": baseline.tolist(), "centre": centre}
+        return about | {"cut": float(np.median(centred))}
 
     def steps(self, order: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
         return risk_sets(self.events, order, self.size, rng)
@@ -184,6 +210,60 @@ class CoxRisks(Objective):
             "val_loss": float(self._loss(torch.from_numpy(said[:, 0]), index)),
             "val_c": harrell_c(_followed(self.times, self.events, said[:, 0], index)),
         }
+
+
+def objective_of(
+    manifest: Manifest,
+    train: Sequence[int],
+    *,
+    weighted: bool = False,
+    like: Outputs | None = None,
+    device: torch.device | None = None,
+) -> Objective:
+    """What a manifest teaches: scale and borders by the slides of ``train``, or those of a head that it is ``like``.
+
+    Args:
+        weighted: classes weigh inversely to their frequency in ``train``; device: where heads are trained.
+
+    Raises:
+        UsageError: weights where there are no classes.
+        InputError: nothing to learn in ``train`` (:func:`lrmil_cli.targets.regression.fit_scale`).
+    """
+    task, entries = manifest.task, list(manifest)
+    if weighted and not task.classes:
+        raise UsageError(f"--class-weights weighs classes; {task.name} has none")
+    if task.kind == "regression":
+        values = [_known(e.value) for e in entries]
+        scale = Scale(like["mean"], like["sd"]) if like else fit_scale([values[i] for i in train])
+        return Numbers(values, scale, cast(RegressionLoss, task.loss))
+    if task.kind == "survival":
+        times, events = [_known(e.time) for e in entries], [_known(e.event) for e in entries]
+        own = [times[i] for i in train], [events[i] for i in train]
+        borders = np.asarray(like["borders"], float) if like else hazard_borders(*own, task.intervals)
+        return (
+            CoxRisks(times, events, borders, task.risk_set) if task.loss == "cox" else Hazards(times, events, borders)
+        )
+    labels = [manifest.classes.index(str(e.label)) for e in entries]
+    weights = class_weights(labels, train, len(manifest.classes)) if weighted else None
+    return Classes(labels, len(manifest.classes), weights, device)
+
+
+def watched_of(task: Task) -> dict[str, str]:
+    """:attr:`Objective.watched` of a task."""
+    if task.classes:
+        return Classes.watched
+    return Numbers.watched if task.kind == "regression" else (CoxRisks if task.loss == "cox" else Hazards).watched
+
+
+def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> Tensor:
+    """Weights [C] inverse to the class frequency among ``train``, with mean 1 over its slides."""
+    counts = np.bincount([labels[i] for i in train], minlength=classes)
+    return torch.tensor(len(train) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def _known(value: float | None) -> float:
+    assert value is not None, "manifests without it are not trained on"
+    return float(value)
 
 
 def score_of(row: dict[str, Any], watched: Iterable[str], monitor: str) -> tuple[float, float]:

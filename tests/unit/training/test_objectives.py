@@ -8,8 +8,9 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.regression import regression_metrics
 from lrmil_cli.evaluation.survival import Followed, harrell_c
 from lrmil_cli.heads import Bag, build_head
+from lrmil_cli.targets.outputs import risk_of
 from lrmil_cli.targets.regression import fit_scale
-from lrmil_cli.targets.survival import hazard_borders, risk_of
+from lrmil_cli.targets.survival import hazard_borders
 from lrmil_cli.training.loop import TrainSettings, fit_head, predict_bags
 from lrmil_cli.training.objectives import Classes, CoxRisks, Hazards, Numbers
 
@@ -51,7 +52,11 @@ def test_a_number_is_learned_in_its_own_unit(cohort, loss):
 def test_survival_is_learned_and_selected_by_concordance(cohort, how):
     _, _, times, events = cohort
     nll = how == "nll"
-    objective = Hazards(times, events, hazard_borders(times[:60], events[:60])) if nll else CoxRisks(times, events, 16)
+    objective = (
+        Hazards(times, events, hazard_borders(times[:60], events[:60]))
+        if nll
+        else CoxRisks(times, events, hazard_borders(times[:60], events[:60]), 16)
+    )
     fit, said = learned(cohort, objective)
     if nll:
         assert said.shape == (40, 4) and (np.diff(said, axis=1) <= 0).all() and (said <= 1).all()
@@ -62,7 +67,8 @@ def test_survival_is_learned_and_selected_by_concordance(cohort, how):
 
 
 def test_validation_of_hazards_is_their_likelihood(cohort):
-    from lrmil_cli.targets.survival import hazard_loss, survival_curve
+    from lrmil_cli.targets.outputs import survival_curve
+    from lrmil_cli.targets.survival import hazard_loss
 
     _, _, times, events = cohort
     objective = Hazards(times, events, hazard_borders(times[:60], events[:60]))

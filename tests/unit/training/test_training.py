@@ -16,8 +16,8 @@ from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, check_patients, encoder_leak
-from lrmil_cli.training.loop import TrainSettings, class_weights, draw_order, fit_head
-from lrmil_cli.training.objectives import Classes
+from lrmil_cli.training.loop import TrainSettings, draw_order, fit_head
+from lrmil_cli.training.objectives import Classes, class_weights
 
 
 def make_manifest(tmp, labels, patients=None, split=None, **columns):
