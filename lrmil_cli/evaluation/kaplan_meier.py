@@ -113,7 +113,7 @@ def hazard_ratios(
         )
     table = pd.DataFrame({"risk" if high is None else "group": own})
     if adjust is not None:
-        beside = pd.get_dummies(adjust.reset_index(drop=True), drop_first=True, dtype=float)
+        beside = pd.get_dummies(adjust.reset_index(drop=True), drop_first=True, dtype=float, prefix_sep=" ")
         table = pd.concat([table, beside.astype(float)], axis=1)
     names = list(table.columns)
     # Fitted by position, so that no name of a column clashes with another.

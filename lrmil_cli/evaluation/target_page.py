@@ -113,7 +113,7 @@ def _opening(e: TargetEvaluation) -> str:
     slides = f"{count_text(first.predictions.rows['slide_id'].nunique(), 'slide')} of {patients}"
     d = first.detail
     if e.task.kind == "survival":
-        follow = f", followed for {d['follow_up']:g} (median, {e.task.time})" if d["follow_up"] is not None else ""
+        follow = f", followed for {d['follow_up']:.4g} (median, {e.task.time})" if d["follow_up"] is not None else ""
         return f"{slides}: {count_text(d['events'], 'patient')} with the event{follow}."
     sd = f", mean {d['mean']:.4g}, sd {d['sd']:.4g}" if d["sd"] is not None else ""
     return f"{slides}: {e.task.label} from {d['least']:.4g} to {d['most']:.4g}{sd}."

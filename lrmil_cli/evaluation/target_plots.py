@@ -31,24 +31,23 @@ def numbers_picture(models: Sequence[tuple[str, TargetCases]], what: str) -> byt
         ends = np.array([min(truth.min(), said.min()), max(truth.max(), said.max())])
         ends += np.array([-0.04, 0.04]) * (np.ptp(ends) or 1.0)
         shape: dict[str, Any] = {"s": 18, "alpha": 0.6, "color": COLOURS[0], "edgecolors": "none"}
-        left.plot(ends, ends, color="#888888", lw=0.9, ls=(0, (2, 3)), label="said as it is")
+        left.plot(ends, ends, color="#888888", lw=0.9, ls=(0, (2, 3)), label="predicted = true")
         left.scatter(truth, said, **shape)
         left.set(xlim=ends, ylim=ends, aspect="equal")
         left.set(xlabel=f"{short_name(what)}, true", ylabel=f"{short_name(what)}, predicted")
         left.set_title(title or "Predicted against true", fontsize=11)
         left.legend(fontsize=8, loc="upper left")
+        about = "Bland-Altman"
         middle, off = (truth + said) / 2, said - truth
         right.scatter(middle, off, **shape)
         right.axhline(0, color="#888888", lw=0.9, ls=(0, (2, 3)))
         if len(off) > 1:
             bias, half = off.mean(), 1.96 * off.std(ddof=1)
-            limits = f"95 % limits {bias - half:.3g} and {bias + half:.3g}"
-            right.axhline(bias, color=COLOURS[1], lw=1.4, label=f"bias {bias:.3g}")
-            right.axhline(bias - half, color=COLOURS[1], lw=1.4, ls="--", label=limits)
-            right.axhline(bias + half, color=COLOURS[1], lw=1.4, ls="--")
-            right.legend(fontsize=8, loc="upper left")
+            for value, dashes in ((bias, "-"), (bias - half, "--"), (bias + half, "--")):
+                right.axhline(value, color=COLOURS[1], lw=1.4, ls=dashes)
+            about = f"bias {bias:.3g}, 95 % limits {bias - half:.3g} to {bias + half:.3g}"
         right.set(xlabel="mean of both", ylabel="predicted - true")
-        right.set_title("Bland-Altman" if not title else f"{title}: Bland-Altman", fontsize=11)
+        right.set_title(f"{title or 'Bland-Altman'}: {about}", fontsize=11)
         for ax in (left, right):
             ax.grid(alpha=0.25)
     return _png(figure)
@@ -71,7 +70,7 @@ def survival_picture(models: Sequence[tuple[str, dict[str, Any]]], unit: str) ->
 
 def _kaplan_meier(panel: Any, name: str, detail: dict[str, Any], unit: str) -> None:
     groups = detail["groups"]
-    upper, lower = panel.subplots(2, 1, sharex=True, height_ratios=[5, 0.5 + 0.4 * len(groups)])
+    upper, lower = panel.subplots(2, 1, sharex=True, height_ratios=[5, 0.25 + 0.25 * len(groups)])
     for g in groups:
         colour = GROUP_COLOURS[g["name"]]
         label = f"{g['name']} risk: {g['events']} events of {g['n']}"
@@ -85,6 +84,7 @@ def _kaplan_meier(panel: Any, name: str, detail: dict[str, Any], unit: str) -> N
     upper.grid(alpha=0.25)
     upper.legend(fontsize=8, loc="best")
     lower.set(ylim=(len(groups), 0), yticks=[], xticks=detail["ticks"])
+    lower.set_xlim(left=-0.02 * lower.get_xlim()[1])
     lower.text(0, 1.02, "at risk", transform=lower.transAxes, fontsize=8, color="#444444", va="bottom")
     for row, g in enumerate(groups):
         for tick, n in zip(detail["ticks"], g["at_risk"]):

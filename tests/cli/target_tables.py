@@ -39,7 +39,7 @@ def numbers(known, noise, seed=1):
 
 
 def risks(known, noise, seed=1):
-    """What a model says of survival; a fold's risks have a unit of their own, and a cut of its own, here 0 before it."""
+    """What a model says of survival; risks of a fold have a unit and a cut of their own."""
     rng = np.random.default_rng(seed)
     said = known["severity"] + noise * rng.normal(size=len(known))
     fold = np.arange(len(known)) % 3 + 1

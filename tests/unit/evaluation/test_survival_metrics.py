@@ -163,7 +163,7 @@ def test_curves_log_rank_and_ratios_are_those_of_lifelines():
     assert [r["name"] for r in rows] == ["risk", "fin"]
     assert rows[0]["hazard_ratio"] == pytest.approx(theirs.hazard_ratios_["r"], rel=1e-6) and rows[0]["low"] > 1
     text = hazard_ratios(f, adjust=pd.DataFrame({"stage": np.where(d["age"] > 25, "old", "young")}))
-    assert text[1]["name"] == "stage_young"
+    assert text[1]["name"] == "stage young"
     flat = Followed(f.times, f.events, np.ones(432), f.patients)
     with pytest.raises(InputError, match="same for everybody"):
         hazard_ratios(flat)
