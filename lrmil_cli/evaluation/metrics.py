@@ -178,6 +178,6 @@ def metrics_table(
     return pd.DataFrame(rows, columns=["fold", *METRICS])
 
 
-def show(value: float | None) -> str:
+def show(value: float | None, form: str = ".3f") -> str:
     """A metric for the terminal: three decimals, or "undefined"."""
-    return "undefined" if value is None else f"{value:.3f}"
+    return "undefined" if value is None else f"{value:{form}}"

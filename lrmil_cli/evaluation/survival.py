@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lrmil_cli.evaluation.resampled import Resampled
+from lrmil_cli.targets.outputs import at_times
 
 #: Fewer events than this among those who are judged, and the report warns.
 FEW_EVENTS = 10
@@ -81,9 +82,7 @@ def curve_at(times: Sequence[float], survival: np.ndarray, horizon: float) -> np
     """
     if not len(times) or horizon > times[-1] * (1 + 1e-9):
         return None
-    known = np.concatenate([np.ones((len(survival), 1)), survival], 1)
-    at = np.concatenate([[0.0], times])
-    return np.array([np.interp(horizon, at, own) for own in known])
+    return at_times(times, survival, np.array([horizon]))[:, 0]
 
 
 def figures(

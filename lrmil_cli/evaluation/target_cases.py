@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from lrmil_cli.evaluation.regression import REGRESSION_METRICS
 from lrmil_cli.evaluation.resampled import Resampled
 from lrmil_cli.evaluation.scores import Score
 from lrmil_cli.evaluation.target_metrics import followed
-from lrmil_cli.evaluation.target_predictions import GROUPS, TRUTH, curves
+from lrmil_cli.evaluation.target_predictions import GROUPS, TRUTH, curves, said_of_table
 from lrmil_cli.targets.task import Task
 
 
@@ -54,6 +55,17 @@ def cases_of(p: Predictions, horizons: Sequence[float] | None = None) -> TargetC
     truth = p.rows[list(TRUTH[p.task.kind])].reset_index(drop=True).astype(float)
     at = p.times if horizons is None else tuple(sorted(set(horizons)))
     return TargetCases(p.task, pd.concat([rows, truth, p.said], axis=1), p.times, at)
+
+
+def cases_of_table(task: Task, header: dict[str, Any], rows: pd.DataFrame, where: str) -> TargetCases:
+    """The slides of an out-of-fold table.
+
+    Raises:
+        InputError: the table does not say what its task needs.
+    """
+    said, times = said_of_table(task, header, rows, where)
+    about = rows[["slide_id", "patient_id", "fold", *TRUTH[task.kind]]]
+    return TargetCases(task, pd.concat([about, said], axis=1), times, times)
 
 
 def at_level(cases: TargetCases, level: str) -> TargetCases:
@@ -119,6 +131,10 @@ KINDS = {
         _survival,
     ),
 }
+
+
+#: What a receipt is about; figures at a horizon are for ``lrmil evaluate``.
+RECEIPT_METRICS = {"regression": REGRESSION_METRICS, "survival": ("c_harrell", "c_uno", "ibs")}
 
 
 def judged(

@@ -37,14 +37,15 @@ def _model_json(m: TargetModel) -> dict[str, Any]:
         "slides": p.rows["slide_id"].nunique(),
         "patients": p.rows["patient_id"].nunique(),
         "metrics": {s.metric: score_json(s) for s in m.scores},
-        "groups": {name: [_group_json(g) for g in own] for name, own in m.groups.items()},
+        "groups": {name: [group_json(g) for g in own] for name, own in m.groups.items()},
         m.predictions.task.kind: m.detail,
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
     }
 
 
-def _group_json(g: TargetGroup) -> dict[str, Any]:
+def group_json(g: TargetGroup) -> dict[str, Any]:
+    """A part of the cases, in plain types."""
     return {**vars(g), "metrics": {k: interval_json(v) for k, v in g.metrics.items()}}
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation, TargetGroup, TargetModel
 from lrmil_cli.evaluation.evaluation_page import PICTURE, model_table, verdict
-from lrmil_cli.evaluation.metrics import decimals, metric_title
+from lrmil_cli.evaluation.metrics import decimals, metric_title, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
-from lrmil_cli.evaluation.scores import Score
 from lrmil_cli.evaluation.survival import FEW_EVENTS
 from lrmil_cli.evaluation.target_plots import p_text
-from lrmil_cli.evaluation.wording import count_text
+from lrmil_cli.evaluation.wording import count_text, folds_text, interval_text
 
 #: What stands in the headline.
 HEADLINES = {"regression": ("r2", "mae", "spearman"), "survival": ("c_harrell", "c_uno", "ibs")}
@@ -48,29 +46,6 @@ def blocks(e: TargetEvaluation, png: bytes, made_by: dict[str, Any]) -> list[Blo
     return [*out, Text(f"{made}; digest {made_by['digest']}. Research use only.")]
 
 
-def number_text(metric: str, value: float | None, sign: bool = False) -> str:
-    """A figure, with ``sign`` also a plus."""
-    return "undefined" if value is None else f"{value:{'+' if sign else ''}{decimals(metric)}}"
-
-
-def figure_text(metric: str, v: Interval, sign: bool = False) -> str:
-    """A figure with its interval."""
-    own = number_text(metric, v.value, sign)
-    if v.value is None or v.low is None or v.high is None:
-        return own
-    return f"{own} ({number_text(metric, v.low, sign)} to {number_text(metric, v.high, sign)})"
-
-
-def over_folds_text(s: Score) -> str:
-    """Mean and sd over folds, with the number of folds where not all count."""
-    if not s.of_folds:
-        return "-"
-    if s.mean is None:
-        return "undefined"
-    sd = f" ± {number_text(s.metric, s.sd)}" if s.sd is not None else ""
-    return number_text(s.metric, s.mean) + sd + (f", {s.folds} of {s.of_folds} folds" if s.folds < s.of_folds else "")
-
-
 def warnings_of(m: TargetModel) -> list[str]:
     """Why figures of a model tell little."""
     if m.detail.get("few_events"):
@@ -92,8 +67,8 @@ def _headline(e: TargetEvaluation) -> list[str]:
     for m in e.models:
         own = {s.metric: s for s in m.scores}
         parts = [
-            f"pooled {metric_title(k)} {figure_text(k, own[k].pooled)}"
-            + (f" (fold mean {number_text(k, own[k].mean)})" if own[k].of_folds > 1 else "")
+            f"pooled {metric_title(k)} {interval_text(own[k].pooled, metric=k)}"
+            + (f" (fold mean {show(own[k].mean, decimals(k))})" if own[k].of_folds > 1 else "")
             for k in HEADLINES[e.task.kind]
             if k in own
         ]
@@ -123,14 +98,12 @@ def _metric_tables(e: TargetEvaluation) -> list[Block]:
     names = [m.name for m in e.models]
     first = e.models[0].scores
     rows = [
-        [metric_title(s.metric), *(figure_text(s.metric, m.scores[i].pooled) for m in e.models)]
+        [metric_title(s.metric), *(interval_text(m.scores[i].pooled, metric=s.metric) for m in e.models)]
         for i, s in enumerate(first)
     ]
     out: list[Block] = [Table([f"pooled: all {e.level}s together", *names], rows, _pooled_note(e))]
     if any(s.of_folds > 1 for m in e.models for s in m.scores):
-        rows = [
-            [metric_title(s.metric), *(over_folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(first)
-        ]
+        rows = [[metric_title(s.metric), *(folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(first)]
         note = "Mean and standard deviation; each fold is judged by itself, and does not count where a metric is "
         out.append(Table(["fold mean ± sd", *names], rows, note + "undefined."))
     return out
@@ -154,7 +127,7 @@ def _pooled_note(e: TargetEvaluation) -> str:
 
 def _difference_table(e: TargetEvaluation) -> Table:
     rows = [
-        [f"{d.model} - {d.reference}", metric_title(d.metric), figure_text(d.metric, d.interval, True), verdict(d)]
+        [f"{d.model} - {d.reference}", metric_title(d.metric), interval_text(d.interval, True, d.metric), verdict(d)]
         for d in e.differences
     ]
     return Table(
@@ -232,7 +205,7 @@ def target_group_table(column: str, models: Sequence[tuple[str, Sequence[TargetG
     for name in dict.fromkeys(g.name for _, own in models for g in own):
         for title, g in ((title, g) for title, own in models for g in own if g.name == name):
             row = [name or "not said", str(g.n), str(g.patients), *([str(g.events)] if events else [])]
-            row += [figure_text(k, v) for k, v in g.metrics.items()]
+            row += [interval_text(v, metric=k) for k, v in g.metrics.items()]
             rows.append([title, *row] if len(models) > 1 else row)
     headers = [*(["model"] if len(models) > 1 else []), column, "cases", "patients", *(["events"] if events else [])]
     note = "In brackets 95 % bootstrap intervals over the patients of the group. Many groups: some differ by chance."
