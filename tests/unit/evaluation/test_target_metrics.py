@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score
 
-from lrmil_cli.evaluation.survival import Followed, c_intervals
 from lrmil_cli.evaluation.target_metrics import target_metrics, target_metrics_table
 
 
@@ -37,14 +36,3 @@ def test_risks_of_two_folds_are_not_compared():
     assert target_metrics(task, table) == {"n": 6, "events": 4, "c_harrell": 1, "c_uno": 1}
     by = target_metrics_table(task, table.sample(frac=1, random_state=0)).set_index("fold")
     assert by["events"].dropna().tolist() == [2, 2, 4] and by.loc["mean", "c_harrell"] == 1
-
-
-def test_uno_is_that_of_the_intervals():
-    rng = np.random.default_rng(1)
-    f = Followed(rng.exponential(1, 60), rng.random(60) < 0.6, rng.random(60), np.arange(60).astype(str))
-    table = pd.DataFrame(
-        {"patient_id": f.patients, "fold": 1, "time": f.times, "event": f.events.astype(int), "risk": f.risks}
-    )
-    assert target_metrics(SimpleNamespace(kind="survival"), table)["c_uno"] == pytest.approx(
-        c_intervals(f, draws=0)["uno"].value
-    )
