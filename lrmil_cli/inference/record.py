@@ -75,7 +75,7 @@ def _says_number(header: dict[str, Any], p: Prediction) -> dict[str, Any]:
 
 def _says_survival(header: dict[str, Any], p: Prediction) -> dict[str, Any]:
     outputs = header["outputs"]
-    answer = survival_answer(task_of(header), outputs, p.raw[:, None], known_times(outputs))
+    answer = survival_answer(task_of(header), outputs, list(p.raw[:, None]), known_times(outputs))
     median = float(answer.median[0])
     return {
         "target": header["target"],

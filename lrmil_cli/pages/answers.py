@@ -120,8 +120,8 @@ def _survival(record: dict[str, Any]) -> str:
         ["risk", f"{record['risk']:.3g}{spread}; {record['group']}: {_side(record)} {record['cut']:.3g}"],
     ]
     note = (
-        "The time is in the unit of the training slides. Between the times that the model knows the curve is a straight "
-        "line. The groups are cut at the median risk of training slides."
+        "The time is in the unit of the training slides. Between the times that the model knows, the curve is a "
+        "straight line. The groups are cut at the median risk of training slides."
     )
     return f'<div class="wide">{_curve(times, chances)}</div>{_rows(rows)}<p class="note">{note}</p>'
 
