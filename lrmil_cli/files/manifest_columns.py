@@ -105,7 +105,7 @@ def find_columns(
                 f"differ; call the one that counts {names[0]}"
             )
         found[role] = there[0]
-        if bare(there[0]) != bare(COLUMNS.get(role, (role,))[0]):
+        if bare(there[0]) != bare(COLUMNS.get(role, names)[0]):
             notes.append(f"{there[0]} as {role}")
     for column in sheet.columns:
         if number := re.fullmatch(r"fold_?(\d+)", column.strip().casefold()):
