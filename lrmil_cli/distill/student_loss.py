@@ -26,8 +26,10 @@ BagDistance = Callable[[Sequence[int], list[Tensor], list[Tensor]], Tensor]
 def bag_distance(objective: Objective, settings: DistillSettings) -> BagDistance:
     """Eq. 3, or what stands in its place where labels are no classes (targets/README 1)."""
     if isinstance(objective, Hazards):
-        own = objective
-        return lambda index, s, t: hazard_distillation(s[0], t[0], own.interval[index[0]], settings.temperature_bag)
+        own, heat = objective, settings.temperature_bag
+        return lambda index, s, t: hazard_distillation(
+            own.shifted(s[0]), own.shifted(t[0]), own.interval[index[0]], heat
+        )
     if isinstance(objective, CoxRisks):
         return lambda index, s, t: cox_distillation(torch.cat(s), torch.cat(t))
     if isinstance(objective, Numbers):

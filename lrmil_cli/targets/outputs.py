@@ -42,7 +42,8 @@ def said(task: Task, outputs: Outputs, logits: np.ndarray) -> np.ndarray:
     """What a head says [..., K] by its logits [..., K]: a number in its own unit, a survival curve, or a log risk."""
     if task.kind == "regression":
         return Scale(**{k: outputs[k] for k in ("mean", "sd")}).own_unit(logits)
-    return survival_curve(logits) if task.loss == "nll" else np.asarray(logits, float)
+    own = np.asarray(logits, float)
+    return survival_curve(own + outputs["offset"]) if task.loss == "nll" else own
 
 
 def risk(task: Task, outputs: Outputs, says: np.ndarray) -> np.ndarray:

@@ -41,6 +41,19 @@ def interval_of(times: Sequence[float] | np.ndarray, borders: np.ndarray) -> np.
     return np.searchsorted(borders, np.asarray(times, float), side="right").astype(np.int64)
 
 
+def hazard_offset(times: Sequence[float], events: Sequence[float], borders: np.ndarray) -> np.ndarray:
+    """Logits [B] of the hazards that the training slides have on the whole: events in an interval over those at risk,
+    half of one added to each.
+
+    Heads learn what differs from it. Else the first thing that a head learns is how common events are, by whatever
+    features all slides share, and these are the wrong way round where an interval has few.
+    """
+    interval, happened = interval_of(times, borders), np.asarray(events, float) == 1
+    at_risk = np.array([(interval >= b).sum() for b in range(len(borders) + 1)])
+    seen = np.array([(happened & (interval == b)).sum() for b in range(len(borders) + 1)])
+    return np.log((seen + 0.5) / (at_risk - seen + 0.5))
+
+
 def hazard_loss(logits: Tensor, interval: Tensor | int, event: Tensor | bool) -> Tensor:
     """Negative log likelihood of one bag under discrete hazards ``h_b = sigmoid(z_b)``.
 

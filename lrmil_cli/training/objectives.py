@@ -26,6 +26,7 @@ from lrmil_cli.targets.survival import (
     cox_loss,
     hazard_borders,
     hazard_loss,
+    hazard_offset,
     interval_of,
     risk_sets,
 )
@@ -147,20 +148,31 @@ class Hazards(Objective):
 
     watched = {"val_nll": "validation negative log likelihood", "val_c": "validation C-index"}
 
-    def __init__(self, times: Sequence[float], events: Sequence[float], borders: np.ndarray):
-        """Time and event of every slide; the borders [B - 1] of the fold."""
+    def __init__(
+        self, times: Sequence[float], events: Sequence[float], borders: np.ndarray, offset: np.ndarray | None = None
+    ):
+        """Time and event of every slide; the borders [B - 1] of the fold; ``offset`` [B] of :func:`hazard_offset`, to
+        which the head's logits are added."""
+        self.offset = np.zeros(len(borders) + 1) if offset is None else offset
         self.times, self.events = np.asarray(times, float), np.asarray(events, float) == 1
         self.interval, self.outputs, self.borders = interval_of(self.times, borders), len(borders) + 1, borders
 
     def reading(self, train: Sequence[int], says: Callable[[Sequence[int]], np.ndarray]) -> Outputs:
-        return {"borders": self.borders.tolist(), "cut": float(np.median(risk_of(says(train))))}
+        about = {"borders": self.borders.tolist(), "offset": self.offset.tolist()}
+        return about | {"cut": float(np.median(risk_of(says(train))))}
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        """Logits [B] of hazards, of those of a head."""
+        return logits.float() + torch.as_tensor(self.offset, dtype=torch.float32, device=logits.device)
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         (i,), (out,) = index, outs
-        return head.target_terms(out, hazard_loss(out.logits, int(self.interval[i]), bool(self.events[i])))
+        return head.target_terms(
+            out, hazard_loss(self.shifted(out.logits), int(self.interval[i]), bool(self.events[i]))
+        )
 
     def said(self, out: MILOutput) -> np.ndarray:
-        return survival_curve(_double(out.logits).numpy())
+        return survival_curve(_double(out.logits).numpy() + self.offset)
 
     def judged(self, said: np.ndarray, index: Sequence[int]) -> dict[str, float | None]:
         rows, own = np.arange(len(said)), self.interval[list(index)]
@@ -240,9 +252,9 @@ def objective_of(
         times, events = [_known(e.time) for e in entries], [_known(e.event) for e in entries]
         own = [times[i] for i in train], [events[i] for i in train]
         borders = np.asarray(like["borders"], float) if like else hazard_borders(*own, task.intervals)
-        return (
-            CoxRisks(times, events, borders, task.risk_set) if task.loss == "cox" else Hazards(times, events, borders)
-        )
+        if task.loss == "cox":
+            return CoxRisks(times, events, borders, task.risk_set)
+        return Hazards(times, events, borders, np.asarray(like["offset"]) if like else hazard_offset(*own, borders))
     labels = [manifest.classes.index(str(e.label)) for e in entries]
     weights = class_weights(labels, train, len(manifest.classes)) if weighted else None
     return Classes(labels, len(manifest.classes), weights, device)

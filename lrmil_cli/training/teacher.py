@@ -205,11 +205,8 @@ def train_teacher(
     table, pooled = out_of_fold.score(manifest, results)
     common: dict[str, Any] = {"settings": {}, "history": history}
     write_table(output / "folds.csv", make_header("folds", **common), folds)
-    write_table(
-        output / "predictions.csv",
-        make_header("predictions", **common),
-        out_of_fold.predictions_table(manifest, results),
-    )
+    said = make_header("predictions", **common, **out_of_fold.table_header(manifest, results))
+    write_table(output / "predictions.csv", said, out_of_fold.predictions_table(manifest, results))
     if many:
         write_table(output / "seeds.csv", make_header("seeds", **common), seeds_table(manifest, {"teacher": trained}))
     write_table(output / "metrics.csv", make_header("metrics", **common), table)
