@@ -13,6 +13,7 @@ from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.student_ahdmil import distill_screened
 from lrmil_cli.commands.student_eagle import distill_eagle
 from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method, given
+from lrmil_cli.commands.student_runs import task_of_teacher
 from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
 
@@ -116,12 +117,10 @@ def distill_student(
     from lrmil_cli.distill.settings import preset_settings
     from lrmil_cli.distill.student_encoders import EncoderArgs
     from lrmil_cli.evaluation.receipt_page import headline
-    from lrmil_cli.targets.task import task_of
     from lrmil_cli.training.crossval import has_projection, head_spec
     from lrmil_cli.training.recipes import recipe_options, train_settings
     from lrmil_cli.training.seeds import check_seeds
     from lrmil_cli.training.streamed import room_for
-    from lrmil_cli.training.teacher import read_teacher_header
 
     report = Report(json)
     options.check_dtype(dtype)
@@ -138,7 +137,7 @@ def distill_student(
     asked = {name: values[name] for name in OF_SETTINGS if values[name] is not None}
     distill = preset_settings(preset, asked)
     own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
-    like = task_of(read_teacher_header(teacher)) if teacher else None
+    like = task_of_teacher(values)
     spec = head_spec(head, own, cohort.task_asked(values, like))
     settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING})
     if distill.hard == "feature" and distill.lambda_hard and not has_projection(spec):

@@ -73,7 +73,7 @@ def run(
     from dataclasses import replace
 
     from lrmil_cli import __version__
-    from lrmil_cli.chain.plan import LABELS, chain_steps
+    from lrmil_cli.chain.plan import LABELS, OF_TEACHER, chain_steps
     from lrmil_cli.chain.run import count_folds, run_chain
     from lrmil_cli.encoders.spec import absolute_spec
     from lrmil_cli.files.header import command_line
@@ -89,7 +89,7 @@ def run(
     )
     run_options.check_settings(settings)
     out = Path(output)
-    labels = {name: settings.of("train-teacher").get(name) for name in (*LABELS, "by-site")}
+    labels = {name: settings.of("train-teacher").get(name) for name in (*LABELS, *OF_TEACHER, "by-site")}
     values = {"classes": labels.pop("class"), **{name.replace("-", "_"): value for name, value in labels.items()}}
     manifest = cohort.read_cohort(report, settings.slides, values)
     folds_there = count_folds(manifest, settings)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_cli.commands import head_options
-from lrmil_cli.commands.cohort import read_cohort
 from lrmil_cli.commands.report import Report
-from lrmil_cli.commands.student_runs import end, in_common
+from lrmil_cli.commands.student_runs import end, in_common, read_cohort
 from lrmil_cli.errors import UsageError
 
 
@@ -29,7 +28,7 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     build_head("zoommil", 8, 2, own)
     target = Path(values["output"])
     result = train_zoom(
-        read_cohort(report, values["manifest"], values),
+        read_cohort(report, values),
         mid_pairs=values["mid_pairs"],
         mid_features=values["mid_features"],
         lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"),

@@ -137,7 +137,7 @@ def crossfit_targets(
             fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
             weighted, device = training.class_weights, high.bags.device
             objective = objective_of(manifest, fitted, weighted=weighted, like=like, device=device)
-            head = seeded_head(spec, high.bags.dim, objective.outputs, seed).to(device)
+            head = seeded_head(spec, high.bags.dim, objective, seed).to(device)
             fit_head(
                 head,
                 high.bags,

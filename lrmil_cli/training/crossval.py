@@ -18,7 +18,7 @@ from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.head_calibration import HeadCalibration, calibrate_head
 from lrmil_cli.evaluation.metrics import show
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.heads import Bag, MILHead, PyramidBag, any_target_heads, build_head, head_defaults
+from lrmil_cli.heads import Bag, MILHead, PyramidBag, build_head, head_defaults
 from lrmil_cli.progress import phase
 from lrmil_cli.targets.outputs import Outputs
 from lrmil_cli.targets.task import Task
@@ -47,17 +47,17 @@ def head_spec(name: str, options: dict[str, Any], task: Task = Task()) -> HeadSp
             before any tile is encoded.
     """
     with torch.random.fork_rng(devices=[]):
-        head = build_head(name, 8, 2, options)
+        head = build_head(name, 8, 2, options, of_classes=task.classes)
         if head.takes == "pyramid":
             raise UsageError(
                 f"--head {name} looks at a pyramid of tiles; train it with `lrmil distill-student --method {name}`"
             )
-        if not (task.classes or head.any_target):
-            raise UsageError(
-                f"--head {name} learns classes only; for {task.name} choose one of {', '.join(any_target_heads())}"
-            )
         try:
-            terms = head.loss_terms(head(torch.randn(20, 8), torch.arange(40).view(20, 2)), torch.tensor(1))
+            out = head(torch.randn(20, 8), torch.arange(40).view(20, 2))
+            if task.classes:
+                terms = head.loss_terms(out, torch.tensor(1))
+            else:
+                terms = head.target_terms(out, out.logits.sum(), lambda one, other: (one - other).sum())
             possible = all(bool(torch.isfinite(loss)) for _, loss in terms.values())
         except (RuntimeError, ValueError, ArithmeticError, IndexError):
             possible = False
@@ -189,7 +189,7 @@ def train_folds(
             fit = there = known(k)
             if fit is None:
                 # Seeded before the head exists: fold k is the same whether or not another fold was trained before.
-                head = seeded_head(spec, bags.dim, objective.outputs, settings.seed + k).to(bags.device)
+                head = seeded_head(spec, bags.dim, objective, settings.seed + k).to(bags.device)
                 fit = fit_head(
                     head,
                     bags.all,
@@ -220,8 +220,8 @@ def train_folds(
     return results
 
 
-def seeded_head(spec: HeadSpec, in_dim: int, outputs: int, seed: int) -> MILHead:
-    """A new head whose random weights depend on ``seed`` only."""
+def seeded_head(spec: HeadSpec, in_dim: int, objective: Objective, seed: int) -> MILHead:
+    """A new head for what is learned, whose random weights depend on ``seed`` only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_head(spec.name, in_dim, outputs, spec.options)
+        return build_head(spec.name, in_dim, objective.outputs, spec.options, of_classes=objective.of_classes)

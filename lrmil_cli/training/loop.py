@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrmil_cli.device import seed_everything
 from lrmil_cli.errors import LrmilError, UsageError
-from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag, any_target_heads
+from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag
 from lrmil_cli.progress import phase
 from lrmil_cli.targets.outputs import Outputs
 from lrmil_cli.training.objectives import Objective, Terms
@@ -104,10 +104,10 @@ def fit_head(
         that alone where the AUC is undefined.
 
     Raises:
-        LrmilError: the loss is no longer finite. UsageError: the head learns classes only, and these are none.
+        LrmilError: the loss is no longer finite.
+        UsageError: draws of each class alike are asked for where there are no classes.
     """
-    if objective.strata is None and not head.any_target:
-        raise UsageError(f"--head {head.name} learns classes only; choose one of {', '.join(any_target_heads())}")
+    assert head.of_classes == objective.of_classes, "a head is built for what it learns"
     seed_everything(settings.seed)
     device = next(head.parameters()).device
     optimizer = head_optimizer(

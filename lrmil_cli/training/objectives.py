@@ -20,11 +20,12 @@ from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import MILHead, MILOutput
 from lrmil_cli.targets import outputs as read
 from lrmil_cli.targets.outputs import Outputs, Scale, risk_of, survival_curve
-from lrmil_cli.targets.regression import RegressionLoss, fit_scale, regression_loss
+from lrmil_cli.targets.regression import RegressionLoss, fit_scale, regression_distillation, regression_loss
 from lrmil_cli.targets.survival import (
     RISK_SET,
     cox_loss,
     hazard_borders,
+    hazard_distillation,
     hazard_loss,
     hazard_offset,
     interval_of,
@@ -40,11 +41,12 @@ class Objective(ABC):
     """A task with the targets of all slides.
 
     Attributes:
-        outputs: numbers that a head gives.
+        outputs: numbers that a head gives; of_classes: each is the logit of a class.
         watched: columns of the curves that validation is judged by, and what to call them; the first is the loss.
     """
 
     outputs: int
+    of_classes: bool = False
     watched: dict[str, str]
 
     def reading(self, train: Sequence[int], says: Callable[[Sequence[int]], np.ndarray]) -> Outputs | None:
@@ -89,6 +91,7 @@ class Classes(Objective):
     """Classification: the head's own loss, cross-entropy and AUC."""
 
     watched = {"val_ce": "validation cross-entropy", "val_auc": "validation AUC"}
+    of_classes = True
 
     def __init__(
         self, labels: Sequence[int], classes: int, weights: Tensor | None = None, device: torch.device | None = None
@@ -133,7 +136,7 @@ class Numbers(Objective):
         return self.scale.as_json()
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
-        return head.target_terms(outs[0], self._loss(index[0], outs[0].logits))
+        return head.target_terms(outs[0], self._loss(index[0], outs[0].logits), regression_distillation)
 
     def said(self, out: MILOutput) -> np.ndarray:
         return self.scale.own_unit(_double(out.logits).numpy())
@@ -167,9 +170,12 @@ class Hazards(Objective):
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         (i,), (out,) = index, outs
-        return head.target_terms(
-            out, hazard_loss(self.shifted(out.logits), int(self.interval[i]), bool(self.events[i]))
-        )
+        own = int(self.interval[i])
+
+        def apart(student: Tensor, teacher: Tensor) -> Tensor:
+            return hazard_distillation(self.shifted(student), self.shifted(teacher), own)
+
+        return head.target_terms(out, hazard_loss(self.shifted(out.logits), own, bool(self.events[i])), apart)
 
     def said(self, out: MILOutput) -> np.ndarray:
         return survival_curve(_double(out.logits).numpy() + self.offset)
@@ -211,7 +217,8 @@ class CoxRisks(Objective):
 
     def terms(self, head: MILHead, index: Sequence[int], outs: Sequence[MILOutput]) -> Terms:
         loss = self._loss(torch.cat([out.logits for out in outs]), index)
-        own = [head.target_terms(out, loss) for out in outs]
+        # Two branches of one head share its parameters, so their log risks, unlike those of two models, have one unit.
+        own = [head.target_terms(out, loss, regression_distillation) for out in outs]
         return {name: (own[0][name][0], _mean([terms[name][1] for terms in own])) for name in own[0]}
 
     def said(self, out: MILOutput) -> np.ndarray:
