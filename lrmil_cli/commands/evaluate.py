@@ -148,6 +148,7 @@ def evaluate(
     listed = None
     if slides:
         listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False, like=task)
+        evaluate_targets.check_columns(task, listed)
     columns = [name.strip() for name in (by or "").split(",") if name.strip()]
     models = join(found, listed, columns)
     distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]
@@ -209,6 +210,8 @@ def evaluate(
     evaluation = judging.evaluate(
         models, level=level, metrics=chosen, draws=bootstrap, seed=seed, by=columns, **of_task
     )
+    for warning in judging.warnings(evaluation):
+        report.warn(warning)
     history = [step("evaluate", settings, inputs)]
     record = make_header("evaluation", settings=settings, **judging.as_json(evaluation), history=history)
     pictures = []

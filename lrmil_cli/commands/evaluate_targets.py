@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from lrmil_cli.errors import UsageError
+from lrmil_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from lrmil_cli.files.manifest import Manifest
@@ -62,6 +62,21 @@ def check_task(task: Task, source: str, values: dict[str, Any]) -> None:
     for at in values["horizon"] or []:
         if not (at > 0 and math.isfinite(at)):
             raise UsageError(f"--horizon {at:g}: give a time after the start, in the unit of {task.time}")
+
+
+def check_columns(task: Task, manifest: Manifest) -> None:
+    """The table of slides has the columns of a number, or of time and event.
+
+    Raises:
+        InputError: it has not.
+    """
+    wanted = {"regression": ("label",), "survival": ("time", "event")}.get(task.kind, ())
+    for role in wanted:
+        if role not in manifest.columns:
+            raise InputError(
+                f"{manifest.path}: no column {getattr(manifest.task, role)!r}, which the predictions are of; name the "
+                f"one that is meant with --{role} COLUMN"
+            )
 
 
 def adjust_cells(manifest: Manifest | None, adjust: str | None) -> dict[str, dict[str, str]]:

@@ -73,7 +73,7 @@ def write_beside(
         said[FILES["teacher"]] = {k: about[k] for k in ("target", "times") if k in about}
     several = len(students["distilled"].runs) > 1
     runs = {who: student.runs for who, student in students.items()}
-    tables[SEEDS] = ("seeds", seeds_table(manifest, runs) if several else None)
+    tables[SEEDS], said[SEEDS] = ("seeds", seeds_table(manifest, runs) if several else None), said[FILES["distilled"]]
     tables[".agreement.csv"] = ("agreement", agreement)
     tables[".metrics.csv"] = ("metrics", metrics)
     stem = model.with_suffix("")

@@ -94,11 +94,10 @@ def evaluate_targets(
         for m in models:
             told.item = m.name
             slides = cases_of(m, at)
+            detail = DETAILS[task.kind](slides, level, adjust)  # first, since it may lack a library
             scores = scores_of(slides, level, metrics=metrics, draws=draws, seed=seed)
             groups = groups_of(m, slides, by, level, draws=draws, seed=seed)
-            out.append(
-                TargetModel(m, at_level(slides, level), scores, groups, DETAILS[task.kind](slides, level, adjust))
-            )
+            out.append(TargetModel(m, at_level(slides, level), scores, groups, detail))
             told.advance()
     shared = [at_level(cases_of(m, at), level) for m in common(models)]
     compared = []

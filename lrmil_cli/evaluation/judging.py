@@ -31,6 +31,7 @@ class Judging:
         metrics: what may be asked for; evaluate: joined predictions -> an evaluation; the others: an evaluation ->
             the content of evaluation.json, the rows of metrics.csv, the picture.
         blocks: an evaluation, the picture, the history entry, pictures of errors (of classes) -> the page.
+        warnings: an evaluation -> why its figures tell little.
     """
 
     metrics: tuple[str, ...]
@@ -39,6 +40,7 @@ class Judging:
     frame: Callable[[Any], pd.DataFrame]
     picture: Callable[[Any], bytes]
     blocks: Callable[..., list[Block]]
+    warnings: Callable[[Any], list[str]] = lambda e: []
 
 
 def _curves(e: evaluate_models.Evaluation) -> bytes:
@@ -54,6 +56,7 @@ def _of_target(kind: str) -> Judging:
         target_files.metrics_frame,
         lambda e: target_plots.pictures(e.models),
         lambda e, png, made_by, pictures: target_page.blocks(e, png, made_by),
+        lambda e: [f"{m.name}: {text}" for m in e.models for text in target_page.warnings_of(m)],
     )
 
 

@@ -159,11 +159,16 @@ def _who(receipt: dict[str, Any]) -> str:
     return of + ("did not see its patient" if apart else "did not see it, but some saw OTHER SLIDES OF ITS PATIENT")
 
 
+def lead_of(receipt: dict[str, Any]) -> str:
+    """The metric that the headline begins with."""
+    return LEADS.get((receipt.get("target") or {}).get("kind", ""), "auc")
+
+
 def headline(receipt: dict[str, Any]) -> str:
     """The receipt in a few sentences: all that the intervals tell apart, and no more."""
     m = receipt["models"]
 
-    lead = LEADS.get((receipt.get("target") or {}).get("kind", ""), "auc")
+    lead = lead_of(receipt)
 
     def figure(name: str) -> str:
         own = m[name]["metrics"][lead]

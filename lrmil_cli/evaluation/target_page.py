@@ -144,7 +144,10 @@ def number_blocks(models: Sequence[tuple[str, dict[str, Any]]], picture: Picture
         [name, *(f"{d['bland_altman'][k]:.4g}" if d["bland_altman"] else "undefined" for k in ("bias", "low", "high"))]
         for name, d in models
     ]
-    note = "Of predicted - true: the mean, and between what 95 % of the differences would lie if they were normal."
+    note = (
+        "Bland and Altman, of predicted - true: the mean, and between what 95 % of the differences would lie if they "
+        "were normal."
+    )
     table = Table(["", "bias", "lower limit", "upper limit"], rows, note)
     return [Heading("Predicted and true"), picture, table]
 

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 
+from lrmil_cli.evaluation.receipt import FILES, SEEDS
 from lrmil_cli.files.header import make_header, step
 from lrmil_cli.files.tables import write_table
+from lrmil_cli.files.tensors import save_tensors
 from lrmil_cli.targets.task import make_task
 
 TIMES = (6.0, 12.0, 24.0)
@@ -86,3 +88,39 @@ def write_answers(folder, rows, kind, of="m"):
         )
         (folder / f"{row['slide_id']}.prediction.json").write_text(json.dumps(record))
     return folder
+
+
+def write_student(path, known, kind, noise, seeds=()):
+    """A model file with what training leaves beside it: teacher, LR-only and distilled student, by their noise.
+
+    Args:
+        seeds: noise of the distilled student by seed; the LR-only student's is its own.
+    """
+    import torch
+
+    history = [step("distill-student", {"of": kind}, {})]
+    header = make_header(
+        "model",
+        settings={"head": "abmil", "seed": 0},
+        target=TASKS[kind].as_json(),
+        classes=[],
+        preset="lrmil",
+        encoder_saw_test_pixels=False,
+        patients={"from": "column"},
+        history=history,
+        cost={},
+    )
+    save_tensors(path, {"x": torch.zeros(1)}, header)
+    says = numbers if kind == "regression" else risks
+    times = {"times": list(TIMES)} if kind == "survival" else {}
+    common = {"settings": {}, "target": TASKS[kind].as_json(), **times, "history": history}
+    for n, (who, ending) in enumerate(FILES.items()):
+        if who in noise:
+            rows = says(known, noise[who], n)
+            write_table(f"{path.with_suffix('')}{ending}", make_header("predictions", **common), rows)
+    if seeds:
+        runs = [("distilled", n, own) for n, own in enumerate(seeds, 1)]
+        runs += [("lr_only", n, noise["lr_only"]) for n in range(1, len(seeds) + 1)]
+        rows = pd.concat([says(known, own, 10 + n).assign(student=who, seed=n) for who, n, own in runs])
+        write_table(f"{path.with_suffix('')}{SEEDS}", make_header("seeds", **common), rows)
+    return path
