@@ -141,6 +141,7 @@ def picker_parts(picker: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "heads": [h.config() for h in picker.heads],
         "encoder_of": picker.encoder_of,
         "classes": list(picker.classes),
+        **{name: picker.header[name] for name in ("target", "outputs") if name in picker.header},
     }
     return tensors, about
 
