@@ -43,8 +43,8 @@ PANELS = {
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
     "EAGLE": "picker top_hr",
-    "Options": "int8 check level metric positive by horizon adjust profile at_threshold share_interval checklist bootstrap "
-    "receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
+    "Options": "int8 check level metric positive by horizon adjust profile at_threshold share_interval checklist "
+    "bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
     "General": "config further quiet verbose log debug help",
 }
