@@ -138,8 +138,9 @@ def distill_student(
     distill = preset_settings(preset, asked)
     own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
     like = task_of_teacher(values)
-    spec = head_spec(head, own, cohort.task_asked(values, like))
-    settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING})
+    wanted = cohort.task_asked(values, like)
+    spec = head_spec(head, own, wanted)
+    settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING}, wanted)
     if distill.hard == "feature" and distill.lambda_hard and not has_projection(spec):
         report.warn(
             "--hard feature without --proj-dim changes neither attention nor prediction: the features are frozen"

@@ -121,8 +121,9 @@ def train_teacher(
         },
     )
     own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
-    spec = head_spec(head, own, cohort.task_asked(ctx.params))
-    settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING})
+    asked = cohort.task_asked(ctx.params)
+    spec = head_spec(head, own, asked)
+    settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING}, asked)
     where = pick_device(device)
     room = room_for(where, options.memory_bytes(memory))
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)

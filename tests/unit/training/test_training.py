@@ -220,6 +220,10 @@ def test_recipes_and_what_the_user_says_on_top():
         "loss",
         20,
     )
+    number = make_task("regression")  # which has no classes to balance
+    assert replace(train_settings("published", "meanpool", {}), balanced_sampling=False) == train_settings(
+        "published", "meanpool", {}, number
+    )
     assert recipe_options("published", "clam_mb", {"k": 4}) == {"inst_loss": "svm", "k": 4}
     assert recipe_options("published", "clam_sb", {"inst_loss": "ce"}) == {"inst_loss": "ce"}
     assert recipe_options("common", "clam_sb", {}) == recipe_options("published", "abmil", {}) == {}
