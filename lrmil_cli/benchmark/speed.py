@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,17 +15,19 @@ import torch
 from lrmil_cli.ahead import Prefetch
 from lrmil_cli.benchmark.readers import middle_part
 from lrmil_cli.device import autocast, synchronize
-from lrmil_cli.encoders.embed import embed_tiles
-from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
+from lrmil_cli.encoders.pipeline import BatchSize
 from lrmil_cli.encoders.vit import Encoder
-from lrmil_cli.heads import Bag, build_head
-from lrmil_cli.inference.torch_predictor import ensemble_bags
+from lrmil_cli.files.graphs import read_graph, write_graph
+from lrmil_cli.files.header import make_header
+from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.heads import build_head
+from lrmil_cli.inference.low_resolution import LowResolutionPredictor
+from lrmil_cli.inference.plain import PlainPredictor, encode
+from lrmil_cli.inference.runtime import graph_paths
 from lrmil_cli.models.model_file import Model
 from lrmil_cli.progress import phase
-from lrmil_cli.slides.reader import iter_batches
 from lrmil_cli.slides.slide import Slide, open_slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, find_tiles
-from lrmil_cli.units import Mpp
 
 #: Tiles that are measured at most, unless the user says otherwise; the rest is extrapolated.
 MOST_ON_CPU, MOST_ON_GPU = 128, 2048
@@ -56,16 +59,56 @@ class Side:
 def bare_model(encoder: Encoder, settings: TileSettings) -> Model:
     """A model with an untrained head, since its weights do not change what it costs."""
     head = build_head("abmil", encoder.embed_dim, 2).eval().requires_grad_(False)
-    return Model({}, [encoder], [head], [0], ("a", "b"), settings)
+    header = make_header("model", settings={}, history=[], tiles=settings.as_json())
+    return Model(header, [encoder], [head], [0], ("a", "b"), settings)
+
+
+def in_torch(
+    model: Model,
+    settings: TileSettings,
+    device: torch.device,
+    batch_size: int | None,
+    say: Callable[[str], None] = lambda text: None,
+) -> PlainPredictor:
+    """What predicts with a model, on the device, in tiles of these settings."""
+    return LowResolutionPredictor(
+        "", replace(model, tiles=settings).to(device), device, BatchSize(batch_size, device, say)
+    )
+
+
+def in_onnx(
+    model: Model, settings: TileSettings, path: str | None, *, int8: bool, batch_size: int | None
+) -> PlainPredictor:
+    """The same by ONNX: the graphs beside the model's file, or, where it stands in none, made for once.
+
+    Raises:
+        as :func:`lrmil_cli.inference.onnx_predictor.open_graphs`,
+        :func:`lrmil_cli.inference.onnx_export.export_model`.
+    """
+    from lrmil_cli.inference.onnx_predictor import open_graphs
+
+    def opened(path: str, header: dict[str, Any] | None) -> PlainPredictor:
+        graphs = graph_paths(path, int8=int8)
+        found = open_graphs(*graphs, path, model=header, batch_size=batch_size, allow_upsample=False)
+        return replace(found, tiles=settings)
+
+    if path is not None:
+        return opened(path, read_tensor_header(path, "model"))
+    from lrmil_cli.inference.onnx_export import export_model, quantise
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.safetensors")
+        graph, _ = export_model(model, path, "")
+        if int8:
+            write_graph(graph_paths(path, int8=True)[0], quantise(graph), read_graph(graph)[0])
+        return opened(path, None)
 
 
 def measure(
     path: str | Path,
-    models: dict[str, Model],
-    sides: dict[str, TileSettings],
+    sides: dict[str, PlainPredictor],
     *,
     device: torch.device,
-    batch_size: int | None,
     workers: int | None,
     slide_mpp: float | None,
     most: int | None,
@@ -75,31 +118,33 @@ def measure(
     """Measure the sides of a slide in turn, ``rounds`` times after a warm-up: of each the round of the median total.
 
     Args:
-        models: of each side, on the device; sides: name -> how the slide is tiled; most: tiles measured at most.
+        sides: name -> what predicts it, on the device; most: tiles measured at most.
 
     Raises:
         NoTissueError, InputError: the slide cannot be read as a side wants it.
     """
-    most = most or (MOST_ON_CPU if device.type == "cpu" else MOST_ON_GPU)
-    batch = BatchSize(batch_size, device, say)
-    memory = {}
-    for name, settings in sides.items():
+    on_cpu = device.type == "cpu"
+    most = most or (MOST_ON_CPU if on_cpu else MOST_ON_GPU)
+    memory: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in sides}
+    for name, side in sides.items():
         with open_slide(path, slide_mpp=slide_mpp, workers=workers) as slide:
-            boxes, level = _boxes(slide, settings)
+            boxes, level = _boxes(slide, side.tiles)
             some = middle_part(boxes, most)
             # Read to memory for the floor; the file is in the system's cache from here on.
-            memory[name] = [(r, p.copy()) for r, p in iter_batches(slide, some, level, settings.tile_px, batch.piece)]
+            with side.reading(slide, some, level, []) as batches:
+                for _, pixels in batches:  # numbered as they come, so that any first ones are a whole
+                    start = sum(len(rows) for rows, _ in memory[name])
+                    memory[name].append((np.arange(start, start + len(pixels)), pixels.copy()))
         say(f"{name}: {len(boxes)} tiles, {len(some)} of them measured")
     for name, warm in memory.items():
-        for _ in range(2 if device.type == "cpu" else 12):  # a GPU's batch size is found meanwhile
-            _floor(models[name], warm if device.type != "cpu" else warm[:1], device, batch)
+        for _ in range(2 if on_cpu else 12):  # a GPU's batch size is found meanwhile
+            _floor(sides[name], warm[:1] if on_cpu else warm)
     seen: dict[str, list[Side]] = {name: [] for name in sides}
     with phase("measuring", rounds, "round") as told:
         for turn in range(rounds):
-            for name, settings in sides.items():
+            for name, side in sides.items():
                 told.item = name
-                floor = _floor(models[name], memory[name], device, batch)
-                seen[name].append(_once(path, models[name], settings, floor, device, batch, workers, slide_mpp, most))
+                seen[name].append(_once(path, side, _floor(side, memory[name]), workers, slide_mpp, most))
                 say(f"round {turn + 1} of {rounds}, {name}: {seen[name][-1].total:.1f} s")
             told.advance()
     return {name: sorted(own, key=lambda s: s.total)[(len(own) - 1) // 2] for name, own in seen.items()}
@@ -110,44 +155,29 @@ def _boxes(slide: Slide, settings: TileSettings) -> tuple[np.ndarray, int]:
     return boxes_of(tiles), level
 
 
-def _floor(model: Model, pieces: list[tuple[np.ndarray, np.ndarray]], device: torch.device, batch: BatchSize) -> float:
+def _floor(side: PlainPredictor, pieces: list[tuple[np.ndarray, np.ndarray]]) -> float:
     """Seconds a tile of the encoder alone."""
-    # Rows count from 0 where only some of the pieces are taken.
-    *starts, count = np.cumsum([0, *(len(r) for r, _ in pieces)]).tolist()
-    in_memory = Prefetch([(np.arange(len(r)) + start, p) for (r, p), start in zip(pieces, starts)], 0)
+    count = sum(len(rows) for rows, _ in pieces)
     began = time.perf_counter()
-    embed_tiles(model.encoders, in_memory, count, device=device, batch=batch)
-    synchronize(device)
+    side.encode_for([side], Prefetch(pieces, 0), count, {})
     return (time.perf_counter() - began) / count
 
 
 def _once(
-    path: str | Path,
-    model: Model,
-    settings: TileSettings,
-    floor: float,
-    device: torch.device,
-    batch: BatchSize,
-    workers: int | None,
-    slide_mpp: float | None,
-    most: int,
+    path: str | Path, side: PlainPredictor, floor: float, workers: int | None, slide_mpp: float | None, most: int
 ) -> Side:
     """One prediction, with at most ``most`` tiles encoded; floor: seconds a tile."""
-    seconds = Seconds()
+    seconds: dict[str, float] = {}
     began = time.perf_counter()
     with open_slide(path, slide_mpp=slide_mpp, workers=workers) as slide:
-        boxes, level = _boxes(slide, settings)
-        seconds.add("tissue", time.perf_counter() - began)
+        boxes, level = _boxes(slide, side.tiles)
+        tissue = time.perf_counter() - began
         some = middle_part(boxes, most)
-        with read_ahead(slide, some, level, settings.tile_px, device=device, batch=batch) as tiles:
-            features = embed_tiles(model.encoders, tiles, len(some), device=device, batch=batch, seconds=seconds)
+        features = encode(side, slide, some, level, seconds)
     began = time.perf_counter()
-    corners = torch.from_numpy(boxes[:, :2].copy())
-    bags = [Bag(torch.from_numpy(np.resize(f, (len(boxes), f.shape[1]))), corners).to(device) for f in features]
-    ensemble_bags(model, bags)
-    seconds.add("head", time.perf_counter() - began)
-    scale = len(boxes) / len(some)
-    phases = {**seconds.phases, "read": seconds.phases["read"] * scale, "encode": seconds.phases["encode"] * scale}
+    side.classify([np.resize(f, (len(boxes), f.shape[1])) for f in features], boxes)
+    scale, head = len(boxes) / len(some), time.perf_counter() - began
+    phases = {"tissue": tissue, **{k: seconds[k] * scale for k in ("read", "encode")}, "head": head}
     return Side(len(boxes), len(some), **phases, total=sum(phases.values()), encoder_floor=floor * len(boxes))
 
 
@@ -200,8 +230,3 @@ def as_record(sides: dict[str, Side]) -> dict[str, Any]:
         "lr_overhead": lr.total / lr.encoder_floor,
         "hr_overhead": hr.total / hr.encoder_floor,
     }
-
-
-def side_settings(base: TileSettings, hr_mpp: float) -> dict[str, TileSettings]:
-    """The two ways to tile the slide."""
-    return {"lr": base, "hr": replace(base, mpp=Mpp(hr_mpp))}

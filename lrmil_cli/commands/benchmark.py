@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 #: What is timed where the user names no encoder: the size that most pathology encoders are larger than.
 DEFAULT_ENCODER = "vit_small_patch16_224"
-
+#: What may encode LR, and how the table says so.
+RUNTIMES = {"torch": "", "onnx": ", by ONNX Runtime", "onnx-int8": ", by ONNX Runtime in int8"}
 
 SlidePath = Annotated[str, typer.Argument(metavar="SLIDE", help="A slide of yours.")]
 Model = Annotated[
@@ -33,6 +34,14 @@ HrEncoder = Annotated[
         "--hr-encoder",
         metavar="SPEC",
         help="Time HR with another encoder, such as the one that a small student learned from.  [default: that of LR]",
+    ),
+]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="What encodes LR: torch, onnx or onnx-int8 (CPU). HR is always encoded by torch.",
+        metavar="torch|onnx|onnx-int8",
     ),
 ]
 ReadOnly = Annotated[bool, typer.Option("--read-only", help="Compare readers only; nothing is encoded.")]
@@ -83,6 +92,7 @@ def benchmark(
     model: Model = None,
     encoder: encoder_options.EncoderOrNone = None,
     hr_encoder: HrEncoder = None,
+    runtime: Runtime = "torch",
     read_only: ReadOnly = False,
     mpp: Mpp = None,
     hr_mpp: HrMpp = 0.5,
@@ -102,8 +112,9 @@ def benchmark(
     """Time LR against HR on your machine.
 
     The same slide, code and encoder (yours, or a ViT-S with random weights) at both resolutions, or each with its own
-    (--hr-encoder): tissue, reading, encoding, head, beside what the encoder alone would take. Then the same LR tiles by
-    every reader there is. All is read once before, so it comes from the system's file cache; a network drive is slower.
+    (--hr-encoder, --runtime): tissue, reading, encoding, head, beside what the encoder alone would take. Then the same
+    LR tiles by every reader there is. All is read once before, so it comes from the system's file cache; a network
+    drive is slower.
     """
     from lrmil_cli.benchmark import report as reports
     from lrmil_cli.benchmark.readers import compare_readers, middle_part, shifted
@@ -118,8 +129,15 @@ def benchmark(
         raise UsageError("give --model or --encoder, not both")
     if model is not None:
         options.check_model(model)
-    if read_only and (model is not None or encoder is not None or hr_encoder is not None or random_init):
-        raise UsageError("--read-only encodes nothing; leave out --model, --encoder, --hr-encoder and --random-init")
+    if runtime not in RUNTIMES:
+        raise UsageError(f"--runtime {runtime}: choose one of {', '.join(RUNTIMES)}")
+    by_onnx = runtime != "torch"
+    if read_only and (model is not None or encoder is not None or hr_encoder is not None or random_init or by_onnx):
+        raise UsageError(
+            "--read-only encodes nothing; leave out --model, --encoder, --hr-encoder, --runtime and --random-init"
+        )
+    if by_onnx and device not in ("auto", "cpu"):
+        raise UsageError(f"--runtime {runtime} runs on the CPU; leave out --device {device}, or use --runtime torch")
     base = TileSettings(Mpp(mpp or 2.0), LevelPx(tile_px or 256))
     began = time.perf_counter()
     record: dict[str, Any] = {
@@ -135,17 +153,18 @@ def benchmark(
         "device": None,
         "encoder": None,
         "hr_encoder": None,
+        "runtime": None if read_only else runtime,
         "rounds": rounds,
         "file_cache": "warm",
     }
     texts = []
     if not read_only:
-        from lrmil_cli.benchmark.speed import arithmetic, as_record, bare_model, measure, side_settings
+        from lrmil_cli.benchmark.speed import arithmetic, as_record, bare_model, in_onnx, in_torch, measure
         from lrmil_cli.device import device_label, pick_device
         from lrmil_cli.encoders.spec import load_encoder, names_weights
         from lrmil_cli.models.model_file import load_model
 
-        where = pick_device(device)
+        where = pick_device("cpu" if by_onnx else device)
         if model is not None:
             timed = load_model(model)
             own = timed.tiles
@@ -166,20 +185,22 @@ def benchmark(
             )
         if hr_mpp >= base.mpp:
             raise UsageError(f"--hr-mpp {hr_mpp:g} must be finer than --mpp {base.mpp:g}")
-        sides = side_settings(base, hr_mpp)
-        models = {"lr": timed.to(where), "hr": timed}
+        fine = replace(base, mpp=Mpp(hr_mpp))
+        high = timed
         if hr_encoder is not None:
             other = load_encoder(hr_encoder, tile_px=base.tile_px, random_init=random_init, warn=report.warn)
-            models["hr"] = bare_model(other, sides["hr"]).to(where)
-        names = {side: _name(m.encoders[0].info) for side, m in models.items()}
+            high = bare_model(other, fine)
+        names = {side: _name(m.encoders[0].info) for side, m in (("lr", timed), ("hr", high))}
         record |= {"device": device_label(where), "encoder": names["lr"], "hr_encoder": names["hr"]}
+        if by_onnx:
+            low = in_onnx(timed, base, model, int8=runtime == "onnx-int8", batch_size=batch_size)
+        else:
+            low = in_torch(timed, base, where, batch_size, report.say)
         record |= as_record(
             measure(
                 slide,
-                models,
-                sides,
+                {"lr": low, "hr": in_torch(high, fine, where, batch_size, report.say)},
                 device=where,
-                batch_size=batch_size,
                 workers=workers,
                 slide_mpp=slide_mpp,
                 most=max_tiles,
@@ -187,11 +208,13 @@ def benchmark(
                 say=report.say,
             )
         )
-        record["gflops"] = arithmetic(timed, where, batch_size=batch_size or 8, tile_px=base.tile_px, rounds=rounds)
+        if not by_onnx:
+            record["gflops"] = arithmetic(timed, where, batch_size=batch_size or 8, tile_px=base.tile_px, rounds=rounds)
         texts += [
-            ("" if hr_encoder is None else f"HR: {names['hr']}\nLR: ") + f"{names['lr']}; {record['device']}",
-            reports.sides_table(record, {k: s.mpp for k, s in sides.items()}),
-            reports.arithmetic_line(record["gflops"]),
+            ("" if hr_encoder is None else f"HR: {names['hr']}\nLR: ")
+            + f"{names['lr']}{RUNTIMES[runtime]}; {record['device']}",
+            reports.sides_table(record, {"lr": base.mpp, "hr": fine.mpp}),
+            *([] if by_onnx else [reports.arithmetic_line(record["gflops"])]),
         ]
     with open_slide(slide, slide_mpp=slide_mpp, workers=workers) as opened:
         record["workers"] = opened.workers

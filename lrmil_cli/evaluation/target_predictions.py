@@ -1,4 +1,4 @@
-"""What models of numbers and of survival say, read from tables and prediction JSONs (targets/README 6)."""
+"""What models of numbers and of survival say, read from tables and prediction JSONs (evaluation/README 19)."""
 
 from __future__ import annotations
 

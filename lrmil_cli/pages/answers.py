@@ -132,11 +132,11 @@ def _side(record: dict[str, Any]) -> str:
 
 def _curve(times: Sequence[float], chances: Sequence[float]) -> str:
     def at(t: float, s: float) -> tuple[float, float]:
-        return 40 + 350 * t / times[-1], 10 + 150 * (1 - s)
+        return 40 + 334 * t / times[-1], 10 + 150 * (1 - s)
 
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(t, s) for t, s in zip((0.0, *times), (1.0, *chances))))
     levels = "".join(
-        f'<line x1="40" x2="390" y1="{at(0, s)[1]:.1f}" y2="{at(0, s)[1]:.1f}"/>'
+        f'<line x1="40" x2="374" y1="{at(0, s)[1]:.1f}" y2="{at(0, s)[1]:.1f}"/>'
         f'<text x="34" y="{at(0, s)[1] + 4:.1f}" text-anchor="end">{s:g}</text>'
         for s in (0.0, 0.5, 1.0)
     )

@@ -46,6 +46,13 @@ def test_each_side_with_an_encoder_of_its_own(lrmil, slide):
     assert record["ratio"] > record["tile_ratio"]
 
 
+def test_lr_by_graphs_made_for_it_beside_hr_by_torch(lrmil, slide):
+    pytest.importorskip("onnxscript")
+    args = ["--rounds", "1", "--max-tiles", "4", "--encoder", "demo-vit", "--runtime", "onnx-int8"]
+    said = lrmil("benchmark", slide, *args)
+    assert said.code == 0 and "by ONNX Runtime in int8; cpu" in said.out and "GFLOP" not in said.out, said.err
+
+
 def test_read_only_compares_readers_on_and_off_the_blocks(lrmil, slide):
     said = lrmil("benchmark", slide, "--read-only", "--tile-px", "64", "--max-tiles", "16", "--json")
     (record,) = said.records
@@ -63,6 +70,9 @@ def test_read_only_compares_readers_on_and_off_the_blocks(lrmil, slide):
         (["--model", "m", "--encoder", "e"], "not both"),
         (["--read-only", "--encoder", "demo-vit"], "encodes nothing"),
         (["--read-only", "--hr-encoder", "demo-vit"], "encodes nothing"),
+        (["--read-only", "--runtime", "onnx"], "encodes nothing"),
+        (["--runtime", "tvm"], "choose one of torch, onnx, onnx-int8"),
+        (["--runtime", "onnx", "--device", "cuda"], "runs on the CPU"),
         (["--plot", "b.pdf"], ".png"),
         (["--encoder", "demo-vit", "--mpp", "0.5"], "must be finer"),
     ],

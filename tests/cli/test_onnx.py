@@ -165,6 +165,16 @@ def test_without_graphs_onnx_says_how_to_make_them(chain, slide, tmp_path, lrmil
     assert said.code == 3 and "lrmil export-onnx" in said.err
 
 
+def test_benchmark_takes_the_graphs_beside_a_model(exported, chain, slide, lrmil):
+    args = ["benchmark", slide, "--rounds", "1", "--max-tiles", "4", "--json", "--runtime", "onnx-int8", "-m"]
+    said = lrmil(*args, exported)
+    assert said.code == 0, said.err
+    (record,) = said.records
+    assert record["runtime"] == "onnx-int8" and record["gflops"] is None and record["ratio"] > 1
+    said = lrmil(*args, chain.model)
+    assert said.code == 3 and "model.int8.onnx" in said.err and "export-onnx" in said.err
+
+
 def student(chain, out, *more):
     inputs = ["--tiles", chain.tiles_lr, "--teacher", chain.teacher, "--encoder", "demo-vit", "--preset", "lr-only"]
     kept = ["--lr-features", chain.model.with_suffix(".features") / "lr-only"]

@@ -137,10 +137,12 @@ def test_a_table_of_many_slides(start, tmp_path):
     for name in ("config.yaml", "profiles/slurm/config.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "examples" / name, tmp_path / name)
-    code, said = ended(start(tmp_path, "-n", "--configfile", "config.yaml", "--profile", "profiles/slurm"))
+    small = ["--printshellcmds", "--config", "student=vit_tiny_patch16_224@tiny.safetensors"]
+    code, said = ended(start(tmp_path, "-n", "--configfile", "config.yaml", "--profile", "profiles/slurm", *small))
     if "invalid choice: 'slurm'" in said:
         pytest.skip("snakemake-executor-plugin-slurm is not on this machine")
     counts = dict(re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE))
     assert code == 0 and counts["total"] == str(6 * 100 + 4 * 5 - 5 + 2 + 3), said
     assert counts["embed"] == "100" and counts["tile"] == "200" and counts["distill_encoder"] == "5"
     assert re.search(r"rule embed:[^#]*?gpu=1", said)
+    assert said.count("--encoder hf-hub:MahmoodLab/UNI --student vit_tiny_patch16_224@tiny.safetensors --cache") == 5
