@@ -137,7 +137,7 @@ def lesion_share(rows: pd.DataFrame, area: BaseGeometry) -> np.ndarray:
 
 
 def attention_scores(folder: Path, manifest: Manifest) -> dict[str, float | None]:
-    """ROC AUC of the student's attention against the planted lesion, over LR tiles of the held-out slides that have one.
+    """ROC AUC of the student's attention against the planted lesion, over LR tiles of held-out slides that have one.
 
     ``attention_auc`` takes the tiles of all slides together, ``attention_auc_per_slide`` is the mean over slides.
     """
@@ -204,11 +204,7 @@ def planted_concordance(folder: Path, manifest: Manifest) -> dict[str, float | N
 
     share = pd.read_csv(folder / "cohort" / "truth" / "severity.csv").set_index("slide_id")["share"]
     test = [e for e in manifest if e.split == "test"]
-    about = {
-        "patient_id": [e.patient_id for e in test],
-        "time": [e.time for e in test],
-        "event": [e.event for e in test],
-    }
+    about = {name: [getattr(e, name) for e in test] for name in ("patient_id", "time", "event")}
     return target_metrics(manifest.task, pd.DataFrame({**about, "risk": [share[e.slide_id] for e in test], "fold": 1}))
 
 

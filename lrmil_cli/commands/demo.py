@@ -22,8 +22,8 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         metavar="classification|regression|survival",
-        help="What the slides hide and the models learn: a lesion or none, how much of the tissue is a lesion, or a time "
-        "that this sets.  [default: classification; paper]",
+        help="What the slides hide and the models learn: a lesion or none, how much of the tissue is one, or a time to "
+        "an event that this sets.  [default: classification; paper]",
         show_default=False,
     ),
 ]
