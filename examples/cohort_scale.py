@@ -26,6 +26,8 @@ from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.files.features import write_features
 from lrmil_cli.files.header import digest, last_digest, make_header, step
 from lrmil_cli.files.tables import write_table
+from lrmil_cli.slides.tiles import TileSettings
+from lrmil_cli.units import LevelPx, Mpp
 
 LR_MPP, HR_MPP, TILE_PX, RATIO, COLUMNS = 2.0, 0.5, 256, 4, 40
 ENCODER = "demo-vit"
@@ -42,7 +44,7 @@ def tile_table(slide_id: str, mpp: float, count: int, columns: int) -> tuple[dic
         "id": slide_id, "path": f"{slide_id}.svs", "width": size, "height": 10 * size, "mpp": HR_MPP,
         "mpp_source": "made up", "vendor": "made up", "fingerprint": digest({"slide": slide_id}, {}),
     }  # fmt: skip
-    settings = {"mpp": mpp, "tile_px": TILE_PX, "min_tissue": 0.1, "allow_upsample": False}
+    settings = TileSettings(mpp=Mpp(mpp), tile_px=LevelPx(TILE_PX)).as_json()
     history = [step("tile", settings, {"slide": slide["fingerprint"]})]
     header = make_header("tiles", slide=slide, settings=settings, level=0, level_mpp=mpp, history=history)
     rows = {"x": n % columns * side, "y": n // columns * side, "width": side, "height": side}

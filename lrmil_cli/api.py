@@ -60,7 +60,9 @@ class Answer:
     """What a model says of one slide.
 
     Attributes:
-        label: the most probable class; probabilities: of every class, by name, the mean over fold heads.
+        label: the most probable class, the number that a model of regression tells (as text), or the group of risk;
+            ``record`` has all that is told of it.
+        probabilities: of every class, by name, the mean over fold heads; empty of another task.
         attention: DataFrame, one row a tile: ``x, y, width, height``, ``attention`` (sums to 1), ``percentile``, and
             ``score_<class>`` where the head has them.
         record: all that ``SLIDE.prediction.json`` would hold; header: of the attention table.
@@ -206,7 +208,7 @@ def predict(
     made_of = slide.made_of | ({"roi": region.digest} if region else {})
     record = prediction_record(ready, found, slide, [step("predict", ready.settings, made_of)], region)
     header, columns = attention_table(ready, found, record)
-    return Answer(record["predicted"], record["probabilities"], as_frame(columns), record, header)
+    return Answer(str(record["predicted"]), record.get("probabilities", {}), as_frame(columns), record, header)
 
 
 def to_geojson(

@@ -15,7 +15,8 @@ from lrmil_cli.chain.steps import Run, Say
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc, evaluate, show
 from lrmil_cli.files.atomic import write_text
-from lrmil_cli.files.manifest import Entry, Manifest, read_manifest
+from lrmil_cli.files.manifest import Manifest, read_manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.files.tables import read_table
 
 if TYPE_CHECKING:

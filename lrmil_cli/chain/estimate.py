@@ -94,7 +94,7 @@ def find_tiles(settings: Settings, manifest: Manifest, run: Run) -> Found:
         table = settings.slides
         if len(some) < len(manifest):
             table = str(Path(folder) / "slides.csv")
-            write_text(table, as_table([manifest.entries[i] for i in some], patients=False))
+            write_text(table, as_table([manifest.entries[i] for i in some], manifest.task, patients=False))
         for step in chain_steps(settings, Path(folder) / "none", 1)[:2]:
             said = io.StringIO()
             with contextlib.redirect_stdout(said):

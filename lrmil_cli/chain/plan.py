@@ -33,13 +33,16 @@ def _as_is(option: str, *steps: str) -> dict[str, str]:
     return {step: option for step in steps}
 
 
-LABELS = ("label", "drop-missing", "class", "class-map")
+LABELS = ("label", "task", "time", "event", "drop-missing", "class", "class-map")
+#: Of a task, what the teacher alone is told; the student learns what its teacher learned.
+OF_TEACHER = ("loss", "intervals", "risk-set")
 #: The table of slides that could be tiled, where others are left out.
 LEFT = "slides.csv"
 
 #: Options of ``lrmil run`` -> steps they go to -> what they are called there.
 ROUTES: dict[str, dict[str, str]] = {
     **{name: _as_is(name, *_TRAIN) for name in LABELS},
+    **{name: _as_is(name, "train-teacher") for name in OF_TEACHER},
     "mpp": {"tile-lr": "mpp"},
     "hr-mpp": {"tile-hr": "mpp"},
     "tile-px": _as_is("tile-px", *_TILE),
@@ -130,7 +133,8 @@ def chain_steps(settings: Settings, out: Path, folds: int, overwrite: bool = Fal
         if name == "distill-encoder" and settings.one_encoder:
             useless = set(LABELS)  # it reads none
         elif skip and name in _TRAIN:
-            useless = set(LABELS) - {"class"}  # the table has them as they are to be
+            useless = {"drop-missing", "class-map"}  # the table has them as they are to be
+            useless |= {"label"} if own.get("task") in (None, "classification") else set()
         own = {key: value for key, value in own.items() if key not in useless}
         again = ["--overwrite"] if overwrite else []
         args = [COMMANDS[name], *inputs, *words(wired | own), "-o", made, *again]

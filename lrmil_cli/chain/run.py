@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lrmil_cli.chain.plan import LEFT, Settings, chain_steps
 from lrmil_cli.chain.run_encoders import student_share
@@ -15,8 +16,10 @@ from lrmil_cli.chain.work import count_tiles, passes, seconds_left
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.locks import claimed
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.files.tables import list_tables
+from lrmil_cli.targets.task import Task
 from lrmil_cli.training.folds import fold_names, make_folds
 
 #: Steps after which all tiles are there.
@@ -50,16 +53,16 @@ def keep_tiled(manifest: Manifest, out: Path, say: Say) -> None:
             f"{len(manifest) - len(there)} of {len(manifest)} slides cannot be tiled and are left out "
             f"(failures.csv in {out / 'tiles-lr'} and {out / 'tiles-hr'} says why)"
         )
-    write_text(out / LEFT, as_table(there, patients=manifest.patients_from != "slides"))
+    write_text(out / LEFT, as_table(there, manifest.task, patients=manifest.patients_from != "slides"))
 
 
-def as_table(slides: Sequence[Entry], *, patients: bool) -> str:
+def as_table(slides: Sequence[Entry], task: Task, *, patients: bool) -> str:
     """All that a table says of slides, with paths that hold anywhere; ``patients``: with a column of them."""
     rows = [
         {
             "slide": e.path.absolute(),
             "slide_id": e.slide_id,
-            "label": e.label or "",
+            **_target(e, task),
             **{name: value for name in OF_A_SLIDE if (value := getattr(e, name)) is not None},
             **({"patient_id": e.patient_id} if patients else {}),
             **({"split": e.split} if e.split else {}),
@@ -73,6 +76,13 @@ def as_table(slides: Sequence[Entry], *, patients: bool) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
+
+
+def _target(e: Entry, task: Task) -> dict[str, Any]:
+    """What is learned of a slide, by the task's own columns."""
+    if task.kind == "survival":
+        return {task.time: e.time, task.event: e.event}
+    return {"label" if task.classes else task.label: e.label or ""}
 
 
 def run_chain(

@@ -19,7 +19,7 @@ from lrmil_cli.commands.report import Report, tell
 from lrmil_cli.errors import LrmilError, NoTissueError, PartialError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.locks import locked
-from lrmil_cli.files.manifest import plain_cell
+from lrmil_cli.files.manifest_rows import plain_cell
 from lrmil_cli.files.names import SEPARATORS
 from lrmil_cli.files.tables import follow_slide, table_suffix
 from lrmil_cli.progress import phase

@@ -13,6 +13,7 @@ from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.student_ahdmil import distill_screened
 from lrmil_cli.commands.student_eagle import distill_eagle
 from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method, given
+from lrmil_cli.commands.student_runs import task_of_teacher
 from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
 
@@ -32,6 +33,12 @@ def distill_student(
     features: student_options.Features = None,
     lr_features: student_options.LrFeatures = None,
     label: cohort.Label = None,
+    task: cohort.TaskName = None,
+    loss: cohort.Loss = None,
+    time: cohort.Time = None,
+    event: cohort.Event = None,
+    intervals: cohort.Intervals = None,
+    risk_set: cohort.RiskSet = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -130,15 +137,17 @@ def distill_student(
     asked = {name: values[name] for name in OF_SETTINGS if values[name] is not None}
     distill = preset_settings(preset, asked)
     own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
-    spec = head_spec(head, own)
-    settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING})
+    like = task_of_teacher(values)
+    wanted = cohort.task_asked(values, like)
+    spec = head_spec(head, own, wanted)
+    settings = train_settings(recipe, head, {name: values[name] for name in head_options.OF_TRAINING}, wanted)
     if distill.hard == "feature" and distill.lambda_hard and not has_projection(spec):
         report.warn(
             "--hard feature without --proj-dim changes neither attention nor prediction: the features are frozen"
         )
     where = pick_device(device)
     result = train_student(
-        cohort.read_cohort(report, manifest, values),
+        cohort.read_cohort(report, manifest, values, like=like),
         tiles=tiles,
         pairs=pairs,
         encoder=EncoderArgs(encoder, input_size, embedding, random_init),

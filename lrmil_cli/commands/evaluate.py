@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from lrmil_cli.commands import cohort, evaluate_external, options
+from lrmil_cli.commands import cohort, evaluate_external, evaluate_targets, options
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
 
@@ -48,7 +48,8 @@ Metric = Annotated[
     Optional[list[str]],
     typer.Option(
         "--metric",
-        help="Only this metric; repeat for more: accuracy, auc, balanced_accuracy, f1_weighted, brier, log_loss.",
+        help="Only this metric; repeat for more: accuracy, auc, balanced_accuracy, f1_weighted, brier, log_loss; of "
+        "numbers mae, rmse, r2, pearson, spearman; of survival c_harrell, c_uno, ibs, auc, brier.",
     ),
 ]
 Positive = Annotated[
@@ -95,6 +96,8 @@ def evaluate(
     output: Output,
     slides: Slides = None,
     label: cohort.Label = None,
+    time: cohort.Time = None,
+    event: cohort.Event = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -102,6 +105,8 @@ def evaluate(
     metric: Metric = None,
     positive: Positive = None,
     by: By = None,
+    horizon: evaluate_targets.Horizon = None,
+    adjust: evaluate_targets.Adjust = None,
     profile: evaluate_external.Profile = None,
     at_threshold: evaluate_external.Threshold = None,
     share_interval: evaluate_external.IntervalOf = None,
@@ -112,17 +117,16 @@ def evaluate(
     json: Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Judge predictions: metrics with intervals, ROC, calibration, confusion.
+    """Judge predictions: metrics with intervals, ROC, calibration, confusion; of numbers and survival their own.
 
     Several models are also compared pair by pair, on the slides that all of them predicted. Open evaluation.html first.
 
     Example: lrmil evaluate teacher/ student=model.safetensors -o evaluation
     """
     from lrmil_cli.commands.evaluate_outputs import FILES, check_folder, read_header, tell, write_files
-    from lrmil_cli.evaluation.evaluate_models import evaluate_models, inputs_for_digest
-    from lrmil_cli.evaluation.evaluation_files import as_json
-    from lrmil_cli.evaluation.join_predictions import join
-    from lrmil_cli.evaluation.metrics import METRICS
+    from lrmil_cli.evaluation.evaluate_models import inputs_for_digest
+    from lrmil_cli.evaluation.join_predictions import join, task_of_all
+    from lrmil_cli.evaluation.judging import JUDGING
     from lrmil_cli.evaluation.predictions import read_predictions
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
@@ -132,13 +136,19 @@ def evaluate(
     folder = Path(output)
     if output == "-" or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"-o {output}: give a folder")
-    for option, values, known in (("--level", [level], LEVELS), ("--metric", metric or [], METRICS)):
+    evaluate_external.check_options(profile, at_threshold, share_interval, checklist)
+    found = [read_predictions(p) for p in predictions]
+    task = task_of_all(found)
+    judging = JUDGING[task.kind]
+    for option, values, known in (("--level", [level], LEVELS), ("--metric", metric or [], judging.metrics)):
         for value in values:
             if value not in known:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(known)}")
-    evaluate_external.check_options(profile, at_threshold, share_interval, checklist)
-    found = [read_predictions(p) for p in predictions]
-    listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False) if slides else None
+    evaluate_targets.check_task(task, found[0].source, ctx.params)
+    listed = None
+    if slides:
+        listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False, like=task)
+        evaluate_targets.check_columns(task, listed)
     columns = [name.strip() for name in (by or "").split(",") if name.strip()]
     models = join(found, listed, columns)
     distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]
@@ -159,7 +169,8 @@ def evaluate(
         for remark in m.remarks:
             report.say(f"{m.name}: {remark}")
 
-    chosen = None if not metric else [n for n in METRICS if n in metric]
+    chosen = None if not metric else [n for n in judging.metrics if n in metric]
+    beside = evaluate_targets.adjust_cells(listed, adjust)
     settings = {
         "level": level,
         "metrics": chosen,
@@ -170,12 +181,15 @@ def evaluate(
         **({"by": columns} if columns else {}),
         **({"profile": [profile, at_threshold or "0.5", share_interval or "wilson"]} if profile else {}),
         **({"checklist": checklist} if checklist else {}),
+        **({"horizon": sorted(set(horizon))} if horizon else {}),
+        **({"adjust": list(beside)} if beside else {}),
     }
     outside = []
     at = None if positive is None else class_names.index(positive)
     if profile is not None:
         outside = evaluate_external.judge(models, listed, level, at, at_threshold, share_interval)
     inputs = {m.name: digest({"predictions": inputs_for_digest(m)}, {}) for m in models}
+    inputs |= {"adjust": digest({"cells": beside}, {})} if beside else {}
     wanted = digest(settings, inputs)
     files = [f for f in FILES if f != "differences.csv" or len(models) > 1]
     files += [f"checklist.{checklist}.md"] if checklist else []
@@ -192,18 +206,14 @@ def evaluate(
         report.say(f"{folder}: up to date")
         tell(report, folder, "skipped", read_header(folder / FILES[-1]))
         return
-    evaluation = evaluate_models(
-        models,
-        level=level,
-        metrics=chosen,
-        positive=at,
-        draws=bootstrap,
-        seed=seed,
-        by=columns,
-        external=outside,
+    of_task = {"positive": at, "external": outside} if task.classes else {"horizons": horizon, "adjust": beside}
+    evaluation = judging.evaluate(
+        models, level=level, metrics=chosen, draws=bootstrap, seed=seed, by=columns, **of_task
     )
+    for warning in judging.warnings(evaluation):
+        report.warn(warning)
     history = [step("evaluate", settings, inputs)]
-    record = make_header("evaluation", settings=settings, **as_json(evaluation), history=history)
+    record = make_header("evaluation", settings=settings, **judging.as_json(evaluation), history=history)
     pictures = []
     for m, own in zip(models, outside):
         assert listed is not None, "the profile asks for it"
@@ -211,7 +221,7 @@ def evaluate(
         pictures.append(shown)
         for why in missing:
             report.warn(f"{m.name}: {why}")
-    write_files(folder, evaluation, record, pictures, checklist)
+    write_files(folder, judging, evaluation, record, pictures, checklist)
     if len(models) > 1 and not evaluation.differences:
         report.warn(f"no {level} was predicted by all models, so they cannot be compared")
     report.say(f"written: {folder / 'evaluation.html'}")

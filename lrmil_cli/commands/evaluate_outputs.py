@@ -12,7 +12,7 @@ from lrmil_cli.commands.screen import line_cleared
 from lrmil_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from lrmil_cli.evaluation.evaluate_models import Evaluation
+    from lrmil_cli.evaluation.judging import Judging
 
 #: In the order they are written; the last one marks the folder as complete.
 FILES = ("evaluation.png", "evaluation.html", "evaluation.md", "metrics.csv", "differences.csv", "evaluation.json")
@@ -52,7 +52,8 @@ def check_folder(folder: Path) -> None:
 
 def write_files(
     folder: Path,
-    evaluation: Evaluation,
+    judging: Judging,
+    evaluation: Any,
     record: dict[str, Any],
     pictures: Sequence[Mapping[str, bytes]] = (),
     checklist: str | None = None,
@@ -60,25 +61,18 @@ def write_files(
     """Write all of :data:`FILES`, and a checklist where one is asked for.
 
     Args:
-        record: becomes evaluation.json; pictures: of the worst errors of each model, slide id -> PNG.
+        evaluation: what ``judging`` made of the predictions; record: becomes evaluation.json.
+        pictures: of the worst errors of each model, slide id -> PNG.
     """
     from lrmil_cli.evaluation import checklists
-    from lrmil_cli.evaluation.evaluation_files import differences_frame, metrics_frame
-    from lrmil_cli.evaluation.evaluation_page import CURVE_PICTURE, blocks, title
+    from lrmil_cli.evaluation.evaluation_files import differences_frame
+    from lrmil_cli.evaluation.evaluation_page import CURVE_PICTURE, title
     from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
-    from lrmil_cli.evaluation.plots import evaluation_picture
     from lrmil_cli.files.atomic import remove, write_bytes, write_text
     from lrmil_cli.files.header import make_header
     from lrmil_cli.files.tables import write_table
 
-    png = evaluation_picture(
-        [(m.name, m.cases) for m in evaluation.models],
-        evaluation.classes,
-        evaluation.positive,
-        draws=evaluation.draws,
-        seed=evaluation.seed,
-    )
-    page = blocks(evaluation, png, record["history"][-1], pictures)
+    page = judging.blocks(evaluation, judging.picture(evaluation), record["history"][-1], pictures)
     common = {"settings": record["settings"], "history": record["history"]}
     remove(folder / FILES[-1])  # it marks the folder as complete
     remove(folder / CURVE_PICTURE)  # of an earlier run with a cascade
@@ -89,7 +83,7 @@ def write_files(
             write_bytes(folder / picture.name, picture.png)
     write_text(folder / "evaluation.html", to_html(title(evaluation), page))
     write_text(folder / "evaluation.md", to_markdown(title(evaluation), page))
-    write_table(folder / "metrics.csv", make_header("evaluation", **common), metrics_frame(evaluation))
+    write_table(folder / "metrics.csv", make_header("evaluation", **common), judging.frame(evaluation))
     if len(evaluation.models) > 1:
         write_table(folder / "differences.csv", make_header("differences", **common), differences_frame(evaluation))
     else:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from lrmil_cli.evaluation.metrics import decimals, metric_title
+
 
 def print_tables(record: dict[str, Any]) -> None:
     """Metrics of each model, and differences, on stdout; fits 80 columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
-
-    from lrmil_cli.evaluation.metrics import TITLES
 
     console = Console(highlight=False, markup=False, emoji=False)
     several = len(record["models"]) > 1
@@ -33,14 +33,19 @@ def print_tables(record: dict[str, Any]) -> None:
     for model in record["models"]:
         name = model["name"]
         for metric, m in model["metrics"].items():
-            cells = [TITLES[metric], _number(m["value"]), _interval(m), *([_folds(m)] if folds else [])]
+            cells = [
+                metric_title(metric),
+                _number(metric, m["value"]),
+                _interval(metric, m),
+                *([_folds(metric, m)] if folds else []),
+            ]
             table.add_row(*([name] if several else []), *cells)
             name = ""
             if metric == "accuracy":
                 table.add_row(
                     *([""] if several else []),
                     "majority rate",
-                    _number(model["majority_rate"]),
+                    _number(metric, model["majority_rate"]),
                     f"always {model['majority_class']}",
                     *([""] if folds else []),
                 )
@@ -55,25 +60,27 @@ def print_tables(record: dict[str, Any]) -> None:
         last = None
         for d in record["differences"]:
             pair = f"{d['model']} - {d['reference']}"
-            table.add_row(
-                "" if pair == last else pair, TITLES[d["metric"]], _number(d["value"], "+"), _interval(d, "+")
-            )
+            metric = d["metric"]
+            cells = [metric_title(metric), _number(metric, d["value"], "+"), _interval(metric, d, "+")]
+            table.add_row("" if pair == last else pair, *cells)
             last = pair
         console.print(table)
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return "undefined" if value is None else f"{value:{sign}.3f}"
+def _number(metric: str, value: float | None, sign: str = "") -> str:
+    return "undefined" if value is None else f"{value:{sign}{decimals(metric)}}"
 
 
-def _interval(m: dict[str, Any], sign: str = "") -> str:
+def _interval(metric: str, m: dict[str, Any], sign: str = "") -> str:
     if m.get("reason"):
         return m["reason"]
-    return "-" if m["low"] is None else f"{m['low']:{sign}.3f} to {m['high']:{sign}.3f}"
+    form = f"{sign}{decimals(metric)}"
+    return "-" if m["low"] is None else f"{m['low']:{form}} to {m['high']:{form}}"
 
 
-def _folds(m: dict[str, Any]) -> str:
+def _folds(metric: str, m: dict[str, Any]) -> str:
     if m["mean"] is None:
         return "undefined" if m["of_folds"] else "-"
-    sd = f" ({m['sd']:.3f})" if m["sd"] is not None else ""
-    return f"{m['mean']:.3f}{sd}" + (f", {m['folds']} of {m['of_folds']}" if m["folds"] < m["of_folds"] else "")
+    form = decimals(metric)
+    sd = f" ({m['sd']:{form}})" if m["sd"] is not None else ""
+    return f"{m['mean']:{form}}{sd}" + (f", {m['folds']} of {m['of_folds']}" if m["folds"] < m["of_folds"] else "")

@@ -30,7 +30,7 @@ PANELS = {
     "Map for QuPath": "style top threshold colormap fine",
     "Method": "method student preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline "
     "also_encoder crossfit init",
-    "Labels": "label drop_missing classes class_map",
+    "Labels": "task label time event loss intervals risk_set drop_missing classes class_map",
     "Encoder": "embedding input_size student_input_size random_init hr_encoder dtype repack feature_set "
     "allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
@@ -43,8 +43,8 @@ PANELS = {
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",
     "EAGLE": "picker top_hr",
-    "Options": "int8 check level metric positive by profile at_threshold share_interval checklist bootstrap "
-    "receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
+    "Options": "int8 check level metric positive by horizon adjust profile at_threshold share_interval checklist "
+    "bootstrap receipt read_only hr_mpp max_tiles rounds encoders heads qupath_scripts table_only quick",
     "Machine": "device batch_size workers memory compile runtime seed devices",
     "General": "config further quiet verbose log debug help",
 }
@@ -55,6 +55,8 @@ CHOICES: dict[str, Sequence[str]] = {
     "preset": ("lrmil", "bag", "bag-soft", "bag-hard", "lr-only", "patch", "official-code"),
     "head": ("abmil", "clam_mb", "clam_sb", "dmin", "dsmil", "dtfd", "maxpool", "meanpool", "transmil"),
     "recipe": ("common", "published"),
+    "task": ("classification", "regression", "survival"),
+    "loss": ("huber", "mse", "nll", "cox"),
     "reader": ("auto", "tiffslide", "openslide"),
     "runtime": ("auto", "torch", "onnx", "onnx-int8"),
     "origin": ("auto", "bounds", "full"),

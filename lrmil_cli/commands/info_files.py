@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lrmil_cli.errors import InputError, UsageError, no_such_file
 
 if TYPE_CHECKING:
-    from lrmil_cli.files.manifest import Labels
+    from lrmil_cli.files.manifest_rows import Labels
 
 
 def describe(
@@ -27,7 +27,7 @@ def describe(
     Raises:
         InputError: it is nothing we know. UsageError: ``labels`` of a file that is no manifest.
     """
-    from lrmil_cli.files.manifest import Labels
+    from lrmil_cli.files.manifest_rows import Labels
     from lrmil_cli.files.spreadsheet import SUFFIXES
     from lrmil_cli.files.tables import table_suffix
     from lrmil_cli.slide_names import SLIDE_SUFFIXES

@@ -109,7 +109,9 @@ def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]],
     """
     lines = []
     for r in rows:
-        lines.append(fill(f"{r['name']}: {r['what']} ({r['attention_kind']} attention)", 80, subsequent_indent="    "))
+        takes = "classes only" if r["classes_only"] else "any target"
+        about = f"{r['name']}: {r['what']} ({r['attention_kind']} attention, {takes})"
+        lines.append(fill(about, 80, subsequent_indent="    "))
         groups: dict[str, list[str]] = {}
         for key, value in r["options"].items():
             text = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
@@ -125,6 +127,7 @@ def render_heads(rows: list[dict[str, Any]], sources: dict[str, dict[str, str]],
             "",
             "Set with --head-option KEY=VALUE; these are the defaults, and where each is",
             "from. Derived attention is not what the head pools with, but computed from it.",
+            "Any target: classes, a number or survival (--task).",
         ]
     )
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.manifest import Entry, read_manifest
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.files.names import as_file, fits_file_name
 from lrmil_cli.files.spreadsheet import SUFFIXES as SPREADSHEETS
 from lrmil_cli.files.tables import table_suffix

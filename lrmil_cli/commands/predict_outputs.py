@@ -16,6 +16,7 @@ from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import sealed
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.slide_places import as_seen_from
+from lrmil_cli.targets.answers import answer_text, sureness, what_is_told
 
 if TYPE_CHECKING:
     from lrmil_cli.inference.prediction import Predictor
@@ -131,7 +132,7 @@ def summary(record: dict[str, Any], *, timed: bool = True) -> str:
     )
     spent = ", ".join(f"{k} {v:.2f}" for k, v in record["seconds"].items())
     doubt = f"uncertain ({record['uncertain']}): " if record.get("uncertain") else ""
-    said = f"{record['predicted']} (p {record['probabilities'][record['predicted']]:.3f})"
+    said = f"{answer_text(record)} ({sureness(record, 3).replace('probability', 'p')})"
     if own := record.get("prediction_set"):
         said += f", {own['coverage']:.0%} set: {', '.join(own['classes']) or 'empty'}"
     return f"{doubt}{said}, {read}" + (f"; seconds: {spent}; {record['device']}" if timed else "")
@@ -224,7 +225,7 @@ def introduce(name: str, predictor: Predictor, report: Report) -> None:
     from lrmil_cli.evaluation.purpose import purpose, purpose_text
 
     named = f"{name}: " if name else ""
-    report.say(f"{named}model of {', '.join(predictor.classes)}; {purpose_text(purpose(predictor.header))}")
+    report.say(f"{named}model of {what_is_told(predictor.header)}; {purpose_text(purpose(predictor.header))}")
     if note := uncalibrated(predictor.header):
         report.say(f"{named}{note}")
     if predictor.settings.get("runtime") == "onnx-int8":

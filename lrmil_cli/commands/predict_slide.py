@@ -13,6 +13,7 @@ from lrmil_cli.commands.batch import Outcome, planned
 from lrmil_cli.commands.overlays import PictureStyle
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
+from lrmil_cli.targets.answers import answer_text
 
 if TYPE_CHECKING:
     from lrmil_cli.inference.prediction import Prediction, Predictor
@@ -138,7 +139,7 @@ def planned_slide(models: Sequence[Asked], slide: Slide, region: Region | None, 
     missing = [asked.predictor for asked, found in zip(models, there) if found is None]
     table = " and ".join("-" if a.output == "-" else str(_table(a, slide)) for a in models)
     if not missing:
-        told = [f"{_named(a)}{f[0]['prediction']['predicted']}" for a, f in zip(models, there) if f is not None]
+        told = [f"{_named(a)}{answer_text(f[0]['prediction'])}" for a, f in zip(models, there) if f is not None]
         extra = [{"prediction": f[0]["prediction"]} for f in there if f is not None]
         return Outcome(
             _output(models), "skipped", f"{', '.join(told)}, up to date ({table})", _of_models(models, extra)
@@ -258,7 +259,7 @@ def _there(asked: Asked, slide: Slide, region: Region | None) -> Found | None:
 
 
 def _up_to_date(asked: Asked, slide: Slide, header: dict[str, Any]) -> str:
-    return f"{header['prediction']['predicted']}, up to date ({_table(asked, slide)})"
+    return f"{answer_text(header['prediction'])}, up to date ({_table(asked, slide)})"
 
 
 def _written(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from lrmil_cli.commands.second_look import classes_only
 from lrmil_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def with_promises(
     """The predictor with what these options ask of it; itself where they ask nothing."""
     if coverage is None and max_error is None:
         return predictor
+    classes_only(predictor, "--coverage" if coverage is not None else "--max-error")
     from lrmil_cli.inference.promises import with_promises
 
     return with_promises(predictor, coverage=coverage, by_class=coverage_by == "class", max_error=max_error)

@@ -27,6 +27,12 @@ def run(
     config: run_options.Config = None,
     encoder: encoder_options.EncoderOrNone = None,
     label: cohort.Label = None,
+    task: cohort.TaskName = None,
+    loss: cohort.Loss = None,
+    time: cohort.Time = None,
+    event: cohort.Event = None,
+    intervals: cohort.Intervals = None,
+    risk_set: cohort.RiskSet = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -67,7 +73,7 @@ def run(
     from dataclasses import replace
 
     from lrmil_cli import __version__
-    from lrmil_cli.chain.plan import LABELS, chain_steps
+    from lrmil_cli.chain.plan import LABELS, OF_TEACHER, chain_steps
     from lrmil_cli.chain.run import count_folds, run_chain
     from lrmil_cli.encoders.spec import absolute_spec
     from lrmil_cli.files.header import command_line
@@ -83,7 +89,7 @@ def run(
     )
     run_options.check_settings(settings)
     out = Path(output)
-    labels = {name: settings.of("train-teacher").get(name) for name in (*LABELS, "by-site")}
+    labels = {name: settings.of("train-teacher").get(name) for name in (*LABELS, *OF_TEACHER, "by-site")}
     values = {"classes": labels.pop("class"), **{name.replace("-", "_"): value for name, value in labels.items()}}
     manifest = cohort.read_cohort(report, settings.slides, values)
     folds_there = count_folds(manifest, settings)

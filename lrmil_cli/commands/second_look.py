@@ -61,6 +61,14 @@ Abstain = Annotated[
 ]
 
 
+def classes_only(predictor: Predictor, option: str) -> None:
+    """Raises UsageError if an option that speaks of probabilities is given for a model that has none."""
+    from lrmil_cli.targets.task import task_of
+
+    if not (task := task_of(predictor.header)).classes:
+        raise UsageError(f"{option} speaks of classes; {predictor.path} learned {task.name}")
+
+
 def with_second_look(
     predictor: Predictor,
     escalate: str | None,
@@ -77,6 +85,7 @@ def with_second_look(
     """The predictor with what these options ask of it; itself where they ask nothing."""
     if escalate is None and not abstain:
         return predictor
+    classes_only(predictor, "--escalate" if escalate else "--abstain")
     from lrmil_cli.inference.second_look import with_second_look
 
     return with_second_look(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrmil_cli.commands.cohort import read_cohort
 from lrmil_cli.commands.report import Report
 from lrmil_cli.commands.selective_options import screen_changes
-from lrmil_cli.commands.student_runs import end, in_common
+from lrmil_cli.commands.student_runs import end, in_common, read_cohort
 from lrmil_cli.errors import UsageError
 
 
@@ -25,7 +24,7 @@ def distill_screened(report: Report, values: dict[str, Any]) -> None:
             )
     settings = screen_settings(method, screen_changes(values))
     result = train_screened(
-        read_cohort(report, values["manifest"], values),
+        read_cohort(report, values),
         method=method,
         settings=settings,
         **in_common(report, values, lr_features=False),

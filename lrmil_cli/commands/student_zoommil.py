@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_cli.commands import head_options
-from lrmil_cli.commands.cohort import read_cohort
+from lrmil_cli.commands.cohort import task_asked
 from lrmil_cli.commands.report import Report
-from lrmil_cli.commands.student_runs import end, in_common
+from lrmil_cli.commands.student_runs import end, in_common, read_cohort, task_of_teacher
 from lrmil_cli.errors import UsageError
 
 
@@ -27,14 +27,14 @@ def distill_zoom(report: Report, values: dict[str, Any]) -> None:
     if "levels" in own:
         raise UsageError("--head-option levels does nothing: --pairs make two levels, --mid-pairs three")
     build_head("zoommil", 8, 2, own)
-    target = Path(values["output"])
+    target, task = Path(values["output"]), task_asked(values, task_of_teacher(values))
     result = train_zoom(
-        read_cohort(report, values["manifest"], values),
+        read_cohort(report, values),
         mid_pairs=values["mid_pairs"],
         mid_features=values["mid_features"],
         lr_features=Path(values["lr_features"]) if values["lr_features"] else target.with_suffix(".features"),
         head=HeadSpec("zoommil", own),
-        training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in head_options.OF_TRAINING}),
+        training=train_settings(values["recipe"], "zoommil", {k: values[k] for k in head_options.OF_TRAINING}, task),
         own_fixture=not values["no_fixture"],
         **in_common(report, values),
     )

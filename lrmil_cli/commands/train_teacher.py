@@ -47,6 +47,12 @@ def train_teacher(
     encoder: encoder_options.EncoderOrNone = None,
     features: Features = None,
     label: cohort.Label = None,
+    task: cohort.TaskName = None,
+    loss: cohort.Loss = None,
+    time: cohort.Time = None,
+    event: cohort.Event = None,
+    intervals: cohort.Intervals = None,
+    risk_set: cohort.RiskSet = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -89,11 +95,11 @@ def train_teacher(
     from lrmil_cli.device import pick_device
     from lrmil_cli.encoders.compiled import compile_encoder
     from lrmil_cli.encoders.spec import load_encoder
-    from lrmil_cli.evaluation.metrics import show
     from lrmil_cli.training import teacher
     from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
+    from lrmil_cli.training.out_of_fold import scores_text
     from lrmil_cli.training.recipes import recipe_options, train_settings
     from lrmil_cli.training.streamed import room_for
 
@@ -115,8 +121,9 @@ def train_teacher(
         },
     )
     own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
-    spec = head_spec(head, own)
-    settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING})
+    asked = cohort.task_asked(ctx.params)
+    spec = head_spec(head, own, asked)
+    settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING}, asked)
     where = pick_device(device)
     room = room_for(where, options.memory_bytes(memory))
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)
@@ -166,9 +173,7 @@ def train_teacher(
         report.say(f"{output}: fold {fold} is there; the same command without --fold puts the teacher together")
         return report.result({"command": "train-teacher", "status": "ok", "output": output, "fold": fold})
     m = header["metrics"]
-    scores = (
-        f"accuracy {show(m['accuracy'])}, AUC {show(m['auc'])} on {sum((parts == 'test').any(axis=1))} held-out slides"
-    )
+    scores = f"{scores_text(m, labelled.task)} on {sum((parts == 'test').any(axis=1))} held-out slides"
     text = f"{output}: {'up to date; ' if there else ''}{scores}"
     report.end(text, after_teacher(manifest, output, head, encoder))
     report.result(

@@ -36,6 +36,8 @@ MIN_LESION_PX2 = 600 * 600  # 300 x 300 um
 # What 5x keeps of a lesion: a little more haematoxylin, a little less eosin in the cytoplasm. Benign nests and patients
 # vary in the same; the cue that decides is inside the nuclei.
 HINT_DEPTH, HINT_EOSIN = 0.06, 0.30
+# Of slides with a severity: how many nests, and how much of the tissue they cover together.
+NESTS, NESTED = 5, 0.36
 
 
 # ---- stain -------------------------------------------------------------------------
@@ -129,19 +131,48 @@ def place_blobs(rng: np.random.Generator, tissue: np.ndarray, areas: list[float]
     return blobs
 
 
-def layout(rng: np.random.Generator, n: int, positive: bool) -> tuple[Layout, np.ndarray]:
-    """Draw a slide of `n` x `n` grid pixels; returns it and the lesion, bool `(n, n)`."""
-    tissue = tissue_mask(rng, n, rng.uniform(0.37, 0.56))
+def draw_blobs(rng: np.random.Generator, tissue: np.ndarray, positive: bool | float) -> tuple[np.ndarray, np.ndarray]:
+    """Nests of dense cells and the lesion among them, each bool `(n, n)`; only what is inside their nuclei tells it.
+
+    With `True` one to three nests of a lesion and one or two benign ones, with `False` the same, all benign. With a
+    number from 0 to 1 as many nests on every slide, and that share of their area a lesion.
+    """
     total = float(tissue.sum())
     least = MIN_LESION_PX2 / GRID**2
-    share = rng.uniform(0.12, 0.25)
-    count = int(np.clip(share * total // least, 1, 3))
-    parts = rng.dirichlet(np.full(count, 30.0)) * share * total
-    benign = rng.uniform(0.9, 1.6, int(rng.integers(1, 3))) * least
-    blobs = place_blobs(rng, tissue, [float(a) for a in [*parts, *np.minimum(benign, 0.2 * total)]])
-    # Every slide has blobs of dense cells; only what is inside their nuclei tells a lesion.
-    lesion = np.any(blobs[:count], axis=0) if positive else np.zeros_like(tissue)
-    dense = cv2.GaussianBlur(np.any(blobs, axis=0).astype(np.float32), (0, 0), 5)
+    if isinstance(positive, bool):
+        share = rng.uniform(0.12, 0.25)
+        count = int(np.clip(share * total // least, 1, 3))
+        parts = rng.dirichlet(np.full(count, 30.0)) * share * total
+        benign = rng.uniform(0.9, 1.6, int(rng.integers(1, 3))) * least
+        blobs = place_blobs(rng, tissue, [float(a) for a in [*parts, *np.minimum(benign, 0.2 * total)]])
+        lesion = np.any(blobs[:count], axis=0) if positive else np.zeros_like(tissue)
+        return np.any(blobs, axis=0), lesion
+    areas = rng.dirichlet(np.full(NESTS, 30.0)) * NESTED * total
+    blobs = sorted(place_blobs(rng, tissue, areas.tolist()), key=lambda blob: rng.random())
+    dense = np.any(blobs, axis=0)
+    wanted, lesion = positive * dense.sum(), np.zeros_like(tissue)
+    for blob in blobs:
+        missing = wanted - lesion.sum()
+        lesion |= blob if blob.sum() <= missing else one_side(rng, blob, missing)
+    return dense, lesion
+
+
+def one_side(rng: np.random.Generator, blob: np.ndarray, area: float) -> np.ndarray:
+    """The part of a region that lies on one side of a straight line, of about the given area (grid pixels)."""
+    y, x = np.nonzero(blob)
+    turn = rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(turn) + y * np.sin(turn)
+    part = np.zeros_like(blob)
+    first = np.argsort(along, kind="stable")[: max(0, round(area))]
+    part[y[first], x[first]] = True
+    return part
+
+
+def layout(rng: np.random.Generator, n: int, positive: bool | float) -> tuple[Layout, np.ndarray]:
+    """Draw a slide of `n` x `n` grid pixels; returns it and the lesion, bool `(n, n)`, by :func:`draw_blobs`."""
+    tissue = tissue_mask(rng, n, rng.uniform(0.37, 0.56))
+    blobs, lesion = draw_blobs(rng, tissue, positive)
+    dense = cv2.GaussianBlur(blobs.astype(np.float32), (0, 0), 5)
 
     nests = smooth_noise(rng, n, 40, 3)
     region = smooth_noise(rng, n, n / 4, 2)
@@ -304,7 +335,7 @@ def pen_mark(rng: np.random.Generator, rgb: np.ndarray, tissue: np.ndarray) -> n
 
 
 def render_slide(
-    seed: int, positive: bool, side_px: int, stain_seed: int | None = None
+    seed: int, positive: bool | float, side_px: int, stain_seed: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """RGB `(side, side, 3)` uint8 at 0.5 um/px (side rounded down to a multiple of 16) and the lesion on the grid."""
     rng = np.random.default_rng([seed, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ import numpy as np
 import tifffile
 
 from lrmil_cli.demo.paint import GRID, render_slide
+from lrmil_cli.demo.severity import plan_severity
 from lrmil_cli.progress import phase
 from lrmil_cli.slides.choice import PAINTED
 
@@ -64,14 +66,15 @@ def make_slide(
     path: str | os.PathLike,
     *,
     seed: int,
-    positive: bool,
+    positive: bool | float,
     size_px: int = 2560,
     mpp: float = 0.5,
     stain_seed: int | None = None,
 ) -> list[np.ndarray]:
     """Write a painted slide of `size_px` x `size_px` pixels as Aperio-like SVS.
 
-    Returns the lesions, one closed outline `(points, 2)` of x, y in level-0 pixels each; none if not `positive`.
+    Returns the lesions, one closed outline `(points, 2)` of x, y in level-0 pixels each; none if not `positive`. With a
+    number in place of `positive` a lesion is that share of the nests of dense cells.
     Slides with the same `stain_seed` (default: `seed`) are stained alike, as slides of one patient.
     """
     rgb, lesion = render_slide(seed, positive, round(size_px * mpp / PAINT_MPP), stain_seed)
@@ -129,18 +132,23 @@ def _cohort_slide(folder: str, row: dict, seed: int) -> None:
     outlines = make_slide(
         Path(folder) / row["slide"],
         seed=seed * 100_003 + number,
-        positive=row["label"] == "tumor",
+        positive=row["share"] if "share" in row else row["label"] == "tumor",
         stain_seed=seed * 100_003 + 50_000 + patient,
     )
     _write_text(Path(folder) / "truth" / f"{row['slide_id']}.geojson", lesion_geojson(outlines))
 
 
-def make_cohort(folder: str | os.PathLike, n_slides: int = 60, seed: int = 0, workers: int = 2) -> Path:
-    """Write `n_slides` slides, their lesions (truth/*.geojson) and slides.csv; returns the path of slides.csv."""
+def make_cohort(
+    folder: str | os.PathLike, n_slides: int = 60, seed: int = 0, workers: int = 2, task: str = "classification"
+) -> Path:
+    """Write `n_slides` slides, their lesions (truth/*.geojson) and slides.csv; returns the path of slides.csv.
+
+    Of another `task` than classes a severity is painted, and truth/severity.csv keeps it.
+    """
     folder = Path(folder)
     for name in ("slides", "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    rows = plan_cohort(n_slides, seed)
+    rows = plan_cohort(n_slides, seed) if task == "classification" else plan_severity(n_slides, seed, task)
     with phase("painting", n_slides, "slide") as told:
         if workers > 1:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -151,10 +159,15 @@ def make_cohort(folder: str | os.PathLike, n_slides: int = 60, seed: int = 0, wo
             for row in rows:
                 _cohort_slide(str(folder), row, seed)
                 told.advance()
-    part = folder / "slides.csv.part"
-    with open(part, "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, folder / "slides.csv")
+    if task != "classification":
+        _write_rows(folder / "truth" / "severity.csv", rows, ["slide_id", "patient_id", "share"])
+    _write_rows(folder / "slides.csv", rows, [name for name in rows[0] if name != "share"])
     return folder / "slides.csv"
+
+
+def _write_rows(path: Path, rows: list[dict], columns: list[str]) -> None:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_text(path, out.getvalue())

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from lrmil_cli.distill.attention_agreement import teacher_regions
 from lrmil_cli.distill.student_files import Student
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.atomic import remove, write_bytes
+from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.qupath.colours import multiples
 from lrmil_cli.qupath.pictures import draw_attention, draw_legend, pale, scanned_part
 from lrmil_cli.slide_places import find_slide
 from lrmil_cli.slides.slide import open_slide, reopening
+from lrmil_cli.targets.task import Task
 from lrmil_cli.training.high_resolution import HighResolution
+from lrmil_cli.training.out_of_fold import predictions_table
 from lrmil_cli.training.teacher import Teacher
 
 #: Slides that are shown; pixels of a picture of one.
@@ -27,35 +32,58 @@ MOST, SIDE = 4, 450
 
 @dataclass(frozen=True)
 class Apart:
-    """A held-out slide of a fold: its index in the manifest, what teacher and student say of it [C], and how far apart
-    that is (half of the summed differences, 0 to 1)."""
+    """A held-out slide of a fold: its id, what teacher and student say of it, and how far apart that is (by task)."""
 
-    index: int
+    slide_id: str
     fold: int
-    teacher: np.ndarray
-    student: np.ndarray
+    teacher: str
+    student: str
     distance: float
 
 
-def farthest_apart(guide: Teacher, student: Student, ids: list[str], known: list[bool]) -> list[Apart]:
+def _classes(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    columns = [str(c) for c in table if str(c).startswith("prob_")]
+    p = table[columns].to_numpy(np.float64)
+    best = p.argmax(1)
+    return p / 2, [f"{columns[n].removeprefix('prob_')} {own[n]:.2f}" for n, own in zip(best, p)]
+
+
+def _numbers(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    own = table["predicted"].to_numpy(np.float64)
+    return own[:, None], [f"{v:.4g}" for v in own]
+
+
+def _ranks(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    ranks = table.groupby("fold")["risk"].rank(pct=True).to_numpy()  # risks of different heads have no common unit
+    return ranks[:, None], [f"{g} risk, rank {100 * r:.0f} of 100" for g, r in zip(table["group"], ranks)]
+
+
+#: Task -> of a predictions table rows [n, K] whose summed differences are the distance, and the answers as text.
+ANSWERS = {"classification": _classes, "regression": _numbers, "survival": _ranks}
+
+
+def farthest_apart(teacher: pd.DataFrame, student: pd.DataFrame, task: Task, known: Collection[str]) -> list[Apart]:
     """The held-out slides whose answers by teacher and student are farthest apart, at most :data:`MOST`, none twice.
 
+    Of classes the distance is half of the summed differences of probabilities, of numbers the difference, of survival
+    that of the ranks of the risks in the fold.
+
     Args:
-        ids: of the slides in the order of the manifest; known: of which the HR side is known.
+        teacher, student: their out-of-fold predictions; known: slides whose HR side is known.
     """
-    rows = guide.predictions().set_index(["slide_id", "fold"])
-    columns = [f"prob_{c}" for c in guide.classes]
-    at = {s: i for i, s in enumerate(ids)}
-    found: dict[int, Apart] = {}
-    for r in student.results:
-        for slide_id, own in zip(r.parts["test"], r.probabilities):
-            i = at[slide_id]
-            if known[i] and (slide_id, r.fold) in rows.index:
-                theirs = rows.loc[(slide_id, r.fold), columns].to_numpy(np.float64).reshape(-1)
-                apart = Apart(i, r.fold, theirs, np.asarray(own, np.float64), float(np.abs(theirs - own).sum() / 2))
-                if i not in found or found[i].distance < apart.distance:
-                    found[i] = apart
-    return sorted(found.values(), key=lambda a: (-a.distance, a.index))[:MOST]
+    sides = []
+    for table in (teacher, student):
+        values, texts = ANSWERS[task.kind](table)
+        sides.append({(str(i), int(k)): own for i, k, *own in zip(table["slide_id"], table["fold"], values, texts)})
+    found: dict[str, Apart] = {}
+    for (slide_id, fold), (own, text) in sides[1].items():
+        if slide_id in known and (slide_id, fold) in sides[0]:
+            value, said = sides[0][slide_id, fold]
+            apart = Apart(slide_id, fold, said, text, float(np.abs(value - own).sum()))
+            if slide_id not in found or found[slide_id].distance < apart.distance:
+                found[slide_id] = apart
+    order = {slide_id: n for n, slide_id in enumerate(student["slide_id"])}
+    return sorted(found.values(), key=lambda a: (-a.distance, order[a.slide_id]))[:MOST]
 
 
 def draw_disagreement(
@@ -63,8 +91,7 @@ def draw_disagreement(
     guide: Teacher,
     student: Student,
     high: HighResolution,
-    ids: list[str],
-    labels: list[str],
+    manifest: Manifest,
     tiles: dict[str, Any],
     how: str,
     device: torch.device,
@@ -72,7 +99,7 @@ def draw_disagreement(
     """Write a PNG with a row a slide: the slide, where the teacher looks, where the student looks.
 
     Args:
-        ids, labels: of the slides in the order of the manifest; tiles: settings of the LR tiles.
+        tiles: settings of the LR tiles.
         how: region scores of the teacher, as in ``region_scores``.
 
     Raises:
@@ -81,7 +108,10 @@ def draw_disagreement(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    chosen = farthest_apart(guide, student, ids, [s is not None for s in high.slides])
+    entries = list(manifest)
+    known = {e.slide_id for e, slide in zip(entries, high.slides) if slide is not None}
+    own = predictions_table(manifest, student.runs[0])
+    chosen = farthest_apart(guide.predictions()[1], own, manifest.task, known)
     if not chosen:
         remove(path)
         return
@@ -89,15 +119,16 @@ def draw_disagreement(
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(chosen), 3, squeeze=False)
     for (left, middle, right), case in zip(axes, chosen):
+        index = next(i for i, e in enumerate(entries) if e.slide_id == case.slide_id)
         bags = student.bags_of(case.fold)
-        bag, about = bags.all.once(case.index), bags.headers[case.index]["slide"]
-        slide = high.slides[case.index]
+        bag, about = bags.all.once(index), bags.headers[index]["slide"]
+        slide = high.slides[index]
         assert slide is not None, "those were left out"
         teacher = guide.head(case.fold)[1].to(device)
-        region, matched = teacher_regions(teacher, high.bags.once(case.index), slide.parent, len(bag.features), how)
-        head = next(r.fit.head for r in student.results if r.fold == case.fold)
+        region, matched = teacher_regions(teacher, high.bags.once(index), slide.parent, len(bag.features), how)
+        head = next(r.fit.head for r in student.runs[0] if r.fold == case.fold)
         with torch.inference_mode():
-            own = head(*bag).attention.cpu().double().numpy()
+            attention = head(*bag).attention.cpu().double().numpy()
         theirs = torch.softmax(region[matched].double(), 0).cpu().numpy()
         assert bag.coords is not None, "features have them"
         corners = bag.coords.cpu().numpy()
@@ -107,11 +138,10 @@ def draw_disagreement(
             ax.imshow(shown, extent=extent, interpolation="bilinear")
             ax.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
         _paint(middle, corners[matched.cpu().numpy()], side, theirs)
-        _paint(right, corners, side, own)
-        left.set_title(f"{ids[case.index]}, label {labels[case.index]}", fontsize=10, parse_math=False)
+        _paint(right, corners, side, attention)
+        left.set_title(f"{case.slide_id}, label {entries[index].label}", fontsize=10, parse_math=False)
         for ax, who, said in ((middle, "teacher", case.teacher), (right, "student", case.student)):
-            best = int(said.argmax())
-            ax.set_title(f"{who}: {guide.classes[best]} {said[best]:.2f}", fontsize=10, parse_math=False)
+            ax.set_title(f"{who}: {said}", fontsize=10, parse_math=False)
     draw_legend(figure, axes)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=80)

@@ -39,13 +39,13 @@ from lrmil_cli.heads import Bag
 from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.progress import phase
-from lrmil_cli.training import crossval
+from lrmil_cli.training import out_of_fold
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
 from lrmil_cli.training.fold_files import check_fold_number, only_job
-from lrmil_cli.training.folds import fold_names
+from lrmil_cli.training.folds import fold_names, with_intervals
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, patients_by_slide
@@ -125,6 +125,7 @@ def train_student(
     if guide is not None:
         check_classes(guide, manifest)
     table = folds_like(manifest, guide, folds, training.seed)
+    manifest = manifest if guide else with_intervals(manifest, table)
     tables = tile_tables(manifest, tiles)
     tile_px = tables[0][1]["settings"]["tile_px"]
     check_fold_number(fold, len(fold_names(table)))
@@ -191,6 +192,7 @@ def train_student(
         "distill": distill.as_json(),
         **training.as_json(),
         "folds": table.to_dict("list"),
+        **out_of_fold.target_of(manifest.task),
         "baseline": plain.digest() if plain is not None else None,
         **({"also": [e.digest() for e in others.all]} if others is not None else {}),
     }
@@ -201,7 +203,7 @@ def train_student(
         with ExitStack() as jobs:
             for files in kept[0].values():
                 jobs.enter_context(only_job(files.path(fold), fold))
-            train_runs(cohort, head, distill, runs, keep, device, kept, say, warn, fold)
+            train_runs(cohort, head, distill, runs, keep, device, kept, say, warn, fold, again=overwrite)
         return Result(False, {}, f"fold {fold}", None)
     if seeds > 1:
         own |= {"seeds": seeds, "keep": keep or "ensemble"}
@@ -285,7 +287,7 @@ def _write(
     saw_test = any([e.saw_test_pixels(cohort.folds, patients_by_slide(manifest)) for e in eyes])
     if saw_test:
         say(SAW_TEST_PIXELS)
-    metrics, pooled = crossval.score(manifest, judged)
+    metrics, pooled = out_of_fold.score(manifest, judged)
     # What slides look like is what the first encoder sees, to the folds that read it.
     of_first, first = [k for k, n in enumerate(encoders.of_fold, 1) if n == 0], cohort.low[0].all
     taught_by = {"path": str(guide.path), "metrics": guide.header["metrics"]} if guide is not None else None
@@ -315,8 +317,7 @@ def _write(
             guide,
             students["distilled"],
             high,
-            cohort.ids,
-            [str(e.label) for e in manifest],
+            manifest,
             cohort.tiles,
             distill.region_attention,
             device,
@@ -328,5 +329,5 @@ def _write(
     rest = add_fixture(header, encoders.all, heads, of, shown)
     # Last of the two, because it marks the run as complete; the receipt is then made from what stands beside it.
     save_model(output, header, encoders.all, heads, of, rest)
-    text = crossval.summary(own["preset"], metrics, len(judged))
+    text = out_of_fold.summary(own["preset"], metrics, len(judged), manifest.task)
     return Result(False, pooled, text, write_receipt(output) if cohort.tested else None)

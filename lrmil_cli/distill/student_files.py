@@ -19,7 +19,7 @@ from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.tables import write_table
 from lrmil_cli.heads import Bag
 from lrmil_cli.progress import phase
-from lrmil_cli.training import crossval
+from lrmil_cli.training import out_of_fold
 from lrmil_cli.training.bags import Bags
 from lrmil_cli.training.crossval import FoldResult
 from lrmil_cli.training.high_resolution import HighResolution
@@ -61,18 +61,19 @@ def write_beside(
         MachineError: a file cannot be written.
     """
     common: dict[str, Any] = {"settings": {}, "history": history}
-    tables: dict[str, tuple[str, pd.DataFrame | None]] = {
-        FILES[who]: (
-            "predictions",
-            crossval.predictions_table(manifest, as_judged(students[who].results)) if who in students else None,
-        )
-        for who in FILES
-        if who != "teacher"
-    }
-    tables[FILES["teacher"]] = ("predictions", guide.predictions() if guide is not None else None)
+    tables: dict[str, tuple[str, pd.DataFrame | None]] = {}
+    said: dict[str, dict[str, Any]] = {}
+    for who in FILES:
+        judged = as_judged(students[who].results) if who in students else []
+        rows = out_of_fold.predictions_table(manifest, judged) if judged else None
+        tables[FILES[who]], said[FILES[who]] = ("predictions", rows), out_of_fold.table_header(manifest, judged)
+    if guide is not None:
+        about, rows = guide.predictions()
+        tables[FILES["teacher"]] = ("predictions", rows)
+        said[FILES["teacher"]] = {k: about[k] for k in ("target", "times") if k in about}
     several = len(students["distilled"].runs) > 1
     runs = {who: student.runs for who, student in students.items()}
-    tables[SEEDS] = ("seeds", seeds_table(manifest, runs) if several else None)
+    tables[SEEDS], said[SEEDS] = ("seeds", seeds_table(manifest, runs) if several else None), said[FILES["distilled"]]
     tables[".agreement.csv"] = ("agreement", agreement)
     tables[".metrics.csv"] = ("metrics", metrics)
     stem = model.with_suffix("")
@@ -82,8 +83,9 @@ def write_beside(
         if rows is None:
             remove(f"{stem}{suffix}")
         else:
-            write_table(f"{stem}{suffix}", make_header(kind, **common), rows)
-    write_curves(Path(f"{stem}.curves.csv"), make_header("curves", **common), students["distilled"].runs[0])
+            write_table(f"{stem}{suffix}", make_header(kind, **common, **said.get(suffix, {})), rows)
+    curves = make_header("curves", **common)
+    write_curves(Path(f"{stem}.curves.csv"), curves, students["distilled"].runs[0], task=manifest.task)
 
 
 def agreement_table(

@@ -10,7 +10,7 @@ import torch
 from lrmil_cli.distill.settings import DistillSettings
 from lrmil_cli.distill.student_cohort import StudentCohort
 from lrmil_cli.distill.student_files import Student
-from lrmil_cli.distill.student_loss import terms_of_fold
+from lrmil_cli.distill.student_loss import bag_distance, terms_of_fold
 from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets
 from lrmil_cli.heads import Bag
 from lrmil_cli.training import crossval
@@ -20,6 +20,7 @@ from lrmil_cli.training.fold_files import FoldFiles
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.leaks import check_no_leak, patients_by_slide
 from lrmil_cli.training.loop import ExtraTerms, TrainSettings, settings_of
+from lrmil_cli.training.objectives import Objective
 from lrmil_cli.training.seeds import kept_heads
 
 
@@ -34,25 +35,29 @@ def train_runs(
     say: Callable[[str], None],
     warn: Callable[[str], None],
     fold: int | None = None,
+    again: bool = False,
 ) -> dict[str, Student]:
     """Train the distilled student and, if they are wanted, that of another encoder, and the LR-only one, which learns
     from the labels alone.
 
     Args:
         runs: settings of each seed; kept: of each of them, where the heads of each student are kept.
-        fold: the one to train, None for all.
+        fold: the one to train, None for all; again: even where it was trained before.
     """
+    guide = cohort.guide
+    like = (lambda k: None) if guide is None else (lambda k: guide.head(k)[0].get("outputs"))
 
     def fit(who: str, voice: str, n: int, **how: Any) -> list[FoldResult]:
         files = kept[n][who]
         voice += f"seed {n + 1}, " if len(runs) > 1 else ""
         how["who"] = "the baseline's head" if who == "lr_only" else "student"
         told = lambda text: say(voice + text)
-        how |= {"known": files.taken_over(told), "done": files.keep, "only": fold, "say": told}
+        known = (lambda k: None) if again else files.taken_over(told)
+        how |= {"known": known, "done": files.keep, "only": fold, "say": told, "like": like}
         return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=runs[n], **how)
 
     def student(results: list[list[FoldResult]], bags_of: Callable[[int], Bags[Bag]]) -> Student:
-        return Student(kept_heads(results, keep, runs[0].monitor), results, bags_of)
+        return Student(kept_heads(results, keep, runs[0].monitor, cohort.manifest.task), results, bags_of)
 
     untaught: set[str] = set()
     targets: dict[int, Any] = {}
@@ -84,7 +89,7 @@ def _terms(
     device: torch.device,
     untaught: set[str],
     known: dict[int, Any],
-) -> Callable[[int, list[str]], ExtraTerms | None]:
+) -> Callable[[int, list[str], Objective], ExtraTerms | None]:
     """For a fold and its training slides: the distillation terms, by the teacher's head of that fold alone.
 
     See distill/README 5.1. Training slides without a target are added to ``untaught``; ``known`` keeps the targets of
@@ -92,13 +97,13 @@ def _terms(
     """
     guide, high, manifest, ids = cohort.guide, cohort.high, cohort.manifest, cohort.ids
     if not cohort.taught or guide is None or high is None:
-        return lambda fold, train_ids: None
+        return lambda fold, train_ids, objective: None
     at = {s: i for i, s in enumerate(ids)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
+    labels = [manifest.classes.index(str(e.label)) for e in manifest] if manifest.task.classes else None
     spec = HeadSpec(guide.header["settings"]["head"], guide.header["settings"]["options"])
     inner = settings_of(guide.header["settings"])  # inner teachers are trained as the teacher was
 
-    def terms(fold: int, train_ids: list[str]) -> ExtraTerms:
+    def terms(fold: int, train_ids: list[str], objective: Objective) -> ExtraTerms:
         header, head = guide.head(fold)
         tested = members(cohort.folds, fold_names(cohort.folds)[fold - 1])["test"]
         check_no_leak(header, tested, fold, patients_by_slide(manifest))
@@ -107,11 +112,13 @@ def _terms(
         if fold in known:
             targets = known[fold]
         elif distill.crossfit:
-            targets = crossfit_targets(manifest, train, high, n_lr, distill, spec, inner, fold, ids)
+            targets = crossfit_targets(
+                manifest, train, high, n_lr, distill, spec, inner, fold, ids, header.get("outputs")
+            )
         else:
             targets = fold_targets(head.to(device), train, high, n_lr, distill, ids, labels)
         known[fold] = targets
         untaught.update(ids[i] for i in train if i not in targets)
-        return terms_of_fold(targets, distill, training.seed + fold, training.lr)
+        return terms_of_fold(targets, distill, training.seed + fold, training.lr, bag_distance(objective, distill))
 
     return terms

@@ -16,9 +16,12 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.progress import phase
-from lrmil_cli.training.crossval import HeadSpec, class_objective, seeded_head
+from lrmil_cli.targets.outputs import Outputs
+from lrmil_cli.training.crossval import HeadSpec, seeded_head
+from lrmil_cli.training.folds import strata
 from lrmil_cli.training.high_resolution import HighResolution
 from lrmil_cli.training.loop import TrainSettings, fit_head
+from lrmil_cli.training.objectives import objective_of
 
 
 @dataclass
@@ -60,13 +63,14 @@ def fold_targets(
     n_lr: Sequence[int],
     settings: DistillSettings,
     ids: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[int] | None,
 ) -> dict[int, Target]:
     """Targets of the training slides of a fold.
 
     Args:
         head: the teacher's of this fold; slides: indices of the slides it is asked about.
-        high, n_lr, ids, labels: HR side, LR tiles, id and class of every slide of the manifest.
+        high, n_lr, ids, labels: HR side, LR tiles, id and class of every slide of the manifest; no classes of a task
+            that has none.
 
     Raises:
         InputError: a slide has no teacher target and ``missing_teacher`` is ``error``.
@@ -80,7 +84,8 @@ def fold_targets(
             if own is None or not bool((own.parent >= 0).any()):
                 missing.append(ids[i])
                 continue
-            targets[i] = make_target(head, high.bags.once(i), own.parent, n_lr[i], settings, labels[i])
+            label = None if labels is None else labels[i]
+            targets[i] = make_target(head, high.bags.once(i), own.parent, n_lr[i], settings, label)
     if missing and settings.missing_teacher == "error":
         raise InputError(
             f"slide {missing[0]}: no HR features or no pairs, so the teacher says nothing of it "
@@ -99,6 +104,7 @@ def crossfit_targets(
     training: TrainSettings,
     fold: int,
     ids: Sequence[str],
+    like: Outputs | None = None,
 ) -> dict[int, Target]:
     """Cross-fitting inside a fold's training part: each slide is taught by an inner head that did not see it.
 
@@ -106,19 +112,21 @@ def crossfit_targets(
 
     Args:
         train: indices of the training slides; high, n_lr, ids: as of :func:`fold_targets`.
-        spec, training: of the inner heads, which are the teacher's kind of head.
+        spec, training: of the inner heads, which are the teacher's kind of head; like: how its numbers are read.
 
     Raises:
         InputError: as :func:`fold_targets`, or too few patients for the inner folds.
     """
     from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
 
-    labels = np.array([manifest.classes.index(e.label) for e in manifest])
+    labels = strata(manifest, settings.crossfit)
+    own = labels.tolist() if manifest.task.classes else None
     patients = np.array([e.patient_id for e in manifest])
     usable = np.array([i for i in train if high.slides[i] is not None], np.int64)  # also where there is none
-    if min(len(set(patients[usable][labels[usable] == c])) for c in range(len(manifest.classes))) < settings.crossfit:
+    if min(len(set(patients[usable][labels[usable] == c])) for c in np.unique(labels)) < settings.crossfit:
         raise InputError(
-            f"fold {fold}: too few patients of a class for --crossfit {settings.crossfit}; lower it or leave it out"
+            f"fold {fold}: too few patients of a class or kind for --crossfit {settings.crossfit}; lower it, or leave "
+            "it out"
         )
     splitter = StratifiedGroupKFold(settings.crossfit, shuffle=True, random_state=training.seed)
     targets: dict[int, Target] = {}
@@ -127,17 +135,19 @@ def crossfit_targets(
             seed, groups = training.seed + 100 * fold + n, patients[usable][inner]
             early = GroupShuffleSplit(1, test_size=max(1, len(set(groups)) // 8), random_state=seed)
             fitted, watched = (usable[inner][part].tolist() for part in next(early.split(inner, groups=groups)))
-            head = seeded_head(spec, high.bags.dim, len(manifest.classes), seed).to(high.bags.device)
+            weighted, device = training.class_weights, high.bags.device
+            objective = objective_of(manifest, fitted, weighted=weighted, like=like, device=device)
+            head = seeded_head(spec, high.bags.dim, objective, seed).to(device)
             fit_head(
                 head,
                 high.bags,
-                class_objective(manifest, fitted, training, high.bags.device),
+                objective,
                 fitted,
                 watched,
                 training,
             )
-            targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, labels.tolist())
+            targets |= fold_targets(head, usable[held].tolist(), high, n_lr, settings, ids, own)
             told.advance()
     high.bags.forget()
     missing = [i for i in train if i not in targets]  # of these no head can say anything
-    return targets | fold_targets(head, missing, high, n_lr, settings, ids, labels.tolist())
+    return targets | fold_targets(head, missing, high, n_lr, settings, ids, own)

@@ -11,6 +11,7 @@ from lrmil_cli.errors import InputError, LrmilError
 from lrmil_cli.inference.runtime import graph_paths
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, slide_level
+from lrmil_cli.targets.answers import what_is_told
 
 if TYPE_CHECKING:
     from lrmil_cli.encoders.vit import Encoder, EncoderInfo
@@ -46,7 +47,7 @@ def check_model(path: str | Path) -> tuple[list[Check], Opened | None]:
             method = header.get("method", "lrmil")
             about = (
                 f"{'' if method == 'lrmil' else method + ' '}model of {len(model.heads)} fold head(s), "
-                f"{len(model.encoders)} encoder(s), classes {', '.join(model.classes)}, "
+                f"{len(model.encoders)} encoder(s), {what_is_told(model.header)}, "
                 f"tiles of {model.tiles.tile_px} px at {model.tiles.mpp:g} um/px"
             )
     except LrmilError as e:
@@ -74,7 +75,7 @@ def _check_graphs(path: str | Path) -> tuple[list[Check], Opened | None]:
     except LrmilError as e:
         return [failed("graphs", e, str(path))], None
     tiles = f"{found.tiles.tile_px} px at {found.tiles.mpp:g} um/px"
-    about = f"ONNX graphs for {', '.join(found.classes)}, tiles of {tiles}; whole, and ONNX Runtime opens them"
+    about = f"ONNX graphs for {what_is_told(found.header)}, tiles of {tiles}; whole, and ONNX Runtime opens them"
     return [Check("graphs", PASS, about)], Opened(found.header, [], found.tiles)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from lrmil_cli.doctor.check import FAIL, PASS, WARN, Check, failed
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.manifest import Entry, Labels, Manifest, Problem, survey_manifest
+from lrmil_cli.files.manifest import Manifest, Problem, survey_manifest
 from lrmil_cli.files.manifest_about import describe_manifest
 from lrmil_cli.files.manifest_checks import count, listed
+from lrmil_cli.files.manifest_rows import Entry, Labels
 from lrmil_cli.slide_places import fingerprint
 
 #: Of troubles of one kind so many are told one by one.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS
-from lrmil_cli.evaluation.resampled import resampled
+from lrmil_cli.evaluation.resampled import Resampled, resampled
 from lrmil_cli.progress import phase
 
 #: Counts of patients that are held at a time (16 MB), and resamples at most, so that one sees how far it is.
@@ -86,20 +86,57 @@ def intervals_of(
         statistics: indices of slides, some of them several times -> values, NaN where undefined.
         patients: [n], whose slide it is.
     """
+    slides = np.arange(len(patients))
+
+    def of_times(times: np.ndarray) -> np.ndarray:
+        return np.array([statistics(np.repeat(slides, own.astype(np.int64))) for own in times], dtype=np.float64)
+
+    return intervals_of_times(of_times, patients, draws=draws, seed=seed, level=level)
+
+
+def intervals_of_times(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    patients: Sequence[str] | np.ndarray,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """As :func:`intervals_of`, of anything that is computed from how often each slide was drawn.
+
+    Args:
+        statistics: times [some draws, n] -> values [some draws, k], NaN where undefined.
+    """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    slides = np.arange(len(patient))
-    own = [float(v) if np.isfinite(v) else None for v in statistics(slides)]
+    own = [float(v) if np.isfinite(v) else None for v in statistics(np.ones((1, len(patient))))[0]]
     if len(names) < 2:
         return [Interval(v, None, None, draws if v is None else 0) for v in own]
-    drawn = [
-        statistics(np.repeat(slides, times[patient].astype(np.int64)))
-        for some in resamples(len(names), draws, seed)
-        for times in some
-    ]
-    columns = np.array(drawn, dtype=np.float64).reshape(-1, len(own)).T
+    drawn = [statistics(some[:, patient]) for some in (resamples(len(names), draws, seed) if draws else ())]
+    columns = np.concatenate([np.empty((0, len(own))), *drawn]).T
     return [
         Interval(None, None, None, draws) if v is None else _interval(v, c, draws, level) for v, c in zip(own, columns)
     ]
+
+
+def figure_intervals(
+    own: dict[str, Resampled],
+    patients: np.ndarray,
+    *,
+    minus: dict[str, Resampled] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Figures, each a function of how often each row was drawn, with percentile bootstrap intervals over patients.
+
+    Args:
+        minus: those of a second model for the same rows: differences from it (paired).
+    """
+
+    def statistics(drawn: np.ndarray) -> np.ndarray:
+        of = [np.stack([f(drawn) for f in model.values()], 1) for model in (own, minus) if model is not None]
+        return np.subtract.reduce(of)
+
+    return dict(zip(own, intervals_of_times(statistics, patients, draws=draws, seed=seed)))
 
 
 def _interval(value: float | None, drawn: np.ndarray, draws: int, level: float) -> Interval:

@@ -6,9 +6,11 @@ themselves are to be read where they were published (evaluation/README 17).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lrmil_cli.evaluation.page import Block, Table, Text, to_markdown
+from lrmil_cli.targets.task import task_of
 
 OPEN = "to be written by you"
 
@@ -178,7 +180,7 @@ AI | errors looked at | errors
 3 | treatments |
 4 | material | tiles
 5 | assay | model
-6 | design, selection, follow-up |
+6 | design, selection, follow-up | follow_up
 7 | end points | classes
 8 | variables considered | input
 9 | sample size | counts
@@ -186,9 +188,9 @@ AI | errors looked at | errors
 11 | cut points | threshold
 12 | flow | flow
 13 | distributions of variables | groups
-14 | marker against standard variables |
-15 | univariable results | metrics
-16 | multivariable results |
+14 | marker against standard variables | beside
+15 | univariable results | univariable
+16 | multivariable results | adjusted
 17 | estimates with intervals | metrics
 18 | further analyses | calibration
 19 | interpretation, limits |
@@ -226,22 +228,11 @@ def checklist(name: str, record: dict[str, Any], header: dict[str, Any] | None) 
 def facts(record: dict[str, Any], header: dict[str, Any] | None) -> dict[str, str]:
     """What the record of an evaluation and the model's header answer, by fact; what they do not know is missing."""
     m, h = record["models"][0], header or {}
-    metrics = m["metrics"]
     outside = m.get("external")
     data = h.get("data") or {}
+    task = task_of(record)
     out = {
-        "counts": f"{m['n']} {record['level']}s of {m['patients']} patients: "
-        + ", ".join(f"{n} {c}" for c, n in m["counts"].items()),
-        "classes": f"classes {', '.join(record['classes'])}, from the table of slides; who judged them is yours to say",
-        "balance": f"always saying {m['majority_class']} would be right in {m['majority_rate']:.1%}; balanced accuracy "
-        f"{_value(metrics.get('balanced_accuracy'))}",
-        "metrics": "; ".join(f"{k} {_value(v)}" for k, v in metrics.items())
-        + " (95 % bootstrap intervals over patients)",
-        "calibration": "; ".join(
-            f"{k} {_value(m['calibration']['given'].get(k))}" for k in ("slope", "intercept", "ece")
-        )
-        + ("; probabilities were calibrated on validation slides" if "raw" in m["calibration"] else ""),
-        "confusion": f"rows are labels {', '.join(record['classes'])}: {m['confusion']}",
+        **FACTS[task.kind](record, m),
         "split": "each case was predicted by heads that did not train on it, folds by patient"
         if m["kind"] == "out-of-fold"
         else "predicted by a finished model; "
@@ -279,7 +270,8 @@ def facts(record: dict[str, Any], header: dict[str, Any] | None) -> dict[str, st
         out["encoder"] = f"encoder from {encoder.get('base') or encoder['name']}"
         out["training"] = f"at most {settings.get('epochs', '?')} epochs, seed {settings.get('seed', '?')}"
         out["selection"] = "the epoch of each head by validation slides"
-        out["ensemble"] = f"mean of the calibrated probabilities of {len(h['heads'])} heads"
+        says = "the calibrated probabilities" if task.classes else "the answers"
+        out["ensemble"] = f"mean of {says} of {len(h['heads'])} heads"
         known = h.get("training_features") or {}
         out["unlike"] = "slides unlike the training slides are marked" if "slide" in known else ""
     made = record["history"][-1]
@@ -292,3 +284,92 @@ def _value(v: dict[str, Any] | None) -> str:
         return "undefined"
     interval = "" if v["low"] is None else f" ({v['low']:.3f} to {v['high']:.3f})"
     return f"{v['value']:.3f}{interval}"
+
+
+def _of_classes(record: dict[str, Any], m: dict[str, Any]) -> dict[str, str]:
+    metrics = _metrics(m)
+    return {
+        "counts": f"{m['n']} {record['level']}s of {m['patients']} patients: "
+        + ", ".join(f"{n} {c}" for c, n in m["counts"].items()),
+        "classes": f"classes {', '.join(record['classes'])}, from the table of slides; who judged them is yours to say",
+        "balance": f"always saying {m['majority_class']} would be right in {m['majority_rate']:.1%}; balanced accuracy "
+        f"{_value(m['metrics'].get('balanced_accuracy'))}",
+        "metrics": metrics,
+        "univariable": metrics,
+        "calibration": "; ".join(
+            f"{k} {_value(m['calibration']['given'].get(k))}" for k in ("slope", "intercept", "ece")
+        )
+        + ("; probabilities were calibrated on validation slides" if "raw" in m["calibration"] else ""),
+        "confusion": f"rows are labels {', '.join(record['classes'])}: {m['confusion']}",
+    }
+
+
+def _of_numbers(record: dict[str, Any], m: dict[str, Any]) -> dict[str, str]:
+    d, label = m["regression"], record["target"]["label"]
+    agreed = d["bland_altman"]
+    limits = f"{agreed['low']:.4g} to {agreed['high']:.4g}" if agreed else ""
+    return {
+        "counts": f"{m['n']} {record['level']}s of {m['patients']} patients; {label} from {d['least']:.4g} to "
+        f"{d['most']:.4g}",
+        "classes": f"the number in the column {label!r} of the table of slides; who measured it is yours to say",
+        "metrics": _metrics(m),
+        "univariable": _metrics(m),
+        "calibration": f"bias {agreed['bias']:.4g}, 95 % limits of agreement {limits}" if agreed else "",
+        "flow": _flow(m),
+    }
+
+
+def _of_survival(record: dict[str, Any], m: dict[str, Any]) -> dict[str, str]:
+    d, target = m["survival"], record["target"]
+    alone = [r for r in d["ratios"] if not r["adjusted_for"]]
+    beside = [r for r in d["ratios"] if r["adjusted_for"]]
+    p = "not known, all are in one group" if d["log_rank"] is None else f"{d['log_rank']:.3g}"
+    out = {
+        "counts": f"{m['slides']} slides of {d['patients']} patients, {d['events']} with the event",
+        "classes": f"time in the column {target['time']!r}, event in {target['event']!r} (1 it happened, 0 censored); "
+        "from when time counts, and who judged the event, is yours to say",
+        "metrics": _metrics(m),
+        "calibration": "; ".join(
+            f"{k.replace('_', ' ')} {_value(v)}" for k, v in m["metrics"].items() if k.startswith(("ibs", "brier"))
+        ),
+        "threshold": "high and low risk by the median risk of the training slides of each head; no case that is judged "
+        "had a say in it",
+        "univariable": f"log-rank p {p}; {_ratios(alone)}",
+        "adjusted": _ratios(beside),
+        "beside": f"adjusted for {', '.join(d['adjust']['columns'])}; {d['adjust']['left_out']} patients left out, of "
+        "whom one of them is not known"
+        if d["adjust"]
+        else "",
+        "flow": _flow(m),
+    }
+    if d["follow_up"] is not None:
+        out["follow_up"] = f"median follow-up {d['follow_up']:.4g} (reverse Kaplan-Meier); design is yours to say"
+    return out
+
+
+#: Task -> what the record of an evaluation answers of it.
+FACTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, str]]] = {
+    "classification": _of_classes,
+    "regression": _of_numbers,
+    "survival": _of_survival,
+}
+
+
+def _metrics(m: dict[str, Any]) -> str:
+    return "; ".join(f"{k} {_value(v)}" for k, v in m["metrics"].items()) + " (95 % bootstrap intervals over patients)"
+
+
+def _flow(m: dict[str, Any]) -> str:
+    return "; ".join([f"{m['slides']} slides of {m['patients']} patients were judged", *m["remarks"]])
+
+
+def _ratios(ratios: Sequence[dict[str, Any]]) -> str:
+    """Hazard ratios with Wald intervals, those of a fit together."""
+    said = []
+    for r in ratios:
+        rows = [
+            f"{v['name']} {v['hazard_ratio']:.3g} ({v['low']:.3g} to {v['high']:.3g}, p {v['p']:.3g})"
+            for v in r["rows"]
+        ]
+        said.append(f"hazard ratios of {r['n']} patients: {', '.join(rows)}" if rows else r["reason"])
+    return "; ".join(said)

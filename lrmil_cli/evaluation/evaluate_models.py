@@ -227,6 +227,8 @@ def inputs_for_digest(m: Predictions) -> list[Any]:
     """All that the report takes from a model's predictions, for the digest."""
     rows = m.rows.astype(object).where(m.rows.notna(), None).to_numpy().tolist()
     out = [m.source, m.kind, m.leaks, m.remarks, rows, np.round(m.probabilities, 12).tolist()]
+    if m.said is not None:
+        out += [m.task.as_json(), m.times, m.said.to_numpy().tolist()]
     if m.raw is not None:
         out.append(np.round(m.raw, 12).tolist())
     if m.sets is not None:

@@ -11,7 +11,9 @@ import pandas as pd
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import answers, reliability
 from lrmil_cli.evaluation.evaluate_models import Evaluation, ModelEvaluation
+from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation, TargetModel
 from lrmil_cli.evaluation.metrics import confusion
+from lrmil_cli.evaluation.scores import Score
 from lrmil_cli.evaluation.subgroups import Subgroup
 from lrmil_cli.evaluation.tiles_read import Reading
 
@@ -27,21 +29,33 @@ def as_json(e: Evaluation) -> dict[str, Any]:
         "positive": e.positive_class,
         "survival_status": e.is_survival_status,
         "models": [_model_json(m, e) for m in e.models],
-        "differences": [
-            {
-                "model": d.model,
-                "reference": d.reference,
-                "metric": d.metric,
-                "n": e.compared,
-                "patients": e.compared_patients,
-                **_interval_json(d.interval),
-            }
-            for d in e.differences
-        ],
+        "differences": differences_json(e),
     }
 
 
-def _interval_json(v: Interval) -> dict[str, Any]:
+def differences_json(e: Evaluation | TargetEvaluation) -> list[dict[str, Any]]:
+    """One a pair of models and metric."""
+    return [
+        {
+            "model": d.model,
+            "reference": d.reference,
+            "metric": d.metric,
+            "n": e.compared,
+            "patients": e.compared_patients,
+            **interval_json(d.interval),
+        }
+        for d in e.differences
+    ]
+
+
+def score_json(s: Score) -> dict[str, Any]:
+    """A metric, pooled and over folds."""
+    folds = {"mean": s.mean, "sd": s.sd, "folds": s.folds, "of_folds": s.of_folds}
+    return {**interval_json(s.pooled), "reason": s.reason, **folds}
+
+
+def interval_json(v: Interval) -> dict[str, Any]:
+    """A value with its interval."""
     return {"value": v.value, "low": v.low, "high": v.high, "undefined_draws": v.undefined}
 
 
@@ -59,24 +73,14 @@ def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
         "counts": {c.name: c.n for c in m.classes},
         "majority_class": m.majority[0],
         "majority_rate": m.majority[1],
-        "metrics": {
-            s.metric: {
-                **_interval_json(s.pooled),
-                "reason": s.reason,
-                "mean": s.mean,
-                "sd": s.sd,
-                "folds": s.folds,
-                "of_folds": s.of_folds,
-            }
-            for s in m.scores
-        },
+        "metrics": {s.metric: score_json(s) for s in m.scores},
         "per_class": [asdict(c) for c in m.classes],
         "confusion": confusion(m.cases.labels, m.cases.probabilities).tolist(),
         "calibration": {
             **{k: v.tolist() for k, v in vars(bins).items()},
-            **{who: {k: _interval_json(v) for k, v in own.items()} for who, own in m.calibration.items()},
+            **{who: {k: interval_json(v) for k, v in own.items()} for who, own in m.calibration.items()},
         },
-        "prediction_sets": None if m.sets is None else {**vars(m.sets), "reached": _interval_json(m.sets.reached)},
+        "prediction_sets": None if m.sets is None else {**vars(m.sets), "reached": interval_json(m.sets.reached)},
         "groups": {name: [group_json(g, e.classes) for g in own] for name, own in m.groups.items()},
         "external": None if m.external is None else m.external.as_json(),
         "leaks": list(p.leaks),
@@ -92,7 +96,7 @@ def group_json(g: Subgroup, classes: Sequence[str]) -> dict[str, Any]:
         "n": g.n,
         "patients": g.patients,
         "counts": dict(zip(classes, g.counts)),
-        "metrics": {k: _interval_json(v) for k, v in g.metrics.items()},
+        "metrics": {k: interval_json(v) for k, v in g.metrics.items()},
         "covered": g.covered,
     }
 
@@ -120,19 +124,35 @@ def metrics_frame(e: Evaluation) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for m in e.models:
+        rows += score_rows(m, len(m.cases.labels), e.level)
         about = {"n": len(m.cases.labels), "patients": m.predictions.rows["patient_id"].nunique()}
         common = {"model": m.name, "level": e.level, **about}
-        for s in m.scores:
-            pooled = {"value": s.pooled.value, "low": s.pooled.low, "high": s.pooled.high}
-            folds = {"mean": s.mean, "sd": s.sd, "folds": s.folds, "of_folds": s.of_folds}
-            rest = {"undefined_draws": s.pooled.undefined, "reason": s.reason}
-            rows.append({**common, "metric": s.metric, **pooled, **folds, **rest})
         rows.append({**common, "metric": "majority_rate", "value": m.majority[1], "reason": ""})
+    return metrics_table(rows)
+
+
+def score_rows(m: ModelEvaluation | TargetModel, n: int, level: str) -> list[dict[str, Any]]:
+    """A row a metric of one model, whose cases are ``n``."""
+    common = {"model": m.name, "level": level, "n": n, "patients": m.predictions.rows["patient_id"].nunique()}
+    return [
+        {
+            **common,
+            "metric": s.metric,
+            **{"value": s.pooled.value, "low": s.pooled.low, "high": s.pooled.high},
+            **{"mean": s.mean, "sd": s.sd, "folds": s.folds, "of_folds": s.of_folds},
+            **{"undefined_draws": s.pooled.undefined, "reason": s.reason},
+        }
+        for s in m.scores
+    ]
+
+
+def metrics_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows with the columns of ``metrics.csv``."""
     counts = ["folds", "of_folds", "undefined_draws"]
     return pd.DataFrame(rows, columns=METRICS_COLUMNS).astype(dict.fromkeys(counts, "Int64"))
 
 
-def differences_frame(e: Evaluation) -> pd.DataFrame:
+def differences_frame(e: Evaluation | TargetEvaluation) -> pd.DataFrame:
     """Rows of ``differences.csv``, one a pair of models and metric: model - reference."""
     rows = [
         {

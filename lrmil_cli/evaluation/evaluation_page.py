@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrmil_cli.evaluation.evaluate_models import Difference, Evaluation
+from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation
 from lrmil_cli.evaluation.evaluation_files import reading_json
 from lrmil_cli.evaluation.external_page import external_blocks
-from lrmil_cli.evaluation.metrics import LOWER_IS_BETTER, TITLES, show
+from lrmil_cli.evaluation.metrics import TITLES, lower_is_better, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.plots import curve_picture
 from lrmil_cli.evaluation.scores import ClassScore
@@ -59,13 +60,14 @@ def blocks(
     out += [Heading("Curves and confusion"), Picture(png, _alt(e), PICTURE)]
     out += _reading_blocks(e)
     out += [Heading("Classes"), *_class_tables(e)]
-    out += [Heading("What was judged"), _model_table(e)]
+    out += [Heading("What was judged"), model_table(e)]
     out += [Text(f"{m.name}: {'; '.join(m.predictions.remarks)}.") for m in e.models if m.predictions.remarks]
     out += [Heading("How to read this"), *(Text(t) for t in _notes(e))]
     return [*out, Text(f"{made}; digest {made_by['digest']}. Research use only.")]
 
 
-def title(e: Evaluation) -> str:
+def title(e: Evaluation | TargetEvaluation) -> str:
+    """Of the page."""
     names = [m.name for m in e.models]
     return f"Evaluation of {names[0]}" if len(names) == 1 else f"Evaluation of {', '.join(names[:-1])} and {names[-1]}"
 
@@ -84,7 +86,7 @@ def _headline(e: Evaluation) -> list[str]:
         said += [f"{m.name}: {', '.join(parts)}."] if parts else []
     for model, reference in dict.fromkeys((d.model, d.reference) for d in e.differences):
         own_differences = [d for d in e.differences if (d.model, d.reference) == (model, reference)]
-        verdicts = {d.metric: _verdict(d) for d in own_differences}
+        verdicts = {d.metric: verdict(d) for d in own_differences}
         clear = [f"{TITLES[k]}: {v}" for k, v in verdicts.items() if v.endswith("is better")]
         rest = [TITLES[k] for k, v in verdicts.items() if v == "no clear difference"]
         text = f"{model} against {reference}: {'; '.join(clear) or 'no metric tells them apart'}"
@@ -148,7 +150,7 @@ def _pooled_note(e: Evaluation) -> str:
 
 def _difference_table(e: Evaluation) -> Table:
     rows = [
-        [f"{d.model} - {d.reference}", TITLES[d.metric], interval_text(d.interval, sign=True), _verdict(d)]
+        [f"{d.model} - {d.reference}", TITLES[d.metric], interval_text(d.interval, sign=True), verdict(d)]
         for d in e.differences
     ]
     return Table(
@@ -159,7 +161,8 @@ def _difference_table(e: Evaluation) -> Table:
     )
 
 
-def _verdict(d: Difference) -> str:
+def verdict(d: Difference) -> str:
+    """Which of two models a metric tells better, if any."""
     v = d.interval
     if v.value is None:
         return "undefined"
@@ -167,7 +170,7 @@ def _verdict(d: Difference) -> str:
         return "no interval"
     if v.low <= 0 <= v.high:
         return "no clear difference"
-    return f"{d.model if (v.value > 0) != (d.metric in LOWER_IS_BETTER) else d.reference} is better"
+    return f"{d.model if (v.value > 0) != lower_is_better(d.metric) else d.reference} is better"
 
 
 def _class_tables(e: Evaluation) -> list[Block]:
@@ -186,7 +189,8 @@ def _class_tables(e: Evaluation) -> list[Block]:
     return out
 
 
-def _model_table(e: Evaluation) -> Table:
+def model_table(e: Evaluation | TargetEvaluation) -> Table:
+    """Where the predictions of each model come from."""
     kinds = {
         "out-of-fold": "out-of-fold: each slide by the head of the fold that did not train on it",
         "predict": "lrmil predict: all heads of the model",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.targets.task import task_of
 
 #: Temperatures that are sought; beyond them the few slides say more than they know.
 LOWEST, HIGHEST = 0.2, 20.0
@@ -188,7 +189,7 @@ def head_calibrations(header: dict[str, Any]) -> list[HeadCalibration] | None:
 def calibrated_heads(header: dict[str, Any], raw: np.ndarray) -> np.ndarray:
     """Probabilities [F, C] of the folds, each head calibrated as the header says; as they are where it says nothing.
 
-    Several heads of a fold (``fold_of``) are one, their mean.
+    Several heads of a fold (``fold_of``) are one, their mean. What is no class is as it is, head by head.
 
     Args:
         raw: [H, C] of the heads.
@@ -196,6 +197,8 @@ def calibrated_heads(header: dict[str, Any], raw: np.ndarray) -> np.ndarray:
     Raises:
         InputError: the header is damaged.
     """
+    if not task_of(header).classes:
+        return raw
     heads = head_calibrations(header)
     if heads is None:
         return _of_folds(header, raw)
@@ -229,7 +232,10 @@ def common_temperature(header: dict[str, Any]) -> float | None:
 
 
 def uncalibrated(header: dict[str, Any]) -> str | None:
-    """Why the probabilities of a model, or of some of its heads, are as they are; None where all are calibrated."""
+    """Why the probabilities of a model, or of some of its heads, are as they are; None where all are calibrated, or
+    there are none."""
+    if not task_of(header).classes:
+        return None
     heads = head_calibrations(header)
     if heads is None:
         return (

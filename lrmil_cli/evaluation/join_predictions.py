@@ -5,18 +5,23 @@ evaluation/README 8.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.predictions import SITE, Predictions
+from lrmil_cli.evaluation.target_predictions import TRUTH
 from lrmil_cli.evaluation.wording import count_text
 from lrmil_cli.files.manifest import UNKNOWN_PATIENTS, Manifest
 from lrmil_cli.files.manifest_columns import bare, is_missing
+from lrmil_cli.files.manifest_rows import Entry
+from lrmil_cli.targets.task import Task
 
 #: Of more different numbers, a column is no grouping.
 MOST_GROUPS = 15
@@ -34,7 +39,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
 
     Raises:
         UsageError: two models of one name, or a manifest is needed and missing.
-        InputError: classes that do not agree, a label that differs or that no model knows, no slide in common.
+        InputError: tasks or classes that do not agree, a label that differs or that no model knows, no slide in common.
     """
     names = [m.name for m in models]
     twice = next((n for n in names if names.count(n) > 1), None)
@@ -42,6 +47,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
         raise UsageError(
             f"two models are called {twice!r}; name them, as in a={models[0].source} b={models[-1].source}"
         )
+    task_of_all(models)
     classes = tuple(sorted(models[0].classes))
     for m in models:
         if set(m.classes) != set(classes):
@@ -50,15 +56,31 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
                 f"{', '.join(classes)}; compare models of the same classes"
             )
     out = [_grouped(_labelled(_reordered(m, classes), manifest), manifest, by) for m in models]
-    known: dict[str, tuple[str, str]] = {}
+    known: dict[str, tuple[object, ...]] = {}
     for m in out:
-        for slide, patient, label in m.rows[["slide_id", "patient_id", "label"]].itertuples(index=False):
-            if known.setdefault(slide, (patient, label)) != (patient, label):
+        for slide, *truth in m.rows[["slide_id", "patient_id", *TRUTH[m.task.kind]]].itertuples(index=False):
+            if known.setdefault(slide, tuple(truth)) != tuple(truth):
                 raise InputError(
                     f"{m.source}: slide {slide!r} has another label or patient than in the other predictions; "
                     "give the true ones with --slides"
                 )
     return [_with_leaks(m, manifest) for m in out]
+
+
+def task_of_all(models: Sequence[Predictions]) -> Task:
+    """The task that all of them are of.
+
+    Raises:
+        InputError: they are of several.
+    """
+    first = models[0]
+    for m in models:
+        if m.task.kind != first.task.kind:
+            raise InputError(
+                f"{m.source}: predictions of {m.task.name}, but {first.source} of {first.task.name}; compare models of "
+                "one task"
+            )
+    return first.task
 
 
 def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
@@ -75,8 +97,9 @@ def _reordered(m: Predictions, classes: tuple[str, ...]) -> Predictions:
 
 
 def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
+    columns = list(TRUTH[m.task.kind])
     if manifest is None:
-        if m.rows["label"].isna().any():
+        if m.rows[columns].isna().any(axis=None):
             raise UsageError(f"{m.source}: the files of `lrmil predict` hold no labels; add --slides slides.csv")
         return _with_known_labels(m, m.source)
     entries = {e.slide_id: e for e in manifest if e.label is not None}
@@ -94,18 +117,38 @@ def _labelled(m: Predictions, manifest: Manifest | None) -> Predictions:
         remarks.append(f"{count_text(missing, 'slide')} of {manifest.path.name} not predicted")
     m = replace(m.take(np.flatnonzero(there)), remarks=tuple(remarks))
     rows = m.rows.copy()
-    truth = [entries[s] for s in rows["slide_id"]]
-    for own, e in zip(rows["label"], truth):
-        if own is not None and own != e.label:
+    listed = [entries[s] for s in rows["slide_id"]]
+    truth = [_truth(m.task, e) for e in listed]
+    for own, e, true in zip(rows[columns].itertuples(index=False), listed, truth):
+        if not any(pd.isna(v) for v in own) and not _same(own, true):
             raise InputError(
-                f"{m.source}: slide {e.slide_id!r} is {own!r} there, but {e.label!r} in {manifest.path}; "
+                f"{m.source}: slide {e.slide_id!r} is {_said(own)} there, but {_said(true)} in {manifest.path}; "
                 "correct one of them, or train again"
             )
-    rows["label"] = [e.label for e in truth]
+    for n, column in enumerate(columns):
+        rows[column] = [true[n] for true in truth]
     # A manifest that knows no patients says nothing: there every slide is its own.
     if rows["patient_id"].isna().any() or manifest.patients_from != "slides":
-        rows["patient_id"] = [e.patient_id for e in truth]
+        rows["patient_id"] = [e.patient_id for e in listed]
     return _with_known_labels(replace(m, rows=rows), str(manifest.path))
+
+
+def _truth(task: Task, e: Entry) -> tuple[object, ...]:
+    """What the manifest says in the columns of ``TRUTH``."""
+    if task.kind == "regression":
+        return (e.value,)
+    return (e.time, e.event) if task.kind == "survival" else (e.label,)
+
+
+def _same(own: Sequence[Any], true: Sequence[Any]) -> bool:
+    """Text is the same, numbers to what tables keep of them."""
+    return all(a == b if isinstance(a, str) else math.isclose(a, b, rel_tol=1e-6) for a, b in zip(own, true))
+
+
+def _said(values: Sequence[Any]) -> str:
+    """A label as messages show it: in quotes, a number, or a time with ``+`` where it is censored."""
+    first, *event = values
+    return repr(first) if isinstance(first, str) else f"{first:g}" + ("+" if event and not event[0] else "")
 
 
 def _grouped(m: Predictions, manifest: Manifest | None, by: Sequence[str]) -> Predictions:
@@ -115,6 +158,9 @@ def _grouped(m: Predictions, manifest: Manifest | None, by: Sequence[str]) -> Pr
         UsageError: the manifest has no such column, or nobody knows a site.
     """
     rows, columns = m.rows.copy(), {}
+    taken = next((name for name in by if not m.task.classes and name in TRUTH[m.task.kind]), None)
+    if taken is not None:
+        raise UsageError(f"--by {taken}: that is what is predicted; make a column of groups of it under another name")
     if manifest is not None:
         known = {bare(c): c for e in manifest for c in e.cells}
         entries = {e.slide_id: e for e in manifest}
@@ -148,6 +194,8 @@ def _grouped(m: Predictions, manifest: Manifest | None, by: Sequence[str]) -> Pr
 
 
 def _with_known_labels(m: Predictions, where: str) -> Predictions:
+    if not m.task.classes:
+        return m
     unknown = m.rows[~m.rows["label"].isin(m.classes)]
     if len(unknown):
         raise InputError(

@@ -106,6 +106,34 @@ TITLES = {
     "log_loss": "log loss",
 }
 LOWER_IS_BETTER = ("brier", "log_loss")
+#: The same of numbers and of survival.
+TARGET_TITLES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "c_harrell": "Harrell's C",
+    "c_uno": "Uno's C",
+    "ibs": "integrated Brier score",
+}
+TARGET_LOWER = ("mae", "rmse", "ibs")
+
+
+def metric_title(metric: str) -> str:
+    """What pages call a metric of any task; ``auc_at_12`` is the AUC at 12."""
+    base, at, when = metric.partition("_at_")
+    return (TITLES | TARGET_TITLES)[base] + (f" at {when}" if at else "")
+
+
+def decimals(metric: str) -> str:
+    """How a metric is written: three decimals; four digits of those in the unit of what is predicted."""
+    return ".4g" if metric in ("mae", "rmse") else ".3f"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric of any task is an error."""
+    return metric.partition("_at_")[0] in (*LOWER_IS_BETTER, *TARGET_LOWER)
 
 
 def evaluate(labels: Sequence[int] | np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
@@ -150,6 +178,6 @@ def metrics_table(
     return pd.DataFrame(rows, columns=["fold", *METRICS])
 
 
-def show(value: float | None) -> str:
+def show(value: float | None, form: str = ".3f") -> str:
     """A metric for the terminal: three decimals, or "undefined"."""
-    return "undefined" if value is None else f"{value:.3f}"
+    return "undefined" if value is None else f"{value:{form}}"

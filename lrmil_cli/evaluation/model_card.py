@@ -6,18 +6,20 @@ Written from the model's header and the receipt beside it; what only a person ca
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.calibration import FIGURES
-from lrmil_cli.evaluation.metrics import TITLES, show
+from lrmil_cli.evaluation.metrics import TARGET_TITLES, TITLES, decimals, show
 from lrmil_cli.evaluation.page import Block, Heading, Table, Text, to_markdown
 from lrmil_cli.evaluation.prediction_sets import calibration_patients, lowest_error, patients_needed
-from lrmil_cli.evaluation.receipt_page import headline, site_text, value_text
+from lrmil_cli.evaluation.receipt_page import headline, lead_of, site_text, value_text
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.targets.task import task_of
 
 #: Keys of the statement, and what the card calls them.
 STATEMENT = {
@@ -94,16 +96,21 @@ def _receipt(path: Path, header: dict[str, Any]) -> dict[str, Any] | None:
     """The receipt beside a model, if it is of this one."""
     try:
         found = json.loads(path.with_name(f"{path.stem}.receipt.json").read_text(encoding="utf-8"))
-        same = found["classes"] == header["classes"] and found["models"]["distilled"]["metrics"]["auc"]["value"]
-        return found if found["model"] == path.name and same == header["metrics"]["auc"] else None
+        lead = lead_of(found)
+        both = found["models"]["distilled"]["metrics"][lead]["value"], header["metrics"][lead]
+        # Tables keep nine digits of a number.
+        same = both[0] == both[1] or (None not in both and math.isclose(*both, rel_tol=1e-6))
+        known = found["model"] == path.name and found["classes"] == header["classes"]
+        return found if known and same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _purpose(header: dict[str, Any], said: dict[str, list[str]]) -> list[Block]:
-    tiles = header["tiles"]
+    tiles, task = header["tiles"], task_of(header)
+    does = f"Classifies slides as {_or(header['classes'])}" if task.classes else f"Predicts {task.name} of slides"
     what = (
-        f"Classifies slides as {_or(header['classes'])} from tiles of {tiles['tile_px']} px at {tiles['mpp']:g} um/px, "
+        f"{does} from tiles of {tiles['tile_px']} px at {tiles['mpp']:g} um/px, "
         "and says where it looked. For research use only; not a medical device."
     )
     blocks: list[Block] = [Heading("What it is for"), Text(what)]
@@ -118,6 +125,8 @@ def _data(header: dict[str, Any]) -> list[Block]:
     if about is None:
         return [Heading("Data"), Text(f"{len(header.get('slides', []))} slides; nothing else is recorded.")]
     classes = [[c, str(n["slides"]), str(n["patients"])] for c, n in about["classes"].items()]
+    target = [[k.replace("_", " "), f"{v:.4g}"] for k, v in (about.get("target") or {}).items()]
+    counts = Table(["class", "slides", "patients"], classes) if classes else Table([task_of(header).name, ""], target)
     rows = [["patients come from", str(header.get("patients", {}).get("from", "not recorded"))]]
     sites, mpp = about["sites"], about["mpp"]
     rows.append(["sites", _counts(sites) if sites else "unknown (no column `site`)"])
@@ -132,7 +141,7 @@ def _data(header: dict[str, Any]) -> list[Block]:
     return [
         Heading("Data"),
         Text(f"{about['slides']} slides of {about['patients']} patients, for training, selection and test."),
-        Table(["class", "slides", "patients"], classes),
+        counts,
         Table(["", ""], rows),
         *text,
     ]
@@ -155,12 +164,15 @@ def _training(header: dict[str, Any]) -> list[Block]:
 
 def _judged(header: dict[str, Any], receipt: dict[str, Any] | None) -> list[Block]:
     blocks: list[Block] = [Heading("How it was judged")]
+    known = TITLES | TARGET_TITLES
     if receipt is None:
-        rows = [[TITLES[k], show(v)] for k, v in header["metrics"].items() if k in TITLES]
+        rows = [
+            [title, show(header["metrics"][k], decimals(k))] for k, title in known.items() if k in header["metrics"]
+        ]
         note = "Out of fold, all held-out slides together, without intervals: no receipt is beside the model."
         return [*blocks, Table(["", "value"], rows, note)]
     own = receipt["models"]["distilled"]
-    rows = [[TITLES[k], value_text(v)] for k, v in own["metrics"].items() if k in TITLES]
+    rows = [[title, value_text(own["metrics"][k], metric=k)] for k, title in known.items() if k in own["metrics"]]
     note = (
         f"On {receipt['slides']} held-out slides of {receipt['patients']} patients, {receipt['folds']} fold(s); in "
         "brackets 95 % bootstrap intervals over patients. Slides of the same cohort: an internal validation."
@@ -179,6 +191,8 @@ def _judged(header: dict[str, Any], receipt: dict[str, Any] | None) -> list[Bloc
 
 
 def _promises(header: dict[str, Any], path: str) -> list[Block]:
+    if not task_of(header).classes:
+        return []
     about = header.get("calibration") or {}
     blocks: list[Block] = [Heading("What its probabilities and sets lean on")]
     if "heads" not in about:

@@ -13,13 +13,14 @@ import pandas as pd
 
 from lrmil_cli.errors import InputError, no_such_file
 from lrmil_cli.evaluation.scores import Cases
+from lrmil_cli.evaluation.target_predictions import TRUTH, check_record, said_of_records, said_of_table
 from lrmil_cli.evaluation.tiles_read import Reading, read_reading
 from lrmil_cli.evaluation.training_slides import LABELS, PIXELS, model_name, training_slides
 from lrmil_cli.files.header import check_seal, last_digest, parse_header
 from lrmil_cli.files.tables import read_table, read_table_header, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
+from lrmil_cli.targets.task import Task, task_of
 
-COLUMNS = ["slide_id", "patient_id", "label", "fold"]
 #: A further column, of tables that know it.
 SITE = "site"
 
@@ -44,6 +45,9 @@ class Predictions:
         heads: [n, F, C], what each head of the model said before calibration, of ``lrmil predict``.
         of_model: digest of the model that made them; model_header: its header, where its file was found.
         unlike: bool [n], slides unlike the training slides, where all predictions say so.
+        task: what is predicted; of numbers and of survival there are no classes, ``rows`` has the columns of
+            ``target_predictions.TRUTH`` in place of ``label``, and said what the model says of each slide.
+        times: at which the curves of ``said`` are known.
     """
 
     name: str
@@ -65,6 +69,9 @@ class Predictions:
     of_model: str | None = None
     model_header: dict[str, Any] | None = None
     unlike: np.ndarray | None = None
+    task: Task = Task()
+    said: pd.DataFrame | None = None
+    times: tuple[float, ...] = ()
 
     def cases(self) -> Cases:
         """The arrays that are judged."""
@@ -82,6 +89,7 @@ class Predictions:
             sets=None if self.sets is None else self.sets[index],
             heads=None if self.heads is None else self.heads[index],
             unlike=None if self.unlike is None else self.unlike[index],
+            said=None if self.said is None else self.said.iloc[index].reset_index(drop=True),
         )
 
     def as_raw(self) -> Predictions:
@@ -156,6 +164,14 @@ def _default_name(source: str) -> str:
 
 def _table(path: str | Path) -> Predictions:
     header, rows = read_table(path, "predictions")
+    if SITE in rows:
+        rows[SITE] = rows[SITE].fillna("").astype(str)
+    made_by, task = _made_by(header), task_of(header)
+    kept = [*_columns(task), *([SITE] if SITE in rows else [])]
+    if not task.classes:
+        said, times = said_of_table(task, header, rows, str(path))
+        own: dict[str, Any] = {"of_model": made_by.get("digest"), "task": task, "said": said, "times": times}
+        return Predictions("", str(path), "out-of-fold", (), rows[kept], np.empty((len(rows), 0)), made_by, **own)
     columns = [c for c in rows.columns if c.startswith("prob_")]
     if not columns:
         raise InputError(f"{path}: no column prob_<class>; run the command that made it again")
@@ -164,14 +180,14 @@ def _table(path: str | Path) -> Predictions:
     raw = None
     if all(f"raw_{c}" in rows for c in classes):
         raw = rows[[f"raw_{c}" for c in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    if SITE in rows:
-        rows[SITE] = rows[SITE].fillna("").astype(str)
-    made_by = _made_by(header)
-    columns = [*COLUMNS, *([SITE] if SITE in rows else [])]
     found = Predictions(
-        "", str(path), "out-of-fold", classes, rows[columns], probabilities, made_by, of_model=made_by.get("digest")
+        "", str(path), "out-of-fold", classes, rows[kept], probabilities, made_by, of_model=made_by.get("digest")
     )
     return _with_raw(found, raw)
+
+
+def _columns(task: Task) -> list[str]:
+    return ["slide_id", "patient_id", *TRUTH[task.kind], "fold"]
 
 
 def _with_raw(found: Predictions, raw: np.ndarray | None) -> Predictions:
@@ -211,15 +227,22 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
             else f"{folder}: no predictions in it (looked for predictions.csv and *.prediction.json)"
         )
     records = [read_record(p) for p in paths]
-    first = records[0]
-    classes = tuple(first["probabilities"])
+    first, task = records[0], task_of(records[0])
+    classes = tuple(first["probabilities"]) if task.classes else ()
     for path, r in zip(paths, records):
         if r["model"]["digest"] != first["model"]["digest"]:
             raise InputError(f"{path}: predicted by another model than {paths[0].name}; keep one folder a model")
-        if set(r["probabilities"]) != set(classes):
+        if task.classes and set(r["probabilities"]) != set(classes):
             raise InputError(f"{path}: other classes than {paths[0].name}; keep one folder a model")
-    rows = pd.DataFrame({"slide_id": [r["slide"]["id"] for r in records]}).reindex(columns=COLUMNS).astype(object)
-    rows = rows.where(rows.notna(), None)
+    rows = pd.DataFrame({"slide_id": [r["slide"]["id"] for r in records]}).reindex(columns=_columns(task))
+    rows = rows.astype(object).where(rows.notna(), None)
+    name = Path(_file_name(first["model"]["path"])).stem
+    if not task.classes:
+        said, times = said_of_records(task, records, str(folder))
+        own: dict[str, Any] = {"of_model": first["model"]["digest"], "task": task, "said": said, "times": times}
+        nothing = np.empty((len(rows), 0))
+        found = Predictions(name, str(folder), "predict", (), rows, nothing, _made_by(first), **own)
+        return _with_training(_with_unlike(found, records), records, folder)
     probabilities = np.array([[r["probabilities"][c] for c in classes] for r in records], dtype=np.float64)
     try:
         reading = read_reading(records, classes)
@@ -227,14 +250,17 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
         raise InputError(
             f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again"
         ) from e
-    name = Path(_file_name(first["model"]["path"])).stem
     found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), reading=reading)
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
     found = replace(found, heads=_heads(records, classes), of_model=first["model"]["digest"])
-    if all(isinstance(r.get("unlike_training"), dict) for r in records):
-        found = replace(found, unlike=np.array([bool(r["unlike_training"].get("unlike")) for r in records]))
-    return _with_training(_with_sets(found, records, folder), records, folder)
+    return _with_training(_with_sets(_with_unlike(found, records), records, folder), records, folder)
+
+
+def _with_unlike(found: Predictions, records: list[dict[str, Any]]) -> Predictions:
+    if not all(isinstance(r.get("unlike_training"), dict) for r in records):
+        return found
+    return replace(found, unlike=np.array([bool(r["unlike_training"].get("unlike")) for r in records]))
 
 
 def _heads(records: list[dict[str, Any]], classes: Sequence[str]) -> np.ndarray | None:
@@ -276,7 +302,7 @@ def _file_name(path: str) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A prediction JSON of ``predict``, with numbers for probabilities.
+    """A prediction JSON of ``predict``, with numbers for probabilities where it is of classes.
 
     Raises:
         InputError: no such file, another kind of file, damaged.
@@ -290,6 +316,10 @@ def read_record(path: Path) -> dict[str, Any]:
     record = check_seal(parse_header(text, "prediction", str(path)), str(path))
     try:
         json.dumps([record["slide"]["id"] + "", record["model"]["path"] + "", record["model"]["digest"] + ""])
+        task = task_of(record)
+        if not task.classes:
+            check_record(task, record)
+            return record
         if not record["probabilities"]:
             raise ValueError("no class")
         for key in ("probabilities", "probabilities_raw"):
@@ -346,6 +376,8 @@ def _check(found: Predictions, source: str) -> None:
         raise InputError(f"{source}: slide {found.rows['slide_id'][twice].iloc[0]!r} is predicted twice; take one out")
     if not len(found.rows):
         raise InputError(f"{source}: holds no predictions of any slide; make them with `lrmil predict`")
+    if not found.task.classes:
+        return  # numbers were checked as they were read
     for p in (found.probabilities, found.raw):
         bad = np.flatnonzero(_no_probabilities(found.probabilities if p is None else p))
         if bad.size:

@@ -14,8 +14,9 @@ DEMO_TEXT = f"the model's encoder, {DEMO}, knows painted slides alone: what it s
 
 def purpose(header: Mapping[str, Any]) -> dict[str, Any]:
     """What a model was trained on, as far as its header says: ``slides``, ``classes`` (slides of each), ``organ``,
-    ``stain``, ``mpp`` (lowest, median, highest), ``scanners``, each None where it is not recorded; ``painted``: whether
-    all of them were painted; ``demo_encoder``: whether its encoder knows painted slides alone.
+    ``stain``, ``mpp`` (lowest, median, highest), ``scanners``, each None where it is not recorded; ``target``: the
+    numbers or times of the slides, where it learned those; ``painted``: whether all of them were painted;
+    ``demo_encoder``: whether its encoder knows painted slides alone.
     """
     about = header.get("data") or {}
     classes = {name: n.get("slides") for name, n in (about.get("classes") or {}).items()} or None
@@ -23,6 +24,7 @@ def purpose(header: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "slides": about.get("slides") or len(header.get("slides") or []) or None,
         "classes": classes,
+        **({"target": about["target"]} if about.get("target") else {}),
         **{name: about.get(name) for name in ("organ", "stain", "mpp", "scanners")},
         "painted": bool(about.get("painted")) and about["painted"] == about.get("slides"),
         "demo_encoder": DEMO in bases,
@@ -32,7 +34,8 @@ def purpose(header: Mapping[str, Any]) -> dict[str, Any]:
 def purpose_text(known: Mapping[str, Any]) -> str:
     """The same in one line."""
     classes, mpp = known.get("classes"), known.get("mpp")
-    counts = f" ({_counts(classes)})" if classes else ""
+    target = {k.replace("_", " "): f"{v:.4g}" for k, v in (known.get("target") or {}).items()}
+    counts = f" ({_counts(classes)})" if classes else f" ({_named(target)})" if target else ""
     parts = [f"trained on {known['slides']} {'painted ' if known.get('painted') else ''}slides{counts}"
              if known.get("slides") else "training slides not recorded"]  # fmt: skip
     if known.get("painted"):
@@ -53,6 +56,10 @@ def purpose_text(known: Mapping[str, Any]) -> str:
 
 def _counts(of: Mapping[str, Any]) -> str:
     return ", ".join(f"{n} {name}" for name, n in of.items())
+
+
+def _named(of: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in of.items())
 
 
 def means_nothing(known: Mapping[str, Any], slide: Mapping[str, Any]) -> str:

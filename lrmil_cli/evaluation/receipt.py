@@ -9,8 +9,8 @@ metadata (evaluation/README 9).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.evaluate_models import calibration_of, groups_of
 from lrmil_cli.evaluation.evaluation_files import group_json
 from lrmil_cli.evaluation.join_predictions import common
-from lrmil_cli.evaluation.page import Picture, to_html, to_markdown
+from lrmil_cli.evaluation.page import Block, Picture, to_html, to_markdown
 from lrmil_cli.evaluation.plots import evaluation_picture
 from lrmil_cli.evaluation.prediction_sets import (
     COVERAGE,
@@ -32,13 +32,16 @@ from lrmil_cli.evaluation.prediction_sets import (
 )
 from lrmil_cli.evaluation.predictions import Predictions, read_predictions
 from lrmil_cli.evaluation.receipt_page import receipt_blocks
-from lrmil_cli.evaluation.scores import Cases, Score, at_level, differences, majority, metric_table
-from lrmil_cli.evaluation.seed_spread import seed_spread
+from lrmil_cli.evaluation.scores import Score, at_level, differences, majority, metric_table
+from lrmil_cli.evaluation.seed_spread import seed_spread, target_seed_spread
+from lrmil_cli.evaluation.target_files import group_json as target_group_json
+from lrmil_cli.evaluation.target_receipt import judge_students, students_picture, target_receipt_blocks
 from lrmil_cli.files.atomic import write_bytes, write_text
 from lrmil_cli.files.header import last_digest, step
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.progress import phase
+from lrmil_cli.targets.task import task_of
 
 TITLES = {"teacher": "HR teacher", "lr_only": "LR-only student", "distilled": "distilled student"}
 #: What the model itself is called where its preset distils less than all.
@@ -72,10 +75,29 @@ def receipt_header(model: str | Path) -> dict[str, Any]:
     return header
 
 
+#: What a receipt says of a task: its entries that are of the task alone, its picture, its page.
+Content = Callable[[dict[str, Any], dict[str, Predictions], Path, str, int, int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the receipt of a task is made.
+
+    Attributes:
+        content: header of the model, predictions on the shared slides by who made them, the model file, level, draws,
+            seed -> entries of the receipt, ``models`` without their titles among them.
+        picture: the receipt and the same predictions -> PNG, and what it shows in words; None for none.
+    """
+
+    content: Content
+    picture: Callable[[dict[str, Any], dict[str, Predictions]], tuple[bytes, str] | None]
+    blocks: Callable[..., list[Block]]
+
+
 def build_receipt(
     model: str | Path, *, level: str = "slide", draws: int = 2000, seed: int = 0
-) -> tuple[dict[str, Any], list[tuple[str, Cases]]]:
-    """The content of a receipt, and the cases of each model (for pictures).
+) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """The content of a receipt, and the predictions that it is of (for pictures).
 
     Args:
         model: model file of ``distill-student``; level: slide or patient; draws: bootstrap resamples.
@@ -85,17 +107,52 @@ def build_receipt(
     """
     model = Path(model)
     header = receipt_header(model)
-    classes = tuple(header["classes"])
+    task = task_of(header)
     beside = {n: _beside(model, f) for n, f in FILES.items()}
     found = {
-        n: _own_predictions(path, last_digest(header), classes)
+        n: _own_predictions(path, last_digest(header), header)
         for n, path in beside.items()
         if n == "distilled" or path.exists()
     }
     shared = dict(zip(found, common(list(found.values()))))
-    cases = {n: p.cases() for n, p in shared.items()}
-    if not len(shared["distilled"].rows):
+    rows = shared["distilled"].rows
+    if not len(rows):
         raise InputError(f"{model}: the predictions beside it have no slide in common; train the student again")
+    own_title = OWN_TITLES.get(header["preset"], TITLES["distilled"])
+    titles = {**TITLES, "also": header.get("also", ""), "distilled": own_title}
+    content = KINDS[task.kind].content(header, shared, model, level, draws, seed)
+    content["models"] = {n: {"title": titles[n], **own} for n, own in content["models"].items()}
+    receipt = {
+        "kind": "receipt",
+        "version": 1,
+        "model": model.name,
+        "preset": header["preset"],
+        "head": header["settings"]["head"],
+        **({} if task.classes else {"target": task.as_json()}),
+        "classes": list(header["classes"]),
+        "level": level,
+        "slides": rows["slide_id"].nunique(),
+        "patients": rows["patient_id"].nunique(),
+        "patients_apart": _patients_apart(header, rows),
+        "folds": next(iter(shared.values())).rows["fold"].nunique(),
+        **content,
+        "cost": header.get("cost", {}),
+        "agreement": _agreement(model),
+        "encoder_saw_test_pixels": header["encoder_saw_test_pixels"],
+        "bootstrap": {"draws": draws, "seed": seed, "level": 0.95},
+        "trained": {
+            **{k: header["history"][-1].get(k) for k in ("date", "lrmil")},
+            "seed": header["settings"].get("seed"),
+        },
+    }
+    return receipt, shared
+
+
+def _of_classes(
+    header: dict[str, Any], shared: dict[str, Predictions], model: Path, level: str, draws: int, seed: int
+) -> dict[str, Any]:
+    classes = tuple(header["classes"])
+    cases = {n: p.cases() for n, p in shared.items()}
     scores = {
         name: metric_table(
             c.labels, c.probabilities, c.patients, c.folds, classes=classes, level=level, draws=draws, seed=seed
@@ -112,24 +169,10 @@ def build_receipt(
 
     positive = 1 if len(classes) == 2 else None
     name, share = majority(first.labels, classes)
-    own_title = OWN_TITLES.get(header["preset"], TITLES["distilled"])
-    titles = {**TITLES, "also": header.get("also", ""), "distilled": own_title}
-    receipt = {
-        "kind": "receipt",
-        "version": 1,
-        "model": model.name,
-        "preset": header["preset"],
-        "head": header["settings"]["head"],
-        "classes": list(classes),
-        "level": level,
-        "slides": shared["distilled"].rows["slide_id"].nunique(),
-        "patients": len(set(first.patients.tolist())),
-        "patients_apart": _patients_apart(header, shared["distilled"].rows),
-        "folds": next(iter(shared.values())).rows["fold"].nunique(),
+    return {
         "majority": {"class": name, "share": share},
         "models": {
             n: {
-                "title": titles[n],
                 "metrics": {s.metric: _score(s) for s in own_scores},
                 "calibration": {
                     who: {k: asdict(v) for k, v in figures.items()}
@@ -142,16 +185,45 @@ def build_receipt(
         "seeds": seed_spread(_beside(model, SEEDS), last_digest(header), classes, level),
         "sites": _sites(header, shared, level, draws, seed),
         "differences": [compare(a, b) for a, b in COMPARISONS if a in cases and b in cases],
-        "cost": header.get("cost", {}),
-        "agreement": _agreement(model),
-        "encoder_saw_test_pixels": header["encoder_saw_test_pixels"],
-        "bootstrap": {"draws": draws, "seed": seed, "level": 0.95},
-        "trained": {
-            **{k: header["history"][-1].get(k) for k in ("date", "lrmil")},
-            "seed": header["settings"].get("seed"),
-        },
     }
-    return receipt, [(titles[n], c) for n, c in judged.items()]
+
+
+def _class_picture(receipt: dict[str, Any], shared: dict[str, Predictions]) -> tuple[bytes, str]:
+    classes, about = receipt["classes"], receipt["bootstrap"]
+    cases = [(receipt["models"][n]["title"], at_level(p.cases(), receipt["level"], classes)) for n, p in shared.items()]
+    png = evaluation_picture(cases, classes, draws=about["draws"], seed=about["seed"])
+    return png, "ROC, calibration and confusion matrices of the models"
+
+
+def _of_target(
+    header: dict[str, Any], shared: dict[str, Predictions], model: Path, level: str, draws: int, seed: int
+) -> dict[str, Any]:
+    found = judge_students(shared, level, COMPARISONS, draws=draws, seed=seed)
+    models = {
+        n: {"metrics": {s.metric: _score(s) for s in scores}, **found.details[n]} for n, scores in found.scores.items()
+    }
+    sites = {n: [target_group_json(g) for g in own] for n, own in found.sites.items() if own}
+    apart = (header.get("data") or {}).get("sites_apart")
+    return {
+        "models": models,
+        "seeds": target_seed_spread(_beside(model, SEEDS), last_digest(header), level),
+        "sites": {"apart": apart, "probe": header.get("site_probe"), "models": sites} if sites else None,
+        "differences": [
+            {"a": a, "b": b, **{m: asdict(i) for m, i in own.items()}} for (a, b), own in found.differences.items()
+        ],
+    }
+
+
+def _target_picture(receipt: dict[str, Any], shared: dict[str, Predictions]) -> tuple[bytes, str] | None:
+    titles = {n: m["title"] for n, m in receipt["models"].items()}
+    return students_picture(shared, titles, receipt)
+
+
+KINDS = {
+    "classification": Kind(_of_classes, _class_picture, receipt_blocks),
+    "regression": Kind(_of_target, _target_picture, target_receipt_blocks),
+    "survival": Kind(_of_target, _target_picture, target_receipt_blocks),
+}
 
 
 def write_receipt(
@@ -166,17 +238,18 @@ def write_receipt(
         InputError: as :func:`build_receipt`; MachineError: a file cannot be written.
     """
     with phase("receipt"):
-        receipt, cases = build_receipt(model, level=level, draws=draws, seed=seed)
+        receipt, shared = build_receipt(model, level=level, draws=draws, seed=seed)
+    kind = KINDS[task_of(receipt).kind]
     stem = str(output) if output is not None else str(_beside(Path(model), ".receipt"))
-    picture = evaluation_picture(cases, receipt["classes"], draws=draws, seed=seed)
-    about = "ROC, calibration and confusion matrices of the models"
-    shown = Picture(picture, about, Path(stem).name + ".png")
+    found = kind.picture(receipt, shared)
+    shown = None if found is None else Picture(*found, Path(stem).name + ".png")
     apart = _disagreement(Path(model))
     if apart is not None and Path(stem).parent != Path(model).parent:  # the Markdown page names it
         write_bytes(Path(stem).parent / apart.name, apart.png)
-    blocks = receipt_blocks(receipt, shown, apart, step("receipt", {}, {}))
+    blocks = kind.blocks(receipt, shown, apart, step("receipt", {}, {}))
     title = f"What distillation bought: {receipt['model']}"
-    write_bytes(f"{stem}.png", picture)
+    if shown is not None:
+        write_bytes(f"{stem}.png", shown.png)
     write_text(f"{stem}.md", to_markdown(title, blocks))
     write_text(f"{stem}.html", to_html(title, blocks))
     write_text(f"{stem}.json", json.dumps(receipt, indent=1, allow_nan=False) + "\n")
@@ -284,14 +357,15 @@ def _beside(model: Path, ending: str) -> Path:
     return model.with_name(model.stem + ending)
 
 
-def _own_predictions(path: Path, digest: str, classes: Sequence[str]) -> Predictions:
+def _own_predictions(path: Path, digest: str, header: dict[str, Any]) -> Predictions:
     """A predictions table of the run that made the model.
 
     Raises:
         InputError: not there, damaged, or of another run.
     """
     found = read_predictions(str(path))
-    if found.made_by.get("digest") != digest or found.classes != tuple(classes):
+    same = found.classes == tuple(header["classes"]) and found.task.kind == task_of(header).kind
+    if found.made_by.get("digest") != digest or not same:
         raise InputError(f"{path}: not of the run that made the model beside it; run `lrmil distill-student` again")
     return found
 

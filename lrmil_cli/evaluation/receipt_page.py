@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrmil_cli.evaluation.bootstrap import Interval
-from lrmil_cli.evaluation.metrics import LOWER_IS_BETTER, TITLES, show
+from lrmil_cli.evaluation.metrics import TARGET_TITLES, TITLES, decimals, lower_is_better, metric_title, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.prediction_sets import SetFigures
 from lrmil_cli.evaluation.scores import Score
 from lrmil_cli.evaluation.subgroups import Subgroup
 from lrmil_cli.evaluation.wording import calibration_table, folds_text, group_table, interval_text, set_table
 
-METRIC_TITLES = {m: title + (" (lower is better)" if m in LOWER_IS_BETTER else "") for m, title in TITLES.items()}
+#: Of all tasks; a receipt has those of one.
+METRIC_TITLES = {
+    m: title + (" (lower is better)" if lower_is_better(m) else "") for m, title in (TITLES | TARGET_TITLES).items()
+}
+#: Task -> the metric that its headline begins with.
+LEADS = {"regression": "r2", "survival": "c_harrell"}
 
 
 def receipt_blocks(
@@ -26,37 +31,8 @@ def receipt_blocks(
         made: history entry of the page, for its date; the receipt itself is the same whenever it is written.
     """
     models = receipt["models"]
-    blocks: list[Block] = [Text(headline(receipt)), Text(_dated(receipt, made or {}))]
-    titles = [m["title"] for m in models.values()]
-    rows = [[t, *(value_text(m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
-    blocks += [
-        Heading("How good"),
-        Table(
-            ["pooled: all slides together", *titles],
-            rows,
-            f"On the same {receipt['slides']} slides{_who(receipt)}; in brackets 95 % bootstrap intervals over "
-            "patients. Always saying "
-            f"{receipt['majority']['class']} has accuracy {receipt['majority']['share']:.3f}.",
-        ),
-    ]
-    if receipt["folds"] > 1:
-        rows = [[t, *(_over_folds(k, m["metrics"][k]) for m in models.values())] for k, t in METRIC_TITLES.items()]
-        note = (
-            "Each fold judged by itself, then the mean: what papers mostly report. It differs from the pooled figure "
-            "above, because heads of different folds need not be on one scale, and folds are small."
-        )
-        blocks.append(Table(["fold mean ± sd", *titles], rows, note))
-    if receipt["differences"]:
-        keys = [k for k in METRIC_TITLES if k in receipt["differences"][0]]
-        blocks += [
-            Heading("Differences"),
-            Table(
-                ["", *(f"{models[d['a']]['title']} - {models[d['b']]['title']}" for d in receipt["differences"])],
-                [[METRIC_TITLES[k], *(value_text(d[k], sign=True) for d in receipt["differences"])] for k in keys],
-                "Paired: both models on the same resampled patients. An interval that holds 0 does not tell the two "
-                "apart.",
-            ),
-        ]
+    most = f" Always saying {receipt['majority']['class']} has accuracy {receipt['majority']['share']:.3f}."
+    blocks = [*opening_blocks(receipt, made or {}), *metric_blocks(receipt, most)]
     figures = [
         (m["title"], {who: {k: Interval(**v) for k, v in own.items()} for who, own in m["calibration"].items()})
         for m in models.values()
@@ -66,14 +42,55 @@ def receipt_blocks(
         sets = receipt["prediction_sets"]
         own = SetFigures(**{**sets, "reached": Interval(**sets["reached"])})
         blocks += [Heading("Prediction sets"), set_table([(models["distilled"]["title"], own)], "held-out patients")]
-    blocks += _seed_blocks(receipt)
+    blocks += seed_blocks(receipt)
     blocks += _site_blocks(receipt)
-    blocks += [Heading("What it costs"), *_cost_blocks(receipt["cost"], models)]
+    return [*blocks, *closing_blocks(receipt, picture, apart)]
+
+
+def opening_blocks(receipt: dict[str, Any], made: dict[str, Any]) -> list[Block]:
+    """What it comes to, and of when it is."""
+    return [Text(headline(receipt)), Text(_dated(receipt, made))]
+
+
+def metric_blocks(receipt: dict[str, Any], more: str = "") -> list[Block]:
+    """Metrics of each, pooled and over folds, and differences.
+
+    Args:
+        more: follows what is said of the pooled ones.
+    """
+    models = receipt["models"]
+    titles = [m["title"] for m in models.values()]
+    own = {k: t for k, t in METRIC_TITLES.items() if k in next(iter(models.values()))["metrics"]}
+    rows = [[t, *(value_text(m["metrics"][k], metric=k) for m in models.values())] for k, t in own.items()]
+    note = f"On the same {receipt['slides']} slides{_who(receipt)}; in brackets 95 % bootstrap intervals over patients."
+    blocks: list[Block] = [Heading("How good"), Table(["pooled: all slides together", *titles], rows, note + more)]
+    if receipt["folds"] > 1:
+        rows = [[t, *(_over_folds(k, m["metrics"][k]) for m in models.values())] for k, t in own.items()]
+        note = (
+            "Each fold judged by itself, then the mean: what papers mostly report. It differs from the pooled figure "
+            "above, because heads of different folds need not be on one scale, and folds are small."
+        )
+        blocks.append(Table(["fold mean ± sd", *titles], rows, note))
+    both = receipt["differences"]
+    if both:
+        rows = [[t, *(value_text(d[k], True, k) for d in both)] for k, t in own.items() if k in both[0]]
+        note = (
+            "Paired: both models on the same resampled patients. An interval that holds 0 does not tell the two apart."
+        )
+        headers = ["", *(f"{models[d['a']]['title']} - {models[d['b']]['title']}" for d in both)]
+        blocks += [Heading("Differences"), Table(headers, rows, note)]
+    return blocks
+
+
+def closing_blocks(receipt: dict[str, Any], picture: Picture | None, apart: Picture | None) -> list[Block]:
+    """What it costs, where they look, the picture if it did not stand before, how it was made."""
+    blocks: list[Block] = [Heading("What it costs"), *_cost_blocks(receipt["cost"], receipt["models"])]
     blocks += [Heading("Where they look"), *_agreement_blocks(receipt)]
     if apart is not None:
         blocks += [Heading("Where teacher and student disagree most"), apart, Text(APART)]
-    blocks += [Heading("Pictures"), picture, Heading("How it was made"), Text(_fine_print(receipt))]
-    return blocks
+    if picture is not None:
+        blocks += [Heading("Pictures"), picture]
+    return [*blocks, Heading("How it was made"), Text(_fine_print(receipt))]
 
 
 APART = (
@@ -142,22 +159,29 @@ def _who(receipt: dict[str, Any]) -> str:
     return of + ("did not see its patient" if apart else "did not see it, but some saw OTHER SLIDES OF ITS PATIENT")
 
 
+def lead_of(receipt: dict[str, Any]) -> str:
+    """The metric that the headline begins with."""
+    return LEADS.get((receipt.get("target") or {}).get("kind", ""), "auc")
+
+
 def headline(receipt: dict[str, Any]) -> str:
     """The receipt in a few sentences: all that the intervals tell apart, and no more."""
     m = receipt["models"]
 
-    def auc(name: str) -> str:
-        own = m[name]["metrics"]["auc"]
+    lead = lead_of(receipt)
+
+    def figure(name: str) -> str:
+        own = m[name]["metrics"][lead]
         folds = f", fold mean {show(own['mean'])}" if own.get("of_folds") and own["of_folds"] > 1 else ""
         return value_text(own) + folds
 
-    parts = [f"Pooled AUC at low resolution {auc('distilled')} with preset {receipt['preset']}"]
+    parts = [f"Pooled {metric_title(lead)} at low resolution {figure('distilled')} with preset {receipt['preset']}"]
     if "lr_only" in m:
-        parts.append(f"{auc('lr_only')} from the labels alone")
+        parts.append(f"{figure('lr_only')} from the labels alone")
     if "also" in m:
-        parts.append(f"{auc('also')} for the {m['also']['title']}")
+        parts.append(f"{figure('also')} for the {m['also']['title']}")
     if "teacher" in m:
-        parts.append(f"{auc('teacher')} for the teacher at high resolution")
+        parts.append(f"{figure('teacher')} for the teacher at high resolution")
     text = "; ".join(parts) + "."
     against = {"lr_only": "LR-only student", "teacher": "teacher", "also": m["also"]["title"] if "also" in m else ""}
     for d in receipt["differences"]:
@@ -175,12 +199,12 @@ def _difference_text(receipt: dict[str, Any], d: dict[str, Any], against: str) -
 
     def one(metric: str) -> str:
         value, sd = sure[metric]["value"], _spread_of(receipt, d["b"], metric)
-        better = "better" if (value > 0) != (metric in LOWER_IS_BETTER) else "worse"
+        better, form = "better" if (value > 0) != lower_is_better(metric) else "worse", decimals(metric)
         if sd is not None and abs(value) <= sd:
-            better = f"no more than another seed changes, sd {sd:.3f}: no gain is claimed"
-        return f"{TITLES[metric]} {abs(value):.3f} {'higher' if value > 0 else 'lower'} ({better})"
+            better = f"no more than another seed changes, sd {sd:{form}}: no gain is claimed"
+        return f"{metric_title(metric)} {abs(value):{form}} {'higher' if value > 0 else 'lower'} ({better})"
 
-    rest = [TITLES[k] for k in known if k not in sure]
+    rest = [metric_title(k) for k in known if k not in sure]
     if not known:
         return f"Against the {against} there is no interval."
     if not sure:
@@ -199,38 +223,39 @@ def _spread_of(receipt: dict[str, Any], other: str, metric: str) -> float | None
     return (own.get(metric) or {}).get("sd")
 
 
-def _seed_blocks(receipt: dict[str, Any]) -> list[Block]:
+def seed_blocks(receipt: dict[str, Any]) -> list[Block]:
     """The two doubts apart: over patients, which the intervals tell, and over seeds."""
     about = receipt.get("seeds")
     if not about:
         return []
     rows = [
-        [receipt["models"][who]["title"], *(_over_seeds(own[m]) for m in own)]
+        [receipt["models"][who]["title"], *(_over_seeds(own[m], metric=m) for m in own)]
         for who, own in about["models"].items()
         if who in receipt["models"]
     ]
-    rows += [[f"distilled - {receipt['models'][b]['title']}", *(_over_seeds(own[m], "+") for m in own)]
+    rows += [[f"distilled - {receipt['models'][b]['title']}", *(_over_seeds(own[m], "+", m) for m in own)]
              for b, own in about["differences"].items() if b in receipt["models"]]  # fmt: skip
     note = (
         f"Mean ± sd over {about['count']} seeds, each judged as if it were the only one. Intervals above are about "
         "which patients were in the cohort; this is about which numbers training began with."
     )
-    return [Heading("Seeds"), Table(["", *(TITLES[m] for m in next(iter(about["models"].values())))], rows, note)]
+    return [Heading("Seeds"), Table(["", *(metric_title(m) for m in next(iter(about["models"].values())))], rows, note)]
 
 
-def _over_seeds(v: dict[str, Any], sign: str = "") -> str:
+def _over_seeds(v: dict[str, Any], sign: str = "", metric: str = "") -> str:
     if v["mean"] is None:
         return "undefined"
-    return f"{v['mean']:{sign}.3f}" + (f" ± {v['sd']:.3f}" if v["sd"] is not None else "")
+    form = decimals(metric)
+    return f"{v['mean']:{sign}{form}}" + (f" ± {v['sd']:{form}}" if v["sd"] is not None else "")
 
 
 def _interval(value: dict[str, Any]) -> Interval:
     return Interval(value["value"], value["low"], value["high"], value["undefined"])
 
 
-def value_text(value: dict[str, Any], sign: bool = False) -> str:
+def value_text(value: dict[str, Any], sign: bool = False, metric: str = "") -> str:
     """A value of a receipt with its interval, and why it is undefined where it is."""
-    text = interval_text(_interval(value), sign)
+    text = interval_text(_interval(value), sign, metric)
     return f"{text} ({value['reason']})" if value.get("reason") else text
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from lrmil_cli.evaluation.bootstrap import Interval, intervals_of
+from lrmil_cli.evaluation.resampled import Resampled
 
 #: What is judged, in the order of the tables.
 REGRESSION_METRICS = ("mae", "rmse", "r2", "pearson", "spearman")
@@ -17,52 +15,56 @@ def regression_metrics(truth: np.ndarray, said: np.ndarray) -> dict[str, float |
 
     R2 is ``1 - sum (y - p)^2 / sum (y - mean y)^2``: below 0 where the mean would have done better.
     """
-    from scipy.stats import rankdata
-
-    y, p = np.asarray(truth, float), np.asarray(said, float)
-    if not len(y):
+    if not len(truth):
         return dict.fromkeys(REGRESSION_METRICS)
+    once = np.ones((1, len(truth)))
+    values = {name: float(f(once)[0]) for name, f in figures(truth, said).items()}
+    return {name: v if np.isfinite(v) else None for name, v in values.items()}
+
+
+def figures(truth: np.ndarray, said: np.ndarray) -> dict[str, Resampled]:
+    """The metrics, each as a function of how often each row was drawn."""
+    y, p = np.asarray(truth, float), np.asarray(said, float)
     error = p - y
-    spread = float(((y - y.mean()) ** 2).sum())
+
+    def mean(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        return (drawn * values).sum(1) / drawn.sum(1)
+
+    def r2(drawn: np.ndarray) -> np.ndarray:
+        spread = mean((y - mean(y, drawn)[:, None]) ** 2, drawn)
+        return 1 - _divided(mean(error**2, drawn), spread, float(y.std()))
+
     return {
-        "mae": float(np.abs(error).mean()),
-        "rmse": float(np.sqrt((error**2).mean())),
-        "r2": 1 - float((error**2).sum()) / spread if spread > 0 else None,
-        "pearson": _correlation(y, p),
-        "spearman": _correlation(rankdata(y), rankdata(p)),
+        "mae": lambda drawn: mean(np.abs(error), drawn),
+        "rmse": lambda drawn: np.sqrt(mean(error**2, drawn)),
+        "r2": r2,
+        "pearson": lambda drawn: _correlation(y, p, drawn),
+        "spearman": lambda drawn: _correlation(_ranks(y, drawn), _ranks(p, drawn), drawn),
     }
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / size if size > 0 else None
+def _divided(above: np.ndarray, below: np.ndarray, scale: float) -> np.ndarray:
+    """NaN where ``below``, a variance of numbers of such a spread, is 0 but for rounding."""
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 1e-20 * scale**2)
 
 
-def regression_intervals(
-    truth: np.ndarray,
-    said: np.ndarray,
-    patients: Sequence[str] | np.ndarray,
-    *,
-    minus: np.ndarray | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """The metrics with percentile bootstrap intervals over patients.
+def _correlation(a: np.ndarray, b: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Pearson's, of numbers [n] or [draws, n]."""
+    whole = drawn.sum(1, keepdims=True)
+    a, b = (v - (drawn * v).sum(1, keepdims=True) / whole for v in (a, b))
+    squares = [(drawn * v**2).sum(1) for v in (a, b)]
+    size = np.sqrt(squares[0] * squares[1])
+    known = (squares[0] > 1e-20 * np.abs(a).max(initial=0) ** 2) & (squares[1] > 1e-20 * np.abs(b).max(initial=0) ** 2)
+    return np.divide((drawn * a * b).sum(1), size, out=np.full(len(drawn), np.nan), where=known & (size > 0))
 
-    Args:
-        minus: what a second model said of the same slides: differences from its metrics (paired).
-    """
-    y = np.asarray(truth, float)
-    models = [np.asarray(p, float) for p in (said, minus) if p is not None]
 
-    def statistics(rows: np.ndarray) -> list[float]:
-        own = [[np.nan if v is None else v for v in regression_metrics(y[rows], p[rows]).values()] for p in models]
-        return list(np.subtract.reduce(np.array(own), axis=0))
-
-    found = intervals_of(statistics, patients, draws=draws, seed=seed, level=level)
-    return dict(zip(REGRESSION_METRICS, found))
+def _ranks(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Ranks among what was drawn, the mean of those that are tied: [draws, n]."""
+    levels, level = np.unique(values, return_inverse=True)
+    counts = np.zeros((len(levels), len(drawn)))
+    np.add.at(counts, level, drawn.T)
+    upto = np.cumsum(counts, 0)
+    return (upto - (counts - 1) / 2)[level].T
 
 
 def bland_altman(truth: np.ndarray, said: np.ndarray) -> dict[str, float]:

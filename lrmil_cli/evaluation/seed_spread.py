@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import pandas as pd
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.metrics import METRIC_FUNCTIONS, mean_sd
 from lrmil_cli.evaluation.scores import COMPARED, Cases, at_level
+from lrmil_cli.evaluation.target_cases import RECEIPT_METRICS, cases_of_table, judged
+from lrmil_cli.evaluation.target_cases import at_level as at_target_level
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tables import read_table
+from lrmil_cli.targets.task import task_of
 
 
 def seed_spread(path: Path, digest: str, classes: Sequence[str], level: str) -> dict[str, Any] | None:
@@ -31,21 +34,50 @@ def seed_spread(path: Path, digest: str, classes: Sequence[str], level: str) -> 
         return None
     header, rows = read_table(path, "seeds")
     if last_digest(header) != digest or not {f"prob_{c}" for c in classes} <= set(rows):
-        raise InputError(f"{path}: not of the run that made the model beside it; run `lrmil distill-student` again")
+        raise _other_run(path)
+    return _over_seeds(rows, lambda own: _metrics(own, classes, level))
+
+
+def target_seed_spread(path: Path, digest: str, level: str) -> dict[str, Any] | None:
+    """The same of numbers and of survival.
+
+    Raises:
+        InputError: the table is damaged, or of another run.
+    """
+    if not path.exists():
+        return None
+    header, rows = read_table(path, "seeds")
+    task = task_of(header)
+    if last_digest(header) != digest or task.classes:
+        raise _other_run(path)
+
+    def judge(own: pd.DataFrame) -> dict[str, Any]:
+        cases = at_target_level(cases_of_table(task, header, own.reset_index(drop=True), str(path)), level)
+        return {m: v.value for m, v in judged(cases, metrics=RECEIPT_METRICS[task.kind], draws=0).items()}
+
+    return _over_seeds(rows, judge)
+
+
+def _other_run(path: Path) -> InputError:
+    return InputError(f"{path}: not of the run that made the model beside it; run `lrmil distill-student` again")
+
+
+def _over_seeds(rows: pd.DataFrame, judge: Callable[[pd.DataFrame], dict[str, Any]]) -> dict[str, Any]:
+    """Figures of each student by seed, and what they differ by of the same seed."""
     found = {
-        str(who): [_metrics(own, classes, level) for _, own in of_student.groupby("seed")]
-        for who, of_student in rows.groupby("student")
+        str(who): [judge(own) for _, own in of_student.groupby("seed")] for who, of_student in rows.groupby("student")
     }
     counts = {len(own) for own in found.values()}
+    names = list(next(iter(found.values()))[0])
     out: dict[str, Any] = {
         "count": min(counts),
-        "models": {who: {m: _spread([own[m] for own in of_seed]) for m in COMPARED} for who, of_seed in found.items()},
+        "models": {who: {m: _spread([own[m] for own in of_seed]) for m in names} for who, of_seed in found.items()},
         "differences": {},
     }
     if {"distilled", "lr_only"} <= found.keys():
         both = list(zip(found["distilled"], found["lr_only"]))
         out["differences"]["lr_only"] = {
-            m: _spread([None if a[m] is None or b[m] is None else a[m] - b[m] for a, b in both]) for m in COMPARED
+            m: _spread([None if a[m] is None or b[m] is None else a[m] - b[m] for a, b in both]) for m in names
         }
     return out
 

@@ -55,16 +55,21 @@ def subgroups(
     Raises:
         InputError: at patient level, a patient whose slides have different labels.
     """
-    names = np.asarray(groups, dtype=object)
-    order = [name for name, _ in sorted(Counter(groups).items(), key=lambda item: (-item[1], item[0]))]
-    parts = {name: np.flatnonzero(names == name) for name in order[:MOST]}
-    if rest := order[MOST:]:
-        parts[f"{len(rest)} others"] = np.flatnonzero(np.isin(names, rest))
     out = []
-    for name, index in parts.items():
+    for name, index in parts(groups).items():
         own = at_level(slides.take(index), level, classes)
         found = intervals(METRICS, own.labels, own.probabilities, own.patients, draws=draws, seed=seed)
         counts = np.bincount(own.labels, minlength=len(classes)).tolist()
         covered = None if sets is None else float(sets[index, slides.labels[index]].mean())
         out.append(Subgroup(str(name), len(own.labels), len(set(own.patients)), tuple(counts), found, covered))
+    return out
+
+
+def parts(groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Group -> indices of its slides, the largest first; those beyond :data:`MOST` together."""
+    names = np.asarray(groups, dtype=object)
+    order = [name for name, _ in sorted(Counter(groups).items(), key=lambda item: (-item[1], item[0]))]
+    out = {name: np.flatnonzero(names == name) for name in order[:MOST]}
+    if rest := order[MOST:]:
+        out[f"{len(rest)} others"] = np.flatnonzero(np.isin(names, rest))
     return out

@@ -6,18 +6,22 @@ from collections.abc import Sequence
 
 from lrmil_cli.evaluation.bootstrap import Interval
 from lrmil_cli.evaluation.calibration import FIGURES
-from lrmil_cli.evaluation.metrics import TITLES, show
+from lrmil_cli.evaluation.metrics import TITLES, decimals, show
 from lrmil_cli.evaluation.page import Table
 from lrmil_cli.evaluation.prediction_sets import SetFigures
 from lrmil_cli.evaluation.scores import Score
 from lrmil_cli.evaluation.subgroups import METRICS, Subgroup
 
 
-def interval_text(v: Interval, sign: bool = False) -> str:
-    """``0.812 (0.740 to 0.880)``, or what is known of it; with ``sign`` also a plus."""
+def interval_text(v: Interval, sign: bool = False, metric: str = "") -> str:
+    """``0.812 (0.740 to 0.880)``, or what is known of it; with ``sign`` also a plus.
+
+    Args:
+        metric: which one it is, for the number of its digits.
+    """
 
     def number(x: float) -> str:
-        return f"{x:+.3f}" if sign else show(x)
+        return f"{x:{'+' if sign else ''}{decimals(metric)}}"
 
     if v.value is None:
         return show(None)
@@ -32,8 +36,9 @@ def folds_text(s: Score) -> str:
         return "-"
     if s.mean is None:
         return "undefined"
-    sd = f" ± {s.sd:.3f}" if s.sd is not None else ""
-    return f"{s.mean:.3f}{sd}" + (f", {s.folds} of {s.of_folds} folds" if s.folds < s.of_folds else "")
+    form = decimals(s.metric)
+    sd = f" ± {s.sd:{form}}" if s.sd is not None else ""
+    return f"{s.mean:{form}}{sd}" + (f", {s.folds} of {s.of_folds} folds" if s.folds < s.of_folds else "")
 
 
 def count_text(n: int, what: str) -> str:

@@ -50,7 +50,7 @@ def audit_line(header: dict[str, Any], model: dict[str, Any], *, known: bool, ou
         "prediction": last_digest(header),
         "status": "up to date" if known else "predicted",
         "predicted": answer["predicted"],
-        "probabilities": answer["probabilities"],
+        **{k: answer[k] for k in ("probabilities", "risk", "median") if k in answer},
         "uncertain": answer.get("uncertain"),
         "unlike_training": bool((answer.get("unlike_training") or {}).get("unlike")),
         "output": output,

@@ -8,7 +8,6 @@ refused.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,29 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.manifest_checks import clashing_ids, count, spelled_twice, too_few, torn_patients
-from lrmil_cli.files.manifest_columns import (
-    SPLIT_WORDS,
-    check_columns,
-    find_columns,
-    is_missing,
-    mpp_cell,
-    path_cell,
-    share_cell,
-)
-from lrmil_cli.files.names import fits_file_name
-from lrmil_cli.files.spreadsheet import Row, read_spreadsheet
-from lrmil_cli.slide_names import MASK_SUFFIXES, slide_id_of
-from lrmil_cli.units import Mpp
-
-SPLITS = ("train", "val", "test")
-
-#: ``TCGA-XX-XXXX-...``: the first three fields are the patient, the second of them is the site.
-TCGA = re.compile(r"(TCGA-([A-Za-z0-9]{2})-[A-Za-z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
-
-
-#: How files end that the column ``roi`` names.
-REGIONS = (".geojson", ".json", ".gz", ".zip")
+from lrmil_cli.files import manifest_checks as checks
+from lrmil_cli.files.manifest_checks import count
+from lrmil_cli.files.manifest_columns import check_columns, find_columns
+from lrmil_cli.files.manifest_rows import SPLITS, Entry, Labels, read_row
+from lrmil_cli.files.spreadsheet import read_spreadsheet
+from lrmil_cli.targets.task import Task
 
 #: What is said wherever nobody named the patients: folds and intervals take each slide for one.
 UNKNOWN_PATIENTS = (
@@ -48,47 +30,18 @@ UNKNOWN_PATIENTS = (
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One slide of a manifest.
-
-    Attributes:
-        path: of the slide; of no meaning where the manifest gives only ids (:attr:`Manifest.has_paths`).
-        mask: picture of the tissue; roi: GeoJSON of the regions to use; min_tissue: share of a tile. None where the
-            command's own count.
-        site, organ, stain: where it comes from, of what, how stained; None where nobody says it.
-        cells: the whole row, by the names of its columns.
-        row: as a spreadsheet counts; the header is row 1.
-    """
-
-    slide_id: str
-    path: Path
-    label: str | None = None
-    patient_id: str = ""
-    mpp: Mpp | None = None
-    split: str | None = None
-    folds: dict[str, str] = field(default_factory=dict)
-    mask: Path | None = None
-    roi: Path | None = None
-    min_tissue: float | None = None
-    site: str | None = None
-    organ: str | None = None
-    stain: str | None = None
-    cells: Mapping[str, str] = field(default_factory=dict, compare=False)
-    row: int = 0
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A checked manifest.
 
     Attributes:
-        classes: the labels in sorted order: the class order of every model.
+        classes: the labels in sorted order: the class order of every model; none where labels are no classes.
         patients_from: where patients come from: ``column``, ``tcga`` (ids of TCGA) or ``slides`` (unknown: each slide
         its own).
         unknown_patients: slides whose patient nobody names; label_column: the column the labels were taken from.
         notes: how the file was read, and columns that were found by another name; ignored: columns that were not used.
         dropped: slides left out for want of a label, on request; has_paths: whether it names slide files.
         columns: what each column is for: role -> its name in the table.
+        task: what is learned; its label is the text of a slide's number, or of its time, with ``+`` where censored.
         by_site: how folds that are drawn from it treat sites: ``preserve``, ``leave-one-out``, or None: not at all.
         sites_from: where sites come from: ``column``, ``tcga``, or None where no slide has one.
         unlabelled: row and cell of slides without label; form: separator and encoding, or the workbook's sheet.
@@ -109,6 +62,7 @@ class Manifest:
     form: str = ""
     sites_from: str | None = None
     by_site: str | None = None
+    task: Task = Task()
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -136,7 +90,7 @@ class Manifest:
         counts = Counter(e.label for e in self.entries if e.label is not None)
         parts = [count(len(self.entries), "slide"), self._patients()]
         if counts:
-            parts.append(", ".join(f"{c} {counts[c]}" for c in self.classes))
+            parts.append(self._targets(counts))
         if unlabelled := sum(e.label is None for e in self.entries) if counts else 0:
             parts.append(f"{unlabelled} without label")
         if self.dropped:
@@ -152,6 +106,20 @@ class Manifest:
         if self.patients_from == "slides":
             return UNKNOWN_PATIENTS
         return f"the patients of {count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
+
+    def _targets(self, counts: Mapping[str, int]) -> str:
+        if self.task.kind == "regression":
+            own = sorted(e.value for e in self.entries if e.value is not None)
+            return f"{self.task.label} from {own[0]:g} to {own[-1]:g}"
+        if self.task.kind == "survival":
+            times = [e.time for e in self.entries if e.time is not None]
+            return f"{count(self.events, 'event')}, times from {min(times):g} to {max(times):g}"
+        return ", ".join(f"{c} {counts[c]}" for c in self.classes)
+
+    @property
+    def events(self) -> int:
+        """Slides whose event was seen."""
+        return sum(e.event == 1 for e in self.entries)
 
     def _patients(self) -> str:
         known = {e.patient_id for e in self.entries}
@@ -187,23 +155,6 @@ class Manifest:
             if columns
             else ""
         )
-
-
-@dataclass(frozen=True)
-class Labels:
-    """How labels are taken from a table.
-
-    Attributes:
-        column: named by the user (``--label``), None for ``label``; renamed: old -> new names of classes
-        (``--class-map``).
-        kept: classes that look like a missing value and are none (``--class``); drop_missing: leave out slides without
-            label.
-    """
-
-    column: str | None = None
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    kept: Sequence[str] = ()
-    drop_missing: bool = False
 
 
 class Problem(NamedTuple):
@@ -251,20 +202,21 @@ def survey_manifest(
         InputError: no table that can be read without guessing, without slides, or without a column that is needed.
     """
     sheet = read_spreadsheet(path)
-    columns, notes, ignored = find_columns(sheet, labels.column)
-    check_columns(sheet, columns, need_labels, need_slides, labels.column)
+    columns, notes, ignored = find_columns(sheet, labels.column, labels.task)
+    check_columns(sheet, columns, need_labels, need_slides, labels.column, labels.task)
     kept = {c.casefold() for c in labels.kept}
+    target = "time" if labels.task.kind == "survival" else "label"
     entries, missing = [], []
     problems: list[Problem] = []
     sources: Counter[str] = Counter()
     for row in sheet.rows:
         try:
-            entry, source = _entry(row, sheet.path, columns, labels.renamed, kept)
+            entry, source = read_row(row, sheet.path, columns, labels, kept)
         except InputError as e:
             problems.append(Problem("rows", False, str(e).removeprefix(f"{sheet.path}: ")))
             continue
         if entry.label is None:
-            missing.append((row.number, row.cells.get(columns.get("label", ""), "")))
+            missing.append((row.number, row.cells.get(columns.get(target, ""), "")))
             if labels.drop_missing:
                 continue
         sources[source] += 1
@@ -275,10 +227,10 @@ def survey_manifest(
     manifest = Manifest(
         sheet.path,
         tuple(entries),
-        tuple(sorted(set(known))),
+        tuple(sorted(set(known))) if labels.task.classes else (),
         "column" if sources["column"] else "tcga" if sources["tcga"] else "slides",
         sources["slides"],
-        columns.get("label", "label"),
+        columns.get(target, target),
         (*sheet.notes, *notes),
         ignored,
         len(missing) if labels.drop_missing else 0,
@@ -287,112 +239,41 @@ def survey_manifest(
         tuple(missing),
         sheet.form,
         "column" if "site" in columns else "tcga" if any(e.site for e in entries) else None,
+        task=labels.task,
     )
-    if "label" in columns and missing and not labels.drop_missing:
-        problems.append(Problem("labels", True, _unlabelled(missing)))
-    problems += [Problem("ids", False, text) for text in clashing_ids([e.slide_id for e in entries])]
+    if target in columns and missing and not labels.drop_missing:
+        problems.append(Problem("labels", True, _unlabelled(missing, labels.task)))
+    problems += [Problem("ids", False, text) for text in checks.clashing_ids([e.slide_id for e in entries])]
     patients = [e.patient_id for e in entries]
     parts = {"split": [e.split for e in entries]}
     parts |= {c: [e.folds.get(c) for e in entries] for c in sorted({k for e in entries for k in e.folds})}
     for column, own in parts.items():
-        problems += [Problem("patients", False, text) for text in torn_patients(patients, column, own)]
-    if "label" in columns:
-        problems += [Problem("labels", True, text) for text in spelled_twice(known)]
-        problems += [Problem("classes", True, text) for text in too_few(known)]
+        problems += [Problem("patients", False, text) for text in checks.torn_patients(patients, column, own)]
+    if target in columns:
+        problems += [Problem(about, True, text) for about, text in _targets_wrong(labels, entries, known)]
     return manifest, problems
 
 
-def _unlabelled(missing: Sequence[tuple[int, str]]) -> str:
+def _targets_wrong(labels: Labels, entries: Sequence[Entry], known: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What training refuses of the labels as a whole: what it is about, and the sentence."""
+    task = labels.task
+    if task.kind == "survival":
+        told = [(e.slide_id, e.patient_id, e.time, e.event) for e in entries if e.time is not None]
+        yield from (("labels", text) for text in checks.followed_twice([(p, t, d) for _, p, t, d in told]))
+        yield from (("labels", text) for text in checks.no_event([d for *_, d in told]))
+    elif task.kind == "regression":
+        yield from (("labels", text) for text in checks.one_number([e.value for e in entries if e.value is not None]))
+    else:
+        if not labels.asked:
+            yield from (("labels", text) for text in checks.continuous(known, labels.column or "label"))
+        yield from (("labels", text) for text in checks.spelled_twice(known))
+        yield from (("classes", text) for text in checks.too_few(known))
+
+
+def _unlabelled(missing: Sequence[tuple[int, str]], task: Task) -> str:
     rows = ", ".join(f"{n} ({text or 'empty'})" for n, text in missing[:5]) + (", ..." if len(missing) > 5 else "")
-    return (
-        f"{count(len(missing), 'slide')} without label, row {rows}; fill them, add --drop-missing to leave them out, "
-        "or --class NAME if a class is really called so"
-    )
-
-
-def tcga_site(slide_id: str) -> str | None:
-    """The tissue source site in an id of TCGA, ``TCGA-XX-...``; None for other ids."""
-    found = TCGA.match(slide_id)
-    return found[2].upper() if found else None
-
-
-def tcga_patient(slide_id: str) -> str | None:
-    """The patient in an id of TCGA, ``TCGA-XX-XXXX``; None for other ids."""
-    found = TCGA.match(slide_id)
-    return found[1].upper() if found else None
-
-
-def is_formula(text: str) -> bool:
-    """Whether a spreadsheet would run a cell: ``=`` or ``@`` at the start, or a sign before anything but a number or a
-    name.
-    """
-    return text[:1] in ("=", "@") or (text[:1] in ("+", "-") and any(c in text for c in "(|!="))
-
-
-def plain_cell(text: str) -> str:
-    """A cell for people, whose spreadsheet must not run a file name as a formula."""
-    return f"'{text}" if is_formula(text) else text
-
-
-def _entry(
-    row: Row, path: Path, columns: dict[str, str], renamed: Mapping[str, str], kept: set[str]
-) -> tuple[Entry, str]:
-    """The slide of a row, and where its patient comes from."""
-
-    def cell(role: str) -> str:
-        text = row.cells.get(columns.get(role, ""), "")
-        return "" if is_missing(text) else text
-
-    slide, slide_id = cell("slide"), cell("slide_id")
-    if not slide and "slide" in columns:
-        raise InputError(f"{path}: row {row.number} has no slide; fill it, or take the row out")
-    if not slide and not slide_id:
-        raise InputError(f"{path}: row {row.number} has no slide_id; fill it, or take the row out")
-    if slide_id and not fits_file_name(slide_id):
-        raise InputError(
-            f"{path}: row {row.number}, slide_id {slide_id!r} cannot be part of a file name; call it otherwise"
-        )
-    slide_id = slide_id_of(slide_id or slide)  # a column of ids often holds file names
-    text = row.cells.get(columns.get("label", ""), "")
-    text = renamed.get(text, text)
-    label = None if is_missing(text) and text.casefold() not in kept else text
-    patient, source = cell("patient_id"), "column"
-    if not patient:
-        tcga = tcga_patient(slide_id)
-        patient, source = (tcga, "tcga") if tcga else (slide_id, "slides")
-    site = cell("site") or (None if "site" in columns else tcga_site(slide_id))
-    own = {"slide_id": slide_id, "label": label or "", "patient_id": patient, "site": site or ""}
-    for column, value in (own | {name: cell(name) for name in ("organ", "stain")}).items():
-        if is_formula(value):
-            raise InputError(
-                f"{path}: row {row.number}, {column} {value[:40]!r}: spreadsheets would run this as a formula, and it "
-                "would stand in every table made from here; call it otherwise"
-            )
-        if not value.isprintable():
-            raise InputError(
-                f"{path}: row {row.number}, {column} {value[:40]!r} holds characters that cannot be seen; call it "
-                "otherwise"
-            )
-    split = cell("split").casefold() or None
-    if split is not None and split not in SPLIT_WORDS:
-        raise InputError(
-            f"{path}: row {row.number}, split {split!r} is none of {', '.join(SPLITS)}; write one of these"
-        )
-    folds = {role: cell(role) for role in columns if re.fullmatch(r"fold(_\d+)?", role) and cell(role)}
-    return Entry(
-        slide_id,
-        (path.parent / (slide or slide_id)).absolute(),
-        label,
-        patient,
-        mpp_cell(cell("mpp"), row.number, path),
-        None if split is None else SPLIT_WORDS[split],
-        folds,
-        path_cell(cell("mask"), "mask", MASK_SUFFIXES, row.number, path),
-        path_cell(cell("roi"), "roi", REGIONS, row.number, path),
-        share_cell(cell("min_tissue"), row.number, path),
-        site,
-        cell("organ") or None,
-        cell("stain") or None,
-        row.cells,
-        row.number,
-    ), source
+    what = "time or event" if task.kind == "survival" else "label"
+    named = ", or --class NAME if a class is really called so" if task.classes else ""
+    leave = "add --drop-missing to leave them out"
+    how = f"fill them, {leave}{named}" if named else f"fill them, or {leave}"
+    return f"{count(len(missing), 'slide')} without {what}, row {rows}; {how}"

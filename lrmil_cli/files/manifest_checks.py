@@ -54,6 +54,47 @@ def too_few(labels: Iterable[str]) -> Iterator[str]:
         yield f"only one label ({next(iter(counts), '')!r}); a classifier needs two classes at least"
 
 
+#: More different numbers than this are no classes; of numbers that are not whole, half as many.
+MOST_CLASSES = 20
+
+
+def continuous(labels: Sequence[str], column: str) -> Iterator[str]:
+    """Labels that are numbers, and too many of them to be classes."""
+    try:
+        own = {parse_number(label) for label in labels}
+    except ValueError:
+        return
+    most = MOST_CLASSES if all(v.is_integer() for v in own) else MOST_CLASSES // 2
+    if len(own) > most:
+        yield (
+            f"column {column!r} looks like a number to learn ({len(own)} different ones from {min(own):g} to "
+            f"{max(own):g}); say --task regression, or --task classification if each of them is a class"
+        )
+
+
+def one_number(values: Sequence[float]) -> Iterator[str]:
+    """A number that is the same for all slides is nothing to learn."""
+    if len(set(values)) < 2:
+        yield f"the number to learn is {next(iter(values), float('nan')):g} for all slides; --label names the column"
+
+
+def no_event(events: Sequence[int | None]) -> Iterator[str]:
+    """Without an event there is no time to learn."""
+    if not any(events):
+        yield f"all {len(events)} slides are censored; without an event (1 in the column of --event) nothing is learned"
+
+
+def followed_twice(told: Sequence[tuple[str, float | None, int | None]]) -> Iterator[str]:
+    """A patient is followed once, so that all slides have one time and one event."""
+    seen: dict[str, tuple[float | None, int | None]] = {}
+    said = set()
+    for patient, time, event in told:
+        if seen.setdefault(patient, (time, event)) != (time, event) and patient not in said:
+            said.add(patient)
+            first, second = (f"{t:g}{'' if e else '+'}" for t, e in (seen[patient], (time, event)))
+            yield f"patient {patient!r} has slides with different times or events ({first} and {second}); correct them"
+
+
 def count(n: int, what: str) -> str:
     """``1 slide``, ``2 slides``."""
     return f"{n} {what}{'' if n == 1 else 's'}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.spreadsheet import Spreadsheet
+from lrmil_cli.targets.task import Task
 from lrmil_cli.units import Mpp
 
 #: What a column is for -> the names it may have, compared without case, spaces, hyphens and underscores. The first is
@@ -76,7 +77,9 @@ def parse_number(text: str) -> float:
     return value
 
 
-def find_columns(sheet: Spreadsheet, label: str | None) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
+def find_columns(
+    sheet: Spreadsheet, label: str | None, task: Task = Task()
+) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
     """What each column is for: role -> its name in the table, where that is not ours a note, and columns without a
     role.
 
@@ -87,7 +90,8 @@ def find_columns(sheet: Spreadsheet, label: str | None) -> tuple[dict[str, str],
     by_bare = {bare(c): c for c in sheet.columns}
     found: dict[str, str] = {}
     notes = []
-    for role, names in COLUMNS.items():
+    followed = {"time": (task.time,), "event": (task.event,)} if task.kind == "survival" else {}
+    for role, names in (COLUMNS | followed).items():
         if role == "label" and label is not None:
             names = (label,)
         there = [by_bare[bare(n)] for n in names if bare(n) in by_bare]
@@ -101,7 +105,7 @@ def find_columns(sheet: Spreadsheet, label: str | None) -> tuple[dict[str, str],
                 f"differ; call the one that counts {names[0]}"
             )
         found[role] = there[0]
-        if bare(there[0]) != bare(COLUMNS[role][0]):
+        if bare(there[0]) != bare(COLUMNS.get(role, names)[0]):
             notes.append(f"{there[0]} as {role}")
     for column in sheet.columns:
         if number := re.fullmatch(r"fold_?(\d+)", column.strip().casefold()):
@@ -120,7 +124,12 @@ def _differ(sheet: Spreadsheet, columns: Sequence[str]) -> bool:
 
 
 def check_columns(
-    sheet: Spreadsheet, columns: dict[str, str], need_labels: bool, need_slides: bool, label: str | None
+    sheet: Spreadsheet,
+    columns: dict[str, str],
+    need_labels: bool,
+    need_slides: bool,
+    label: str | None,
+    task: Task = Task(),
 ) -> None:
     """The columns that are needed are there.
 
@@ -134,10 +143,28 @@ def check_columns(
             f"{sheet.path}: no column `slide` with the paths of the slides{ids}; a manifest starts with the line "
             f"`slide,label` ({found})"
         )
-    if "label" not in columns and (need_labels or label is not None):
+    if task.kind == "survival":
+        for role, name in (("time", task.time), ("event", task.event)):
+            if role not in columns and need_labels:
+                raise InputError(f"{sheet.path}: no column `{name}` ({found}); name it with --{role}")
+    elif "label" not in columns and (need_labels or label is not None):
         raise InputError(
             f"{sheet.path}: no column `{label or 'label'}` ({found}); name the column of the labels with --label"
         )
+
+
+def number_cell(text: str, column: str, number: int, path: Path) -> float | None:
+    """A number that a row gives; None for an empty cell.
+
+    Raises:
+        InputError: no number, or not a finite one.
+    """
+    try:
+        return parse_number(text) if text else None
+    except ValueError as e:
+        raise InputError(
+            f"{path}: row {number}, {column} {text!r} is not a number; correct it, or leave it empty"
+        ) from e
 
 
 def mpp_cell(text: str, number: int, path: Path) -> Mpp | None:

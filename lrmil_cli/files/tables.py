@@ -53,6 +53,11 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "evaluation": {"model": "s", "level": "s", "metric": "s"},
     "differences": {"model": "s", "reference": "s", "level": "s", "metric": "s"},
 }
+#: Of ``predictions`` and ``seeds`` whose header has a ``target``, in place of ``label`` and ``predicted``.
+TARGET_SCHEMAS: dict[str, dict[str, str]] = {
+    "regression": {"label": "f", "predicted": "f"},
+    "survival": {"time": "f", "event": "i", "risk": "f", "group": "s"},
+}
 
 
 def table_suffix(path: str | Path) -> str | None:
@@ -236,12 +241,13 @@ def _check_rows(rows: pd.DataFrame, header: dict[str, Any], kind: str, where: st
     import numpy as np
     import pandas as pd
 
-    missing = [c for c in SCHEMAS[kind] if c not in rows.columns]
+    schema = _schema_of(header, kind, where)
+    missing = [c for c in schema if c not in rows.columns]
     if missing:
         raise InputError(f"{where}: column {missing[0]!r} is missing; run `{MADE_BY[kind]}` again")
     if "rows" in header and header["rows"] != len(rows):
         raise InputError(f"{where}: truncated, {len(rows)} rows of {header['rows']}; run `{MADE_BY[kind]}` again")
-    for column, dtype in SCHEMAS[kind].items():
+    for column, dtype in schema.items():
         if dtype == "s":
             rows[column] = rows[column].astype(str)
             continue
@@ -253,6 +259,15 @@ def _check_rows(rows: pd.DataFrame, header: dict[str, Any], kind: str, where: st
             raise InputError(f"{where}: row {bad[0] + 1}, column {column!r} is not a valid number")
         rows[column] = numbers.astype(np.int64) if dtype == "i" else numbers
     return rows
+
+
+def _schema_of(header: dict[str, Any], kind: str, where: str) -> dict[str, str]:
+    if kind not in ("predictions", "seeds") or not header.get("target"):
+        return SCHEMAS[kind]
+    own = TARGET_SCHEMAS.get(header["target"].get("kind"))
+    if own is None:
+        raise InputError(f"{where}: of a task that this version does not know; update lrmil")
+    return {c: t for c, t in SCHEMAS[kind].items() if c not in ("label", "predicted")} | own
 
 
 def _pyarrow() -> Any:

@@ -3,11 +3,11 @@
 # Importing a head registers it.
 from lrmil_cli.heads import abmil, clam, dmin, dsmil, dtfd, pooling, transmil, zoommil  # noqa: F401
 from lrmil_cli.heads.base import (
+    Apart,
     Bag,
     MILHead,
     MILOutput,
     PyramidBag,
-    any_target_heads,
     build_head,
     head_defaults,
     head_names,
@@ -17,11 +17,11 @@ from lrmil_cli.heads.base import (
 )
 
 __all__ = [
+    "Apart",
     "Bag",
     "MILHead",
     "MILOutput",
     "PyramidBag",
-    "any_target_heads",
     "build_head",
     "head_defaults",
     "head_names",

@@ -25,7 +25,7 @@ class ABMIL(MILHead):
     """
 
     attention_kind = "native"
-    any_target = True
+    classes_only = ""
     sources = {
         "hidden": "official code (of LRMIL; Ilse et al. have the same)",
         "gated": "official code (of LRMIL)",
@@ -39,6 +39,7 @@ class ABMIL(MILHead):
         self,
         in_dim: int,
         num_classes: int,
+        of_classes: bool = True,
         *,
         hidden: int = 128,
         gated: bool = False,
@@ -47,7 +48,7 @@ class ABMIL(MILHead):
         classifier: str = "linear",
         degree: int = DEGREE,
     ):
-        super().__init__(in_dim, num_classes)
+        super().__init__(in_dim, num_classes, of_classes)
         width = embed_dim or in_dim
         self.project = embedding(in_dim, embed_dim, dropout)
         self.scorer = Scorer(width, hidden, gated=gated, dropout=dropout)

@@ -51,9 +51,13 @@ class PyramidBag(NamedTuple):
         return PyramidBag(tuple(v.to(device) for v in self.levels), tuple(v.to(device) for v in self.children))
 
 
+#: (student's logits, teacher's) [C] each -> how far they lie apart, scalar.
+Apart = Callable[[Tensor, Tensor], Tensor]
+
+
 @dataclass
 class MILOutput:
-    """What a head says of one bag of N instances and C classes.
+    """What a head says of one bag of N instances: C classes, or C other outputs (heads/README 1.5).
 
     Attributes:
         logits: [C].
@@ -85,18 +89,20 @@ class MILHead(nn.Module):
     name: str = ""
     #: What it is called with: a ``bag`` or a ``pyramid``.
     takes: Literal["bag", "pyramid"] = "bag"
-    #: Whether it can learn a number or survival too: its logits stand for whatever the task wants, none for a class.
-    any_target: bool = False
+    #: Why it learns classes alone, and what to take in its place, as half a sentence; empty where it takes any target.
+    classes_only: ClassVar[str] = "its loss is written for classes; take abmil"
     #: Of each option, where its default comes from: "paper", "official code" (of the head, or of the work named), each
     #: perhaps with a remark in brackets; or "ours: " and why.
     sources: ClassVar[dict[str, str]] = {}
     #: Called as ``head(*bag, generator=...)``; it never sees the label. ``generator`` makes what it draws reproducible.
     forward: Callable[..., MILOutput]
 
-    def __init__(self, in_dim: int, num_classes: int):
+    def __init__(self, in_dim: int, num_classes: int, of_classes: bool = True):
+        """``of_classes``: each of the ``num_classes`` outputs is the logit of a class; else the task says what."""
         super().__init__()
         self.in_dim = in_dim
         self.num_classes = num_classes
+        self.of_classes = of_classes
         self.options: dict[str, Any] = {}
 
     def loss_terms(
@@ -109,11 +115,11 @@ class MILHead(nn.Module):
         """
         return {"bag": (1.0, bag_cross_entropy(out.logits, label, class_weights))}
 
-    def target_terms(self, out: MILOutput, loss: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """As :meth:`loss_terms`, for a label that is no class, of a head that takes :attr:`any_target`.
+    def target_terms(self, out: MILOutput, loss: Tensor, apart: Apart) -> dict[str, tuple[float, Tensor]]:
+        """As :meth:`loss_terms`, for a label that is no class.
 
         Args:
-            loss: of the logits, scalar.
+            loss: of the logits, scalar; apart: how far two logits of this bag lie apart, for heads with two branches.
         """
         return {"bag": (1.0, loss)}
 
@@ -132,6 +138,7 @@ class MILHead(nn.Module):
             "in_dim": self.in_dim,
             "num_classes": self.num_classes,
             "options": dict(self.options),
+            **({} if self.of_classes else {"of_classes": False}),
         }
 
 
@@ -190,20 +197,22 @@ def head_names() -> list[str]:
     return sorted(n for n, head in _REGISTRY.items() if head.takes == "bag")
 
 
-def any_target_heads() -> list[str]:
-    """Names of the heads that take any target."""
-    return [name for name in head_names() if _REGISTRY[name].any_target]
-
-
-def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any] | None = None) -> MILHead:
+def build_head(
+    name: str, in_dim: int, num_classes: int, options: dict[str, Any] | None = None, *, of_classes: bool = True
+) -> MILHead:
     """Build a head from its name and options.
 
+    Args:
+        num_classes: outputs; of_classes: each is the logit of a class. Else they are a number, hazards or a log risk.
+
     Raises:
-        UsageError: unknown head or option; the message lists those there are.
+        UsageError: unknown head or option; the message lists those there are. Or a head that learns classes alone.
     """
     if name not in _REGISTRY:
         raise UsageError(f"--head {name}: there is no such head; choose one of {', '.join(head_names())}")
     cls = _REGISTRY[name]
+    if not of_classes and cls.classes_only:
+        raise UsageError(f"--head {name} learns classes only: {cls.classes_only}")
     options = dict(options or {})
     known = head_defaults(name)
     hints = get_type_hints(cls.__init__)
@@ -215,7 +224,8 @@ def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any]
             wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
             raise UsageError(f"head {name}: option {key}={value!r} must be {wanted}")
     try:
-        head = cls(in_dim, num_classes, **options)
+        # A head that learns classes alone has no such argument.
+        head = cls(in_dim, num_classes, **options, **({} if of_classes else {"of_classes": False}))
     except (RuntimeError, ValueError, ZeroDivisionError) as e:
         raise UsageError(f"head {name} cannot be built with {options} ({' '.join(str(e).split())[:120]})") from e
     head.options = options
@@ -223,12 +233,14 @@ def build_head(name: str, in_dim: int, num_classes: int, options: dict[str, Any]
 
 
 def head_table() -> list[dict[str, Any]]:
-    """Every head: ``name``, ``what`` it is, ``attention_kind``, ``options`` with their defaults."""
+    """Every head: ``name``, ``what`` it is, ``attention_kind``, ``classes_only`` (why, or empty), defaults of its
+    ``options``."""
     return [
         {
             "name": n,
             "what": (_REGISTRY[n].__doc__ or "").strip().split("\n")[0].split(". ")[0].rstrip(".:"),
             "attention_kind": _REGISTRY[n].attention_kind,
+            "classes_only": _REGISTRY[n].classes_only,
             "options": head_defaults(n),
         }
         for n in head_names()

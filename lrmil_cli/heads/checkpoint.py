@@ -36,7 +36,8 @@ def rebuild_head(config: Any, tensors: dict[str, Any], where: str) -> MILHead:
         InputError: the two do not fit.
     """
     try:
-        head = build_head(config["name"], int(config["in_dim"]), int(config["num_classes"]), config["options"])
+        sizes = int(config["in_dim"]), int(config["num_classes"])
+        head = build_head(config["name"], *sizes, config["options"], of_classes=config.get("of_classes", True))
         head.load_state_dict(tensors)
     except (LrmilError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise InputError(

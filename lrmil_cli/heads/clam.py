@@ -28,6 +28,10 @@ class _CLAM(MILHead):
     """
 
     attention_kind = "native"
+    classes_only = (
+        "its instances are examples of the slide's class; take abmil with --head-option gated=true and "
+        "--head-option embed_dim=512, which is clam_sb without them"
+    )
     multi_branch = False
     sources = {
         "embed_dim": "official code",

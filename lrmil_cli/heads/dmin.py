@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrmil_cli.errors import UsageError
-from lrmil_cli.heads.base import MILHead, MILOutput, Scorer, bag_cross_entropy, check_bag, register
+from lrmil_cli.heads.base import Apart, MILHead, MILOutput, Scorer, bag_cross_entropy, check_bag, register
 from lrmil_cli.heads.chebyshev import DEGREE, make_classifier, own_logits
 from lrmil_cli.heads.parts import clustering_loss, embedding, xavier
 
@@ -26,7 +26,7 @@ NORMALISE = ("per-class", "published")
 
 @register("dmin")
 class DMIN(MILHead):
-    """Attention row a class, each over the instances that its mask keeps.
+    """Attention row a class (or output), each over the instances that its mask keeps.
 
     ``h = E(x)``, raw scores ``A`` [C, N] by a gated scorer, ``E_c = sum_n beta_cn h_n`` with the softmax ``beta_c``
     over the kept instances, ``logits_c = Phi_c(E_c)`` (heads/README 3.7). In training a teacher branch (all instances)
@@ -45,6 +45,7 @@ class DMIN(MILHead):
     """
 
     attention_kind = "native"
+    classes_only = ""
     sources = {
         "embed_dim": "official code",
         "hidden": "official code",
@@ -68,6 +69,7 @@ class DMIN(MILHead):
         self,
         in_dim: int,
         num_classes: int,
+        of_classes: bool = True,
         *,
         embed_dim: int = 512,
         hidden: int = 256,
@@ -90,7 +92,7 @@ class DMIN(MILHead):
             raise UsageError("dmin options: retention must be above 0 and at most 1, tau above 0, k at least 1")
         if normalise not in NORMALISE:
             raise UsageError(f"dmin option normalise {normalise!r}: choose one of {', '.join(NORMALISE)}")
-        super().__init__(in_dim, num_classes)
+        super().__init__(in_dim, num_classes, of_classes)
         self.joint = normalise == "published"
         self.retention, self.k, self.subtyping = retention, k, subtyping
         self.tau, self.detach_teacher = tau, detach_teacher
@@ -105,7 +107,7 @@ class DMIN(MILHead):
         self.scorer = Scorer(embed_dim, hidden, num_classes, gated=True, dropout=dropout)
         self.classifier = make_classifier(classifier, embed_dim, num_classes, degree, separate=True)
         self.instance_classifiers = nn.ModuleList(
-            make_classifier(classifier, embed_dim, 2, degree) for _ in range(num_classes)
+            make_classifier(classifier, embed_dim, 2, degree) for _ in range(num_classes if of_classes else 0)
         )
         xavier(self)
         if isinstance(self.classifier, nn.Linear):  # C layers of one output each
@@ -123,7 +125,6 @@ class DMIN(MILHead):
         full = torch.softmax(rows, 1).to(h.dtype) @ h
         kept = masked_softmax(rows, settle(mask, rows.detach())[0], joint=self.joint).to(h.dtype) @ h
         logits = own_logits(self.classifier, full).float()
-        scores = rows[logits.argmax()]
         extra = {
             "instances": h,
             "rows": rows,
@@ -132,7 +133,7 @@ class DMIN(MILHead):
             "student_embedding": kept,
             "student_logits": own_logits(self.classifier, kept).float(),
         }
-        return MILOutput(logits, scores, torch.softmax(scores, 0), full, class_scores=rows, extra=extra)
+        return self._answer(logits, rows, full, extra)
 
     def relevance(self, features: Tensor) -> Tensor:
         """Raw scores A [C, N] of instances [N, D]; above 0 a class keeps the instance."""
@@ -153,7 +154,6 @@ class DMIN(MILHead):
         used, empty = settle(mask.to(rows.dtype), rows.detach())
         bags = masked_softmax(rows, used).to(h.dtype) @ h
         logits = own_logits(self.classifier, bags).float()
-        scores = rows[logits.argmax()]
         extra = {
             "instances": h,
             "rows": rows,
@@ -163,7 +163,13 @@ class DMIN(MILHead):
             "empty_classes": empty,
             "empty": empty.all(),
         }
-        return MILOutput(logits, scores, torch.softmax(scores, 0), bags, class_scores=rows, extra=extra)
+        return self._answer(logits, rows, bags, extra)
+
+    def _answer(self, logits: Tensor, rows: Tensor, bags: Tensor, extra: dict[str, Tensor]) -> MILOutput:
+        """The attention is the predicted class's; where there are none, that of the mean score."""
+        scores = rows[logits.argmax()] if self.of_classes else rows.mean(0)
+        own = rows if self.of_classes else None
+        return MILOutput(logits, scores, torch.softmax(scores, 0), bags, class_scores=own, extra=extra)
 
     def loss_terms(
         self, out: MILOutput, label: Tensor, class_weights: Tensor | None = None
@@ -173,27 +179,39 @@ class DMIN(MILHead):
         Of an output of evaluation mode, which has one branch, the cross-entropy alone.
         """
         bag = bag_cross_entropy(out.logits, label, class_weights)
+        terms = self.target_terms(out, bag, _divergence)
+        if "student_logits" in out.extra:
+            h, rows, instance = out.extra["instances"], out.extra["rows"].detach(), self.instance_classifiers
+            loss = clustering_loss(h, rows, int(label), instance, k=self.k, subtyping=self.subtyping, svm=True)
+            terms = {"bag": terms.pop("bag"), "instance": (self.weights["instance"], loss), **terms}
+        return terms
+
+    def target_terms(self, out: MILOutput, loss: Tensor, apart: Apart) -> dict[str, tuple[float, Tensor]]:
+        """As :meth:`loss_terms`, without the instance loss, which knows classes alone (heads/README 3.7)."""
         if "student_logits" not in out.extra:
-            return {"bag": (1.0, bag)}
+            return {"bag": (1.0, loss)}
         teacher, full = out.logits, out.embedding
-        assert full is not None  # forward gives one a class
+        assert full is not None  # forward gives one an output
         if self.detach_teacher:
             teacher, full = teacher.detach(), full.detach()
-        log_teacher, log_student = torch.log_softmax(teacher, 0), torch.log_softmax(out.extra["student_logits"], 0)
-        h, rows, instance = out.extra["instances"], out.extra["rows"].detach(), self.instance_classifiers
         losses = {
-            "bag": bag,
-            "instance": clustering_loss(h, rows, int(label), instance, k=self.k, subtyping=self.subtyping, svm=True),
-            "kl": (log_teacher.exp() * (log_teacher - log_student)).sum(),
+            "bag": loss,
+            "kl": apart(out.extra["student_logits"], teacher),
             "embed": F.mse_loss(out.extra["student_embedding"].float(), full.float()),
             "rate": (out.extra["rate"] - self.retention) ** 2,
         }
-        return {name: (self.weights[name], loss) for name, loss in losses.items()}
+        return {name: (self.weights[name], term) for name, term in losses.items()}
 
     def notes(self, out: MILOutput) -> dict[str, Tensor]:
         """The share kept: of the random masks in training, which the rate loss steers, and of the hard one in
         evaluation, which it does not."""
         return {"kept": out.extra["rate"]}
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(softmax(teacher) || softmax(student))`` of logits [C]."""
+    log_teacher, log_student = torch.log_softmax(teacher, 0), torch.log_softmax(student, 0)
+    return (log_teacher.exp() * (log_teacher - log_student)).sum()
 
 
 def straight_through(soft: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class DSMIL(MILHead):
     """
 
     attention_kind = "native"
+    classes_only = "its critical instances are those with the highest logit of each class; take abmil or transmil"
     sources = {
         "query_dim": "official code",
         "nonlinear_q": "official code",

@@ -43,6 +43,10 @@ class DTFD(MILHead):
     """
 
     attention_kind = "native"
+    classes_only = (
+        "each of its pseudo-slides gets the slide's label, which holds for a class and not for a number; "
+        "take abmil or transmil"
+    )
     sources = {
         "embed_dim": "official code",
         "hidden": "official code",

@@ -1,4 +1,4 @@
-"""What several heads are built from: embedding, log-odds, CLAM's SVM loss, initialisation."""
+"""What several heads are built from: embedding, derived attention, CLAM's SVM loss, initialisation."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def log_odds(logits: Tensor, label: Tensor | int) -> Tensor:
     own = torch.arange(logits.shape[1], device=logits.device) == label
     # By masks, not by picking columns, so that a graph of fixed shapes can hold it.
     return torch.where(own, logits, 0).sum(1) - torch.logsumexp(logits.masked_fill(own, -torch.inf), dim=1)
+
+
+def evidence(logits: Tensor, bag: Tensor, of_classes: bool) -> Tensor:
+    """What instances say for their bag's answer (heads/README 2.3): logits [N, C] of them, [C] of the bag -> [N].
+
+    Of classes the log-odds of the predicted one; else the mean over outputs, higher where an instance raises the number
+    or the risk.
+    """
+    return log_odds(logits, bag.argmax()) if of_classes else logits.mean(1)
 
 
 def smooth_svm(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:

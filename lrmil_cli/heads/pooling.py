@@ -1,4 +1,4 @@
-"""Mean-pool and max-pool: the two baselines without attention. Their attention is derived (log-odds of an instance)."""
+"""Mean-pool and max-pool: the two baselines without attention. Theirs is derived from what an instance says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lrmil_cli.errors import UsageError
 from lrmil_cli.heads.base import MILHead, MILOutput, check_bag, register
-from lrmil_cli.heads.parts import embedding, log_odds
+from lrmil_cli.heads.parts import embedding, evidence
 
 
 class _Pooling(MILHead):
@@ -15,8 +15,8 @@ class _Pooling(MILHead):
 
     attention_kind = "derived"
 
-    def __init__(self, in_dim: int, num_classes: int, embed_dim: int | None, dropout: float):
-        super().__init__(in_dim, num_classes)
+    def __init__(self, in_dim: int, num_classes: int, of_classes: bool, embed_dim: int | None, dropout: float):
+        super().__init__(in_dim, num_classes, of_classes)
         self.project = embedding(in_dim, embed_dim, dropout)
         self.classifier = nn.Linear(embed_dim or in_dim, num_classes)
 
@@ -31,7 +31,7 @@ class _Pooling(MILHead):
         h = self.project(features)
         z = self.classifier(h)
         logits, bag, extra = self.pool(h, z)
-        scores = log_odds(z, logits.argmax()).float()
+        scores = evidence(z, logits, self.of_classes).float()
         return MILOutput(
             logits.float(), scores, torch.softmax(scores, 0), bag, instance_logits=z, extra={"instances": h, **extra}
         )
@@ -47,13 +47,22 @@ class MeanPool(_Pooling):
         embed_dim: width of E; None for a linear probe on the mean feature. dropout: of E.
     """
 
+    classes_only = ""
     sources = {
         "embed_dim": "ours: as maxpool, so that the two differ in nothing but the pooling",
         "dropout": "ours: as maxpool, so that the two differ in nothing but the pooling",
     }
 
-    def __init__(self, in_dim: int, num_classes: int, *, embed_dim: int | None = 512, dropout: float = 0.25):
-        super().__init__(in_dim, num_classes, embed_dim, dropout)
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        of_classes: bool = True,
+        *,
+        embed_dim: int | None = 512,
+        dropout: float = 0.25,
+    ):
+        super().__init__(in_dim, num_classes, of_classes, embed_dim, dropout)
 
     def pool(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         bag = h.mean(0)
@@ -73,6 +82,9 @@ class MaxPool(_Pooling):
         embed_dim, dropout: of E; mode: "instance" or "feature".
     """
 
+    classes_only = (
+        "it answers by the one instance that is surest of a class, and none is sure of a number; take meanpool"
+    )
     sources = {
         "embed_dim": "official code (of CLAM)",
         "dropout": "official code (of CLAM: its training script, the class has none)",
@@ -90,7 +102,7 @@ class MaxPool(_Pooling):
     ):
         if mode not in ("instance", "feature"):
             raise UsageError(f"maxpool option mode={mode}: choose instance or feature")
-        super().__init__(in_dim, num_classes, embed_dim, dropout)
+        super().__init__(in_dim, num_classes, True, embed_dim, dropout)
         self.mode = mode
 
     def pool(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

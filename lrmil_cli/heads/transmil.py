@@ -114,7 +114,7 @@ class TransMIL(MILHead):
     """
 
     attention_kind = "derived"
-    any_target = True
+    classes_only = ""
     sources = {
         "embed_dim": "official code",
         "heads": "official code",
@@ -128,6 +128,7 @@ class TransMIL(MILHead):
         self,
         in_dim: int,
         num_classes: int,
+        of_classes: bool = True,
         *,
         embed_dim: int = 512,
         heads: int = 8,
@@ -140,7 +141,7 @@ class TransMIL(MILHead):
             raise UsageError(f"transmil option attention={attention}: choose exact or nystrom")
         if embed_dim % heads:
             raise UsageError(f"transmil options: embed_dim {embed_dim} must be a multiple of heads {heads}")
-        super().__init__(in_dim, num_classes)
+        super().__init__(in_dim, num_classes, of_classes)
         self.attention = attention
         self.project = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU())
         self.class_token = nn.Parameter(torch.randn(embed_dim))

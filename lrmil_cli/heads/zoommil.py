@@ -33,6 +33,7 @@ class ZoomMIL(MILHead):
 
     attention_kind = "native"
     takes = "pyramid"
+    classes_only = ""
     sources = {
         "levels": "ours: 5x and 20x, which LRMIL has anyway; published with three",
         "k": "official code",
@@ -47,6 +48,7 @@ class ZoomMIL(MILHead):
         self,
         in_dim: int,
         num_classes: int,
+        of_classes: bool = True,
         *,
         levels: int = 2,
         k: int = 12,
@@ -58,7 +60,7 @@ class ZoomMIL(MILHead):
     ):
         if levels not in (2, 3) or k < 1 or samples < 1 or sigma <= 0:
             raise UsageError("zoommil options: levels must be 2 or 3, k and samples at least 1, sigma above 0")
-        super().__init__(in_dim, num_classes)
+        super().__init__(in_dim, num_classes, of_classes)
         self.levels, self.k, self.samples, self.sigma = levels, k, samples, sigma
         self.project = nn.ModuleList(embedding(in_dim, embed_dim, dropout) for _ in range(levels))
         self.scorers = nn.ModuleList(Scorer(embed_dim, hidden, gated=True, dropout=dropout) for _ in range(levels))

@@ -13,15 +13,18 @@ import numpy as np
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import last_digest, make_header, step
 from lrmil_cli.files.locks import locked
-from lrmil_cli.files.manifest import plain_cell
+from lrmil_cli.files.manifest_rows import plain_cell
 from lrmil_cli.files.tables import checked_header, write_table
 from lrmil_cli.slide_places import as_seen_from
+from lrmil_cli.targets.task import task_of
 
 NAME = "predictions.csv"
 #: Columns before ``prob_<class>``; ``files`` are names as seen from the folder, with ``|`` between them, which is in no
 #: name of Windows and in hardly any other.
 COLUMNS = ["slide_id", "predicted", "probability", "uncertain", "tiles", "seconds", "model", "slide", "files", "digest"]
-_NUMBERS = {"probability": float, "tiles": int, "seconds": float}
+_NUMBERS = {"probability": float, "tiles": int, "seconds": float, "risk": float, "median": float}
+#: Columns of survival, after them.
+_OF_SURVIVAL = ("risk", "median")
 
 
 def answer_row(record: dict[str, Any], files: Sequence[str | Path], folder: Path) -> dict[str, str]:
@@ -30,11 +33,12 @@ def answer_row(record: dict[str, Any], files: Sequence[str | Path], folder: Path
     Args:
         record: the prediction JSON; files: what was written for the slide; folder: where the table will be.
     """
-    said = record["probabilities"]
+    task = task_of(record)
+    said = record["probabilities"] if task.classes else {}
     own = {
         "slide_id": record["slide"]["id"],
-        "predicted": record["predicted"],
-        "probability": f"{said[record['predicted']]:.9g}",
+        "predicted": f"{record['predicted']:.9g}" if task.kind == "regression" else record["predicted"],
+        "probability": f"{said[record['predicted']]:.9g}" if task.classes else "nan",
         "uncertain": str(record.get("uncertain") or ""),
         "tiles": str(record["tiles"]),
         "seconds": f"{round(sum(record['seconds'].values()), 3):.9g}",
@@ -43,6 +47,8 @@ def answer_row(record: dict[str, Any], files: Sequence[str | Path], folder: Path
         "files": "|".join(as_seen_from(folder, path).get("beside", str(path)) for path in files),
         "digest": last_digest(record),
     }
+    if task.kind == "survival":
+        own |= {"risk": f"{record['risk']:.9g}", "median": f"{float(record['median'] or 'nan'):.9g}"}
     return {k: _cell(v) for k, v in own.items()} | {f"prob_{c}": f"{p:.9g}" for c, p in said.items()}
 
 
@@ -150,11 +156,16 @@ def _with_files(row: Mapping[str, str], before: Mapping[str, str] | None) -> dic
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-    classes = sorted({name for row in rows for name in row if name.startswith("prob_")})
+    named = {name for row in rows for name in row}
+    further = [name for name in _OF_SURVIVAL if name in named] + sorted(n for n in named if n.startswith("prob_"))
     return {
-        name: np.array([_NUMBERS.get(name, str)(row.get(name, "")) for row in rows], dtype=_NUMBERS.get(name, object))
-        for name in (*COLUMNS, *classes)
+        name: np.array([_value(name, row) for row in rows], _NUMBERS.get(name, object)) for name in COLUMNS + further
     }
+
+
+def _value(name: str, row: Mapping[str, str]) -> Any:
+    text = row.get(name, "")
+    return _NUMBERS[name](text or "nan") if name in _NUMBERS else text
 
 
 def _cell(text: str) -> str:

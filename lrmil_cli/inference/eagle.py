@@ -84,7 +84,7 @@ class EaglePredictor(TorchPredictor):
         mean = torch.from_numpy(high[good]).float().mean(0, keepdim=True).to(where)
         with torch.inference_mode():
             outs = [head(mean, torch.zeros(1, 2, dtype=torch.int64, device=where)) for head in self.base.heads]
-        raw, attention, _ = ensemble(stacked([o.logits for o in outs]), attention[None], None)
+        raw, attention, _ = ensemble(self.header, stacked([o.logits for o in outs]), attention[None], None)
         phases |= {f"{phase}_{side}": v for side, own in seconds.items() for phase, v in own.phases.items()}
         phases["head"] = looked + time.perf_counter() - clock
         return Prediction(

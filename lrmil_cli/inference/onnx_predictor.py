@@ -131,7 +131,7 @@ class OnnxPredictor:
         known = {i.name for i in self.heads.get_inputs()}
         inputs = {f"features{n}": f for n, f in enumerate(features)}
         logits, attention, *rows = self.heads.run(None, {k: v for k, v in inputs.items() if k in known})
-        return ensemble(logits, attention, rows[0] if rows else None)
+        return ensemble(self.header, logits, attention, rows[0] if rows else None)
 
     def predict(self, slide: Slide, region: Region | None) -> Generator[None, None, Prediction]:
         return (yield from predict_plain([self], slide, region))[0]

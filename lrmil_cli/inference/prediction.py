@@ -13,6 +13,8 @@ from lrmil_cli.evaluation.unlike_training import training_features, unlike_text
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
+from lrmil_cli.targets.outputs import said
+from lrmil_cli.targets.task import task_of
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Prediction:
     """Of one slide.
 
     Attributes:
-        raw: probabilities [F, C] of the fold heads as they are; per_fold: the same calibrated (inference/README 2).
+        raw: probabilities [F, C] of the fold heads as they are, or of another task what they say [F, K];
+            per_fold: the same calibrated (inference/README 2).
         attention: [N], sums to 1; class_scores: [C, N] where the head has them.
         tiles: columns of the tile table they belong to.
         seconds: by phase.
@@ -40,7 +43,7 @@ class Prediction:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """The answer, [C]: the mean over the calibrated heads."""
+        """The answer of classes, [C]: the mean over the calibrated heads."""
         return self.per_fold.mean(0)
 
 
@@ -91,21 +94,30 @@ class Predictor(Protocol):
         """
 
 
+def said_by_heads(header: dict[str, Any], logits: np.ndarray) -> np.ndarray:
+    """What the heads of a model say: probabilities [F, C], or of another task :func:`lrmil_cli.targets.outputs.said`
+    [F, K], by their logits."""
+    task = task_of(header)
+    if task.classes:
+        scaled = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+        return scaled / scaled.sum(1, keepdims=True)
+    return np.stack([said(task, o, z) for o, z in zip(header["outputs"], logits.astype(np.float64), strict=True)])
+
+
 def ensemble(
-    logits: np.ndarray, attention: np.ndarray, class_scores: np.ndarray | None
+    header: dict[str, Any], logits: np.ndarray, attention: np.ndarray, class_scores: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Fold heads together (inference/README 2).
 
     Args:
-        logits: [F, C]; attention: [F, N]; class_scores: [F, C, N] or None.
+        header: of the model; logits: [F, C]; attention: [F, N]; class_scores: [F, C, N] or None.
 
     Returns:
-        probabilities [F, C] of each head; attention [N], the mean, with sum 1; class scores [C, N], the mean, or None.
+        what each head says [F, C]; attention [N], the mean, with sum 1; class scores [C, N], the mean, or None.
     """
-    scaled = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     mean = attention.astype(np.float64).mean(0)
     return (
-        scaled / scaled.sum(1, keepdims=True),
+        said_by_heads(header, logits),
         mean / mean.sum(),
         None if class_scores is None else class_scores.astype(np.float64).mean(0),
     )

@@ -48,6 +48,10 @@ def recalibrate(
     """
     header, tensors = load_tensors(model, "model")
     found = read_predictions(predictions)
+    if not found.task.classes:
+        raise InputError(
+            f"{found.source}: predictions of {found.task.name}; only probabilities of classes are calibrated"
+        )
     if found.of_model != last_digest(header):
         raise InputError(f"{found.source}: not predicted by {model}; give predictions of that model")
     (own,) = join([found], manifest)

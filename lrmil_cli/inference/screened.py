@@ -194,6 +194,7 @@ class ScreenedPredictor(TorchPredictor):
         with torch.inference_mode():
             outs = [head.select(bag, s.used[:, index]) for head, s in zip(model.heads, decided)]
         raw, attention, class_scores = ensemble(
+            self.header,
             stacked([o.logits for o in outs]),
             stacked([o.attention for o in outs]),
             stacked([o.class_scores for o in outs if o.class_scores is not None]),  # DMIN has one row a class

@@ -32,6 +32,7 @@ from lrmil_cli.slides.grid import split_ratio
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, settings_from_json
+from lrmil_cli.targets.task import task_of
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
 
@@ -107,6 +108,8 @@ def open_high_resolution(
         UsageError: it is not known which encoder that was.
     """
     guide = read_teacher(teacher)
+    if not (guide.task.classes and task_of(base.header).classes):
+        raise UsageError("--escalate looks again where classes are in doubt; a model of another task has none")
     if guide.classes != base.classes:
         raise InputError(
             f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model "

@@ -59,7 +59,7 @@ class TorchPredictor:
 
 
 def ensemble_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Ensemble over folds: probabilities [F, C], mean attention [N], mean class scores [C, N] or None.
+    """Ensemble over folds: what each says [F, C], mean attention [N], mean class scores [C, N] or None.
 
     Args:
         bags: one for each encoder of the model.
@@ -68,6 +68,7 @@ def ensemble_bags(model: Model, bags: list[Bag]) -> tuple[np.ndarray, np.ndarray
         outs = [head(*bags[n]) for n, head in zip(model.encoder_of, model.heads)]
     rows = [o.class_scores for o in outs if o.class_scores is not None]
     return ensemble(
+        model.header,
         stacked([o.logits for o in outs]),
         stacked([o.attention for o in outs]),
         stacked(rows) if len(rows) == len(outs) else None,

@@ -12,7 +12,9 @@ import numpy as np
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
 from lrmil_cli.files.graphs import read_graph
+from lrmil_cli.inference.prediction import said_by_heads
 from lrmil_cli.models.fixture import Fixture, Outputs, outputs_of, read_fixture
+from lrmil_cli.targets.task import task_of
 
 #: Largest difference that is rounding: of features against the largest of them (or 1), of the rest as it is.
 ALLOWED = 1e-5
@@ -77,7 +79,8 @@ def verify(
             allowed = _int8_bound(model)
     elif isinstance(predictor, TorchPredictor):
         base = predictor.base
-        said = outputs_of(base.encoders, base.heads, base.encoder_of, fixture.tiles, fixture.coords)
+        classes = task_of(header).classes
+        said = outputs_of(base.encoders, base.heads, base.encoder_of, fixture.tiles, fixture.coords, classes)
         name = "torch"
     else:
         raise UsageError(f"{path}: not a model that can be verified")
@@ -127,8 +130,10 @@ def _by_graphs(predictor: Any, fixture: Fixture) -> Outputs:
     known = {i.name for i in predictor.heads.get_inputs()}
     inputs = {f"features{n}": f for n, f in enumerate(features)}
     logits, attention, *_ = predictor.heads.run(None, {k: v for k, v in inputs.items() if k in known})
-    scaled = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return Outputs(features, attention.astype(np.float64), scaled / scaled.sum(1, keepdims=True))
+    own = logits.astype(np.float64)
+    if task_of(predictor.header).classes:
+        own = said_by_heads(predictor.header, logits)
+    return Outputs(features, attention.astype(np.float64), own)
 
 
 def _apart(a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> float:

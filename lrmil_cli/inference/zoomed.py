@@ -102,7 +102,8 @@ class ZoomPredictor(TorchPredictor):
                 break
             depth = max(depth, wanted[0])
             self._read(slide, reading, *wanted)
-        raw, attention, _ = ensemble(stacked([o.logits for o in outs]), stacked([o.attention for o in outs]), None)
+        logits, looks = (stacked([getattr(o, of) for o in outs]) for of in ("logits", "attention"))
+        raw, attention, _ = ensemble(self.header, logits, looks, None)
         names = ["lr", "hr"] if len(levels) == 2 else ["lr", "mid", "hr"]
         rows = [np.flatnonzero(r.there) for r in reading]
         tables = {

@@ -15,6 +15,7 @@ from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.heads import Bag, MILHead, PyramidBag
+from lrmil_cli.models.model_file import number_of_outputs
 
 #: Of the tensors of a fixture; the names after it are those of :class:`Fixture`, features with the encoder's number.
 PREFIX = "fixture."
@@ -23,7 +24,7 @@ PREFIX = "fixture."
 @dataclass(frozen=True)
 class Outputs:
     """What a model says of n tiles as one bag: features float32 [n, D_e] of each encoder, and of each head its
-    attention [H, n] and its probabilities [H, C], not calibrated."""
+    attention [H, n] and its probabilities [H, C], not calibrated; of a task without classes its logits [H, K]."""
 
     features: list[np.ndarray]
     attention: np.ndarray
@@ -51,6 +52,7 @@ def outputs_of(
     encoder_of: Sequence[int],
     tiles: np.ndarray,
     coords: np.ndarray,
+    classes: bool = True,
 ) -> Outputs:
     """What encoders and heads say of tiles, on the device they are on.
 
@@ -58,6 +60,7 @@ def outputs_of(
 
     Args:
         encoder_of: for each head its encoder; tiles: uint8 [n, P, P, 3]; coords: int64 [n, 2].
+        classes: whether logits are of classes.
     """
     where = next(encoders[0].parameters()).device
     with torch.inference_mode():
@@ -66,7 +69,8 @@ def outputs_of(
         corners = torch.from_numpy(coords).to(where)
         outs = [head(*_bag(head, features[n], corners)) for head, n in zip(heads, encoder_of)]
         attention = torch.stack([o.attention.cpu().double() for o in outs])
-        probabilities = torch.stack([torch.softmax(o.logits.cpu().double(), 0) for o in outs])
+        logits = torch.stack([o.logits.cpu().double() for o in outs])
+        probabilities = torch.softmax(logits, 1) if classes else logits
     return Outputs([f.cpu().numpy() for f in features], attention.numpy(), probabilities.numpy())
 
 
@@ -107,14 +111,14 @@ def read_fixture(path: str) -> tuple[dict[str, Any], Fixture]:
         features = [own[f"features{n}"] for n in range(len(header["encoders"]))]
         expected = Outputs(features, own["attention"], own["probabilities"])
         found = Fixture(dict(header["fixture"]), own["tiles"], own["coords"], expected)
-        n, heads = len(found.tiles), len(header["heads"])
+        n, heads, outputs = len(found.tiles), len(header["heads"]), number_of_outputs(header)
         if not (
             found.tiles.ndim == 4
             and n == len(found.coords)
             and all(len(f) == n for f in features)
             and expected.attention.shape == (heads, n)
-            and expected.probabilities.shape == (heads, len(header["classes"]))
-            and len(found.about["answer"]) == len(header["classes"])
+            and expected.probabilities.shape == (heads, outputs)
+            and len(found.about["answer"]) == outputs
         ):
             raise ValueError("shapes")
     except (KeyError, TypeError, ValueError) as e:

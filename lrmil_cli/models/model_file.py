@@ -18,6 +18,7 @@ from lrmil_cli.files.tensors import load_tensors, save_tensors
 from lrmil_cli.heads import MILHead
 from lrmil_cli.heads.checkpoint import rebuild_head
 from lrmil_cli.slides.tiles import TileSettings, settings_from_json
+from lrmil_cli.targets.task import task_of
 
 
 @dataclass
@@ -99,6 +100,19 @@ def load_parts(path: str | Path, methods: Collection[str] | None = None) -> tupl
     return model_of(header, tensors, path), tensors
 
 
+def number_of_outputs(header: dict[str, Any]) -> int:
+    """Numbers that a head of a model gives: one a class, or those of its task.
+
+    Raises:
+        KeyError, ValueError: the header is damaged.
+    """
+    if task_of(header).classes:
+        return len(header["classes"])
+    if len(header["outputs"]) != len(header["heads"]):
+        raise ValueError("heads and what their numbers mean do not fit")
+    return int(header["heads"][0]["num_classes"])
+
+
 def model_of(header: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> Model:
     """Encoders and heads of their metadata and tensors, as :func:`save_model` writes them; ``path`` for messages.
 
@@ -112,6 +126,7 @@ def model_of(header: dict[str, Any], tensors: dict[str, Tensor], path: str | Pat
     try:
         infos, configs, of = header["encoders"], header["heads"], [int(i) for i in header["encoder_of"]]
         classes, tiles = tuple(header["classes"]), header["tiles"]
+        outputs = number_of_outputs(header)
         if len(of) != len(configs) or not of or not all(0 <= i < len(infos) for i in of):
             raise ValueError("heads and encoders do not fit")
     except (KeyError, TypeError, ValueError) as e:
@@ -122,6 +137,6 @@ def model_of(header: dict[str, Any], tensors: dict[str, Tensor], path: str | Pat
     ]
     heads = [rebuild_head(c, part(f"head{n}."), str(path)) for n, c in enumerate(configs)]
     for n, head in zip(of, heads):
-        if head.in_dim != encoders[n].embed_dim or head.num_classes != len(classes):
+        if head.in_dim != encoders[n].embed_dim or head.num_classes != outputs:
             raise InputError(f"{path}: head and encoder do not fit; run `lrmil distill-student` again")
     return Model(header, encoders, heads, of, classes, settings_from_json(tiles, str(path)))

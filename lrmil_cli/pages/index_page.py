@@ -18,13 +18,16 @@ from lrmil_cli.files.header import step
 from lrmil_cli.inference.answers import models_in
 from lrmil_cli.pages.results import failures, page_name, record_path
 from lrmil_cli.pages.style import SCRIPT, STYLE
+from lrmil_cli.targets.answers import answer_text, sort_value
+from lrmil_cli.targets.task import task_of
 
 #: Letters of a page within which it mostly says how it was made; its pictures come behind.
 HEAD = 64_000
 #: Raised where the index looks otherwise than before.
 LOOK = 2
 #: Columns of one model's answers; of several, the model's name stands for ``answer``.
-ANSWER = [("answer", ""), ("probability", "number")]
+#: What answers are sorted by, where it is no probability.
+SORTED = {"regression": "number", "survival": "risk"}
 COST = [("tiles", "number less"), ("seconds", "number less")]
 
 
@@ -117,7 +120,7 @@ def _row(folder: Path, out: Path, slide_id: str) -> Row:
 
 def _counts(rows: list[Row], name: str) -> str:
     own = [r.records[name] for r in rows if name in r.records]
-    said = Counter(str(record["predicted"]) for record in own)
+    said = Counter(str(r["predicted"]) if task_of(r).kind != "regression" else "with a number" for r in own)
     doubt = sum(bool(record.get("uncertain")) for record in own)
     parts = [f"{n} {label}" for label, n in sorted(said.items())] + ([f"{doubt} uncertain"] if doubt else [])
     slides = f"{len(own)} slide{'' if len(own) == 1 else 's'}: {', '.join(parts)}" if own else "No slides."
@@ -129,7 +132,7 @@ def _several(models: dict[str, str]) -> str:
         return ""
     return (
         '<ul class="warnings"><li>The slides were predicted by '
-        f"{len(models)} different models; their probabilities need not be on one scale.</li></ul>"
+        f"{len(models)} different models; what they say need not be on one scale.</li></ul>"
     )
 
 
@@ -139,7 +142,10 @@ def _made_by(models: dict[str, str], made: dict[str, Any]) -> str:
 
 
 def _table(rows: list[Row], names: list[str]) -> str:
-    answers = [(name or ANSWER[0][0], ANSWER[0][1]) if n == 0 else ANSWER[n] for name in names for n in (0, 1)]
+    kinds = {name: next((task_of(r.records[name]).kind for r in rows if name in r.records), "") for name in names}
+    answers = [
+        own for name in names for own in ((name or "answer", ""), (SORTED.get(kinds[name], "probability"), "number"))
+    ]
     heads = "".join(
         f'<th scope="col" class="{kind}"><button type="button">{escaped(name)}</button></th>'
         for name, kind in [("slide", ""), *answers, *COST]
@@ -175,10 +181,11 @@ def _answer(record: dict[str, Any] | None) -> str:
     """The cells of what one model says; empty where it says nothing of the slide."""
     if record is None:
         return '<td></td><td class="number" data-v="-1"></td>'
-    p, said = record["probabilities"][record["predicted"]], escaped(str(record["predicted"]))
+    said = escaped(answer_text(record))
     if record.get("uncertain"):
         said += f' <span class="badge" title="{escaped(str(record["uncertain"]))}">uncertain</span>'
-    return f'<td>{said}</td><td class="number" data-v="{p:.9g}">{p:.3f}</td>'
+    own = sort_value(record)
+    return f'<td>{said}</td><td class="number" data-v="{own:.9g}">{own:.3f}</td>'
 
 
 def _failures(folder: Path, unshown: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from lrmil_cli.evaluation.purpose import means_nothing, purpose_text
 from lrmil_cli.evaluation.unlike_training import unlike_text
 from lrmil_cli.files.header import step
 from lrmil_cli.pages import attention_map
+from lrmil_cli.pages.answers import answer_html, detail_html, detail_title, set_html
 from lrmil_cli.pages.attention_map import View, attention_picture, jpeg, kept_picture
 from lrmil_cli.pages.results import INDEX, Result
 from lrmil_cli.pages.style import STYLE
@@ -70,18 +71,18 @@ def slide_page(shown: Sequence[Shown], out: Path, view: View, made: dict[str, An
     views = sum(1 + len(r.further) for r, _ in shown) + 1
     body = [f'<nav><a href="{INDEX}">All slides</a></nav>']
     if len(shown) > 1:
-        body += [f"{_model(r)}{_answer(r.record)}" for r, _ in shown]
+        body += [f"{_model(r)}{answer_html(r.record)}" for r, _ in shown]
     for result, tiles in shown:
         record = result.record
         times = multiples(result.rows["attention"].to_numpy(np.float64))
         body += [
-            block_html(Heading(result.model)) if len(shown) > 1 else _answer(record),
-            _set(record),
+            block_html(Heading(result.model)) if len(shown) > 1 else answer_html(record),
+            set_html(record),
             _warnings(record, why_not),
             _views(result, view, tiles, times, VIEWS_BYTES // views),
             _tiles(tiles, bool(why_not), TILES_BYTES // (len(shown) * (TOP + BOTTOM)), 2 if len(shown) == 1 else 3),
-            _heading("Probabilities", shown),
-            _chances(record),
+            _heading(detail_title(record), shown),
+            detail_html(record),
             _heading("What was read, and what it cost", shown),
             _pairs(_cost(record)),
         ]
@@ -101,26 +102,6 @@ def _heading(text: str, shown: Sequence[Shown]) -> str:
 
 def _model(result: Result) -> str:
     return f'<p class="model">{escaped(result.model)}</p>'
-
-
-def _answer(record: dict[str, Any]) -> str:
-    p = record["probabilities"][record["predicted"]]
-    badge = ' <span class="badge">uncertain</span>' if record.get("uncertain") else ""
-    if (record.get("unlike_training") or {}).get("unlike"):
-        badge += ' <span class="badge">unlike the training slides</span>'
-    heads = (record.get("calibration") or {}).get("heads") or ["none"]
-    said = f"probability {p:.2f}, not calibrated" if "none" in heads else f"calibrated probability {p:.2f}"
-    return f'<p class="answer"><b>{escaped(str(record["predicted"]))}</b> {said}{badge}</p>'
-
-
-def _set(record: dict[str, Any]) -> str:
-    """The prediction set, if one was asked for."""
-    own = record.get("prediction_set")
-    if not own:
-        return ""
-    names = ", ".join(map(str, own["classes"])) or "no class: the slide is like none of them"
-    whom = " of each class" if own.get("by") == "class" else ""
-    return f'<p class="set">The set for {own["coverage"]:.0%} of new patients{whom}: <b>{escaped(names)}</b></p>'
 
 
 def _warnings(record: dict[str, Any], why_not: str) -> str:
@@ -278,49 +259,6 @@ def _tile(tile: TilePicture, kind: str, at_most: int) -> str:
         f'alt="tile at x {x}, y {y}">{_scale_bar(side * tile.mpp)}</div>'
         f"<figcaption>{where}; {zoom}, {tile.mpp:.3g} µm/px</figcaption></figure>"
     )
-
-
-def _chances(record: dict[str, Any]) -> str:
-    """The probability of each class as a bar, with a dot a fold, and what it was before calibration."""
-    folds, spread, raw = (record.get(k) or {} for k in ("folds", "spread", "probabilities_raw"))
-    calibrated = bool(raw) and any(abs(raw.get(c, p) - p) > 5e-4 for c, p in record["probabilities"].items())
-    rows = []
-    for name, p in sorted(record["probabilities"].items(), key=lambda item: -item[1]):
-        own = [float(v) for v in folds.get(name, [])]
-        dots = "".join(f'<circle cx="{4 + 392 * v:.1f}" cy="9" r="5.5"/>' for v in own) if len(own) > 1 else ""
-        bar = (
-            '<svg viewBox="0 0 400 18" aria-hidden="true"><rect class="track" x="4" y="3" width="392" height="12"/>'
-            f'<rect class="bar" x="4" y="3" width="{392 * p:.1f}" height="12"/>{dots}</svg>'
-        )
-        some = f"{min(own):.2f} to {max(own):.2f}, sd {float(spread.get(name, 0)):.2f}" if len(own) > 1 else "one head"
-        before = f'<td class="number">{raw.get(name, p):.3f}</td>' if calibrated else ""
-        rows.append(
-            f'<tr><th scope="row">{escaped(str(name))}</th><td class="number">{p:.3f}</td>'
-            f'<td class="chance">{bar}</td><td class="number">{some}</td>{before}</tr>'
-        )
-    n = max((len(v) for v in folds.values()), default=0)
-    note = [f"The mean over the heads of {n} folds; a dot is what one of them says."] if n > 1 else []
-    note += [_calibration(record)]
-    before = '<th scope="col" class="number">before calibration</th>' if calibrated else ""
-    return (
-        '<div class="wide" tabindex="0" role="group" aria-label="table"><table class="full"><thead><tr>'
-        '<th scope="col">class</th><th scope="col" class="number">probability</th><th scope="col"></th>'
-        f'<th scope="col">folds</th>{before}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f'<p class="note">{escaped(" ".join(note))}</p>'
-    )
-
-
-def _calibration(record: dict[str, Any]) -> str:
-    about = record.get("calibration") or {}
-    methods = [str(m) for m in about.get("heads") or []]
-    if not methods:
-        return "Not calibrated: the model is of an earlier version."
-    plain = methods.count("none")
-    if plain == len(methods):
-        return "Not calibrated: too few slides to calibrate by."
-    named = ", ".join(sorted({m for m in methods if m != "none"}))
-    some = f", {plain} of {len(methods)} heads not, for lack of slides" if plain else ""
-    return f"Calibrated by {about.get('of') or 'held-out'} slides ({named}){some}."
 
 
 def _cost(record: dict[str, Any]) -> list[list[str]]:

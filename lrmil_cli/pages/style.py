@@ -41,6 +41,9 @@ figcaption b { color: var(--ink); font-size: .98rem; }
 .chance svg { display: block; width: 100%; height: auto; margin-top: .25rem; }
 .chance .track { fill: var(--track); } .chance .bar { fill: var(--bar); }
 .chance circle { fill: var(--dot); stroke: var(--paper); stroke-width: 1.2; }
+.curve { display: block; width: 100%; max-width: 34rem; height: auto; }
+.curve line { stroke: var(--track); } .curve text { fill: currentColor; font: 11px system-ui, sans-serif; }
+.curve polyline { fill: none; stroke: var(--bar); stroke-width: 2.5; }
 .full { width: 100%; max-width: 56rem; }
 .pairs th { white-space: nowrap; } .pairs td { overflow-wrap: anywhere; }
 code { font-size: .88em; overflow-wrap: anywhere; }

@@ -17,6 +17,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import write_bytes
 from lrmil_cli.files.header import last_digest, step
 from lrmil_cli.qupath.colours import HIGHEST, LOWEST, NAMES, colours, times_of
+from lrmil_cli.targets.answers import answer_text, sureness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,9 +136,8 @@ def read_picture_provenance(path: str | Path) -> dict[str, Any]:
 def verdict(prediction: dict[str, Any]) -> str:
     """``predicted: tumor, probability 0.93`` of the ``prediction`` entry of a header; an answer that abstains is
     ``uncertain: ...``."""
-    said = prediction["predicted"]
     how = "uncertain" if prediction.get("uncertain") else "predicted"
-    return f"{how}: {said}, probability {prediction['probabilities'][said]:.2f}"
+    return f"{how}: {answer_text(prediction)}, {sureness(prediction)}"
 
 
 def slide_picture(

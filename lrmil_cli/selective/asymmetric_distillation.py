@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lrmil_cli.device import optimizer_for, seed_everything
 from lrmil_cli.errors import LrmilError, UsageError
-from lrmil_cli.evaluation.metrics import auc
-from lrmil_cli.heads.base import bag_cross_entropy
+from lrmil_cli.heads import MILOutput
 from lrmil_cli.heads.dmin import DMIN, straight_through, union_rate
 from lrmil_cli.progress import phase
 from lrmil_cli.selective.screener import Screener, Screening, cross_ema, refresh_statistics, screen, seeded_screener
 from lrmil_cli.training.loop import Fit, draw_order
+from lrmil_cli.training.objectives import Objective
 from lrmil_cli.training.streamed import counts_of, in_order
 
 #: How often a fold starts anew, with another seed, where no epoch kept a share within the window.
@@ -130,16 +130,16 @@ def screener_loss(scores: Tensor, target: Tensor, soft: bool) -> dict[str, Tenso
     return {"soft" if soft else "hard": torch.stack(l1).mean(), "rate": torch.stack(square).mean()}
 
 
-def answer(head: DMIN, screener: Screener, slide: Instances) -> tuple[Tensor, Screening]:
-    """Logits [C] of a slide from what the screener keeps, and the screening."""
+def answer(head: DMIN, screener: Screener, slide: Instances) -> tuple[MILOutput, Screening]:
+    """What the head says of what the screener keeps of a slide, and the screening, each in the mode it is in."""
     screening = screen(screener, slide.images)
-    return head.select(slide.features, screening.used).logits, screening
+    return head.select(slide.features, screening.used), screening
 
 
 def fit_screened(
     teacher: DMIN,
     slides: Sequence[Instances],
-    labels: Sequence[int],
+    objective: Objective,
     train: Sequence[int],
     val: Sequence[int],
     settings: ScreenSettings,
@@ -149,14 +149,14 @@ def fit_screened(
     """Train a screener and tune a copy of ``teacher``; start anew where no checkpoint is within the kept-rate window.
 
     Args:
-        slides: all of the cohort; labels: class of each; train, val: indices.
+        slides: all of the cohort; objective: what is learned of them; train, val: indices.
 
     Raises:
         LrmilError: no start came within the window; the message shows the kept rates. Or the loss is no longer finite.
     """
     tried, own = [], 0.0
     for start in range(RESTARTS + 1):
-        fit = _fit_once(teacher, slides, labels, train, val, replace(settings, seed=settings.seed + 1000 * start))
+        fit = _fit_once(teacher, slides, objective, train, val, replace(settings, seed=settings.seed + 1000 * start))
         if fit.best_epoch:
             fit.starts = start + 1
             return fit
@@ -174,7 +174,7 @@ def fit_screened(
 def _fit_once(
     teacher: DMIN,
     slides: Sequence[Instances],
-    labels: Sequence[int],
+    objective: Objective,
     train: Sequence[int],
     val: Sequence[int],
     settings: ScreenSettings,
@@ -196,29 +196,27 @@ def _fit_once(
         raise LrmilError("every training slide has a single HR tile; the screener cannot learn from them")
     curves: list[dict[str, Any]] = []
     best, best_epoch, state = np.inf, 0, None
+    loss = next(iter(objective.watched))
     cross_ema(screener, settings.cross_ema)
     with phase("", settings.epochs, "epoch", at_most=True) as told:
         for epoch in range(1, settings.epochs + 1):
-            order = draw_order(labels, usable, True, rng)
-            means = _epoch(head, screener, slides, labels, order, optimizer, tuner, settings, rng)
+            order = draw_order(objective.strata, usable, objective.of_classes, rng)
+            steps = objective.steps(order, rng)
+            means = _epoch(head, screener, slides, objective, steps, optimizer, tuner, settings, rng)
             cross_ema(screener, settings.cross_ema)
             if not settings.official_modes:
                 refresh_statistics(screener, (s.images for s in in_order(slides, usable)))
             row: dict[str, Any] = {"epoch": epoch, **{f"train_{k}": v for k, v in means.items()}}
-            if not np.isfinite(row["train_total"]) or not np.isfinite(row.get("train_ce", 0.0)):
+            if not np.isfinite(row["train_total"]) or not np.isfinite(row.get(f"train_{_tuned(objective)}", 0.0)):
                 raise LrmilError(
                     f"training diverged in epoch {epoch} (loss {row['train_total']}); lower --lipn-lr or --dmin-lr"
                 )
-            row |= validate(head, screener, slides, labels, val)
+            row |= validate(head, screener, slides, objective, val)
             curves.append(row)
             told.advance()
             inside = settings.window is None or settings.window[0] <= row["val_kept"] <= settings.window[1]
-            if row["val_ce"] < best and inside:
-                best, best_epoch, state = (
-                    row["val_ce"],
-                    epoch,
-                    copy.deepcopy((head.state_dict(), screener.state_dict())),
-                )
+            if row[loss] < best and inside:
+                best, best_epoch, state = row[loss], epoch, copy.deepcopy((head.state_dict(), screener.state_dict()))
             elif epoch - best_epoch >= settings.patience:
                 break
     if state is not None:
@@ -238,83 +236,105 @@ def _epoch(
     head: DMIN,
     screener: Screener,
     slides: Sequence[Instances],
-    labels: Sequence[int],
-    order: list[int],
+    objective: Objective,
+    steps: list[list[int]],
     optimizer: torch.optim.Optimizer,
     tuner: torch.optim.Optimizer | None,
     settings: ScreenSettings,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """One pass: for each slide the screener learns, then DMIN where there is a ``tuner``.
+    """One pass: for each slide the screener learns, then of each step DMIN where there is a ``tuner``.
 
     Returns:
         means of all terms and kept rates.
     """
     noted: dict[str, list[float]] = {}
-    for i, slide in zip(order, in_order(slides, order)):
-        with torch.no_grad():
-            target = head.train(settings.official_modes).relevance(slide.features)
-        scores = screener.train()(slide.images)
-        terms = screener_loss(scores, target, rng.random() < settings.p_soft)
-        loss = torch.stack(list(terms.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        values = {
-            "total": loss,
-            **terms,
-            "kept": (scores.detach().mean(0) > 0).any(0).float().mean(),
-            "target_kept": (target > 0).any(0).float().mean(),
-        }
+    loaded = iter(in_order(slides, [i for own in steps for i in own]))
+    for own in steps:
+        outs = []
+        for _ in own:
+            slide = next(loaded)
+            values = _screener_step(head, screener, slide, optimizer, settings, rng)
+            for name, value in values.items():
+                noted.setdefault(name, []).append(float(value.detach()))
+            if tuner is not None:
+                head.train()
+                screener.train(settings.official_modes)
+                outs.append(answer(head, screener, slide)[0])
         if tuner is not None:
-            screening = screen(screener.train(settings.official_modes), slide.images)
-            out = head.train().select(slide.features, screening.used)
-            values["ce"] = bag_cross_entropy(out.logits, torch.tensor(int(labels[i]), device=out.logits.device))
+            terms = objective.terms(head, own, outs)
+            loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
             tuner.zero_grad(set_to_none=True)
-            values["ce"].backward()
+            loss.backward()
             tuner.step()
-        for name, value in values.items():
-            noted.setdefault(name, []).append(float(value.detach()))
+            noted.setdefault(_tuned(objective), []).append(float(loss.detach()))
     return {name: float(np.mean(own)) for name, own in noted.items()}
 
 
+def _screener_step(
+    head: DMIN,
+    screener: Screener,
+    slide: Instances,
+    optimizer: torch.optim.Optimizer,
+    settings: ScreenSettings,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """The screener learns DMIN's mask of one slide; terms of its loss and kept rates."""
+    with torch.no_grad():
+        target = head.train(settings.official_modes).relevance(slide.features)
+    scores = screener.train()(slide.images)
+    terms = screener_loss(scores, target, rng.random() < settings.p_soft)
+    loss = torch.stack(list(terms.values())).sum()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return {
+        "total": loss,
+        **terms,
+        "kept": (scores.detach().mean(0) > 0).any(0).float().mean(),
+        "target_kept": (target > 0).any(0).float().mean(),
+    }
+
+
+def _tuned(objective: Objective) -> str:
+    """What the loss that DMIN is tuned by is called in the curves."""
+    return "ce" if objective.of_classes else "loss"
+
+
 def predict(
-    head: DMIN, screener: Screener, slides: Sequence[Instances], index: Sequence[int]
+    head: DMIN, screener: Screener, slides: Sequence[Instances], objective: Objective, index: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities float64 [n, C], kept rate (before fallbacks) and share of HR tiles read [n], in evaluation mode, of
-    ``slides[i]`` for each i of ``index``."""
+    """Of ``slides[i]`` for each i of ``index``, in evaluation mode: what is said float64 [n, K] (as the objective has
+    it), kept rate (before fallbacks) and share of HR tiles read [n]."""
     head.eval()
     screener.eval()
-    said, kept, read = [np.zeros((0, head.num_classes))], [], []
+    said, kept, read = [np.zeros((0, objective.outputs))], [], []
     with torch.no_grad():
         for slide in in_order(slides, index):
-            logits, screening = answer(head, screener, slide)
-            said.append(torch.softmax(logits.cpu().double(), 0).numpy()[None])
+            out, screening = answer(head, screener, slide)
+            said.append(objective.said(out)[None])
             kept.append(screening.kept_rate)
             read.append(float(screening.used.any(0).float().mean()))
     return np.concatenate(said), np.array(kept), np.array(read)
 
 
 def validate(
-    head: DMIN, screener: Screener, slides: Sequence[Instances], labels: Sequence[int], index: Sequence[int]
+    head: DMIN, screener: Screener, slides: Sequence[Instances], objective: Objective, index: Sequence[int]
 ) -> dict[str, Any]:
     """How good head and screener are on the slides of ``index``.
 
     Returns:
-        ``val_ce``, ``val_auc`` (None if undefined), ``val_kept`` of the fused masks, and ``val_agreement``, the share
-        of mask entries that are DMIN's own.
+        what the objective watches, ``val_kept`` of the fused masks, and ``val_agreement``, the share of mask entries
+        that are DMIN's own.
     """
-    probabilities, kept, _ = predict(head, screener, slides, index)
-    truth = np.asarray([labels[i] for i in index])
-    picked = np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)
+    said, kept, _ = predict(head, screener, slides, objective, index)
     with torch.no_grad():
         same = [
             float(((head.relevance(s.features) > 0) == screen(screener, s.images).mask).float().mean())
             for s in in_order(slides, index)
         ]
     return {
-        "val_ce": float(-np.log(picked).mean()),
-        "val_auc": auc(truth, probabilities),
+        **objective.judged(said, index),
         "val_kept": float(kept.mean()),
         "val_agreement": float(np.mean(same)),
     }

@@ -54,8 +54,8 @@ def load_screened(path: str | Path) -> ScreenedModel:
         heads = [h for h in base.heads if isinstance(h, DMIN)]
         if len(heads) < len(base.heads):
             raise ValueError("heads that keep no mask")
-        for n in range(len(heads)):
-            screener = Screener(len(base.classes), int(about["branches"]))
+        for n, head in enumerate(heads):
+            screener = Screener(head.num_classes, int(about["branches"]))
             own = f"screen{n}."
             screener.load_state_dict({k[len(own) :]: v for k, v in tensors.items() if k.startswith(own)})
             screeners.append(screener.eval().requires_grad_(False))

@@ -5,7 +5,7 @@ The method itself is in ``asymmetric_distillation.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from lrmil_cli.progress import phase
 from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, ScreenSettings, fit_screened, predict
 from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.selective.screening_images import StoredImages, cached_images, check_windows
-from lrmil_cli.training import crossval
+from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import tile_tables
 from lrmil_cli.training.cohort_record import record_of
 from lrmil_cli.training.crossval import FoldResult
@@ -40,6 +40,7 @@ from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighSlide, load_high
 from lrmil_cli.training.leaks import check_no_leak, patients_by_slide
+from lrmil_cli.training.objectives import Classes, CoxRisks, Hazards, Objective, objective_of
 from lrmil_cli.training.streamed import Room, Streamed
 from lrmil_cli.training.teacher import Teacher, manifest_digest, read_teacher
 
@@ -50,8 +51,8 @@ PANELS = [
     ("kept share, validation and training", ["val_kept", "train_kept"]),
     ("DMIN's own kept share (training)", ["train_target_kept"]),
     ("cross-entropy of DMIN (training)", ["train_ce"]),
-    ("validation cross-entropy", ["val_ce"]),
-    ("validation AUC", ["val_auc"]),
+    ("loss of DMIN (training)", ["train_loss"]),
+    *((title, [name]) for kind in (Classes, Hazards, CoxRisks) for name, title in kind.watched.items()),
     ("mask entries as DMIN's (validation)", ["val_agreement"]),
 ]
 
@@ -68,9 +69,10 @@ class Result:
 
 @dataclass
 class ScreenedFold(FoldResult):
-    """A fold whose fit has a screener beside the head."""
+    """A fold whose fit has a screener beside the head; ``read``: share of the HR tiles read of each test slide."""
 
     fit: ScreenedFit
+    read: np.ndarray
 
 
 def train_screened(
@@ -127,6 +129,7 @@ def train_screened(
     check_windows(tile_px, high.ratio, settings.screen_px, settings.source)
 
     own = {"method": method, **settings.as_json(), "folds": table.to_dict("list"), "encoder": high_encoder.digest()}
+    own |= out_of_fold.target_of(manifest.task)
     if on_bad_tile == "skip":
         own["on_bad_tile"] = on_bad_tile
     inputs = {"manifest": manifest_digest(manifest), **high.inputs, "teacher": last_digest(guide.header)}
@@ -139,7 +142,7 @@ def train_screened(
     images = cached_images(paired, settings.screen_px, settings.source, cache, say, workers, on_bad_tile)
     slides = _instances(paired, images, sides, high.bags.dim, device, room, say)
     results = _folds(manifest, table, guide, slides, settings, device, say, warn)
-    metrics_rows, pooled = crossval.score(manifest, results)
+    metrics_rows, pooled = out_of_fold.score(manifest, results)
     predictions, kept = _predictions(manifest, results, slides)
     metrics_rows = _with_kept(metrics_rows, predictions)
 
@@ -162,15 +165,19 @@ def train_screened(
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: slides.counts[at[s]] for s in predictions["slide_id"]},
     )
-    panels = [p for p in PANELS if set(p[1]) & set(crossval.curves_table(results))]
-    write_beside(output, history, predictions, metrics_rows, results, panels)
-    of_teacher = make_header("predictions", settings={}, history=history)
-    write_table(output.with_suffix(".teacher.predictions.csv"), of_teacher, guide.predictions())
+    panels = [p for p in PANELS if set(p[1]) & set(out_of_fold.curves_table(results))]
+    write_beside(output, history, manifest, predictions, metrics_rows, results, panels)
+    said, of_teacher = guide.predictions()
+    about = {name: v for name, v in said.items() if name in ("target", "times")}
+    header_of_teacher = make_header("predictions", settings={}, history=history, **about)
+    write_table(output.with_suffix(".teacher.predictions.csv"), header_of_teacher, of_teacher)
     screeners = {f"screen{n}.{k}": v for n, r in enumerate(results) for k, v in r.fit.screener.state_dict().items()}
     heads, of = [r.fit.head for r in results], [0] * len(results)
     rest = add_fixture(header, [high_encoder], heads, of, painted(paired[0].header["hr"]["settings"]["tile_px"]))
     save_model(output, header, [high_encoder], heads, of, {**screeners, **rest})
-    text = crossval.summary(method, metrics_rows, len(results)) + f", kept {show(kept)} of the HR tiles"
+    text = (
+        out_of_fold.summary(method, metrics_rows, len(results), manifest.task) + f", kept {show(kept)} of the HR tiles"
+    )
     return Result(False, pooled, kept, text)
 
 
@@ -260,7 +267,6 @@ def _folds(
 ) -> list[ScreenedFold]:
     """One screener a fold, on the teacher's folds and from its DMIN of the same fold."""
     at = {e.slide_id: i for i, e in enumerate(manifest)}
-    labels = [manifest.classes.index(e.label) for e in manifest]
     results = []
     names = fold_names(table)
     with phase("screener and DMIN", len(names), "fold") as told:
@@ -275,22 +281,27 @@ def _folds(
                 say(f"fold {k}: {text}")
 
             own = replace(settings, seed=settings.seed + k)
-            fit = fit_screened(head.to(device), slides, labels, index["train"], index["val"], own, say=say_of)
+            objective = objective_of(manifest, index["train"], like=header.get("outputs"), device=device)
+            fit = fit_screened(head.to(device), slides, objective, index["train"], index["val"], own, say=say_of)
             if fit.skipped:
                 warn(
                     f"fold {k}: {fit.skipped} training slide(s) with a single HR tile were left out; "
                     "one tile has no batch statistics"
                 )
             best = fit.curves[fit.best_epoch - 1]
+            reached = ", ".join(f"{title} {show(best[name])}" for name, title in list(objective.watched.items())[-1:])
             say(
-                f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, validation AUC {show(best['val_auc'])}, "
-                f"kept {best['val_kept']:.2f}, mask as DMIN's {best['val_agreement']:.2f}"
+                f"fold {k}: {len(fit.curves)} epochs, best {fit.best_epoch}, {reached}, kept {best['val_kept']:.2f}, "
+                f"mask as DMIN's {best['val_agreement']:.2f}"
             )
 
-            def said(index: list[int], fit: ScreenedFit = fit) -> np.ndarray:
-                return predict(fit.head, fit.screener, slides, index)[0]
+            def said(index: Sequence[int], fit: ScreenedFit = fit, objective: Objective = objective) -> np.ndarray:
+                return predict(fit.head, fit.screener, slides, objective, index)[0]
 
-            results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said)))
+            fit.outputs = objective.reading(index["train"], said)
+
+            read = predict(fit.head, fit.screener, slides, objective, index["test"])[2]
+            results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said), read))
             told.advance()
     return results
 
@@ -303,15 +314,14 @@ def _predictions(
     With ``hr_tiles`` (there), ``hr_read`` and their share ``kept_rate``, as ``predict`` counts them: after the
     fallbacks of an empty mask.
     """
-    table = crossval.predictions_table(manifest, results)
+    table = out_of_fold.predictions_table(manifest, results)
     at = {e.slide_id: i for i, e in enumerate(manifest)}
     kept, read, there = [], [], []
     for r in results:
         test = [at[s] for s in r.parts["test"]]
-        _, _, shares = predict(r.fit.head, r.fit.screener, slides, test)
-        kept += shares.tolist()
+        kept += r.read.tolist()
         there += [slides.counts[i] for i in test]
-        read += [round(share * slides.counts[i]) for share, i in zip(shares, test)]
+        read += [round(share * slides.counts[i]) for share, i in zip(r.read, test)]
     table = table.assign(
         kept_rate=np.array(kept, float), hr_tiles=np.array(there, np.int64), hr_read=np.array(read, np.int64)
     )

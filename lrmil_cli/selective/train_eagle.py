@@ -29,12 +29,12 @@ from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.selective.model_parts import picker_parts
 from lrmil_cli.selective.picked_tiles import pick_tiles
 from lrmil_cli.selective.train_zoommil import Result, features_of
-from lrmil_cli.training import crossval
+from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted
-from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.folds import fold_names, members, with_intervals
 from lrmil_cli.training.follow_teacher import check_classes, features_folder, folds_like
 from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
@@ -97,6 +97,7 @@ def train_eagle(
         check_classes(guide, manifest)
     highest = features_folder(features, guide)
     table = folds_like(manifest, guide, folds, training.seed)
+    manifest = manifest if guide else with_intervals(manifest, table)
     tables = tile_tables(manifest, tiles)
     chooser = load_model(picker)
     _check_tiles(picker, chooser, tiles, tables[0][1]["settings"])
@@ -135,6 +136,7 @@ def train_eagle(
         "options": head.options,
         **training.as_json(),
         "folds": table.to_dict("list"),
+        **out_of_fold.target_of(manifest.task),
         "encoder": loaded.digest(),
         "picker": last_digest(chooser.header),
     }
@@ -154,7 +156,7 @@ def train_eagle(
 
     by_fold = {k: bags(k) for k in range(1, len(fold_names(table)) + 1)}
     results = crossval.train_folds(manifest, table, by_fold.__getitem__, head, training, who="EAGLE", say=say)
-    rows, pooled = crossval.score(manifest, results)
+    rows, pooled = out_of_fold.score(manifest, results)
     history = [step("distill-student", own, inputs)]
     rest, about = picker_parts(chooser)
     # What slides look like is what the picker's first encoder sees, to the folds that read it.
@@ -174,11 +176,11 @@ def train_eagle(
         **looks_of(manifest, table, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=" and ".join(dict.fromkeys(e.info.license for e in (loaded, *chooser.encoders))),
     )
-    write_beside(output, history, crossval.predictions_table(manifest, results), rows, results)
+    write_beside(output, history, manifest, out_of_fold.predictions_table(manifest, results), rows, results)
     classifiers, of = [r.fit.head for r in results], [0] * len(results)
     rest |= add_fixture(header, [loaded], classifiers, of, painted(hr_tiles["tile_px"]))
     save_model(output, header, [loaded], classifiers, of, rest)
-    return Result(False, pooled, crossval.summary("eagle", rows, len(results)))
+    return Result(False, pooled, out_of_fold.summary("eagle", rows, len(results), manifest.task))
 
 
 def picked_means(chooser: Model, sides: Sides, top: int, device: torch.device) -> list[torch.Tensor]:

@@ -24,12 +24,12 @@ from lrmil_cli.matching.paired_slide import PairedSlide, check_alike, check_made
 from lrmil_cli.matching.tile_rows import align, find_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.selective.beside import write_beside
-from lrmil_cli.training import crossval
+from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.fixture import add_fixture, painted, tiles_of_a_slide
-from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.folds import fold_names, members, with_intervals
 from lrmil_cli.training.follow_teacher import check_classes, features_folder, folds_like
 from lrmil_cli.training.leaks import check_no_label_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
@@ -90,6 +90,7 @@ def train_zoom(
         check_classes(guide, manifest)
     highest = features_folder(features, guide)
     table = folds_like(manifest, guide, folds, training.seed)
+    manifest = manifest if guide else with_intervals(manifest, table)
     tables = tile_tables(manifest, tiles)
     loaded = load_encoder(
         encoder, tile_px=tables[0][1]["settings"]["tile_px"], input_size=input_size, embedding=embedding, warn=warn
@@ -131,6 +132,7 @@ def train_zoom(
         "options": options,
         **training.as_json(),
         "folds": table.to_dict("list"),
+        **out_of_fold.target_of(manifest.task),
         "encoder": loaded.digest(),
         **({} if own_fixture else {"fixture": "painted"}),
     }
@@ -150,7 +152,7 @@ def train_zoom(
     results = crossval.train_folds(
         manifest, table, lambda fold: bags, HeadSpec(head.name, options), training, who="ZoomMIL", say=say
     )
-    rows, pooled = crossval.score(manifest, results)
+    rows, pooled = out_of_fold.score(manifest, results)
     history = [step("distill-student", own, inputs)]
     header = make_header(
         "model",
@@ -165,14 +167,14 @@ def train_zoom(
         **looks_of(manifest, table, lambda i: low.all.once(i).features.cpu().numpy()),
         license=loaded.info.license,
     )
-    write_beside(output, history, crossval.predictions_table(manifest, results), rows, results)
+    write_beside(output, history, manifest, out_of_fold.predictions_table(manifest, results), rows, results)
     heads, of = [r.fit.head for r in results], [0] * len(results)
     shown = (
         tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tables[0][1]["settings"]["tile_px"])
     )
     rest = add_fixture(header, [loaded], heads, of, shown)
     save_model(output, header, [loaded], heads, of, rest)
-    return Result(False, pooled, crossval.summary("zoommil", rows, len(results)))
+    return Result(False, pooled, out_of_fold.summary("zoommil", rows, len(results), manifest.task))
 
 
 def make_pyramid(low: Bag, deep: list[BagFile], paired: list[PairedSlide]) -> PyramidBag:

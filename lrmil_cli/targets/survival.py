@@ -18,27 +18,6 @@ from lrmil_cli.errors import InputError
 INTERVALS = 4
 #: Bags of a risk set: as many graphs as fit the memory of a small GPU.
 RISK_SET = 32
-#: Fewer events than this in the training part of a fold are too few to learn from.
-MIN_EVENTS = 10
-
-
-def check_times(times: Sequence[float], events: Sequence[float], ids: Sequence[str]) -> None:
-    """Times are finite and not negative, events are 0 or 1.
-
-    Raises:
-        InputError: some are not; the slides are named.
-    """
-    own, happened = np.asarray(times, float), np.asarray(events, float)
-    for wrong, what in (
-        (~np.isfinite(own), "no time"),
-        (own < 0, "a negative time"),
-        (~np.isin(happened, (0.0, 1.0)), "an event that is neither 1 (it happened) nor 0 (censored)"),
-    ):
-        if wrong.any():
-            some = ", ".join(np.asarray(ids)[wrong][:5])
-            raise InputError(f"{int(wrong.sum())} slide(s) have {what}: {some}{', ...' if wrong.sum() > 5 else ''}")
-    if not happened.any():
-        raise InputError(f"all {len(own)} slides are censored; without an event there is nothing to learn")
 
 
 def hazard_borders(times: Sequence[float], events: Sequence[float], intervals: int = INTERVALS) -> np.ndarray:
@@ -60,6 +39,19 @@ def hazard_borders(times: Sequence[float], events: Sequence[float], intervals: i
 def interval_of(times: Sequence[float] | np.ndarray, borders: np.ndarray) -> np.ndarray:
     """int64 [n]: the interval in which each time lies; a time at a border lies in the later one."""
     return np.searchsorted(borders, np.asarray(times, float), side="right").astype(np.int64)
+
+
+def hazard_offset(times: Sequence[float], events: Sequence[float], borders: np.ndarray) -> np.ndarray:
+    """Logits [B] of the hazards that the training slides have on the whole: events in an interval over those at risk,
+    half of one added to each.
+
+    Heads learn what differs from it. Else the first thing that a head learns is how common events are, by whatever
+    features all slides share, and these are the wrong way round where an interval has few.
+    """
+    interval, happened = interval_of(times, borders), np.asarray(events, float) == 1
+    at_risk = np.array([(interval >= b).sum() for b in range(len(borders) + 1)])
+    seen = np.array([(happened & (interval == b)).sum() for b in range(len(borders) + 1)])
+    return np.log((seen + 0.5) / (at_risk - seen + 0.5))
 
 
 def hazard_loss(logits: Tensor, interval: Tensor | int, event: Tensor | bool) -> Tensor:
@@ -90,34 +82,6 @@ def hazard_distillation(student: Tensor, teacher: Tensor, interval: Tensor | int
     happens = h * (F.logsigmoid(t) - F.logsigmoid(s))
     not_so = (1 - h) * (F.logsigmoid(-t) - F.logsigmoid(-s))
     return temperature**2 * (happens + not_so).sum()
-
-
-def survival_curve(logits: np.ndarray) -> np.ndarray:
-    """``S_b = prod_{j<=b} (1 - h_j)`` [..., B] of hazard logits [..., B]: the chance to be free of the event after b.
-
-    The last one has no end of its interval; it is the chance to outlive all intervals.
-    """
-    z = np.asarray(logits, float)
-    return np.exp(-np.logaddexp(0.0, z).cumsum(-1))
-
-
-def risk_of(survival: np.ndarray) -> np.ndarray:
-    """Risk [...] of survival curves [..., B]: ``-sum_b S_b``, higher for who is to have the event sooner."""
-    return -np.asarray(survival, float).sum(-1)
-
-
-def median_survival(survival: np.ndarray, borders: np.ndarray) -> float | None:
-    """The time at which a curve [B] crosses one half, by a straight line inside its interval; None if not reached.
-
-    The last interval has no end, so a median within it is not known.
-    """
-    at = np.concatenate([[0.0], borders])
-    s = np.concatenate([[1.0], np.asarray(survival, float)[: len(borders)]])
-    below = np.flatnonzero(s <= 0.5)
-    if not len(below):
-        return None
-    i = int(below[0])
-    return float(at[i - 1] + (s[i - 1] - 0.5) / (s[i - 1] - s[i]) * (at[i] - at[i - 1]))
 
 
 def cox_loss(risks: Tensor, times: Tensor, events: Tensor) -> Tensor:
@@ -178,15 +142,3 @@ def risk_sets(
     order = np.concatenate([rng.permutation(np.asarray(index)[kind]) for kind in (own, ~own)])
     sets = max(1, round(len(order) / size))
     return [rng.permutation(order[k::sets]).tolist() for k in range(sets)]
-
-
-def survival_bins(times: Sequence[float], events: Sequence[float]) -> np.ndarray:
-    """int [n]: event and quartile of time, by which folds are stratified."""
-    own, happened = np.asarray(times, float), np.asarray(events, float) == 1
-    bins = np.zeros(len(own), np.int64)
-    for kind in (False, True):
-        some = own[happened == kind]
-        if len(some):
-            borders = np.unique(np.quantile(some, [0.25, 0.5, 0.75]))
-            bins[happened == kind] = np.searchsorted(borders, some, side="right") + 4 * kind
-    return bins

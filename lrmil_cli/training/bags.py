@@ -22,7 +22,8 @@ from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.features import BagFile
 from lrmil_cli.files.foreign import NAMES, open_bag
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.files.tables import find_table, read_table_header
 from lrmil_cli.heads import Bag, PyramidBag
 from lrmil_cli.progress import phase

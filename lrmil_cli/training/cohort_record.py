@@ -13,9 +13,9 @@ import pandas as pd
 from lrmil_cli.evaluation.site_probe import probes
 from lrmil_cli.evaluation.unlike_training import describe_training
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.training import crossval
+from lrmil_cli.training import out_of_fold
 from lrmil_cli.training.crossval import FoldResult, Judged
-from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.folds import fold_names, members, strata
 
 
 def data_of(manifest: Manifest, folds: pd.DataFrame, headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def data_of(manifest: Manifest, folds: pd.DataFrame, headers: Sequence[dict[str,
     return {
         "slides": len(manifest),
         "patients": len({e.patient_id for e in manifest}),
+        **_target(manifest),
         "classes": {
             c: {"slides": sum(e.label == c for e in manifest), "patients": len(own)}
             for c in manifest.classes
@@ -59,24 +60,37 @@ def record_of(
 
     Args:
         headers: as of :func:`data_of`; judged: what is judged of each fold; results: the heads that are kept.
-        metrics: of :func:`lrmil_cli.training.crossval.score`.
+        metrics: of :func:`lrmil_cli.training.out_of_fold.score`.
     """
     rows, pooled = metrics
     return dict(
         classes=list(manifest.classes),
+        **out_of_fold.target_of(manifest.task),
+        **({} if manifest.task.classes else {"outputs": [r.fit.outputs for r in results]}),
         slides=[e.slide_id for e in manifest],
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
         data=data_of(manifest, folds, headers),
         metrics=pooled,
         fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
-        calibration=crossval.calibration(results),
-        calibration_patients=crossval.conformal(manifest, judged),
+        calibration=out_of_fold.calibration(results),
+        calibration_patients=out_of_fold.conformal(manifest, judged),
     )
 
 
 def _named(manifest: Manifest, column: str) -> dict[str, int] | None:
     """How many slides the table gives each word of ``organ`` or ``stain``; None where it gives none."""
     return dict(Counter(str(v) for e in manifest if (v := getattr(e, column))).most_common()) or None
+
+
+def _target(manifest: Manifest) -> dict[str, Any]:
+    """``target`` of ``data``: what the numbers of the slides are; nothing of classes."""
+    if manifest.task.kind == "regression":
+        own = [e.value for e in manifest if e.value is not None]
+        return {"target": {"min": min(own), "median": float(np.median(own)), "max": max(own)}}
+    if manifest.task.kind == "survival":
+        times = [e.time for e in manifest if e.time is not None]
+        return {"target": {"events": manifest.events, "median_time": float(np.median(times)), "last": max(times)}}
+    return {}
 
 
 def _sites_apart(manifest: Manifest, folds: pd.DataFrame) -> bool:
@@ -128,6 +142,6 @@ def probe_of(manifest: Manifest, mean: Callable[[int], np.ndarray]) -> dict[str,
     return probes(
         np.stack([mean(i) for i in range(len(entries))]),
         [e.site for e in entries],
-        [str(e.label) for e in entries],
+        [str(e.label) for e in entries] if manifest.task.classes else [str(c) for c in strata(manifest)],
         [e.patient_id for e in entries],
     )

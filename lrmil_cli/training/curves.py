@@ -27,6 +27,8 @@ NAMES = {
     "tier2": "loss of DTFD's slides",
     "loss": "loss",
     "auc": "AUC",
+    "nll": "negative log likelihood",
+    "c": "C-index",
 }
 PARTS = {"train": "training", "val": "validation"}
 

@@ -21,6 +21,7 @@ from lrmil_cli.heads import MILHead
 from lrmil_cli.models.fixture import fixture_tensors, outputs_of
 from lrmil_cli.slides.reader import read_rows
 from lrmil_cli.slides.tiles import boxes_of
+from lrmil_cli.targets.task import task_of
 from lrmil_cli.training.folds import fold_names, members
 
 #: Tiles that are kept at most.
@@ -44,7 +45,7 @@ def add_fixture(
     pixels, coords, about = tiles
     for part in (*encoders, *heads):
         part.to(torch.device("cpu"))
-    expected = outputs_of(encoders, heads, encoder_of, pixels, coords)
+    expected = outputs_of(encoders, heads, encoder_of, pixels, coords, task_of(header).classes)
     answer = calibrated_heads(header, expected.probabilities).mean(0)
     header["fixture"] = {**about, "tiles": header["tiles"], "answer": [round(float(p), 9) for p in answer]}
     return fixture_tensors(pixels, coords, expected)

@@ -48,7 +48,7 @@ class FoldFiles:
             return None
         if last_digest(header) != self.wanted(fold) or header.get("fold") != fold:
             return None
-        return Fit(head, header["curves"], header["best_epoch"])
+        return Fit(head, header["curves"], header["best_epoch"], outputs=header.get("outputs"))
 
     def taken_over(self, say: Callable[[str], None]) -> Callable[[int], Fit | None]:
         """:meth:`known`, said aloud."""
@@ -68,6 +68,8 @@ class FoldFiles:
             MachineError: it cannot be written.
         """
         extra: dict[str, Any] = {"alone": True} if self.alone else {}
+        if result.fit.outputs is not None:
+            extra |= {"target": self.settings["target"], "outputs": result.fit.outputs}
         header = make_header(
             "head",
             settings={k: v for k, v in self.settings.items() if k != "folds"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.manifest import SPLITS, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import SPLITS
+from lrmil_cli.targets.strata import MIN_EVENTS, survival_bins, target_bins
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +21,8 @@ VAL_PARTS = 8
 
 def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
     """The fold table: ``slide_id, patient_id, label, fold_1 .. fold_K`` with cells train, val, test or empty.
+
+    What is no class is stratified by its bins (:func:`strata`).
 
     A column ``split`` in the manifest makes one fold of it; ``fold_1..`` are taken as they are; ``fold`` names the
     fold in which a slide is test. Otherwise ``folds`` parts are drawn by patient, stratified by label.
@@ -38,7 +43,7 @@ def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
             "label": [e.label for e in manifest],
         }
     )
-    labels = np.array([manifest.classes.index(e.label) for e in manifest])
+    labels = strata(manifest, folds)
     patients = table["patient_id"].to_numpy()
     if manifest.by_site is not None:
         columns = _by_site(manifest, labels, folds, seed)
@@ -48,6 +53,36 @@ def make_folds(manifest: Manifest, folds: int, seed: int) -> pd.DataFrame:
         table[f"fold_{k}"] = column
         check_fold(column, labels, k, manifest)
     return table
+
+
+def strata(manifest: Manifest, folds: int = 2) -> np.ndarray:
+    """int [n], by which folds are stratified: the class; of a number its quartile; of survival event and quartile of
+    time, or the event alone where a quartile has fewer slides than there are folds."""
+    if manifest.task.kind == "regression":
+        return target_bins([float(e.value or 0.0) for e in manifest])
+    if manifest.task.kind == "survival":
+        times, events = [float(e.time or 0.0) for e in manifest], [float(e.event or 0) for e in manifest]
+        bins = survival_bins(times, events)
+        return bins if np.bincount(bins)[np.unique(bins)].min() >= folds else np.array(events, np.int64)
+    return np.array([manifest.classes.index(str(e.label)) for e in manifest], np.int64)
+
+
+def with_intervals(manifest: Manifest, table: pd.DataFrame) -> Manifest:
+    """The manifest with as many intervals of survival as every fold of a table can have: ties leave some with fewer."""
+    from lrmil_cli.targets.survival import hazard_borders
+
+    task, names = manifest.task, fold_names(table)
+    if task.kind != "survival":
+        return manifest
+    parts = [table[name].to_numpy() == "train" for name in names]
+    times, events = (np.array([getattr(e, of) for e in manifest], float) for of in ("time", "event"))
+    for intervals in range(task.intervals, 1, -1):
+        if all(len(hazard_borders(times[p], events[p], intervals)) == intervals - 1 for p in parts):
+            return replace(manifest, task=replace(task, intervals=intervals))
+    raise InputError(
+        f"{manifest.path}: the events of a fold are all at one time or nearly so ({task.time}); there are no intervals "
+        "of time to learn"
+    )
 
 
 def fold_names(table: pd.DataFrame) -> list[str]:
@@ -112,6 +147,8 @@ def _draw_tests(
                 if n >= 3
                 else f"{manifest.path}: class {name!r} has {n} patient(s); at least 3 are needed (train, val and test)"
             )
+    if (n := len(set(patients))) < max(folds, 3):
+        raise InputError(f"{manifest.path}: {n} patient(s), too few for {folds} folds with train, val and test")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [_mask(len(labels), test) for _, test in splitter.split(labels, labels, patients)]
 
@@ -188,7 +225,10 @@ def _draw_val(test: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: 
 def check_fold(
     column: np.ndarray, labels: np.ndarray, k: int, manifest: Manifest, advice: str = "change the split or --folds"
 ) -> None:
-    """A fold can be trained: it has training and validation slides, and training slides of every class.
+    """A fold can be trained: it has training and validation slides, and training slides of every class, or events.
+
+    Args:
+        labels: as of :func:`strata`.
 
     Raises:
         InputError: it cannot.
@@ -196,7 +236,14 @@ def check_fold(
     for part in ("train", "val"):
         if not (column == part).any():
             raise InputError(f"{manifest.path}: fold {k} has no {part} slides; {advice}")
-    absent = sorted(set(labels) - set(labels[column == "train"]))
+    if manifest.task.kind == "survival":
+        events = sum(e.event == 1 for e, part in zip(manifest, column) if part == "train")
+        if events < MIN_EVENTS:
+            raise InputError(
+                f"{manifest.path}: fold {k} has {events} event(s) among its training slides ({manifest.events} of "
+                f"{len(manifest)} slides have one); at least {MIN_EVENTS} are needed; add slides, or {advice}"
+            )
+    absent = sorted(set(labels) - set(labels[column == "train"])) if manifest.task.classes else []
     if absent:
         raise InputError(
             f"{manifest.path}: fold {k} has no training slide of class {manifest.classes[absent[0]]!r}; {advice}"

@@ -8,23 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.training.folds import check_fold, fold_names, make_folds
+from lrmil_cli.training.folds import check_fold, fold_names, make_folds, strata
 from lrmil_cli.training.high_resolution import HighResolution
 from lrmil_cli.training.leaks import check_patients
 from lrmil_cli.training.teacher import Teacher
 
 
 def check_classes(guide: Teacher, manifest: Manifest) -> None:
-    """Teacher and student tell the same classes apart.
+    """Teacher and student learn the same: the same classes, or the same columns by the same loss.
 
     Raises:
         InputError: they do not.
     """
+    if guide.task != manifest.task:
+        raise InputError(
+            f"{guide.path}: the teacher learned {guide.task.name} {guide.task.loss}, here it is to be "
+            f"{manifest.task.name} {manifest.task.loss}; leave out --task and its columns to take the teacher's"
+        )
     if guide.classes != manifest.classes:
         raise InputError(
             f"{guide.path}: the teacher knows the classes {', '.join(guide.classes)}, "
@@ -73,7 +77,7 @@ def folds_like(manifest: Manifest, guide: Teacher | None, folds: int, seed: int)
         raise InputError(
             f"{guide.path}: slide {changed[0]} had another label when the teacher was trained; train it again"
         )
-    labels = np.array([manifest.classes.index(e.label) for e in manifest])
+    labels = strata(manifest)
     for k, name in enumerate(fold_names(table), 1):
         check_fold(
             table[name].to_numpy(),

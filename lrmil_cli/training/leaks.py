@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.files.manifest import Manifest, tcga_patient
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import tcga_patient
 from lrmil_cli.training.folds import fold_names
 
 #: Said where numbers are transductive: the encoder knows test slides, if not what they are.

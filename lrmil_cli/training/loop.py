@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lrmil_cli.device import seed_everything
 from lrmil_cli.errors import LrmilError, UsageError
-from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag, any_target_heads
+from lrmil_cli.heads import Bag, MILHead, MILOutput, PyramidBag
 from lrmil_cli.progress import phase
+from lrmil_cli.targets.outputs import Outputs
 from lrmil_cli.training.objectives import Objective, Terms
 from lrmil_cli.training.optimizers import head_optimizer
 from lrmil_cli.training.streamed import in_order
@@ -72,11 +73,13 @@ def settings_of(values: dict[str, Any]) -> TrainSettings:
 
 @dataclass
 class Fit:
-    """A trained head (the best epoch's weights are in it), one row of numbers an epoch, the best epoch."""
+    """A trained head (the best epoch's weights are in it), one row of numbers an epoch, the best epoch, and how its
+    numbers are read (None for classes)."""
 
     head: MILHead
     curves: list[dict[str, Any]]
     best_epoch: int
+    outputs: Outputs | None = field(default=None, kw_only=True)
 
 
 def fit_head(
@@ -101,10 +104,10 @@ def fit_head(
         that alone where the AUC is undefined.
 
     Raises:
-        LrmilError: the loss is no longer finite. UsageError: the head learns classes only, and these are none.
+        LrmilError: the loss is no longer finite.
+        UsageError: draws of each class alike are asked for where there are no classes.
     """
-    if objective.strata is None and not head.any_target:
-        raise UsageError(f"--head {head.name} learns classes only; choose one of {', '.join(any_target_heads())}")
+    assert head.of_classes == objective.of_classes, "a head is built for what it learns"
     seed_everything(settings.seed)
     device = next(head.parameters()).device
     optimizer = head_optimizer(
@@ -167,7 +170,8 @@ def fit_head(
                 break
     head.load_state_dict(best_state)
     head.eval()
-    return Fit(head, curves, best_epoch)
+    outputs = objective.reading(train, lambda index: predict_bags(head, bags, objective, index))
+    return Fit(head, curves, best_epoch, outputs=outputs)
 
 
 def rate(settings: TrainSettings, epoch: int) -> float:
@@ -197,12 +201,6 @@ def predict_bags(head: MILHead, bags: Sequence[AnyBag], objective: Objective, in
     with torch.inference_mode():
         said = [objective.said(head(*bag)) for bag in in_order(bags, index)]
     return np.stack(said) if said else np.zeros((0, objective.outputs))
-
-
-def class_weights(labels: Sequence[int], train: Sequence[int], classes: int) -> Tensor:
-    """Weights [C] inverse to the class frequency among ``train``, with mean 1 over its slides."""
-    counts = np.bincount([labels[i] for i in train], minlength=classes)
-    return torch.tensor(len(train) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
 
 
 def draw_order(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrmil_cli.errors import UsageError
+from lrmil_cli.targets.task import Task
 from lrmil_cli.training.loop import TrainSettings
 
 RECIPES = ("common", "published")
@@ -59,17 +60,20 @@ def recipe_options(recipe: str, head: str, given: dict[str, Any]) -> dict[str, A
     return {**(PUBLISHED_OPTIONS.get(head, {}) if recipe == "published" else {}), **given}
 
 
-def train_settings(recipe: str, head: str, given: dict[str, Any]) -> TrainSettings:
+def train_settings(recipe: str, head: str, given: dict[str, Any], task: Task = Task()) -> TrainSettings:
     """The settings of a recipe for a head, with what the user asked for on top.
 
     Args:
         given: fields of :class:`TrainSettings`; None or False stands for not asked for.
+        task: where it has no classes, a recipe does not balance them.
 
     Raises:
         UsageError: no such recipe, or a learning rate that is not above 0.
     """
     check_recipe(recipe)
-    own = PUBLISHED[head] if recipe == "published" else {}
+    own = dict(PUBLISHED[head]) if recipe == "published" else {}
+    if not task.classes:
+        own.pop("balanced_sampling", None)
     asked = {k: v for k, v in given.items() if v is not None and v is not False}
     if asked.get("lr", 1.0) <= 0:
         raise UsageError("--lr must be above 0")

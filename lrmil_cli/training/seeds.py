@@ -11,9 +11,12 @@ import pandas as pd
 
 from lrmil_cli.errors import UsageError
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.training.crossval import FoldResult, Judged, predictions_table
+from lrmil_cli.targets.outputs import Outputs
+from lrmil_cli.targets.task import Task
+from lrmil_cli.training.crossval import FoldResult, Judged
 from lrmil_cli.training.loop import TrainSettings
-from lrmil_cli.training.objectives import Classes, score_of
+from lrmil_cli.training.objectives import score_of, watched_of
+from lrmil_cli.training.out_of_fold import predictions_table
 
 #: Between the seeds of two runs: the folds of a run take the numbers after its own.
 STRIDE = 1000
@@ -39,6 +42,13 @@ class Ensemble:
     def raw(self) -> dict[str, np.ndarray]:
         return {part: np.mean([m.raw[part] for m in self.members], axis=0) for part in self.members[0].raw}
 
+    @property
+    def outputs(self) -> list[Outputs]:
+        return [o for m in self.members for o in m.outputs]
+
+    def heads(self, part: str) -> list[np.ndarray]:
+        return [own for m in self.members for own in m.heads(part)]
+
     def said(self, part: str) -> np.ndarray:
         return np.mean([m.said(part) for m in self.members], axis=0)
 
@@ -60,19 +70,21 @@ def settings_of_seed(settings: TrainSettings, n: int) -> TrainSettings:
     return replace(settings, seed=settings.seed + STRIDE * n)
 
 
-def kept_heads(runs: Sequence[list[FoldResult]], keep: str | None, monitor: str) -> list[FoldResult]:
+def kept_heads(
+    runs: Sequence[list[FoldResult]], keep: str | None, monitor: str, task: Task = Task()
+) -> list[FoldResult]:
     """The heads that a model holds, fold by fold: all of them, or the best of each fold by validation.
 
     Args:
         runs: of each seed the results of all folds; monitor: as of :class:`TrainSettings`; the best is chosen as an
-            epoch is.
+            epoch is; task: of the heads.
     """
     folds = list(zip(*runs))
     if keep != "best":
         return [result for of_fold in folds for result in of_fold]
 
     def score(result: FoldResult) -> tuple[float, float]:
-        return score_of(result.fit.curves[result.fit.best_epoch - 1], Classes.watched, monitor)
+        return score_of(result.fit.curves[result.fit.best_epoch - 1], watched_of(task), monitor)
 
     return [max(of_fold, key=score) for of_fold in folds]
 

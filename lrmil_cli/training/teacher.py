@@ -23,15 +23,17 @@ from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import load_head
 from lrmil_cli.slide_places import as_seen_from
-from lrmil_cli.training import crossval
+from lrmil_cli.targets.task import Task, task_of
+from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.cohort_record import probe_of
 from lrmil_cli.training.crossval import FoldResult, HeadSpec
 from lrmil_cli.training.curves import NAMES, plain, plot_curves
 from lrmil_cli.training.fold_files import FoldFiles, check_fold_number, only_job
-from lrmil_cli.training.folds import fold_names, members
+from lrmil_cli.training.folds import fold_names, members, with_intervals
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_label_leak, encoder_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.objectives import watched_of
 from lrmil_cli.training.seeds import header_of, kept_heads, seeds_table, settings_of_seed
 
 
@@ -48,6 +50,10 @@ class Teacher:
         return tuple(self.header["classes"])
 
     @property
+    def task(self) -> Task:
+        return task_of(self.header)
+
+    @property
     def features(self) -> Path:
         """The folder of HR features it was trained on: where it was, where it lies as seen from the teacher (a project
         was moved), or beside the heads (the teacher was)."""
@@ -55,9 +61,9 @@ class Teacher:
         moved = (self.path / str(self.header.get("beside", "features")), self.path / "features")
         return next((place for place in (recorded, *moved) if place.is_dir()), recorded)
 
-    def predictions(self) -> pd.DataFrame:
-        """Its out-of-fold predictions."""
-        return read_table(self.path / "predictions.csv", "predictions")[1]
+    def predictions(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Header and rows of its out-of-fold predictions."""
+        return read_table(self.path / "predictions.csv", "predictions")
 
     def head(self, fold: int) -> tuple[dict[str, Any], MILHead]:
         """Header and head of a fold."""
@@ -132,7 +138,7 @@ def train_teacher(
         InputError: jobs have trained some folds and not all, or not as this call would.
         MachineError: a file cannot be written.
     """
-    output = Path(output)
+    output, manifest = Path(output), with_intervals(manifest, folds)
     encoder, patients = bags.headers[0]["encoder"], patients_by_slide(manifest)
     distilled = encoder.get("distilled") if isinstance(encoder, dict) else None  # other tools give a name, if at all
     for k, name in enumerate(fold_names(folds), 1):
@@ -141,6 +147,7 @@ def train_teacher(
     if saw_test:
         say(SAW_TEST_PIXELS)
     plain = {"head": spec.name, "options": spec.options, **settings.as_json(), "folds": folds.to_dict("list")}
+    plain |= out_of_fold.target_of(manifest.task)
     own = {**plain, "seeds": seeds} if seeds > 1 else plain
     inputs = {
         "manifest": manifest_digest(manifest),
@@ -156,12 +163,15 @@ def train_teacher(
         say(f"{problem}; what is damaged is made again")
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file; -o names the teacher's folder")
+    # What jobs or a run that was cut off have trained is taken over, and only what was finished is made again.
+    again = overwrite and (fold is not None or (output / "teacher.json").exists())
     check_fold_number(fold, len(fold_names(folds)))
     remove(output / "teacher.json")
     for stale in output.glob("fold*"):
         if stale.is_dir() and stale.name[4:].isdigit() and int(stale.name[4:]) > len(fold_names(folds)):
             shutil.rmtree(stale)
     history = [step("train-teacher", own, inputs)]
+    target = out_of_fold.target_of(manifest.task)
 
     def files(name: str, settings: dict[str, Any]) -> FoldFiles:
         made = digest(settings, inputs)
@@ -176,7 +186,8 @@ def train_teacher(
 
     def train(n: int, only: int | None = None) -> list[FoldResult]:
         told = (lambda text: say(f"seed {n + 1}, {text}")) if many else say
-        how: dict[str, Any] = {"known": kept[n].taken_over(told), "done": kept[n].keep, "only": only, "say": told}
+        known = (lambda k: None) if again else kept[n].taken_over(told)
+        how: dict[str, Any] = {"known": known, "done": kept[n].keep, "only": only, "say": told}
         return crossval.train_folds(manifest, folds, lambda k: bags, spec, runs[n], who="teacher", **how)
 
     if fold is not None:
@@ -184,28 +195,28 @@ def train_teacher(
             for n in range(seeds):
                 train(n, only=fold)
         return None, False
-    for one in kept:
+    for one in () if again else kept:
         one.check_collected(len(fold_names(folds)))
     trained = [train(n) for n in range(seeds)]
-    results = kept_heads(trained, "best", settings.monitor)
+    results = kept_heads(trained, "best", settings.monitor, manifest.task)
     if many:
         for result in results:
             files("head", own).keep(result)
-    table, pooled = crossval.score(manifest, results)
+    table, pooled = out_of_fold.score(manifest, results)
     common: dict[str, Any] = {"settings": {}, "history": history}
     write_table(output / "folds.csv", make_header("folds", **common), folds)
-    write_table(
-        output / "predictions.csv", make_header("predictions", **common), crossval.predictions_table(manifest, results)
-    )
+    said = make_header("predictions", **common, **out_of_fold.table_header(manifest, results))
+    write_table(output / "predictions.csv", said, out_of_fold.predictions_table(manifest, results))
     if many:
         write_table(output / "seeds.csv", make_header("seeds", **common), seeds_table(manifest, {"teacher": trained}))
     write_table(output / "metrics.csv", make_header("metrics", **common), table)
-    write_curves(output / "curves.csv", make_header("curves", **common), results)
+    write_curves(output / "curves.csv", make_header("curves", **common), results, task=manifest.task)
     header = make_header(
         "teacher",
         settings={k: v for k, v in own.items() if k != "folds"},
         history=history,
         classes=list(manifest.classes),
+        **target,
         features=str(Path(features).absolute()),
         **as_seen_from(output, Path(features).absolute()),
         encoder=encoder,
@@ -213,7 +224,7 @@ def train_teacher(
         made_by=bags.headers[0].get("made_by", "lrmil"),
         feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
         encoder_digest=bags.headers[0]["settings"].get("encoder"),
-        calibration=crossval.calibration(results),
+        calibration=out_of_fold.calibration(results),
         in_dim=bags.dim,
         metrics=pooled,
         attention_kind=results[0].fit.head.attention_kind,
@@ -239,29 +250,29 @@ def _damage(output: Path, wanted: str, folds: int) -> str | None:
 
 
 def write_curves(
-    path: Path, header: dict[str, Any], results: Sequence[FoldResult], panels: list[tuple[str, list[str]]] | None = None
+    path: Path,
+    header: dict[str, Any],
+    results: Sequence[FoldResult],
+    panels: list[tuple[str, list[str]]] | None = None,
+    task: Task = Task(),
 ) -> None:
     """Curves as ``path`` (CSV) and as a PNG of the same stem.
 
     Args:
         panels: as :func:`plot_curves` takes them; by default the loss terms, and what else the head notes.
     """
-    curves = crossval.curves_table(results)
+    curves = out_of_fold.curves_table(results)
     write_table(path, header, curves)
     if panels is None:
         names = [c.removeprefix("train_") for c in curves.columns if c.startswith("train_") and c != "train_total"]
-        panels = [
-            (plain("train_total"), ["train_total"]),
-            (plain("val_ce"), ["val_ce"]),
-            (plain("val_auc"), ["val_auc"]),
-        ]
+        panels = [(plain(name), [name]) for name in ("train_total", *watched_of(task))]
         if len(names) > 1:
             both = [name for name in names if f"val_{name}" in curves]
             panels[1:1] = [(plain(f"train_{name}"), [f"train_{name}"]) for name in names if name not in both]
             panels += [(NAMES.get(name, name), [f"val_{name}", f"train_{name}"]) for name in both]
     plot_curves(
         path.with_suffix(".png"),
-        curves.fillna({"val_auc": float("nan")}),
+        curves.fillna(dict.fromkeys(watched_of(task), float("nan"))),
         panels,
         {r.fold: r.fit.best_epoch for r in results},
     )

@@ -21,7 +21,9 @@ from lrmil_cli.encoders.encoder_file import save_encoder
 from lrmil_cli.encoders.vit import Encoder, EncoderInfo
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.header import step as history_step
-from lrmil_cli.files.manifest import Labels, read_manifest
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.manifest_rows import Labels
+from lrmil_cli.targets.task import make_task
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 VALUE = st.one_of(
@@ -91,6 +93,19 @@ def test_one_encoder_and_slides_left_out(parsers, tmp_path):
     assert teacher["label"] is None and teacher["classes"] == ["None"]  # that table has the labels under their name
 
 
+def test_a_task_goes_to_all_that_read_the_table_and_its_loss_to_the_teacher(parsers, tmp_path):
+    of = {"task": "survival", "time": "months", "event": "dead", "loss": "cox", "risk-set": 16, "intervals": 3}
+    teacher, encoder, student = (
+        parsed(parsers, s)
+        for s in chain_steps(Settings("s.csv", "e", {**of, "on-bad-slide": "skip"}), tmp_path, 1)[3:6]
+    )
+    for one in (teacher, encoder, student):
+        assert (one["task"], one["time"], one["event"]) == ("survival", "months", "dead")
+    assert (teacher["loss"], teacher["risk_set"], teacher["intervals"]) == ("cox", 16, 3) and student["loss"] is None
+    number = {"task": "regression", "label": "ki67", "on-bad-slide": "skip"}
+    assert parsed(parsers, chain_steps(Settings("s.csv", "e", number), tmp_path, 1)[3])["label"] == "ki67"
+
+
 def test_what_a_student_costs_is_measured_and_what_does_not_fit_refused_first(tmp_path):
     assert student_share(Settings("s.csv", "no such encoder", {})) == 1.0  # a copy; nothing is loaded
     args = {"embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -151,7 +166,13 @@ def test_the_table_of_slides_that_are_left_says_what_the_whole_said(tmp_path):
     lines = ["slide,kind,patient_id,fold,mpp,mask,min_tissue", "a.svs,x,p1,1,0.5,,", "b.svs,y,p2,2,,m/b.png,"]
     (folder / "s.csv").write_text("\n".join([*lines, "c.svs,x,p2,2,0.25,,0.3"]) + "\n")
     whole = read_manifest(folder / "s.csv", labels=Labels("kind", {"x": "z"}, (), False), need_slides=False)
-    (tmp_path / "left.csv").write_text(as_table(list(whole)[1:], patients=True), encoding="utf-8")
+    (tmp_path / "left.csv").write_text(as_table(list(whole)[1:], whole.task, patients=True), encoding="utf-8")
     left = read_manifest(tmp_path / "left.csv", need_slides=False)
     assert [replace(e, row=0) for e in left] == [replace(e, row=0) for e in list(whole)[1:]]
     assert left.classes == ("y", "z") and left.entries[0].mask == folder / "m" / "b.png"
+    for task in (make_task("regression", label="ki67"), make_task("survival", time="months", event="dead")):
+        (folder / "s.csv").write_text("slide,ki67,months,dead\na.svs,0.5,12,1\nb.svs,7,30.5,0\n")
+        whole = read_manifest(folder / "s.csv", labels=Labels(task.label, task=task, asked=True), need_slides=False)
+        (tmp_path / "left.csv").write_text(as_table(list(whole), task, patients=True), encoding="utf-8")
+        left = read_manifest(tmp_path / "left.csv", labels=Labels(task.label, task=task, asked=True), need_slides=False)
+        assert [replace(e, row=0) for e in left] == [replace(e, row=0) for e in whole]

@@ -12,7 +12,7 @@ from lrmil_cli.heads import head_defaults, head_names, head_sources
 NO_SOURCE = set(
     "batch_size workers device seed on_bad_tile on_bad_slide runtime rounds max_tiles style top colormap origin "
     "features label reader image memory lr_features cache baseline_encoder hr_encoder slide slides method keep_min "
-    "keep_max interval".split()
+    "keep_max interval time event".split()
 )
 SAID = re.compile(r"\[default: (?P<value>[^\]]*?)(?:; (?P<source>(?:paper|official code|ours)[^\]]*))?\]")
 OPTIONS = [(name, p) for name, command in COMMANDS.items() for p in declared(command)]

@@ -4,9 +4,12 @@ import json
 
 import geojson
 import numpy as np
+import pytest
 
-from lrmil_cli.demo.paint import render_slide
+from lrmil_cli.demo import slides
+from lrmil_cli.demo.paint import NESTED, layout, render_slide
 from lrmil_cli.demo.pretraining_tiles import RECIPE_NAMES, render_tiles
+from lrmil_cli.demo.severity import plan_severity
 from lrmil_cli.demo.slides import lesion_geojson, make_slide, plan_cohort
 from lrmil_cli.slides.slide import open_slide
 
@@ -69,3 +72,40 @@ def test_cohorts_split_by_patient_and_label():
     for split, n in (("train", 30), ("val", 10), ("test", 20)):
         own = [r["label"] for r in rows if r["split"] == split]
         assert len(own) == n and abs(own.count("tumor") - n / 2) <= 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.35, 1.0])
+def test_a_severity_is_the_lesions_share_of_as_many_nests_everywhere(share):
+    tissue, lesion = [], []
+    for seed in range(3):
+        lay, own = layout(np.random.default_rng([seed, 1]), 384, share)
+        tissue.append((lay.tissue > 0.5).sum())
+        lesion.append(own.sum())
+        assert (lay.inside[own] > 0.5).all() and (lay.inside[~own] < 0.5).all()
+    assert np.array(lesion) / tissue == pytest.approx(share * NESTED, rel=0.05, abs=0.002)
+
+
+def test_patients_of_a_severity_and_what_it_sets():
+    for seed in range(3):
+        rows, numbers = plan_severity(60, seed, "survival"), plan_severity(60, seed, "regression")
+        assert len(rows) == 60 and [r["share"] for r in rows] == [r["share"] for r in numbers]  # the same pixels
+        of = {}
+        for r in rows:
+            of.setdefault(r["patient_id"], set()).add((r["split"], r["time"], r["event"], r["share"]))
+        assert all(len(own) == 1 for own in of.values()) and len(of) == 50
+        parts = {s: [r for r in rows if r["split"] == s] for s in ("train", "val", "test")}
+        assert [len(p) / 60 for p in parts.values()] == pytest.approx([0.5, 0.17, 0.33], abs=0.06)
+        assert all(0.35 < np.mean([r["share"] for r in p]) < 0.65 for p in parts.values())
+        assert sum(r["event"] for r in parts["train"]) >= 10 and 0.25 < 1 - np.mean([r["event"] for r in rows]) < 0.45
+        assert all(r["severity"] == pytest.approx(100 * NESTED * r["share"], abs=0.051) for r in numbers)
+        time, event, share = (np.array([r[k] for r in rows], float) for k in ("time", "event", "share"))
+        pairs = [(share[i] > share[j]) for i in range(60) for j in range(60) if event[i] and time[i] < time[j]]
+        assert 0.8 < np.mean(pairs) < 0.93
+
+
+def test_a_cohort_keeps_its_severity_out_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(slides, "_cohort_slide", lambda *a: None)
+    text = slides.make_cohort(tmp_path, 18, 0, 1, "survival").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == "slide,slide_id,time,event,patient_id,split"
+    truth = (tmp_path / "truth" / "severity.csv").read_text(encoding="utf-8").splitlines()
+    assert truth[0] == "slide_id,patient_id,share" and len(truth) == 19

@@ -6,19 +6,22 @@ import pytest
 import torch
 
 from lrmil_cli.distill.settings import DistillSettings, preset_settings, preset_warning
-from lrmil_cli.distill.student_loss import distillation_terms, terms_of_fold
+from lrmil_cli.distill.student_loss import bag_distance, terms_of_fold
 from lrmil_cli.distill.teacher_targets import crossfit_targets, fold_targets, make_target
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.features import open_features, write_features
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.heads import Bag, MILHead, MILOutput, build_head
 from lrmil_cli.matching.pairs import match_tables
 from lrmil_cli.matching.tile_rows import matched_counts
+from lrmil_cli.targets.outputs import Scale
 from lrmil_cli.training.bags import loaded
 from lrmil_cli.training.crossval import HeadSpec
 from lrmil_cli.training.high_resolution import HighResolution, HighSlide
 from lrmil_cli.training.leaks import check_no_leak, encoder_leak
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.objectives import Classes, CoxRisks, Hazards, Numbers
 from lrmil_cli.training.streamed import Room, Streamed
 from tests.unit.files.test_files import features_header
 
@@ -94,25 +97,62 @@ def test_teacher_targets_have_one_score_a_tile_not_one_a_feature():
     assert zero.matched.all() and zero.region[5] == 0
 
 
+def terms_of(out, target, settings, objective=None):
+    """The terms of a step of one slide."""
+    distance = bag_distance(objective or Classes([0], 2), settings)
+    return terms_of_fold({0: target}, settings, 0, 1e-4, distance)([0], [out])
+
+
 def test_the_objective_is_the_weighted_sum_of_its_terms():
     torch.manual_seed(0)
     teacher, pupil = build_head("abmil", 7, 2).eval(), build_head("abmil", 7, 2)
     t = make_target(teacher, Bag(torch.randn(40, 7)), torch.arange(40) % 10, 10, DistillSettings())
     out = pupil(torch.randn(10, 7))
-    terms = distillation_terms(out, t, DistillSettings())
+    terms = terms_of(out, t, DistillSettings())
     assert {k: w for k, (w, _) in terms.items()} == {"bag_kd": 1.0, "soft": 1.0, "hard": 0.5}
-    assert set(distillation_terms(out, t, preset_settings("bag-soft", {}))) == {"bag_kd", "soft"}
-    assert distillation_terms(out, t, preset_settings("lr-only", {})) == {}
+    assert set(terms_of(out, t, preset_settings("bag-soft", {}))) == {"bag_kd", "soft"}
+    assert terms_of(out, t, preset_settings("lr-only", {})) == {}
 
 
 def test_a_student_that_equals_its_teacher_has_no_bag_and_soft_loss():
     torch.manual_seed(0)
     head, x = build_head("abmil", 7, 2).eval(), torch.randn(9, 7)
     t = make_target(head, Bag(x), torch.arange(9), 9, DistillSettings())  # one HR tile a region
-    terms = distillation_terms(head(x), t, DistillSettings())
+    terms = terms_of(head(x), t, DistillSettings())
     assert terms["bag_kd"][1].item() == pytest.approx(0, abs=1e-6) and terms["soft"][1].item() == pytest.approx(
         0, abs=1e-6
     )
+
+
+@pytest.mark.parametrize("task", ["regression", "nll", "cox"])
+def test_what_stands_in_place_of_eq_3_by_task(task):
+    """By hand from the logits; the terms of attention stay, as means over a risk set."""
+    torch.manual_seed(0)
+    times, events, borders = [1.0, 5.0, 2.0, 9.0], [1, 0, 1, 1], np.array([2.0, 4.0])
+    objective, outputs = {
+        "regression": (Numbers([1.0, 2.0, 3.0, 4.0], Scale(2.0, 1.0)), 1),
+        "nll": (Hazards(times, events, borders), 3),
+        "cox": (CoxRisks(times, events, borders, 4), 1),
+    }[task]
+    teacher, pupil = (build_head("abmil", 7, outputs).eval() for _ in range(2))
+    settings, index = DistillSettings(temperature_bag=2.0), [0, 1, 2] if task == "cox" else [1]
+    targets = {i: make_target(teacher, Bag(torch.randn(40, 7)), torch.arange(40) % 10, 10, settings) for i in (0, 1, 3)}
+    outs = [pupil(torch.randn(10, 7)) for _ in index]
+    terms = terms_of_fold(targets, settings, 0, 1e-4, bag_distance(objective, settings))(index, outs)
+    s, t = outs[0].logits.detach().numpy().astype(float), targets[index[0]].logits.numpy().astype(float)
+    if task == "regression":
+        want = ((s - t) ** 2).sum()
+    elif task == "nll":  # a time of 5 lies in the last of three intervals: all are at risk
+        h, own = (1 / (1 + np.exp(-z / 2)) for z in (t, s))
+        want = 4 * sum(a * np.log(a / b) + (1 - a) * np.log((1 - a) / (1 - b)) for a, b in zip(h, own))
+    else:  # slide 2 has no teacher; of two standardised risks one is 1 and one -1
+        both = [
+            np.sign(float(a - b)) for a, b in ((outs[0].logits, outs[1].logits), (targets[0].logits, targets[1].logits))
+        ]
+        want = 0.0 if both[0] == both[1] else 4.0
+    assert terms["bag_kd"][1].item() == pytest.approx(want, rel=1e-4, abs=1e-4)
+    alone = [terms_of(out, targets[i], settings)["soft"][1].item() for i, out in zip(index, outs) if i in targets]
+    assert terms["soft"][1].item() == pytest.approx(np.mean(alone), rel=1e-5)
 
 
 def test_hard_feature_without_projection_gives_the_head_no_gradient():
@@ -122,11 +162,11 @@ def test_hard_feature_without_projection_gives_the_head_no_gradient():
         build_head("abmil", 7, 2).eval(), Bag(torch.randn(20, 7)), torch.arange(20) % 10, 10, DistillSettings()
     )
     settings = DistillSettings(lambda_bag=0, lambda_soft=0, lambda_hard=1, hard="feature")
-    terms = terms_of_fold({0: t}, settings, 0)([0], [pupil(torch.randn(10, 7))])
+    terms = terms_of(pupil(torch.randn(10, 7)), t, settings)
     terms["hard"][1].backward()
     assert all(p.grad is None or not p.grad.abs().sum() for p in pupil.parameters())
     projected = build_head("abmil", 7, 2, {"embed_dim": 5})
-    terms_of_fold({0: t}, settings, 0)([0], [projected(torch.randn(10, 7))])["hard"][1].backward()
+    terms_of(projected(torch.randn(10, 7)), t, settings)["hard"][1].backward()
     assert projected.project[0].weight.grad.abs().sum() > 0
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lrmil_cli.doctor.table import check_table
-from lrmil_cli.files.manifest import Labels
+from lrmil_cli.files.manifest_rows import Labels
 
 LABELS = Labels()
 

@@ -333,3 +333,19 @@ def test_what_the_system_says_is_not_called_damage(tmp_path, monkeypatch):
     for read in (read_features, read_features_header):
         with pytest.raises(InputError, match=f"cannot be read .*errno {errno.ENOLCK}.*it may be whole"):
             read(tmp_path / "x.h5")
+
+
+def test_tables_of_a_task_are_checked_by_its_own_columns(tmp_path):
+    own = {"slide_id": "a", "patient_id": "p", "fold": 1, "time": 3.5, "event": 1, "risk": -0.5, "group": "high"}
+    header = make_header("predictions", settings={}, target={"kind": "survival", "loss": "cox"}, history=[])
+    write_table(tmp_path / "t.csv", header, pd.DataFrame([own]))
+    assert read_table(tmp_path / "t.csv", "predictions")[1]["event"].tolist() == [1]
+    write_table(tmp_path / "t.csv", header, pd.DataFrame([{**own, "risk": np.nan}]))
+    with pytest.raises(InputError, match="'risk' is not a valid number"):
+        read_table(tmp_path / "t.csv", "predictions")
+    write_table(tmp_path / "t.csv", header, pd.DataFrame([own]).drop(columns="time"))
+    with pytest.raises(InputError, match="'time' is missing"):
+        read_table(tmp_path / "t.csv", "predictions")
+    write_table(tmp_path / "t.csv", {**header, "target": {"kind": "counts"}}, pd.DataFrame([own]))
+    with pytest.raises(InputError, match="update lrmil"):
+        read_table(tmp_path / "t.csv", "predictions")

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError, MachineError
-from lrmil_cli.files.manifest import Labels, Manifest, read_manifest, survey_manifest
+from lrmil_cli.files.manifest import Manifest, read_manifest, survey_manifest
 from lrmil_cli.files.manifest_about import describe_manifest
 from lrmil_cli.files.manifest_columns import MISSING
+from lrmil_cli.files.manifest_rows import Labels
 from lrmil_cli.slide_names import slide_id_of
 
 TCGA = "TCGA-A1-{}-01Z-00-DX1.1A2B-3C"

@@ -23,7 +23,8 @@ from lrmil_cli.files.atomic import atomic_path, write_text
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import make_header, step
-from lrmil_cli.files.manifest import is_formula, read_manifest
+from lrmil_cli.files.manifest import read_manifest
+from lrmil_cli.files.manifest_rows import is_formula
 from lrmil_cli.files.tables import read_table, write_table
 from tests.conftest import not_on_windows
 from tests.layouts import write_trident

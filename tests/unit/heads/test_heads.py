@@ -172,6 +172,48 @@ def test_a_file_rebuilds_the_head(name, options, tmp_path):
     assert torch.equal(back(x).logits, head(x).logits) and back.config() == head.config()
 
 
+ANY_TARGET = [v for v in VARIANTS if v[0] in ("abmil", "meanpool", "dmin", "transmil")]
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize(("name", "options"), ANY_TARGET, ids=lambda v: v if isinstance(v, str) else None)
+def test_outputs_that_are_no_classes(name, options, outputs, tmp_path):
+    """One attention for all of them, whose order says nothing; a loss reaches every parameter; the file says so."""
+    torch.manual_seed(0)
+    head = build_head(name, 12, outputs, options, of_classes=False)
+    out = head(torch.randn(40, 12))
+    assert out.logits.shape == (outputs,) and out.class_scores is None
+    torch.testing.assert_close(out.attention, torch.softmax(out.scores, 0))
+    assert out.attention.sum().item() == pytest.approx(1, abs=1e-5)
+    terms = head.target_terms(out, (out.logits**2).sum(), lambda student, teacher: ((student - teacher) ** 2).sum())
+    assert {"bag"} <= terms.keys() <= {"bag", "kl", "embed", "rate"}
+    (sum(w * t for w, t in terms.values()) + (torch.log_softmax(out.scores, 0) * torch.randn(40)).sum()).backward()
+    for key, p in head.named_parameters():
+        assert p.grad is not None and (p.grad.abs().sum() > 0 or key.endswith("out.bias")), key
+    head.eval()
+    save_head(tmp_path / "h.safetensors", head, make_header("head", settings={}, history=[step("t", {}, {})]))
+    _, back = load_head(tmp_path / "h.safetensors")
+    x = torch.randn(7, 12)
+    assert back.config() == head.config() and torch.equal(back(x).scores, head(x).scores)
+    scores = head(x).scores
+    with torch.no_grad():
+        for p in (p for p in head.parameters() if outputs > 1 and p.ndim and p.shape[0] == outputs):
+            p.copy_(p.flip(0))
+    torch.testing.assert_close(head(x).scores, scores, atol=1e-5, rtol=1e-5)
+
+
+def test_what_learns_classes_alone_says_why_and_what_to_take(lrmil):
+    rows = {r["name"]: r["classes_only"] for r in lrmil("info", "--heads", "--json").records}
+    assert {name for name, why in rows.items() if not why} == {name for name, _ in ANY_TARGET}
+    shown = " ".join(lrmil("info", "--heads").out.split())
+    for name, why in rows.items():
+        said = re.search(rf"\b{name}: .*? attention, (classes only|any target)\)", shown)
+        assert said and said[1] == ("classes only" if why else "any target")
+        if why:
+            with pytest.raises(UsageError, match=f"--head {name} learns classes only: .*take (abmil|meanpool)"):
+                build_head(name, 8, 1, of_classes=False)
+
+
 def bags_with_a_cue(dim=16, count=180):
     """Bags of 20-40 standard normal instances, the first 3 of them shifted by a vector of norm 6 in positive bags."""
     torch.manual_seed(0)

@@ -6,12 +6,14 @@ import torch
 
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.metrics import auc
+from lrmil_cli.evaluation.regression import regression_metrics
 from lrmil_cli.heads import Bag, PyramidBag, build_head
 from lrmil_cli.heads.checkpoint import load_head, save_head
 from lrmil_cli.heads.topk import perturbed_topk, top_rows
 from lrmil_cli.heads.zoommil import gather_children
+from lrmil_cli.targets.regression import fit_scale
 from lrmil_cli.training.loop import TrainSettings, fit_head, predict_bags
-from lrmil_cli.training.objectives import Classes
+from lrmil_cli.training.objectives import Classes, Numbers
 
 SMALL = {"embed_dim": 16, "hidden": 8, "k": 3, "dropout": 0.0}
 
@@ -162,28 +164,36 @@ def test_saved_and_rebuilt(tmp_path):
         assert torch.equal(load_head(tmp_path / "h.safetensors")[1](*bag).logits, head(*bag).logits)
 
 
-def test_it_learns_what_only_the_children_show():
-    """Positive slides hold a parent that looks a little different, and whose children carry the sign of the class."""
+@pytest.mark.parametrize("what", ["classes", "a number"])
+def test_it_learns_what_only_the_children_show(what):
+    """Every slide holds parents that look a little different, and whose children carry the class, or the number."""
     rng = np.random.default_rng(0)
-    bags, labels = [], []
-    for i in range(150):
-        n, label = int(rng.integers(12, 24)), i % 2
+    labels = [i % 2 for i in range(150)]
+    strength = 12 * np.array(labels) - 6.0 if what == "classes" else rng.uniform(-6, 6, 150)
+    bags = []
+    for s in strength:
+        n = int(rng.integers(12, 24))
         low, high = rng.normal(size=(n, 16)), rng.normal(size=(n * 4, 16))
         hot = rng.choice(n, 3, replace=False)
         low[hot, 0] += 4  # where to look, in every slide
         for h in hot:
-            high[h * 4 : h * 4 + 4, 1] += 6 if label else -6  # what is seen there
+            high[h * 4 : h * 4 + 4, 1] += s  # what is seen there
         bags.append(
             PyramidBag(
                 (torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)),
                 (torch.arange(n * 4).view(n, 4),),
             )
         )
-        labels.append(label)
+    objective = Classes(labels, 2) if what == "classes" else Numbers(strength, fit_scale(strength[:80]))
     torch.manual_seed(0)
-    head = build_head("zoommil", 16, 2, {"embed_dim": 32, "hidden": 16, "k": 4})
-    fit = fit_head(head, bags, Classes(labels, 2), range(80), range(80, 100), TrainSettings(lr=2e-3, epochs=8))
-    assert auc(np.array(labels[100:]), predict_bags(fit.head, bags, Classes(labels, 2), range(100, len(bags)))) >= 0.95
+    options = {"embed_dim": 32, "hidden": 16, "k": 4}
+    head = build_head("zoommil", 16, objective.outputs, options, of_classes=objective.of_classes)
+    fit = fit_head(head, bags, objective, range(80), range(80, 100), TrainSettings(lr=2e-3, epochs=8))
+    said = predict_bags(fit.head, bags, objective, range(100, len(bags)))
+    if what == "classes":
+        assert auc(np.array(labels[100:]), said) >= 0.95
+    else:
+        assert regression_metrics(strength[100:], said[:, 0])["r2"] > 0.6
 
 
 def test_blended_training_equals_kronecker_and_loops():

@@ -10,11 +10,11 @@ from lrmil_cli.inference.record import attention_rows, percentiles
 def test_fold_heads_are_averaged_by_probability_and_attention_sums_to_one():
     logits = np.log(np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)) + np.array([[0.0], [50.0]], np.float32)
     attention = np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]], np.float32)
-    per_fold, mean, rows = ensemble(logits, attention, np.stack([np.zeros((2, 3)), np.ones((2, 3))]))
+    per_fold, mean, rows = ensemble({}, logits, attention, np.stack([np.zeros((2, 3)), np.ones((2, 3))]))
     assert per_fold == pytest.approx(np.array([[0.9, 0.1], [0.2, 0.8]]), abs=1e-5)
     assert mean == pytest.approx([0.3, 0.35, 0.35]) and mean.sum() == pytest.approx(1, abs=1e-12)
     assert rows.tolist() == np.full((2, 3), 0.5).tolist()
-    assert ensemble(logits, attention, None)[2] is None
+    assert ensemble({}, logits, attention, None)[2] is None
 
 
 def test_percentiles_share_the_rank_of_ties():

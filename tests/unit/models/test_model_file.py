@@ -66,5 +66,5 @@ def test_every_key_of_a_models_header_stands_on_the_door_plate():
                     written |= {k.arg for k in node.keywords if k.arg}  # not what a function gives
             if isinstance(node, ast.FunctionDef) and node.name == "record_of":  # this one does
                 calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "dict"]
-                written |= {k.arg for call in calls for k in call.keywords}
+                written |= {k.arg for call in calls for k in call.keywords if k.arg}
     assert {"classes", "screen", "level_tiles"} <= written <= told, written - told

@@ -1,5 +1,7 @@
 """Screening images, DB-LIPN and step 2 of AHDMIL (selective/README 2 to 4)."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from lrmil_cli.selective.asymmetric_distillation import (
 )
 from lrmil_cli.selective.screener import Branch, Screener, cross_ema, screen, screening_of, seeded_screener
 from lrmil_cli.selective.screening_images import check_windows, cut_windows
+from lrmil_cli.targets.regression import fit_scale
+from lrmil_cli.training.objectives import Classes, CoxRisks, Numbers
 
 
 @pytest.mark.parametrize("ratio", [2, 4, 8])
@@ -132,7 +136,7 @@ def coloured(count=24, dim=6, seed=0):
         images[hot, :, :, 0] = torch.clamp(images[hot, :, :, 0].int() + 70, max=255).to(torch.uint8)
         slides.append(Instances(features, images))
         labels.append(i % 2)
-    return slides, labels
+    return slides, Classes(labels, 2)
 
 
 def mask_teacher():
@@ -155,9 +159,9 @@ FAST = ScreenSettings(lipn_lr=3e-3, dmin_lr=1e-3, epochs=4, patience=4, window=N
 
 
 def test_the_screener_learns_the_masks():
-    slides, labels = coloured()
+    slides, objective = coloured()
     teacher = mask_teacher()
-    fit = fit_screened(teacher, slides, labels, range(16), range(16, 20), FAST)
+    fit = fit_screened(teacher, slides, objective, range(16), range(16, 20), FAST)
     wanted = [teacher.relevance(s.features) > 0 for s in slides[20:]]
     assert 0.1 < np.mean([m.float().mean().item() for m in wanted]) < 0.6
     agreement = np.mean(
@@ -179,18 +183,45 @@ def test_the_screener_learns_the_masks():
     } <= set(fit.curves[0])
 
 
+@pytest.mark.parametrize("how", ["a number", "cox"])
+def test_other_targets_tune_dmin_on_what_the_screener_keeps(how):
+    """A mask an output; a risk set of Cox is one step of DMIN's and many of the screener's."""
+    slides, _ = coloured(16)
+    truth = np.array([float(s.features[:, 1].mean()) for s in slides])
+    objective = (
+        Numbers(truth, fit_scale(truth[:8]))
+        if how == "a number"
+        else CoxRisks(5 - truth, truth > 0.5, np.array([4.0]), 4)
+    )
+    torch.manual_seed(0)
+    teacher = build_head("dmin", 6, 1, {"embed_dim": 8, "hidden": 4, "degree": 3}, of_classes=False).eval()
+    settings = ScreenSettings(lipn_lr=3e-3, dmin_lr=3e-2, epochs=5, patience=5, window=None)
+    fit = fit_screened(teacher, slides, objective, range(8), range(8, 12), settings)
+    assert {"train_hard", "train_loss", "val_loss", "val_kept"} <= fit.curves[
+        0
+    ].keys() and "train_ce" not in fit.curves[0]
+    assert fit.best_epoch == 1 + int(np.argmin([row["val_loss"] for row in fit.curves]))
+    said, kept, read = ahdmil.predict(fit.head, fit.screener, slides, objective, range(8, 16))
+    assert said.shape == (8, 1) and kept.shape == read.shape == (8,)
+    assert np.corrcoef(said[:, 0], truth[8:])[0, 1] > 0.8
+    untuned = fit_screened(
+        teacher, slides, objective, range(8), range(8, 12), replace(settings, freeze_dmin=True, epochs=1)
+    )
+    assert "train_loss" not in untuned.curves[0]
+
+
 def test_hdmil_leaves_dmin_as_it_was_and_ahdmil_does_not():
-    slides, labels = coloured(8)
+    slides, objective = coloured(8)
     teacher = mask_teacher()
     few = dict(epochs=2, patience=2)
-    hdmil = fit_screened(teacher, slides, labels, range(6), range(6, 8), screen_settings("hdmil", few))
+    hdmil = fit_screened(teacher, slides, objective, range(6), range(6, 8), screen_settings("hdmil", few))
     assert (
         all(torch.equal(v, hdmil.head.state_dict()[k]) for k, v in teacher.state_dict().items())
         and len(hdmil.screener.branches) == 1
     )
     assert "train_ce" not in hdmil.curves[0]
     own = fit_screened(
-        teacher, slides, labels, range(6), range(6, 8), screen_settings("ahdmil", {**few, "window": None})
+        teacher, slides, objective, range(6), range(6, 8), screen_settings("ahdmil", {**few, "window": None})
     )
     assert (
         any(not torch.equal(v, own.head.state_dict()[k]) for k, v in teacher.state_dict().items())
@@ -207,11 +238,11 @@ def test_hdmil_is_the_preset_of_section_10():
 
 @pytest.mark.parametrize("modes", [False, True])
 def test_the_same_seed_gives_the_same_pair(modes):
-    slides, labels = coloured(6)
+    slides, objective = coloured(6)
     settings = screen_settings(
         "ahdmil", dict(epochs=2, patience=2, window=None, p_soft=0.5, cross_ema=0.2, official_modes=modes)
     )
-    one, two = (fit_screened(mask_teacher(), slides, labels, range(4), range(4, 6), settings) for _ in range(2))
+    one, two = (fit_screened(mask_teacher(), slides, objective, range(4), range(4, 6), settings) for _ in range(2))
     assert one.curves == two.curves
     assert all(
         torch.equal(a, b) for a, b in zip(one.screener.state_dict().values(), two.screener.state_dict().values())
@@ -219,7 +250,7 @@ def test_the_same_seed_gives_the_same_pair(modes):
 
 
 def test_a_window_that_is_never_met_ends_after_three_new_starts(monkeypatch):
-    slides, labels = coloured(6)
+    slides, objective = coloured(6)
     seeds = []
     once = ahdmil._fit_once
     monkeypatch.setattr(ahdmil, "_fit_once", lambda *a: seeds.append(a[-1].seed) or once(*a))
@@ -227,7 +258,7 @@ def test_a_window_that_is_never_met_ends_after_three_new_starts(monkeypatch):
         fit_screened(
             mask_teacher(),
             slides,
-            labels,
+            objective,
             range(4),
             range(4, 6),
             screen_settings("ahdmil", dict(epochs=3, patience=1, window=(0.998, 0.999))),
@@ -236,25 +267,25 @@ def test_a_window_that_is_never_met_ends_after_three_new_starts(monkeypatch):
 
 
 def test_a_checkpoint_lies_in_the_window_and_has_the_lowest_cross_entropy_there():
-    slides, labels = coloured()
+    slides, objective = coloured()
     settings = screen_settings("ahdmil", dict(epochs=3, patience=3, lipn_lr=3e-3, window=(0.05, 0.6)))
-    fit = fit_screened(mask_teacher(), slides, labels, range(16), range(16, 24), settings)
+    fit = fit_screened(mask_teacher(), slides, objective, range(16), range(16, 24), settings)
     inside = {row["epoch"]: row["val_ce"] for row in fit.curves if 0.05 <= row["val_kept"] <= 0.6}
     assert fit.best_epoch == min(inside, key=inside.get)
-    again = ahdmil.validate(fit.head, fit.screener, slides, labels, range(16, 24))
+    again = ahdmil.validate(fit.head, fit.screener, slides, objective, range(16, 24))
     assert again["val_ce"] == pytest.approx(fit.curves[fit.best_epoch - 1]["val_ce"], abs=1e-6)
 
 
 def test_slides_of_one_tile():
-    slides, labels = coloured(8)
+    slides, objective = coloured(8)
     slides[0] = Instances(slides[0].features[:1], slides[0].images[:1])
     slides[7] = Instances(slides[7].features[:1], slides[7].images[:1])  # validation: works
-    fit = fit_screened(mask_teacher(), slides, labels, range(6), range(6, 8), FAST)
+    fit = fit_screened(mask_teacher(), slides, objective, range(6), range(6, 8), FAST)
     assert fit.skipped == 1
-    assert np.isfinite(ahdmil.predict(fit.head, fit.screener, slides, range(8))[0]).all()
+    assert np.isfinite(ahdmil.predict(fit.head, fit.screener, slides, objective, range(8))[0]).all()
     single = [Instances(s.features[:1], s.images[:1]) for s in slides]
     with pytest.raises(LrmilError, match="single HR tile"):
-        fit_screened(mask_teacher(), single, labels, range(6), range(6, 8), FAST)
+        fit_screened(mask_teacher(), single, objective, range(6), range(6, 8), FAST)
 
 
 def test_settings_that_contradict_are_refused():

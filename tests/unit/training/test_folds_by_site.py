@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.training.cohort_record import data_of
 from lrmil_cli.training.folds import fold_names, make_folds, members
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.metrics import evaluate, mean_sd, metrics_table
-from lrmil_cli.files.manifest import Entry, Manifest
+from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.heads import Bag, build_head
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, check_patients, encoder_leak
-from lrmil_cli.training.loop import TrainSettings, class_weights, draw_order, fit_head
-from lrmil_cli.training.objectives import Classes
+from lrmil_cli.training.loop import TrainSettings, draw_order, fit_head
+from lrmil_cli.training.objectives import Classes, class_weights
 
 
 def make_manifest(tmp, labels, patients=None, split=None, **columns):
@@ -218,6 +219,10 @@ def test_recipes_and_what_the_user_says_on_top():
         True,
         "loss",
         20,
+    )
+    number = make_task("regression")  # which has no classes to balance
+    assert replace(train_settings("published", "meanpool", {}), balanced_sampling=False) == train_settings(
+        "published", "meanpool", {}, number
     )
     assert recipe_options("published", "clam_mb", {"k": 4}) == {"inst_loss": "svm", "k": 4}
     assert recipe_options("published", "clam_sb", {"inst_loss": "ce"}) == {"inst_loss": "ce"}
