@@ -46,8 +46,8 @@ def make_cohort(folder: Path, slides: int, *, per_patient: int = 1, signal: floa
         severity = own.random()
         happens, leaves = own.exponential(20 * np.exp(-3 * severity)), own.exponential(20) + 1
         slide_id, event = f"s{n:03d}", int(happens <= leaves)
-        rows.append({"slide": f"{slide_id}.svs", "slide_id": slide_id, "patient_id": f"p{patient}",
-                     "severity": round(severity, 4), "time": round(min(happens, leaves), 2), "event": event})  # fmt: skip
+        about = {"slide": f"{slide_id}.svs", "slide_id": slide_id, "patient_id": f"p{patient}"}
+        rows.append(about | {"severity": round(severity, 4), "time": round(min(happens, leaves), 2), "event": event})
         for side, mpp, columns in (("lr", LR, COLUMNS), ("hr", HR, 4 * COLUMNS)):
             header, tiles = tile_table(slide_id, mpp, columns)
             write_table(folder / f"{side}-tiles" / f"{slide_id}.tiles.csv", header, tiles)
