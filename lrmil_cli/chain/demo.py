@@ -14,10 +14,13 @@ from lrmil_cli.chain.run import run_chain
 from lrmil_cli.chain.steps import Run, Say
 from lrmil_cli.errors import LrmilError
 from lrmil_cli.evaluation.metrics import auc, evaluate, show
+from lrmil_cli.evaluation.target_metrics import target_metrics
 from lrmil_cli.files.atomic import write_text
 from lrmil_cli.files.manifest import Manifest, read_manifest
-from lrmil_cli.files.manifest_rows import Entry
+from lrmil_cli.files.manifest_rows import Labels
 from lrmil_cli.files.tables import read_table
+from lrmil_cli.targets.task import Task, make_task, task_of
+from lrmil_cli.training.out_of_fold import SHOWN, target_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,15 +43,26 @@ STAGE1: dict[str, Value] = {
 HEADS: dict[str, Value] = {"lr": 1e-3, "patience": 30, "weight-decay": 1e-2}
 
 
-def demo_settings(manifest: Path, seed: int) -> Settings:
+def demo_task(kind: str) -> Task:
+    """What is learned of painted slides, by the columns of :func:`lrmil_cli.demo.severity.plan_severity`.
+
+    Raises:
+        UsageError: no such task.
+    """
+    return make_task(kind, label="severity") if kind == "regression" else make_task(kind)
+
+
+def demo_settings(manifest: Path, seed: int, task: Task = Task()) -> Settings:
     """The settings of ``lrmil run`` for painted slides: small tiles, so that it runs in minutes, and the encoder that
     comes with the package."""
     options: dict[str, Value] = {"tile-px": 128, "stage1-epochs": 12, "epochs": 100, "seed": seed}
+    if not task.classes:
+        options |= {"task": task.kind} | ({"label": task.label} if task.kind == "regression" else {})
     steps = {"distill-encoder": STAGE1, "train-teacher": HEADS, "distill-student": HEADS}
     return Settings(str(manifest.absolute()), "demo-vit", options, steps)
 
 
-def run_demo(folder: Path, manifest_path: Path, seed: int, run: Run, say: Say) -> dict[str, Any]:
+def run_demo(folder: Path, manifest_path: Path, seed: int, run: Run, say: Say, task: Task = Task()) -> dict[str, Any]:
     """Run the chain on a cohort with a column ``split`` and lesion outlines in ``truth/``.
 
     Args:
@@ -60,9 +74,10 @@ def run_demo(folder: Path, manifest_path: Path, seed: int, run: Run, say: Say) -
     Raises:
         StepError: a command failed.
     """
-    manifest = read_manifest(manifest_path)
-    seconds = run_chain("lrmil demo", demo_settings(manifest_path, seed), folder, manifest, run, say, overwrite=True)
-    shown = _shown([e for e in manifest if e.split == "test"], folder)
+    manifest = read_manifest(manifest_path, labels=Labels(task.label, task=task, asked=True))
+    settings = demo_settings(manifest_path, seed, task)
+    seconds = run_chain("lrmil demo", settings, folder, manifest, run, say, overwrite=True)
+    shown = _shown(_with_lesion(folder, manifest), folder, task)
     summary = summarize(folder, manifest, seed, seconds)
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     picture = folder / f"{shown}.overlay.png"
@@ -84,14 +99,23 @@ def truth_path(folder: Path, slide_id: str) -> Path:
     return folder / "cohort" / "truth" / f"{slide_id}.geojson"
 
 
-def _shown(test: Sequence[Entry], folder: Path) -> str:
-    """The positive held-out slide to show: the one whose prediction is surest."""
+def _with_lesion(folder: Path, manifest: Manifest) -> list[str]:
+    """The held-out slides that have a lesion."""
+    test = [e.slide_id for e in manifest if e.split == "test"]
+    return [s for s in test if not lesions(truth_path(folder, s)).is_empty]
 
-    def probability(slide_id: str) -> float:
+
+def _shown(slides: Sequence[str], folder: Path, task: Task) -> str:
+    """The slide to show: the one of the surest prediction of a tumor, or of the highest number or risk."""
+
+    def said(slide_id: str) -> float:
         text = (folder / "results" / f"{slide_id}.prediction.json").read_text(encoding="utf-8")
-        return float(json.loads(text)["probabilities"]["tumor"])
+        record = json.loads(text)
+        if task.classes:
+            return float(record["probabilities"]["tumor"])
+        return float(record["predicted" if task.kind == "regression" else "risk"])
 
-    return max((e.slide_id for e in test if e.label == "tumor"), key=probability)
+    return max(slides, key=said)
 
 
 def lesions(path: Path) -> BaseGeometry:
@@ -113,16 +137,14 @@ def lesion_share(rows: pd.DataFrame, area: BaseGeometry) -> np.ndarray:
 
 
 def attention_scores(folder: Path, manifest: Manifest) -> dict[str, float | None]:
-    """ROC AUC of the student's attention against the planted lesion, over LR tiles of the positive held-out slides.
+    """ROC AUC of the student's attention against the planted lesion, over LR tiles of held-out slides that have one.
 
     ``attention_auc`` takes the tiles of all slides together, ``attention_auc_per_slide`` is the mean over slides.
     """
     truth, scores, own = [], [], []
-    for e in manifest:
-        if e.split != "test" or e.label != "tumor":
-            continue
-        _, rows = read_table(folder / "results" / f"{e.slide_id}.attention.csv", "attention")
-        hit = lesion_share(rows, lesions(truth_path(folder, e.slide_id))) >= LESION_SHARE
+    for slide_id in _with_lesion(folder, manifest):
+        _, rows = read_table(folder / "results" / f"{slide_id}.attention.csv", "attention")
+        hit = lesion_share(rows, lesions(truth_path(folder, slide_id))) >= LESION_SHARE
         values = rows["attention"].to_numpy()
         truth.append(hit.astype(int))
         scores.append(values)
@@ -150,12 +172,13 @@ def summarize(folder: Path, manifest: Manifest, seed: int, seconds: dict[str, fl
         _, rows = read_table(folder / file, "predictions")
         if set(rows["slide_id"]) != test:
             raise LrmilError(f"{folder / file}: not the predictions of the held-out slides")
-        labels = [manifest.classes.index(v) for v in rows["label"]]
-        out[name] = evaluate(labels, rows[[f"prob_{c}" for c in manifest.classes]].to_numpy())
+        out[name] = _judged(manifest, rows)
     counts = {
         side: sum(len(read_table(p, "tiles")[1]) for p in (folder / f"tiles-{side}").glob("*.tiles.csv"))
         for side in ("hr", "lr")
     }
+    if manifest.task.kind == "survival":
+        out["planted"] = planted_concordance(folder, manifest)
     return {
         **out,
         **attention_scores(folder, manifest),
@@ -164,7 +187,25 @@ def summarize(folder: Path, manifest: Manifest, seed: int, seconds: dict[str, fl
         "slides": len(manifest),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "seed": seed,
+        **target_of(manifest.task),
     }
+
+
+def _judged(manifest: Manifest, rows: pd.DataFrame) -> dict[str, Any]:
+    if not manifest.task.classes:
+        return target_metrics(manifest.task, rows)
+    labels = [manifest.classes.index(v) for v in rows["label"]]
+    return evaluate(labels, rows[[f"prob_{c}" for c in manifest.classes]].to_numpy())
+
+
+def planted_concordance(folder: Path, manifest: Manifest) -> dict[str, float | None]:
+    """What a model would reach that knew the planted severity of the held-out slides: times are drawn from hazards."""
+    import pandas as pd
+
+    share = pd.read_csv(folder / "cohort" / "truth" / "severity.csv").set_index("slide_id")["share"]
+    test = [e for e in manifest if e.split == "test"]
+    about = {name: [getattr(e, name) for e in test] for name in ("patient_id", "time", "event")}
+    return target_metrics(manifest.task, pd.DataFrame({**about, "risk": [share[e.slide_id] for e in test], "fold": 1}))
 
 
 def draw_truth(path: Path, manifest: Manifest, folder: Path, slide_id: str) -> None:
@@ -180,25 +221,30 @@ def draw_truth(path: Path, manifest: Manifest, folder: Path, slide_id: str) -> N
     with open_slide(entry.path, slide_id=slide_id) as slide:
         image, scale_x, scale_y = overview(slide, 2.0)
     p = header["prediction"]
-    title = (
-        f"{slide_id}: {p['predicted']} (probability {p['probabilities'][p['predicted']]:.2f}); planted lesion in blue"
-    )
+    if manifest.task.classes:
+        said = f"{p['predicted']} (probability {p['probabilities'][p['predicted']]:.2f})"
+    else:
+        said = f"severity {p['predicted']:.3g}" if manifest.task.kind == "regression" else f"{p['group']} risk"
+    title = f"{slide_id}: {said}; planted lesion in blue"
     outlines = [np.asarray(g.exterior.coords) for g in parts]
     attention_picture(path, image, scale_x, scale_y, rows, header["slide"], title, outlines)
 
 
 def table(summary: dict[str, Any]) -> str:
     """What the demo ends with, for a terminal of 80 columns."""
-    tiles = summary["tiles"]
+    tiles, task = summary["tiles"], task_of(summary)
     held_out = f"{summary['held_out_slides']} held-out slides of {summary['slides']}"
-    lines = [f"{held_out}           accuracy   AUC     tiles read"]
+    (first, one), (second, other) = SHOWN[task.kind]
+    lines = [f"{held_out:<36}{first:<11}{second:<8}tiles read"]
     for name, key, side in (
         ("teacher, 20x", "teacher", "hr"),
         ("student, 5x, labels only", "lr_only", "lr"),
         ("student, 5x, distilled", "distilled", "lr"),
     ):
         m = summary[key]
-        lines.append(f"{name:<36}{show(m['accuracy']):<11}{show(m['auc']):<8}{tiles[side]:>6} (all slides)")
+        lines.append(f"{name:<36}{show(m[one]):<11}{show(m[other]):<8}{tiles[side]:>6} (all slides)")
+    if "planted" in summary:
+        lines.append(f"{'the planted severity itself':<36}{show(summary['planted'][one])}")
     found = show(summary["attention_auc"])
     lines.append(f"attention of the distilled student finds the planted lesion: AUC {found} over LR tiles")
     return "\n".join(lines)

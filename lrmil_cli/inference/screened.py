@@ -193,19 +193,17 @@ class ScreenedPredictor(TorchPredictor):
         index = torch.from_numpy(read).to(self.where)
         with torch.inference_mode():
             outs = [head.select(bag, s.used[:, index]) for head, s in zip(model.heads, decided)]
-        raw, attention, class_scores = ensemble(
-            self.header,
-            stacked([o.logits for o in outs]),
-            stacked([o.attention for o in outs]),
-            stacked([o.class_scores for o in outs if o.class_scores is not None]),  # DMIN has one row a class
-        )
+        logits, looks = (stacked([getattr(o, of) for o in outs]) for of in ("logits", "attention"))
+        own = [o.class_scores for o in outs if o.class_scores is not None]  # DMIN has one row a class
+        raw, attention, class_scores = ensemble(self.header, logits, looks, stacked(own) if own else None)
+        outputs = self.classes or [f"output {n}" for n in range(1, logits.shape[1] + 1)]
         seconds.add("head", time.perf_counter() - clock)
         record = {
             "tiles_read": {"lr": len(c.lr_boxes) - lr_bad, "hr": len(read)},
             "candidates": len(c.boxes),
             "kept_rate": round(len(read) / len(c.boxes), 6),
             "fallback": {
-                "empty_classes": sorted({c for s in decided for c, e in zip(self.classes, s.empty.tolist()) if e}),
+                "empty_classes": sorted({c for s in decided for c, e in zip(outputs, s.empty.tolist()) if e}),
                 "empty_folds": sum(bool(s.empty.all()) for s in decided),
             },
             "bad_tiles": lr_bad + len(bad),

@@ -136,11 +136,12 @@ def picker_parts(picker: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
     modules: dict[str, torch.nn.Module] = {f"encoder{n}": e.model for n, e in enumerate(picker.encoders)}
     modules |= {f"head{n}": h for n, h in enumerate(picker.heads)}
     tensors = {f"picker.{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
-    about = {
+    about: dict[str, Any] = {
         "encoders": [e.info.as_json() for e in picker.encoders],
         "heads": [h.config() for h in picker.heads],
         "encoder_of": picker.encoder_of,
         "classes": list(picker.classes),
+        **{name: picker.header[name] for name in ("target", "outputs") if name in picker.header},
     }
     return tensors, about
 

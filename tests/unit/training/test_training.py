@@ -1,5 +1,6 @@
 """Folds by patient, metrics that may be undefined, the loop's selection rule."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lrmil_cli.evaluation.metrics import evaluate, mean_sd, metrics_table
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.manifest_rows import Entry
 from lrmil_cli.heads import Bag, build_head
+from lrmil_cli.targets.task import make_task
 from lrmil_cli.training.folds import fold_names, make_folds, members
 from lrmil_cli.training.leaks import check_no_label_leak, check_no_leak, check_patients, encoder_leak
 from lrmil_cli.training.loop import TrainSettings, draw_order, fit_head
