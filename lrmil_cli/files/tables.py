@@ -35,7 +35,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "pairs": dict.fromkeys(("lr_index", "hr_index", "lr_x", "lr_y", "hr_x", "hr_y", "cell_row", "cell_col"), "i"),
     "attention": {"x": "i", "y": "i", "width": "i", "height": "i", "attention": "f", "percentile": "f"},
     "predictions": {"slide_id": "s", "patient_id": "s", "label": "s", "fold": "i", "predicted": "s"},
-    "answers": {"slide_id": "s", "predicted": "s", "probability": "f", "tiles": "i", "seconds": "f"},
+    "answers": {"slide_id": "s", "predicted": "s", "tiles": "i", "seconds": "f"},
     "seeds": {"student": "s", "seed": "i", "slide_id": "s", "patient_id": "s", "label": "s", "fold": "i"},
     "metrics": {"fold": "s"},
     "curves": {"fold": "i", "epoch": "i"},
