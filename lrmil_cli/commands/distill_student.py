@@ -39,6 +39,7 @@ def distill_student(
     event: cohort.Event = None,
     intervals: cohort.Intervals = None,
     risk_set: cohort.RiskSet = None,
+    bag: cohort.BagName = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -129,6 +130,10 @@ def distill_student(
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
     check_method(ctx, method)
     if method in OTHER_METHODS:
+        if cohort.bag_asked(values := ctx.params) != "slide":
+            raise UsageError(
+                f"--method {method} learns from slides; {values['teacher']} is a teacher of patients, for --method lrmil"
+            )
         return OTHER_METHODS[method](report, {**ctx.params, "head": head if given(ctx, "head") else None})
     check_seeds(seeds, keep)
     if no_baseline and baseline_encoder:
@@ -175,6 +180,7 @@ def distill_student(
         own_fixture=not no_fixture,
         seeds=seeds,
         keep=keep,
+        bag=cohort.bag_asked(values),
     )
     if fold is not None and not result.there:
         report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")
