@@ -131,7 +131,9 @@ def train_teacher(
     room = room_for(where, options.memory_bytes(memory))
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)
     grouped = patients_of if of_patients else lambda manifest: manifest
-    make_folds(grouped(labelled), folds, seed)  # before anything is encoded: what is wrong with folds should be said at once
+    make_folds(
+        grouped(labelled), folds, seed
+    )  # before anything is encoded: what is wrong with folds should be said at once
     left_out: dict[str, str] | None = {} if on_bad_slide == "skip" else None
     kept = Path(features) if features else Path(output) / "features"
     if encoder is None or tiles is None:

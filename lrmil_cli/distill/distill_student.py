@@ -49,9 +49,9 @@ from lrmil_cli.training.fold_files import check_fold_number, only_job
 from lrmil_cli.training.folds import fold_names, with_intervals
 from lrmil_cli.training.follow_teacher import check_classes, check_features, folds_like
 from lrmil_cli.training.high_resolution import HighResolution, load_high
-from lrmil_cli.training.patients import patient_bags, patient_targets, slide_folds
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.patients import patient_bags, patient_targets, slide_folds
 from lrmil_cli.training.seeds import as_judged, header_of, settings_of_seed
 from lrmil_cli.training.streamed import Room
 from lrmil_cli.training.teacher import Teacher, read_teacher
@@ -153,7 +153,9 @@ def train_student(
     high = None
     if guide is not None and pairs is not None:  # before tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
-        wanted = taught | slides_of(by_slide, "test")  # those that are only tested serve the receipt, which can do without
+        wanted = taught | slides_of(
+            by_slide, "test"
+        )  # those that are only tested serve the receipt, which can do without
         required = taught if distill.missing_teacher == "error" else set()
         high = load_high(ids, wanted, folder, pairs, tables, device, room, required=required)
         check_features(guide, folder, ids, high, warn)
