@@ -271,5 +271,5 @@ def predict(
         dry_run=dry_run,
         kept=kept,
         where=output,
-        then=lambda: after_predict(slides, output, pages=pages, maps=geojson is not None),
+        then=None if of_patients else lambda: after_predict(slides, output, pages=pages, maps=geojson is not None),
     )

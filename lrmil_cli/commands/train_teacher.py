@@ -181,7 +181,8 @@ def train_teacher(
         report.say(f"{output}: fold {fold} is there; the same command without --fold puts the teacher together")
         return report.result({"command": "train-teacher", "status": "ok", "output": output, "fold": fold})
     m = header["metrics"]
-    scores = f"{scores_text(m, labelled.task)} on {sum((parts == 'test').any(axis=1))} held-out {'patients' if of_patients else 'slides'}"
+    tested = f"{sum((parts == 'test').any(axis=1))} held-out {'patients' if of_patients else 'slides'}"
+    scores = f"{scores_text(m, labelled.task)} on {tested}"
     text = f"{output}: {'up to date; ' if there else ''}{scores}"
     report.end(text, after_teacher(manifest, output, head, encoder))
     report.result(

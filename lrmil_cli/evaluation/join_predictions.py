@@ -40,7 +40,8 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
 
     Raises:
         UsageError: two models of one name, or a manifest is needed and missing.
-        InputError: tasks, bags or classes that do not agree, a label that differs or that no model knows, no slide in common.
+        InputError: tasks, bags or classes that do not agree, a label that differs or that no model knows, no slide in
+            common.
     """
     names = [m.name for m in models]
     twice = next((n for n in names if names.count(n) > 1), None)
@@ -86,7 +87,7 @@ def _of_patients(
             )
     if first.bag != PATIENT or manifest is None:
         return [m.seen for m in models], manifest
-    patient = {e.slide_id: e.patient_id for e in manifest}
+    patient = {e.slide_id: e.patient_id for e in manifest.slides}
     seen = [frozenset(patient.get(s, s) for s in m.seen) for m in models]
     return seen, manifest if manifest.of is not None else patients_of(manifest)
 

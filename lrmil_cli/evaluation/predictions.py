@@ -172,16 +172,10 @@ def _table(path: str | Path) -> Predictions:
         rows[SITE] = rows[SITE].fillna("").astype(str)
     made_by, task = _made_by(header), task_of(header)
     kept = [*_columns(task), *(c for c in (SITE, SLIDES) if c in rows)]
-    bag = bag_of(header)
+    common: dict[str, Any] = {"of_model": made_by.get("digest"), "bag": bag_of(header)}
     if not task.classes:
         said, times = said_of_table(task, header, rows, str(path))
-        own: dict[str, Any] = {
-            "of_model": made_by.get("digest"),
-            "task": task,
-            "said": said,
-            "times": times,
-            "bag": bag,
-        }
+        own: dict[str, Any] = {"task": task, "said": said, "times": times, **common}
         return Predictions("", str(path), "out-of-fold", (), rows[kept], np.empty((len(rows), 0)), made_by, **own)
     columns = [c for c in rows.columns if c.startswith("prob_")]
     if not columns:
@@ -199,8 +193,7 @@ def _table(path: str | Path) -> Predictions:
         rows[kept],
         probabilities,
         made_by,
-        of_model=made_by.get("digest"),
-        bag=bag,
+        **common,
     )
     return _with_raw(found, raw)
 
@@ -249,6 +242,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     bags = {bag_of(r) for r in records}
     if len(bags) > 1:
         raise InputError(f"{folder}: answers for slides and for patients; keep one folder a model")
+    both: dict[str, Any] = {"of_model": records[0]["model"]["digest"], "bag": bags.pop()}
     first, task = records[0], task_of(records[0])
     classes = tuple(first["probabilities"]) if task.classes else ()
     for path, r in zip(paths, records):
@@ -261,13 +255,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     name = Path(_file_name(first["model"]["path"])).stem
     if not task.classes:
         said, times = said_of_records(task, records, str(folder))
-        own: dict[str, Any] = {
-            "of_model": first["model"]["digest"],
-            "task": task,
-            "said": said,
-            "times": times,
-            "bag": bags.pop(),
-        }
+        own: dict[str, Any] = {"task": task, "said": said, "times": times, **both}
         nothing = np.empty((len(rows), 0))
         found = Predictions(name, str(folder), "predict", (), rows, nothing, _made_by(first), **own)
         return _with_training(_with_unlike(found, records), records, folder)
@@ -279,11 +267,19 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
             f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again"
         ) from e
     found = Predictions(
-        name, str(folder), "predict", classes, rows, probabilities, _made_by(first), reading=reading, bag=bags.pop()
+        name,
+        str(folder),
+        "predict",
+        classes,
+        rows,
+        probabilities,
+        _made_by(first),
+        reading=reading,
+        **both,
     )
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
-    found = replace(found, heads=_heads(records, classes), of_model=first["model"]["digest"])
+    found = replace(found, heads=_heads(records, classes))
     return _with_training(_with_sets(_with_unlike(found, records), records, folder), records, folder)
 
 

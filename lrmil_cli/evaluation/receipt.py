@@ -109,6 +109,7 @@ def build_receipt(
     model = Path(model)
     header = receipt_header(model)
     task = task_of(header)
+    level = PATIENT if bag_of(header) == PATIENT else level
     beside = {n: _beside(model, f) for n, f in FILES.items()}
     found = {
         n: _own_predictions(path, last_digest(header), header)
@@ -133,7 +134,9 @@ def build_receipt(
         "classes": list(header["classes"]),
         "level": level,
         **({"bag": PATIENT} if bag_of(header) == PATIENT else {}),
-        "slides": len({i for own in rows[SLIDES if SLIDES in rows else "slide_id"] for i in own.split("|")}),
+        "slides": sum(len(own.split("|")) for own in rows.groupby("slide_id")[SLIDES].first())
+        if SLIDES in rows
+        else rows["slide_id"].nunique(),
         "patients": rows["patient_id"].nunique(),
         "patients_apart": _patients_apart(header, rows),
         "folds": next(iter(shared.values())).rows["fold"].nunique(),

@@ -80,7 +80,8 @@ def held_out_folds(path: Path, header: dict[str, Any]) -> dict[int, set[str]] | 
             folds: dict[int, set[str]] = {}
             for row in csv.DictReader(fh):
                 # Of patients, a row names all their slides.
-                folds.setdefault(int(row["fold"]), set()).update((row.get("slides") or row["slide_id"]).split("|"))
+                own = row["slides"].split("|") if "slides" in row else [row["slide_id"]]
+                folds.setdefault(int(row["fold"]), set()).update(own)
     except (InputError, OSError, KeyError, ValueError):
         return None
     return folds

@@ -14,7 +14,7 @@ import torch
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.embed import features_settings
 from lrmil_cli.encoders.spec import load_encoder
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.training_slides import held_out_folds
 from lrmil_cli.files.features import BagFile
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date

@@ -61,7 +61,8 @@ def record_of(
     """What the header of every model says of its cohort and of how it was judged there (models/README 2).
 
     Args:
-        headers: as of :func:`data_of`, of slides where entries of the manifest are patients; judged: what is judged of each fold; results: the heads that are kept.
+        headers: as of :func:`data_of`, of slides also where entries of the manifest are patients.
+        judged: what is judged of each fold; results: the heads that are kept.
         metrics: of :func:`lrmil_cli.training.out_of_fold.score`.
     """
     rows, pooled = metrics

@@ -33,8 +33,8 @@ def check_classes(guide: Teacher, manifest: Manifest) -> None:
     if (guide.bag == PATIENT) != (manifest.of is not None):
         mine = SLIDE if manifest.of is None else PATIENT
         raise InputError(
-            f"{guide.path}: a bag of the teacher is a {guide.bag}, of the student a {mine}; leave out --bag to take the "
-            "teacher's"
+            f"{guide.path}: a bag of the teacher is a {guide.bag}, of the student a {mine}; leave out --bag to take "
+            "the teacher's"
         )
     if guide.classes != manifest.classes:
         raise InputError(

@@ -28,8 +28,8 @@ def predictions_table(manifest: Manifest, results: Sequence[Judged]) -> pd.DataF
     Of classes ``label`` and ``predicted, prob_<class>..., raw_<class>...``: ``prob_`` are calibrated, each head by its
     own validation slides, ``raw_`` are as the head has them. Of regression ``label`` and ``predicted``. Of survival
     ``time, event`` and ``risk, group`` (high or low by the cut that the training slides of the fold set), ``median``
-    where a curve reaches one half, and ``survival_<t>`` at :func:`times_of` the heads. Where bags are of patients, a row
-    is a patient (``slide_id`` too), and ``slides`` are the ids of its slides, with ``|`` between them.
+    where a curve reaches one half, and ``survival_<t>`` at :func:`times_of` the heads. Where bags are of patients, a
+    row is a patient (``slide_id`` too), and ``slides`` are the ids of its slides, with ``|`` between them.
     """
     columns, says = SAYS[manifest.task.kind]
     entries = {e.slide_id: e for e in manifest}
