@@ -50,8 +50,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
             f"two models are called {twice!r}; name them, as in a={models[0].source} b={models[-1].source}"
         )
     task_of_all(models)
-    seen, manifest = _of_patients(models, manifest)
-    models = [replace(m, seen=own) for m, own in zip(models, seen)]
+    models, manifest = _of_patients(models, manifest)
     classes = tuple(sorted(models[0].classes))
     for m in models:
         if set(m.classes) != set(classes):
@@ -73,8 +72,8 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
 
 def _of_patients(
     models: Sequence[Predictions], manifest: Manifest | None
-) -> tuple[list[frozenset[str]], Manifest | None]:
-    """What the models have seen, and the manifest, by patient where they answer for patients.
+) -> tuple[list[Predictions], Manifest | None]:
+    """The models, and the manifest, where answers are for patients: what was seen of a patient is told of the patient.
 
     Raises:
         InputError: some answer for slides and some for patients, or slides of a patient have different labels.
@@ -86,10 +85,13 @@ def _of_patients(
                 f"{m.source}: answers for {m.bag}s, but {first.source} for {first.bag}s; compare models of one kind"
             )
     if first.bag != PATIENT or manifest is None:
-        return [m.seen for m in models], manifest
+        return list(models), manifest
     patient = {e.slide_id: e.patient_id for e in manifest.slides}
-    seen = [frozenset(patient.get(s, s) for s in m.seen) for m in models]
-    return seen, manifest if manifest.of is not None else patients_of(manifest)
+    told = [
+        replace(m, **{name: frozenset(patient.get(s, s) for s in getattr(m, name)) for name in ("seen", "pixels")})
+        for m in models
+    ]
+    return told, manifest if manifest.of is not None else patients_of(manifest)
 
 
 def task_of_all(models: Sequence[Predictions]) -> Task:
