@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -97,7 +98,7 @@ def teacher_line(folder: Path, slides: int, memory: str, epochs: int) -> list[st
     """The command that trains the teacher of one fold."""
     out = folder / f"out{slides}" / f"teacher-{memory}-{epochs}"
     line = ["train-teacher", str(folder / f"slides{slides}.csv"), "--features", str(folder / "hr"), "-o", str(out)]
-    return [*line, "--memory", memory, "--epochs", str(epochs), "--overwrite"]
+    return [*line, "--memory", memory, "--epochs", str(epochs)]
 
 
 def student_line(folder: Path, slides: int, memory: str, epochs: int) -> list[str]:
@@ -114,15 +115,22 @@ def student_line(folder: Path, slides: int, memory: str, epochs: int) -> list[st
         "--epochs": epochs,
         "-o": out / f"student-{memory}-{epochs}.safetensors",
     }
-    line = ["distill-student", str(folder / f"slides{slides}.csv"), "--no-baseline", "--overwrite"]
+    line = ["distill-student", str(folder / f"slides{slides}.csv"), "--no-baseline"]
     return line + [str(word) for option in options.items() for word in option]
+
+
+def anew(line: list[str]) -> tuple[float, float]:
+    """:func:`lrmil` without what an earlier run left, which would be taken over."""
+    out = Path(line[line.index("-o") + 1])
+    shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    return lrmil(*line)
 
 
 def measure(line_of: Callable[..., list[str]], folder: Path, slides: int, memory: str) -> None:
     """Run a command with one epoch and with all, and print seconds an epoch between the two and peak memory."""
-    lrmil(*line_of(folder, slides, memory, 1))  # files come into the system's cache
-    one, _ = lrmil(*line_of(folder, slides, memory, 1))
-    whole, peak = lrmil(*line_of(folder, slides, memory, EPOCHS))
+    anew(line_of(folder, slides, memory, 1))  # files come into the system's cache
+    one, _ = anew(line_of(folder, slides, memory, 1))
+    whole, peak = anew(line_of(folder, slides, memory, EPOCHS))
     name = f"{line_of(folder, slides, memory, 1)[0]}, {slides} slides, --memory {memory}"
     print(f"{name:<44} {(whole - one) / (EPOCHS - 1):7.2f} s an epoch {whole:8.1f} s {peak:6.2f} GB", flush=True)
 

@@ -9,7 +9,7 @@ lrmil train-teacher "$slides" --tiles "$out/tiles-hr" --encoder "$encoder" --fea
 # full_hr OPTIONS...: ABMIL on all HR tiles, as a model that predict can run
 full_hr() {
     lrmil distill-student "$slides" --tiles "$out/tiles-hr" --encoder "$encoder" --teacher "$out/teacher-abmil" --preset lr-only \
-        --lr-features "$out/features-hr" $heads "$@" -o "$to/full-hr.safetensors"
+        --lr-features "$out/features-hr" --no-onnx $heads "$@" -o "$to/full-hr.safetensors"
 }
 # lr_only NAME ENCODER OPTIONS...: an LR student that nobody taught
 lr_only() {

@@ -30,7 +30,7 @@ student() {
     name=$1
     shift
     lrmil distill-student "$slides" --tiles "$out/tiles-lr" --pairs "$out/pairs" --teacher "$out/teacher-abmil" \
-        --features "$out/features-hr" $heads "$@" -o "$to/$name.safetensors"
+        --features "$out/features-hr" --no-onnx $heads "$@" -o "$to/$name.safetensors"
 }
 # distilled NAME OPTIONS...: the same with the distilled encoder of each fold; the LR-only student is trained only once, elsewhere
 distilled() {

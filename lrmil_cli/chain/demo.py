@@ -49,7 +49,8 @@ def demo_task(kind: str) -> Task:
     Raises:
         UsageError: no such task.
     """
-    return make_task(kind, label="severity") if kind == "regression" else make_task(kind)
+    own: dict[str, dict[str, Any]] = {"regression": {"label": "severity"}, "survival": {"loss": "cox", "risk_set": 8}}
+    return make_task(kind, **own.get(kind, {}))
 
 
 def demo_settings(manifest: Path, seed: int, task: Task = Task()) -> Settings:
@@ -57,7 +58,8 @@ def demo_settings(manifest: Path, seed: int, task: Task = Task()) -> Settings:
     comes with the package."""
     options: dict[str, Value] = {"tile-px": 128, "stage1-epochs": 12, "epochs": 100, "seed": seed}
     if not task.classes:
-        options |= {"task": task.kind} | ({"label": task.label} if task.kind == "regression" else {})
+        options |= {"task": task.kind, "loss": task.loss}
+        options |= {"label": task.label} if task.kind == "regression" else {"risk-set": task.risk_set}
     steps = {"distill-encoder": STAGE1, "train-teacher": HEADS, "distill-student": HEADS}
     return Settings(str(manifest.absolute()), "demo-vit", options, steps)
 

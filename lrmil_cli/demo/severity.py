@@ -10,7 +10,7 @@ from lrmil_cli.demo.paint import NESTED
 
 #: Of survival: months of typical follow-up, shape of the Weibull distribution, how the log hazard rises from severity 0
 #: to 1, and how often a patient is lost to follow-up, as a hazard. Chosen so that a third is censored.
-MONTHS, SHAPE, RISE, LOST = 36.0, 2.0, 8.0, 0.3
+MONTHS, SHAPE, RISE, LOST = 36.0, 3.0, 14.0, 0.12
 #: Parts of six patients of neighbouring severity.
 SPLITS = ("train", "train", "train", "val", "test", "test")
 

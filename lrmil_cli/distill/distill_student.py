@@ -226,7 +226,7 @@ def train_student(
         with ExitStack() as jobs:
             for files in kept[0].values():
                 jobs.enter_context(only_job(files.path(fold), fold))
-            train_runs(cohort, head, distill, runs, keep, device, kept, say, warn, fold, again=overwrite)
+            train_runs(cohort, head, distill, runs, keep, device, kept, say, warn, fold)
         return Result(False, {}, f"fold {fold}", None)
     if seeds > 1:
         own |= {"seeds": seeds, "keep": keep or "ensemble"}

@@ -35,14 +35,13 @@ def train_runs(
     say: Callable[[str], None],
     warn: Callable[[str], None],
     fold: int | None = None,
-    again: bool = False,
 ) -> dict[str, Student]:
     """Train the distilled student and, if they are wanted, that of another encoder, and the LR-only one, which learns
     from the labels alone.
 
     Args:
         runs: settings of each seed; kept: of each of them, where the heads of each student are kept.
-        fold: the one to train, None for all; again: even where it was trained before.
+        fold: the one to train, None for all.
     """
     guide = cohort.guide
     like = (lambda k: None) if guide is None else (lambda k: guide.head(k)[0].get("outputs"))
@@ -52,8 +51,7 @@ def train_runs(
         voice += f"seed {n + 1}, " if len(runs) > 1 else ""
         how["who"] = "the baseline's head" if who == "lr_only" else "student"
         told = lambda text: say(voice + text)
-        known = (lambda k: None) if again else files.taken_over(told)
-        how |= {"known": known, "done": files.keep, "only": fold, "say": told, "like": like}
+        how |= {"known": files.taken_over(told), "done": files.keep, "only": fold, "say": told, "like": like}
         return crossval.train_folds(cohort.manifest, cohort.folds, spec=head, settings=runs[n], **how)
 
     def student(results: list[list[FoldResult]], bags_of: Callable[[int], Bags[Bag]]) -> Student:

@@ -171,8 +171,6 @@ def train_teacher(
         say(f"{problem}; what is damaged is made again")
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file; -o names the teacher's folder")
-    # What jobs or a run that was cut off have trained is taken over, and only what was finished is made again.
-    again = overwrite and (fold is not None or (output / "teacher.json").exists())
     check_fold_number(fold, len(fold_names(folds)))
     remove(output / "teacher.json")
     for stale in output.glob("fold*"):
@@ -194,8 +192,7 @@ def train_teacher(
 
     def train(n: int, only: int | None = None) -> list[FoldResult]:
         told = (lambda text: say(f"seed {n + 1}, {text}")) if many else say
-        known = (lambda k: None) if again else kept[n].taken_over(told)
-        how: dict[str, Any] = {"known": known, "done": kept[n].keep, "only": only, "say": told}
+        how: dict[str, Any] = {"known": kept[n].taken_over(told), "done": kept[n].keep, "only": only, "say": told}
         return crossval.train_folds(manifest, folds, lambda k: bags, spec, runs[n], who="teacher", **how)
 
     if fold is not None:
@@ -203,7 +200,7 @@ def train_teacher(
             for n in range(seeds):
                 train(n, only=fold)
         return None, False
-    for one in () if again else kept:
+    for one in kept:
         one.check_collected(len(fold_names(folds)))
     trained = [train(n) for n in range(seeds)]
     results = kept_heads(trained, "best", settings.monitor, manifest.task)

@@ -25,8 +25,8 @@ QUICK = {
     "distill-encoder": ["--epochs", "1", "--warmup", "1", "--batch-size", "4"],
     "distill-student": ["--epochs", "2", "--lr", "1e-3", "--no-onnx"],
 }
-#: Lines with one of these need what the test does not have: a network, a cluster, files of other tools, minutes.
-NOT_HERE = {"uni", "snakemake", "torchrun", "trident", "demo", "export-onnx", "onnx-int8", "venv", "source"}
+#: Lines with one of these need what the test does not have: a network, a cluster, tools, columns, minutes.
+NOT_HERE = {"uni", "died", "snakemake", "torchrun", "trident", "demo", "export-onnx", "onnx-int8", "venv", "source"}
 
 
 def blocks(page: Path) -> list[list[list[list[str]]]]:

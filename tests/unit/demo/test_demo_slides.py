@@ -100,7 +100,7 @@ def test_patients_of_a_severity_and_what_it_sets():
         assert all(r["severity"] == pytest.approx(100 * NESTED * r["share"], abs=0.051) for r in numbers)
         time, event, share = (np.array([r[k] for r in rows], float) for k in ("time", "event", "share"))
         pairs = [(share[i] > share[j]) for i in range(60) for j in range(60) if event[i] and time[i] < time[j]]
-        assert 0.8 < np.mean(pairs) < 0.93
+        assert 0.87 < np.mean(pairs) < 0.97
 
 
 def test_a_cohort_keeps_its_severity_out_of_the_table(tmp_path, monkeypatch):

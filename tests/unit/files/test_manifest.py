@@ -14,6 +14,7 @@ from lrmil_cli.files.manifest_about import describe_manifest
 from lrmil_cli.files.manifest_columns import MISSING
 from lrmil_cli.files.manifest_rows import Labels
 from lrmil_cli.slide_names import slide_id_of
+from lrmil_cli.targets.task import make_task
 
 TCGA = "TCGA-A1-{}-01Z-00-DX1.1A2B-3C"
 
@@ -277,3 +278,39 @@ def test_sites_are_those_of_the_column_else_of_tcga(tmp_path):
     m = manifest(tmp_path, "slide,label\nTCGA-AB-1234-01.svs,x\nTCGA-CD-1234-01.svs,y\nc.svs,x\n")
     assert [e.site for e in m] == ["AB", "CD", None] and "2 sites by their TCGA ids" in m.understood()
     assert manifest(tmp_path, "slide,label\na.svs,x\n").sites_from is None
+
+
+def of_task(tmp_path, lines, *named, **columns):
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    asked = Labels(columns.get("label"), task=make_task(*named, **columns), asked=True)
+    return read_manifest(tmp_path / "m.csv", need_labels=True, labels=asked)
+
+
+def test_numbers_and_times_are_read_and_said(tmp_path):
+    number = of_task(tmp_path, ["slide,ki67", 'a.svs,"1,5"', "b.svs,20"], "regression", label="ki67")
+    assert (
+        [e.value for e in number] == [1.5, 20.0] and number.classes == () and [e.label for e in number] == ["1.5", "20"]
+    )
+    assert "ki67 from 1.5 to 20" in number.understood()
+    lines = ["slide,patient,Months,died", "a.svs,p,12.5,1", "b.svs,p,12.5,1.0", "c.svs,q,3,0"]
+    followed = of_task(tmp_path, lines, "survival", time="months", event="died")
+    assert [(e.time, e.event, e.label) for e in followed] == [(12.5, 1, "12.5"), (12.5, 1, "12.5"), (3.0, 0, "3+")]
+    assert followed.events == 2 and "2 events, times from 3 to 12.5" in followed.understood()
+
+
+@pytest.mark.parametrize(
+    "labels, refused",
+    [
+        (range(20), False),
+        (range(21), True),
+        ([n / 4 for n in range(10)], False),
+        ([n / 4 for n in range(11)], True),
+        ([*range(30), "x"], False),
+    ],
+)
+def test_labels_that_look_like_a_number_to_learn_want_a_task(tmp_path, labels, refused):
+    rows = [f"s{n}.svs,{label}" for n, label in enumerate([*labels, *labels])]
+    (tmp_path / "m.csv").write_text("\n".join(["slide,label", *rows]))
+    for asked in (False, True):
+        problems = survey_manifest(tmp_path / "m.csv", need_labels=True, labels=Labels(asked=asked))[1]
+        assert any("say --task regression" in p.text for p in problems) == (refused and not asked)
