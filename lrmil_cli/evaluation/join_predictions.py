@@ -70,9 +70,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
     return [_with_leaks(m, manifest) for m in out]
 
 
-def _of_patients(
-    models: Sequence[Predictions], manifest: Manifest | None
-) -> tuple[list[Predictions], Manifest | None]:
+def _of_patients(models: Sequence[Predictions], manifest: Manifest | None) -> tuple[list[Predictions], Manifest | None]:
     """The models, and the manifest, where answers are for patients: what was seen of a patient is told of the patient.
 
     Raises:
@@ -87,10 +85,11 @@ def _of_patients(
     if first.bag != PATIENT or manifest is None:
         return list(models), manifest
     patient = {e.slide_id: e.patient_id for e in manifest.slides}
-    told = [
-        replace(m, **{name: frozenset(patient.get(s, s) for s in getattr(m, name)) for name in ("seen", "pixels")})
-        for m in models
-    ]
+
+    def by_patient(slides: frozenset[str]) -> frozenset[str]:
+        return frozenset(patient.get(s, s) for s in slides)
+
+    told = [replace(m, seen=by_patient(m.seen), pixels=by_patient(m.pixels)) for m in models]
     return told, manifest if manifest.of is not None else patients_of(manifest)
 
 

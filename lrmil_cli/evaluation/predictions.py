@@ -48,8 +48,7 @@ class Predictions:
         unlike: bool [n], slides unlike the training slides, where all predictions say so.
         task: what is predicted; of numbers and of survival there are no classes, ``rows`` has the columns of
             ``target_predictions.TRUTH`` in place of ``label``, and said what the model says of each slide.
-        bag: what a row is: a ``slide``, or a ``patient`` whose slides were answered as one (``slide_id`` is the
-            patient then); of tables of patients ``rows`` has their ``slides``.
+        bag: what a row is: a ``slide``, or a ``patient`` (``slide_id`` is the patient then) with its ``slides``.
         times: at which the curves of ``said`` are known.
     """
 
@@ -185,16 +184,7 @@ def _table(path: str | Path) -> Predictions:
     raw = None
     if all(f"raw_{c}" in rows for c in classes):
         raw = rows[[f"raw_{c}" for c in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    found = Predictions(
-        "",
-        str(path),
-        "out-of-fold",
-        classes,
-        rows[kept],
-        probabilities,
-        made_by,
-        **common,
-    )
+    found = Predictions("", str(path), "out-of-fold", classes, rows[kept], probabilities, made_by, **common)
     return _with_raw(found, raw)
 
 
@@ -266,20 +256,10 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
         raise InputError(
             f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again"
         ) from e
-    found = Predictions(
-        name,
-        str(folder),
-        "predict",
-        classes,
-        rows,
-        probabilities,
-        _made_by(first),
-        reading=reading,
-        **both,
-    )
+    both |= {"reading": reading, "heads": _heads(records, classes)}
+    found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), **both)
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
-    found = replace(found, heads=_heads(records, classes))
     return _with_training(_with_sets(_with_unlike(found, records), records, folder), records, folder)
 
 
