@@ -45,6 +45,7 @@ class Manifest:
         by_site: how folds that are drawn from it treat sites: ``preserve``, ``leave-one-out``, or None: not at all.
         sites_from: where sites come from: ``column``, ``tcga``, or None where no slide has one.
         unlabelled: row and cell of slides without label; form: separator and encoding, or the workbook's sheet.
+        of: of a manifest whose entries are patients (:mod:`lrmil_cli.files.patients`), the one of their slides.
     """
 
     path: Path
@@ -63,6 +64,12 @@ class Manifest:
     sites_from: str | None = None
     by_site: str | None = None
     task: Task = Task()
+    of: Manifest | None = None
+
+    @property
+    def slides(self) -> Manifest:
+        """The manifest of slides: itself, unless its entries are patients."""
+        return self.of or self
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
