@@ -186,7 +186,8 @@ def predict(
     """Classify one slide, or regions of it, as ``lrmil predict`` does.
 
     Args:
-        slide: open, or its path; model: of :func:`load_model`, or its path.
+        slide: open, or its path (to a model of patients it is all of its patient); model: of :func:`load_model`, or
+            its path.
         roi: GeoJSON drawn in QuPath; min_inside: share of a tile that must lie inside it.
 
     Raises:

@@ -124,6 +124,7 @@ def run_batch(
     report: Report,
     *,
     fail_fast: bool = False,
+    what: str = "slide",
     failures_in: Path | None = None,
     ahead: int = 0,
     dry_run: bool = False,
@@ -137,6 +138,7 @@ def run_batch(
         doing: what the command does to its items, as ``embedding``, for the line that says how far it is.
         work: a function, or a generator function whose part before its ``yield`` may be done while ``ahead`` items
             before it are finished (:func:`lrmil_cli.ahead.in_turn`).
+        what: an item is.
         failures_in: folder for ``failures.csv`` of a batch; None writes none.
         kept: called when all are done, also where some failed or Ctrl-C ended it.
         where: what is made goes there; then: the command that comes next (:mod:`lrmil_cli.commands.next_step`).
@@ -151,7 +153,7 @@ def run_batch(
     failures_in = None if dry_run else failures_in
     started = time.monotonic()
     try:
-        with phase(doing, len(items), "slide") as told:
+        with phase(doing, len(items), what) as told:
             for item, finish in zip(items, turns(work, items, ahead)):
                 told.item = item.slide_id if item.slide_id != "-" else ""
                 done = settle(command, item, finish, report, alone=len(items) == 1)
@@ -171,11 +173,11 @@ def run_batch(
     if failures and len(items) == 1:
         raise failures[0].error
     if not dry_run and outcomes:
-        many = counted(outcomes, failures, time.monotonic() - started) if len(items) > 1 else ""
+        many = counted(outcomes, failures, time.monotonic() - started, what) if len(items) > 1 else ""
         report.end(f"{many} -> {where}" if many and where else many, then() if then else None)
     if failures:
         listed = f", listed in {failures_in / 'failures.csv'}" if failures_in is not None else ""
-        text = f"{len(failures)} of {len(items)} slides failed{listed}"
+        text = f"{len(failures)} of {len(items)} {what}s failed{listed}"
         codes = {f.error.exit_code for f in failures}
         if len(failures) == len(items) and len(codes) == 1:
             error = failures[0].error
@@ -234,12 +236,12 @@ def settle(
     return outcome
 
 
-def counted(outcomes: Sequence[Outcome], failures: Sequence[Failed], seconds: float) -> str:
+def counted(outcomes: Sequence[Outcome], failures: Sequence[Failed], seconds: float, what: str = "slide") -> str:
     """What became of a batch, in one line."""
     words = {"ok": "made", "uncertain": "uncertain", "skipped": "there already", "no_tissue": "without tissue"}
     statuses = Counter([o.status for o in outcomes] + [f.status for f in failures])
     parts = [f"{statuses[s]} {words.get(s, s)}" for s in (*words, "failed") if statuses[s]]
-    return f"{sum(statuses.values())} slides in {duration(seconds)}: {', '.join(parts)}"
+    return f"{sum(statuses.values())} {what}s in {duration(seconds)}: {', '.join(parts)}"
 
 
 def turns(work: Callable[[T], Outcome | Turn], items: Sequence[T], ahead: int) -> Iterator[Callable[[], Outcome]]:

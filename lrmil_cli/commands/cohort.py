@@ -106,6 +106,17 @@ ClassMap = Annotated[
 ]
 
 
+BagName = Annotated[
+    Optional[str],
+    typer.Option(
+        "--bag",
+        help="What is learned from, and answered, as one: the tiles of a slide, or those of all slides of a patient "
+        "(column patient_id), which then have one label.  [default: slide, or what the teacher's were; paper]",
+        show_default=False,
+    ),
+]
+
+
 #: Options that a task has besides its loss, by their parameters.
 OF_TASK = {"classification": (), "regression": ("label",), "survival": ("time", "event", "intervals", "risk_set")}
 
@@ -152,6 +163,22 @@ def read_cohort(
     if need_labels and manifest.unknown_patients:
         report.warn(f"{path}: {manifest.patients_warning()}")
     return manifest
+
+
+def bag_asked(values: dict[str, Any]) -> str:
+    """What a bag is to be: as ``--bag`` says, else as those of the teacher, else a slide.
+
+    Raises:
+        UsageError: no such bag.
+    """
+    from lrmil_cli.files.patients import BAGS, SLIDE, bag_of
+    from lrmil_cli.training.teacher import read_teacher_header
+
+    asked = values["bag"]
+    if asked not in (None, *BAGS):
+        raise UsageError(f"--bag {asked}: choose {' or '.join(BAGS)}")
+    teacher = values.get("teacher")
+    return asked or (bag_of(read_teacher_header(teacher)) if teacher else SLIDE)
 
 
 def labels_of(values: dict[str, Any], like: Task | None = None) -> Labels:

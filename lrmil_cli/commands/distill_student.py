@@ -16,6 +16,7 @@ from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method, given
 from lrmil_cli.commands.student_runs import task_of_teacher
 from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
+from lrmil_cli.files.patients import SLIDE
 
 #: What runs a method other than LRMIL, given the report and all parameters by name.
 OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened, "zoommil": distill_zoom, "eagle": distill_eagle}
@@ -39,6 +40,7 @@ def distill_student(
     event: cohort.Event = None,
     intervals: cohort.Intervals = None,
     risk_set: cohort.RiskSet = None,
+    bag: cohort.BagName = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -129,6 +131,11 @@ def distill_student(
         raise UsageError(f"-o {output}: the model's name must end in .safetensors")
     check_method(ctx, method)
     if method in OTHER_METHODS:
+        if cohort.bag_asked(values := ctx.params) != SLIDE:
+            raise UsageError(
+                f"--method {method} learns from slides, and {values['teacher']} is a teacher of patients, which only "
+                "--method lrmil can follow"
+            )
         return OTHER_METHODS[method](report, {**ctx.params, "head": head if given(ctx, "head") else None})
     check_seeds(seeds, keep)
     if no_baseline and baseline_encoder:
@@ -175,6 +182,7 @@ def distill_student(
         own_fixture=not no_fixture,
         seeds=seeds,
         keep=keep,
+        bag=cohort.bag_asked(values),
     )
     if fold is not None and not result.there:
         report.say(f"{target}: fold {fold} is there; the same command without --fold puts the model together")

@@ -131,6 +131,7 @@ def evaluate(
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.names import fits_file_name
+    from lrmil_cli.files.patients import PATIENT, patients_of
 
     report = Report(json)
     folder = Path(output)
@@ -149,6 +150,10 @@ def evaluate(
     if slides:
         listed = cohort.read_cohort(report, slides, ctx.params, need_labels=False, need_slides=False, like=task)
         evaluate_targets.check_columns(task, listed)
+    if any(p.bag == PATIENT for p in found):
+        if profile is not None:
+            raise UsageError(f"--profile {profile} counts slides, and these are answers for patients; leave it out")
+        level, listed = PATIENT, None if listed is None else patients_of(listed)
     columns = [name.strip() for name in (by or "").split(",") if name.strip()]
     models = join(found, listed, columns)
     distilled = [p for p in found if receipt and p.source.endswith(".safetensors")]

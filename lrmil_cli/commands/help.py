@@ -30,7 +30,7 @@ PANELS = {
     "Map for QuPath": "style top threshold colormap fine",
     "Method": "method student preset fold folds by_site seeds keep one_encoder layers baseline_encoder no_baseline "
     "also_encoder crossfit init",
-    "Labels": "task label time event loss intervals risk_set drop_missing classes class_map",
+    "Labels": "task label time event loss intervals risk_set bag drop_missing classes class_map",
     "Encoder": "embedding input_size student_input_size random_init hr_encoder dtype repack feature_set "
     "allow_fractional_regions",
     "Loss": "lambda_bag lambda_soft lambda_hard temperature_bag temperature_attention region_attention soft_reduction "
@@ -56,6 +56,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "head": ("abmil", "clam_mb", "clam_sb", "dmin", "dsmil", "dtfd", "maxpool", "meanpool", "transmil"),
     "recipe": ("common", "published"),
     "task": ("classification", "regression", "survival"),
+    "bag": ("slide", "patient"),
     "loss": ("huber", "mse", "nll", "cox"),
     "reader": ("auto", "tiffslide", "openslide"),
     "runtime": ("auto", "torch", "onnx", "onnx-int8"),

@@ -28,7 +28,7 @@ class SlideInput:
     """One slide to work on.
 
     Attributes:
-        mpp, mask, roi, min_tissue: what the manifest says of it, None where it says nothing.
+        mpp, mask, roi, min_tissue, patient_id: what the manifest says of it, None where it says nothing.
     """
 
     path: Path
@@ -37,6 +37,7 @@ class SlideInput:
     mask: Path | None = None
     roi: Path | None = None
     min_tissue: float | None = None
+    patient_id: str | None = None
 
 
 def open_input(item: SlideInput, **options: Any) -> Slide:
@@ -96,7 +97,7 @@ def expand_slides(
 
 def of_entry(entry: Entry) -> SlideInput:
     """A row of a manifest as something to work on."""
-    return SlideInput(entry.path, entry.slide_id, entry.mpp, entry.mask, entry.roi, entry.min_tissue)
+    return SlideInput(entry.path, entry.slide_id, entry.mpp, entry.mask, entry.roi, entry.min_tissue, entry.patient_id)
 
 
 def where_slides_are(argument: str | None) -> dict[str, Path]:

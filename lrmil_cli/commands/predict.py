@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +15,7 @@ from lrmil_cli.commands import (
     options,
     overlays,
     predict_outputs,
+    predict_patients,
     promises,
     regions,
     report_pages,
@@ -20,13 +23,16 @@ from lrmil_cli.commands import (
     selective_options,
 )
 from lrmil_cli.commands import watch as watching
-from lrmil_cli.commands.batch import Turn, failures_folder, run_batch
+from lrmil_cli.commands.batch import Outcome, Turn, failures_folder, run_batch
 from lrmil_cli.commands.inputs import SlideInput, expand_slides, open_input
 from lrmil_cli.commands.next_step import after_predict
 from lrmil_cli.commands.predict_outputs import check_fine, check_outputs
 from lrmil_cli.commands.predict_slide import Answers, Asked, Wanted, model_names, planned_slide, predict_slide
 from lrmil_cli.commands.report import Report
 from lrmil_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lrmil_cli.inference.patients import Part
 
 Models = Annotated[
     list[str],
@@ -192,19 +198,42 @@ def predict(
         for asked in models:
             shiftable(asked.predictor)
     answers = Answers(Path(output), names)
+    of_patients = predict_patients.answers_for_patients(predictors)
+    if of_patients:
+        predict_patients.check_patients(
+            predictors,
+            {
+                "-o -": output == "-",
+                "--geojson -": geojson == "-",
+                "--report": pages,
+                "--top-tiles": top_tiles is not None,
+                "--fine": fine is not None,
+                "--escalate": escalate is not None,
+                "--watch": watch,
+            },
+        )
 
     def one(item: SlideInput) -> Turn:
         began = time.perf_counter()
-        how = {"reader": reader, "image": image, "workers": workers, "on_bad_tile": on_bad_tile}
-        with open_input(item, slide_mpp=slide_mpp, **how) as slide:
-            qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
-            report.notes(slide)
-            slide.given = replace(read_mask(slide, item), min_tissue=item.min_tissue)
-            region = read_region(slide, item)
+        with ExitStack() as stack:
+            slide, region = opened_part(item, stack)
             if dry_run:
                 return planned_slide(models, slide, region, report)
             opened = time.perf_counter() - began
             return (yield from predict_slide(models, slide, region, opened, answers, report))
+
+    def opened_part(item: SlideInput, stack: ExitStack) -> Part:
+        how = {"reader": reader, "image": image, "workers": workers, "on_bad_tile": on_bad_tile}
+        slide = stack.enter_context(open_input(item, slide_mpp=slide_mpp, **how))
+        qupath_frame(slide.describe(), origin, size)  # an image that does not fit is known before the work
+        report.notes(slide)
+        slide.given = replace(read_mask(slide, item), min_tissue=item.min_tissue)
+        return slide, read_region(slide, item)
+
+    def one_patient(patient: predict_patients.PatientInput) -> Outcome:
+        if dry_run:
+            return predict_patients.planned_patient(models[0], patient, opened_part)
+        return predict_patients.predict_patient(models[0], patient, opened_part, answers, report)
 
     def kept() -> None:  # what is done, also where some failed or Ctrl-C ended it
         some = answers.some
@@ -228,17 +257,19 @@ def predict(
             recursive=recursive,
             interval=interval or watching.INTERVAL,
         )
+    things: Sequence[Any] = predict_patients.by_patient(inputs, model[0], report) if of_patients else inputs
     run_batch(
         "predict",
         "planning" if dry_run else "predicting",
-        inputs,
-        one,
+        things,
+        one_patient if of_patients else one,
         report,
         fail_fast=fail_fast,
+        what="patient" if of_patients else "slide",
         failures_in=failures_folder(output, many),
         ahead=ahead,
         dry_run=dry_run,
         kept=kept,
         where=output,
-        then=lambda: after_predict(slides, output, pages=pages, maps=geojson is not None),
+        then=None if of_patients else lambda: after_predict(slides, output, pages=pages, maps=geojson is not None),
     )

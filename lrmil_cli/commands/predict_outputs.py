@@ -170,6 +170,27 @@ def write_prediction(
         write_table(folder / f"{slide_id}.{name}.attention.csv" if name else main, header, tables[name])
 
 
+def write_patient(
+    folder: Path, patient: str, record: dict[str, Any], tables: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """Write the record of a patient, ``<patient>.prediction.json``, and an attention table a slide.
+
+    The tables come last: all of them together mark the patient as done.
+
+    Raises:
+        MachineError: a file cannot be written.
+    """
+    paths = [folder / f"{header['slide']['id']}.attention.csv" for header, _ in tables]
+    for path in paths:
+        remove(path)
+    record = {**record, "model": record["model"] | as_seen_from(folder, record["model"]["path"])}
+    write_text(
+        folder / f"{patient}.prediction.json", json_format.dumps(sealed(record), indent=1, allow_nan=False) + "\n"
+    )
+    for path, (header, rows) in zip(paths, tables):
+        write_table(path, header, rows)
+
+
 def answer(
     folder: Path,
     slide_id: str,
@@ -233,11 +254,12 @@ def introduce(name: str, predictor: Predictor, report: Report) -> None:
 
 
 def predicted_before(
-    folder: Path, slide_id: str, wanted: str, overwrite: bool, skip_bad: bool
+    folder: Path, slide_id: str, wanted: str, overwrite: bool, skip_bad: bool, of: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Header and tables of a slide whose prediction is there, whole and up to date; None where it must be made.
 
     Args:
+        of: the patient whose record it is of, if it is not of the slide.
         wanted: digest of the prediction; skip_bad: one that left out tiles which cannot be decoded is good enough.
 
     Raises:
@@ -250,7 +272,7 @@ def predicted_before(
     main = folder / f"{slide_id}.attention.csv"
     if (
         not up_to_date(main, wanted, lambda p: read_table(p, "attention")[0], overwrite)
-        or not (folder / f"{slide_id}.prediction.json").exists()
+        or not (folder / f"{of or slide_id}.prediction.json").exists()
     ):
         return None
     header, rows = read_table(main, "attention")

@@ -98,6 +98,12 @@ class Answers:
             together = predict_outputs.answer(own, slide_id, tables, files, seen_from=self.folder)
             self.rows.setdefault("", []).append(together | {"model": asked.name})
 
+    def note(self, record: dict[str, Any], files: Sequence[str | Path]) -> None:
+        """The row of an answer for a patient, by the one model there is."""
+        from lrmil_cli.inference.answers import answer_row
+
+        self.rows.setdefault("", []).append(answer_row(record, [f for f in files if f != "-"], self.folder))
+
     def keep(self, overwrite: bool, report: Report) -> None:
         """Write what there is, and forget it."""
         several = [n for n in self.names if n]

@@ -25,7 +25,7 @@ OF_TRAINING = set(
 OF_METHODS: dict[str, set[str]] = {
     "lrmil": OF_SETTINGS
     | OF_TRAINING
-    | set("fold seeds keep preset baseline_encoder no_baseline also_encoder no_onnx no_fixture".split())
+    | set("bag fold seeds keep preset baseline_encoder no_baseline also_encoder no_onnx no_fixture".split())
     | set("head gated proj_dim classifier random_init".split()),
     "ahdmil": OF_SCREENING,
     "hdmil": OF_SCREENING,

@@ -53,6 +53,7 @@ def train_teacher(
     event: cohort.Event = None,
     intervals: cohort.Intervals = None,
     risk_set: cohort.RiskSet = None,
+    bag: cohort.BagName = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,
@@ -95,11 +96,13 @@ def train_teacher(
     from lrmil_cli.device import pick_device
     from lrmil_cli.encoders.compiled import compile_encoder
     from lrmil_cli.encoders.spec import load_encoder
+    from lrmil_cli.files.patients import PATIENT, patients_of
     from lrmil_cli.training import teacher
     from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec
     from lrmil_cli.training.folds import make_folds
     from lrmil_cli.training.out_of_fold import scores_text
+    from lrmil_cli.training.patients import patient_bags
     from lrmil_cli.training.recipes import recipe_options, train_settings
     from lrmil_cli.training.streamed import room_for
 
@@ -121,13 +124,16 @@ def train_teacher(
         },
     )
     own = recipe_options(recipe, head, head_options.head_options(gated, proj_dim, classifier, head_option))
-    asked = cohort.task_asked(ctx.params)
+    asked, of_patients = cohort.task_asked(ctx.params), cohort.bag_asked(ctx.params) == PATIENT
     spec = head_spec(head, own, asked)
     settings = train_settings(recipe, head, {name: ctx.params[name] for name in head_options.OF_TRAINING}, asked)
     where = pick_device(device)
     room = room_for(where, options.memory_bytes(memory))
     labelled = cohort.read_cohort(report, manifest, ctx.params, need_slides=tiles is not None)
-    make_folds(labelled, folds, seed)  # before anything is encoded: what is wrong with folds should be said at once
+    grouped = patients_of if of_patients else lambda manifest: manifest
+    make_folds(
+        grouped(labelled), folds, seed
+    )  # before anything is encoded: what is wrong with folds should be said at once
     left_out: dict[str, str] | None = {} if on_bad_slide == "skip" else None
     kept = Path(features) if features else Path(output) / "features"
     if encoder is None or tiles is None:
@@ -165,6 +171,8 @@ def train_teacher(
             report.warn(f"left out: {reason}")
         report.say(f"{len(left_out)} of {len(labelled)} slides left out (--on-bad-slide skip)")
         labelled = labelled.without(left_out)
+    labelled = grouped(labelled)
+    bags = patient_bags(labelled, bags, room)
     parts = make_folds(labelled, folds, seed)
     header, there = teacher.train_teacher(
         labelled, parts, bags, spec, settings, output, kept, fold=fold, seeds=seeds, overwrite=overwrite, say=report.say
@@ -173,7 +181,8 @@ def train_teacher(
         report.say(f"{output}: fold {fold} is there; the same command without --fold puts the teacher together")
         return report.result({"command": "train-teacher", "status": "ok", "output": output, "fold": fold})
     m = header["metrics"]
-    scores = f"{scores_text(m, labelled.task)} on {sum((parts == 'test').any(axis=1))} held-out slides"
+    tested = f"{sum((parts == 'test').any(axis=1))} held-out {'patients' if of_patients else 'slides'}"
+    scores = f"{scores_text(m, labelled.task)} on {tested}"
     text = f"{output}: {'up to date; ' if there else ''}{scores}"
     report.end(text, after_teacher(manifest, output, head, encoder))
     report.result(

@@ -34,6 +34,7 @@ from lrmil_cli.evaluation.receipt import DISAGREEMENT, existing_receipt, write_r
 from lrmil_cli.files.atomic import remove
 from lrmil_cli.files.header import digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.patients import PATIENT, SLIDE, bag_entry, patients_of
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag
 from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
@@ -50,6 +51,7 @@ from lrmil_cli.training.follow_teacher import check_classes, check_features, fol
 from lrmil_cli.training.high_resolution import HighResolution, load_high
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
+from lrmil_cli.training.patients import patient_bags, patient_targets, slide_folds
 from lrmil_cli.training.seeds import as_judged, header_of, settings_of_seed
 from lrmil_cli.training.streamed import Room
 from lrmil_cli.training.teacher import Teacher, read_teacher
@@ -102,6 +104,7 @@ def train_student(
     own_fixture: bool = True,
     seeds: int = 1,
     keep: str | None = None,
+    bag: str = SLIDE,
 ) -> Result:
     """Train the student heads and write the model file, with predictions, metrics, curves and the receipt beside it.
 
@@ -112,6 +115,7 @@ def train_student(
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the model together.
         room: that bags may be kept in.
         seeds: times that each fold is trained; keep: ``ensemble`` (the default) or ``best`` of them.
+        bag: a ``slide``, or all slides of a ``patient``.
         own_fixture: keep tiles of a validation slide in the model, for ``lrmil verify``; else painted ones.
 
     Raises:
@@ -122,19 +126,21 @@ def train_student(
         raise UsageError(
             f"preset {preset} distils from a teacher: give --teacher and --pairs, or use --preset lr-only or patch"
         )
+    manifest = patients_of(manifest) if bag == PATIENT else manifest
     if guide is not None:
         check_classes(guide, manifest)
     table = folds_like(manifest, guide, folds, training.seed)
     manifest = manifest if guide else with_intervals(manifest, table)
-    tables = tile_tables(manifest, tiles)
+    by_slide, slides = slide_folds(manifest, table), manifest.slides
+    tables = tile_tables(slides, tiles)
     tile_px = tables[0][1]["settings"]["tile_px"]
     check_fold_number(fold, len(fold_names(table)))
     encoders = load_encoders(encoder, len(fold_names(table)), tile_px, warn, fold)
-    encoders.check_labels(table, patients_by_slide(manifest))
+    encoders.check_labels(by_slide, patients_by_slide(slides))
     info = encoders.first.info
     others = load_encoders(EncoderArgs(also), len(fold_names(table)), tile_px, warn, fold) if also else None
     if others is not None:
-        others.check_labels(table, patients_by_slide(manifest))
+        others.check_labels(by_slide, patients_by_slide(slides))
     plain = load_baseline(baseline, encoders.first, tile_px, warn)
     if guide is not None and distill.uses_teacher:
         compare_embeddings(guide, info, say, warn)
@@ -142,18 +148,20 @@ def train_student(
         if note:
             warn(note)
 
-    ids = [e.slide_id for e in manifest]
-    taught = slides_of(table, "train") if distill.uses_teacher else set()
+    ids = [e.slide_id for e in slides]
+    taught = slides_of(by_slide, "train") if distill.uses_teacher else set()
     high = None
     if guide is not None and pairs is not None:  # before tiles are embedded: what is missing should be said at once
         folder = Path(features) if features else guide.features
-        wanted = taught | slides_of(table, "test")  # those that are only tested serve the receipt, which can do without
+        wanted = taught | slides_of(
+            by_slide, "test"
+        )  # those that are only tested serve the receipt, which can do without
         required = taught if distill.missing_teacher == "error" else set()
         high = load_high(ids, wanted, folder, pairs, tables, device, room, required=required)
         check_features(guide, folder, ids, high, warn)
     embedded = partial(
         embed_cohort,
-        manifest=manifest,
+        manifest=slides,
         tables=tables,
         device=device,
         room=room,
@@ -181,8 +189,22 @@ def train_student(
     if high is not None:
         _leave_out_bad(high, low[0], tables)
     counts = _regions(taught, ids, guide, high, low[0], say, warn)
+    high = None if high is None else patient_targets(manifest, high, low[0].counts, room)
+    bags = partial(patient_bags, manifest, room=room)
+    if other is not None:
+        other = OtherSide(other.encoders, [bags(own) for own in other.low])
     cohort = StudentCohort(
-        manifest, table, tables[0][1]["settings"], encoders, low, plain_bags, other, guide, high, taught, counts
+        manifest,
+        table,
+        tables[0][1]["settings"],
+        encoders,
+        [bags(own) for own in low],
+        None if plain_bags is None else bags(plain_bags),
+        other,
+        guide,
+        high,
+        slides_of(table, "train") if distill.uses_teacher else set(),
+        counts,
     )
 
     own = {
@@ -193,6 +215,7 @@ def train_student(
         **training.as_json(),
         "folds": table.to_dict("list"),
         **out_of_fold.target_of(manifest.task),
+        **bag_entry(manifest),
         "baseline": plain.digest() if plain is not None else None,
         **({"also": [e.digest() for e in others.all]} if others is not None else {}),
     }
@@ -216,7 +239,7 @@ def train_student(
     for files in (f for own_files in kept for f in own_files.values()):
         files.check_collected(len(fold_names(table)))
     students = train_runs(cohort, head, distill, runs, keep, device, kept, say, warn)
-    shown = tiles_of_a_slide(manifest, table, tables, say) if own_fixture else painted(tile_px)
+    shown = tiles_of_a_slide(slides, by_slide, tables, say) if own_fixture else painted(tile_px)
     result = _write(output, cohort, students, own, [step("distill-student", own, inputs)], distill, device, say, shown)
     shutil.rmtree(folder, ignore_errors=True)  # all of it is in the model now
     return result
@@ -284,7 +307,8 @@ def _write(
     judged = as_judged(results)
     runs = len(students["distilled"].runs)
     eyes = [encoders] if cohort.also is None else [encoders, cohort.also.encoders]
-    saw_test = any([e.saw_test_pixels(cohort.folds, patients_by_slide(manifest)) for e in eyes])
+    by_slide = slide_folds(manifest, cohort.folds)
+    saw_test = any([e.saw_test_pixels(by_slide, patients_by_slide(manifest.slides)) for e in eyes])
     if saw_test:
         say(SAW_TEST_PIXELS)
     metrics, pooled = out_of_fold.score(manifest, judged)
@@ -295,7 +319,7 @@ def _write(
         "model",
         settings={k: v for k, v in own.items() if k != "folds"},
         history=history,
-        **record_of(manifest, cohort.folds, cohort.low[0].headers, judged, results, (metrics, pooled)),
+        **record_of(manifest, cohort.folds, cohort.low[0].slides.headers, judged, results, (metrics, pooled)),
         tiles=cohort.tiles,
         preset=own["preset"],
         regions=cohort.counts,
@@ -304,7 +328,13 @@ def _write(
         **header_of(runs, own.get("keep"), results),
         **looks_of(manifest, cohort.folds, lambda i: first.once(i).features.cpu().numpy(), of_first),
         license=encoders.first.info.license,
-        cost=costs(cohort.ids, cohort.tested, cohort.low[0], high, None if cohort.also is None else cohort.also.low[0]),
+        cost=costs(
+            [e.slide_id for e in manifest.slides],
+            slides_of(by_slide, "test"),
+            cohort.low[0].slides,
+            high,
+            None if cohort.also is None else cohort.also.low[0].slides,
+        ),
         teacher=taught_by if distill.uses_teacher else None,
     )
     if cohort.also is not None:
@@ -312,6 +342,7 @@ def _write(
     agreement = None
     if guide is not None and high is not None:
         agreement = agreement_table(guide, students, high, cohort.ids, distill, device)
+    if guide is not None and high is not None and manifest.of is None:
         draw_disagreement(
             output.with_name(output.stem + DISAGREEMENT),
             guide,

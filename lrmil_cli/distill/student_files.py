@@ -70,7 +70,7 @@ def write_beside(
     if guide is not None:
         about, rows = guide.predictions()
         tables[FILES["teacher"]] = ("predictions", rows)
-        said[FILES["teacher"]] = {k: about[k] for k in ("target", "times") if k in about}
+        said[FILES["teacher"]] = {k: about[k] for k in ("target", "bag", "times") if k in about}
     several = len(students["distilled"].runs) > 1
     runs = {who: student.runs for who, student in students.items()}
     tables[SEEDS], said[SEEDS] = ("seeds", seeds_table(manifest, runs) if several else None), said[FILES["distilled"]]
@@ -106,9 +106,9 @@ def agreement_table(
         for of_fold in zip(*(student.runs[0] for student in students.values())):  # of several seeds, the first
             fold, tested = of_fold[0].fold, of_fold[0].parts["test"]
             teacher = guide.head(fold)[1].to(device)
-            for i in (at[s] for s in tested if high.slides[at[s]] is not None):
+            for i in (at[s] for s in tested if high.sides[at[s]] is not None):
                 told.advance()
-                slide = high.slides[i]
+                slide = high.sides[i]
                 assert slide is not None, "those were left out"
                 n_lr = next(iter(students.values())).bags_of(fold).counts[i]
                 region, matched = teacher_regions(

@@ -80,7 +80,7 @@ def fold_targets(
     with phase("what the teacher says of", len(slides), "slide") as told:
         for i in slides:
             told.advance()
-            own = high.slides[i]
+            own = high.sides[i]
             if own is None or not bool((own.parent >= 0).any()):
                 missing.append(ids[i])
                 continue
@@ -122,7 +122,7 @@ def crossfit_targets(
     labels = strata(manifest, settings.crossfit)
     own = labels.tolist() if manifest.task.classes else None
     patients = np.array([e.patient_id for e in manifest])
-    usable = np.array([i for i in train if high.slides[i] is not None], np.int64)  # also where there is none
+    usable = np.array([i for i in train if high.sides[i] is not None], np.int64)  # also where there is none
     if min(len(set(patients[usable][labels[usable] == c])) for c in np.unique(labels)) < settings.crossfit:
         raise InputError(
             f"fold {fold}: too few patients of a class or kind for --crossfit {settings.crossfit}; lower it, or leave "

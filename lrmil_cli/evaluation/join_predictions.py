@@ -21,6 +21,7 @@ from lrmil_cli.evaluation.wording import count_text
 from lrmil_cli.files.manifest import UNKNOWN_PATIENTS, Manifest
 from lrmil_cli.files.manifest_columns import bare, is_missing
 from lrmil_cli.files.manifest_rows import Entry
+from lrmil_cli.files.patients import PATIENT, patients_of
 from lrmil_cli.targets.task import Task
 
 #: Of more different numbers, a column is no grouping.
@@ -39,7 +40,8 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
 
     Raises:
         UsageError: two models of one name, or a manifest is needed and missing.
-        InputError: tasks or classes that do not agree, a label that differs or that no model knows, no slide in common.
+        InputError: tasks, bags or classes that do not agree, a label that differs or that no model knows, no slide in
+            common.
     """
     names = [m.name for m in models]
     twice = next((n for n in names if names.count(n) > 1), None)
@@ -48,6 +50,7 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
             f"two models are called {twice!r}; name them, as in a={models[0].source} b={models[-1].source}"
         )
     task_of_all(models)
+    models, manifest = _of_patients(models, manifest)
     classes = tuple(sorted(models[0].classes))
     for m in models:
         if set(m.classes) != set(classes):
@@ -65,6 +68,29 @@ def join(models: Sequence[Predictions], manifest: Manifest | None, by: Sequence[
                     "give the true ones with --slides"
                 )
     return [_with_leaks(m, manifest) for m in out]
+
+
+def _of_patients(models: Sequence[Predictions], manifest: Manifest | None) -> tuple[list[Predictions], Manifest | None]:
+    """The models, and the manifest, where answers are for patients: what was seen of a patient is told of the patient.
+
+    Raises:
+        InputError: some answer for slides and some for patients, or slides of a patient have different labels.
+    """
+    first = models[0]
+    for m in models:
+        if m.bag != first.bag:
+            raise InputError(
+                f"{m.source}: answers for {m.bag}s, but {first.source} for {first.bag}s; compare models of one kind"
+            )
+    if first.bag != PATIENT or manifest is None:
+        return list(models), manifest
+    patient = {e.slide_id: e.patient_id for e in manifest.slides}
+
+    def by_patient(slides: frozenset[str]) -> frozenset[str]:
+        return frozenset(patient.get(s, s) for s in slides)
+
+    told = [replace(m, seen=by_patient(m.seen), pixels=by_patient(m.pixels)) for m in models]
+    return told, manifest if manifest.of is not None else patients_of(manifest)
 
 
 def task_of_all(models: Sequence[Predictions]) -> Task:
@@ -240,7 +266,7 @@ def _with_leaks(m: Predictions, manifest: Manifest | None) -> Predictions:
                 f"slides of {len(torn)} patient(s) were tested in different folds (the first: {torn[0]}): heads were "
                 "judged on patients they were trained on, so the figures may be too good"
             )
-    if (ids == patients).all():
+    if m.bag != PATIENT and (ids == patients).all():
         remarks.append(UNKNOWN_PATIENTS)
     return replace(m, leaks=tuple(leaks), remarks=tuple(remarks))
 

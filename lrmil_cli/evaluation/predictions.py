@@ -17,12 +17,13 @@ from lrmil_cli.evaluation.target_predictions import TRUTH, check_record, said_of
 from lrmil_cli.evaluation.tiles_read import Reading, read_reading
 from lrmil_cli.evaluation.training_slides import LABELS, PIXELS, model_name, training_slides
 from lrmil_cli.files.header import check_seal, last_digest, parse_header
+from lrmil_cli.files.patients import SLIDE, bag_of
 from lrmil_cli.files.tables import read_table, read_table_header, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.targets.task import Task, task_of
 
-#: A further column, of tables that know it.
-SITE = "site"
+#: Further columns, of tables that know them; ids of the slides of a patient, with ``|`` between them.
+SITE, SLIDES = "site", "slides"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Predictions:
         unlike: bool [n], slides unlike the training slides, where all predictions say so.
         task: what is predicted; of numbers and of survival there are no classes, ``rows`` has the columns of
             ``target_predictions.TRUTH`` in place of ``label``, and said what the model says of each slide.
+        bag: what a row is: a ``slide``, or a ``patient`` (``slide_id`` is the patient then) with its ``slides``.
         times: at which the curves of ``said`` are known.
     """
 
@@ -72,6 +74,7 @@ class Predictions:
     task: Task = Task()
     said: pd.DataFrame | None = None
     times: tuple[float, ...] = ()
+    bag: str = SLIDE
 
     def cases(self) -> Cases:
         """The arrays that are judged."""
@@ -167,10 +170,11 @@ def _table(path: str | Path) -> Predictions:
     if SITE in rows:
         rows[SITE] = rows[SITE].fillna("").astype(str)
     made_by, task = _made_by(header), task_of(header)
-    kept = [*_columns(task), *([SITE] if SITE in rows else [])]
+    kept = [*_columns(task), *(c for c in (SITE, SLIDES) if c in rows)]
+    common: dict[str, Any] = {"of_model": made_by.get("digest"), "bag": bag_of(header)}
     if not task.classes:
         said, times = said_of_table(task, header, rows, str(path))
-        own: dict[str, Any] = {"of_model": made_by.get("digest"), "task": task, "said": said, "times": times}
+        own: dict[str, Any] = {"task": task, "said": said, "times": times, **common}
         return Predictions("", str(path), "out-of-fold", (), rows[kept], np.empty((len(rows), 0)), made_by, **own)
     columns = [c for c in rows.columns if c.startswith("prob_")]
     if not columns:
@@ -180,9 +184,7 @@ def _table(path: str | Path) -> Predictions:
     raw = None
     if all(f"raw_{c}" in rows for c in classes):
         raw = rows[[f"raw_{c}" for c in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    found = Predictions(
-        "", str(path), "out-of-fold", classes, rows[kept], probabilities, made_by, of_model=made_by.get("digest")
-    )
+    found = Predictions("", str(path), "out-of-fold", classes, rows[kept], probabilities, made_by, **common)
     return _with_raw(found, raw)
 
 
@@ -227,6 +229,10 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
             else f"{folder}: no predictions in it (looked for predictions.csv and *.prediction.json)"
         )
     records = [read_record(p) for p in paths]
+    bags = {bag_of(r) for r in records}
+    if len(bags) > 1:
+        raise InputError(f"{folder}: answers for slides and for patients; keep one folder a model")
+    both: dict[str, Any] = {"of_model": records[0]["model"]["digest"], "bag": bags.pop()}
     first, task = records[0], task_of(records[0])
     classes = tuple(first["probabilities"]) if task.classes else ()
     for path, r in zip(paths, records):
@@ -239,7 +245,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     name = Path(_file_name(first["model"]["path"])).stem
     if not task.classes:
         said, times = said_of_records(task, records, str(folder))
-        own: dict[str, Any] = {"of_model": first["model"]["digest"], "task": task, "said": said, "times": times}
+        own: dict[str, Any] = {"task": task, "said": said, "times": times, **both}
         nothing = np.empty((len(rows), 0))
         found = Predictions(name, str(folder), "predict", (), rows, nothing, _made_by(first), **own)
         return _with_training(_with_unlike(found, records), records, folder)
@@ -250,10 +256,10 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
         raise InputError(
             f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again"
         ) from e
-    found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), reading=reading)
+    both |= {"reading": reading, "heads": _heads(records, classes)}
+    found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), **both)
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))
-    found = replace(found, heads=_heads(records, classes), of_model=first["model"]["digest"])
     return _with_training(_with_sets(_with_unlike(found, records), records, folder), records, folder)
 
 

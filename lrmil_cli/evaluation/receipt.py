@@ -30,7 +30,7 @@ from lrmil_cli.evaluation.prediction_sets import (
     held_out_sets,
     set_figures,
 )
-from lrmil_cli.evaluation.predictions import Predictions, read_predictions
+from lrmil_cli.evaluation.predictions import SLIDES, Predictions, read_predictions
 from lrmil_cli.evaluation.receipt_page import receipt_blocks
 from lrmil_cli.evaluation.scores import Score, at_level, differences, majority, metric_table
 from lrmil_cli.evaluation.seed_spread import seed_spread, target_seed_spread
@@ -38,6 +38,7 @@ from lrmil_cli.evaluation.target_files import group_json as target_group_json
 from lrmil_cli.evaluation.target_receipt import judge_students, students_picture, target_receipt_blocks
 from lrmil_cli.files.atomic import write_bytes, write_text
 from lrmil_cli.files.header import last_digest, step
+from lrmil_cli.files.patients import PATIENT, bag_of
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.progress import phase
@@ -108,6 +109,7 @@ def build_receipt(
     model = Path(model)
     header = receipt_header(model)
     task = task_of(header)
+    level = PATIENT if bag_of(header) == PATIENT else level
     beside = {n: _beside(model, f) for n, f in FILES.items()}
     found = {
         n: _own_predictions(path, last_digest(header), header)
@@ -131,7 +133,10 @@ def build_receipt(
         **({} if task.classes else {"target": task.as_json()}),
         "classes": list(header["classes"]),
         "level": level,
-        "slides": rows["slide_id"].nunique(),
+        **({"bag": PATIENT} if bag_of(header) == PATIENT else {}),
+        "slides": sum(len(own.split("|")) for own in rows.groupby("slide_id")[SLIDES].first())
+        if SLIDES in rows
+        else rows["slide_id"].nunique(),
         "patients": rows["patient_id"].nunique(),
         "patients_apart": _patients_apart(header, rows),
         "folds": next(iter(shared.values())).rows["fold"].nunique(),

@@ -79,7 +79,9 @@ def held_out_folds(path: Path, header: dict[str, Any]) -> dict[int, set[str]] | 
             fh.readline()
             folds: dict[int, set[str]] = {}
             for row in csv.DictReader(fh):
-                folds.setdefault(int(row["fold"]), set()).add(row["slide_id"])
+                # Of patients, a row names all their slides.
+                own = row["slides"].split("|") if "slides" in row else [row["slide_id"]]
+                folds.setdefault(int(row["fold"]), set()).update(own)
     except (InputError, OSError, KeyError, ValueError):
         return None
     return folds

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -82,10 +83,27 @@ def encode(
         return model.encode_for([model], batches, len(boxes), {} if seconds is None else seconds)[0]
 
 
-def predict_plain(
+@dataclass(frozen=True)
+class Encoded:
+    """The tiles of a slide, or of all slides of a patient, as the encoders of some models see them.
+
+    Attributes:
+        tiles: columns of the tile table; boxes: int64 [N, 4], of the same tiles.
+        features: of each model the features [N, D] of each of its encoders.
+        bad: tiles that cannot be decoded, which were left out; seconds: by phase.
+    """
+
+    tiles: dict[str, np.ndarray]
+    boxes: np.ndarray
+    features: list[list[np.ndarray]]
+    bad: int
+    seconds: dict[str, float]
+
+
+def encode_slide(
     models: Sequence[PlainPredictor], slide: Slide, region: Region | None
-) -> Generator[None, None, list[Prediction]]:
-    """Classify one slide by models of one kind whose tiles are the same (inference/README 1, 10).
+) -> Generator[None, None, Encoded]:
+    """Read the tiles of a slide once, and encode them for models of one kind whose tiles are the same.
 
     Raises:
         as :meth:`lrmil_cli.inference.prediction.Predictor.predict`.
@@ -100,25 +118,42 @@ def predict_plain(
         yield
         features = first.encode_for(models, batches, len(boxes), seconds)
     rows = without_bad(len(boxes), bad, slide.path)
+    kept = [[f[rows] for f in own] for own in features]
+    return Encoded({k: v[rows] for k, v in tiles.items()}, boxes[rows], kept, len(bad), seconds)
+
+
+def predict_plain(
+    models: Sequence[PlainPredictor], slide: Slide, region: Region | None
+) -> Generator[None, None, list[Prediction]]:
+    """Classify one slide by models of one kind whose tiles are the same (inference/README 1, 10).
+
+    Raises:
+        as :meth:`lrmil_cli.inference.prediction.Predictor.predict`.
+    """
+    return classified(models, (yield from encode_slide(models, slide, region)))
+
+
+def classified(models: Sequence[PlainPredictor], bag: Encoded) -> list[Prediction]:
+    """What each of the models says of a bag that was encoded for them."""
     out = []
-    for model, own in zip(models, features):
+    for model, own in zip(models, bag.features):
         clock = time.perf_counter()
-        raw, attention, class_scores = model.classify([f[rows] for f in own], boxes[rows])
-        spent = seconds | {"head": time.perf_counter() - clock}
+        raw, attention, class_scores = model.classify(own, bag.boxes)
+        spent = bag.seconds | {"head": time.perf_counter() - clock}
         out.append(
             Prediction(
                 raw,
                 calibrated_heads(model.header, raw),
                 attention,
                 class_scores,
-                {k: v[rows] for k, v in tiles.items()},
+                bag.tiles,
                 {k: round(v, 3) for k, v in spent.items()},
                 {
-                    "tiles_read": {"lr": len(rows)},
-                    "bad_tiles": len(bad),
+                    "tiles_read": {"lr": len(bag.boxes)},
+                    "bad_tiles": bag.bad,
                     "runtime": model.runtime,
                     **({"int8": model.header.get("int8")} if model.runtime == "onnx-int8" else {}),
-                    **unlike_record(model.header, model.path, own[0][rows]),
+                    **unlike_record(model.header, model.path, own[0]),
                 },
             )
         )
@@ -146,7 +181,7 @@ def predict_together(
             out[members[0]] = finished(predictors[members[0]].predict(slide, region))
             continue
         for n, p in zip(members, finished(predict_plain(models, slide, region))):
-            out[n] = _judged(predictors[n], p)
+            out[n] = judged(predictors[n], p)
             out[n].record["read_with"] = [predictors[other].path for other in members if other != n]
     return [out[n] for n in range(len(predictors))]
 
@@ -174,9 +209,9 @@ def _groups(predictors: Sequence[Predictor]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _judged(predictor: Any, p: Prediction) -> Prediction:
+def judged(predictor: Any, p: Prediction) -> Prediction:
     """The answer of a predictor's plain part with what all that was put around it adds, from the inside out."""
-    return p if isinstance(predictor, PlainPredictor) else predictor.judged(_judged(predictor.base, p))
+    return p if isinstance(predictor, PlainPredictor) else predictor.judged(judged(predictor.base, p))
 
 
 def finished(work: Generator[None, None, Any]) -> Any:

@@ -24,6 +24,7 @@ from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.head_calibration import calibrated, calibrated_heads, common_temperature
 from lrmil_cli.files.header import last_digest
+from lrmil_cli.files.patients import PATIENT
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.inference.prediction import Prediction, Predictor, reasons_to_abstain
 from lrmil_cli.inference.record import attention_rows
@@ -110,6 +111,8 @@ def open_high_resolution(
     guide = read_teacher(teacher)
     if not (guide.task.classes and task_of(base.header).classes):
         raise UsageError("--escalate looks again where classes are in doubt; a model of another task has none")
+    if guide.bag == PATIENT:
+        raise UsageError(f"--escalate {teacher}: a teacher of patients cannot look at tiles of a slide again")
     if guide.classes != base.classes:
         raise InputError(
             f"{teacher}: the teacher knows the classes {', '.join(guide.classes)}, the model "

@@ -13,6 +13,7 @@ import pandas as pd
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.predictions import read_record
 from lrmil_cli.files.header import check_slide, last_digest
+from lrmil_cli.files.patients import PATIENT, bag_of
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.inference.answers import models_in
 from lrmil_cli.inference.fine import NAME as FINE
@@ -95,6 +96,8 @@ def read_result(folder: Path, slide_id: str, model: str = "") -> Result:
     """
     path = record_path(folder, slide_id)
     record = read_record(path)
+    if bag_of(record) == PATIENT:
+        raise InputError(f"{path}: an answer for a patient; there are pages of slides only (see its GeoJSON in QuPath)")
     table = folder / f"{slide_id}.attention.csv"
     header, rows = read_table(table, "attention")
     check_slide(header, str(table))

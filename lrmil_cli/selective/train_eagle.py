@@ -14,11 +14,12 @@ import torch
 from lrmil_cli.encoders.aliases import licence_warning
 from lrmil_cli.encoders.embed import features_settings
 from lrmil_cli.encoders.spec import load_encoder
-from lrmil_cli.errors import InputError
+from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.training_slides import held_out_folds
 from lrmil_cli.files.features import BagFile
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.patients import PATIENT, bag_of
 from lrmil_cli.files.tables import find_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag
@@ -100,6 +101,8 @@ def train_eagle(
     manifest = manifest if guide else with_intervals(manifest, table)
     tables = tile_tables(manifest, tiles)
     chooser = load_model(picker)
+    if bag_of(chooser.header) == PATIENT:
+        raise UsageError(f"--picker {picker}: a model of patients; take one that was trained on slides")
     _check_tiles(picker, chooser, tiles, tables[0][1]["settings"])
     _check_folds(picker, chooser, manifest, table)
     ids = [e.slide_id for e in manifest]

@@ -46,10 +46,17 @@ class Bags(Generic[B]):
         all: float32 features [N_i, D] and int64 coords [N_i, 2] each, or pyramids of them, read when they are asked
             for.
         headers: of the feature files (of a pyramid, those of its lowest level).
+        of: of bags of patients (:mod:`lrmil_cli.training.patients`), those of their slides.
     """
 
     all: Streamed[B]
     headers: list[dict[str, Any]]
+    of: Bags[B] | None = None
+
+    @property
+    def slides(self) -> Bags[B]:
+        """The bags of slides: itself, unless a bag is of a patient."""
+        return self.of or self
 
     @property
     def dim(self) -> int:
@@ -320,5 +327,5 @@ def _slide_mpp(entry: Entry) -> float:
 
 def shared_tiles(bags: Bags) -> dict[str, Any]:
     """The tile geometry that all bags have in common."""
-    first, *others = (h["tiles"] for h in bags.headers)
+    first, *others = (h["tiles"] for h in bags.slides.headers)
     return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}

@@ -13,9 +13,11 @@ import pandas as pd
 from lrmil_cli.evaluation.site_probe import probes
 from lrmil_cli.evaluation.unlike_training import describe_training
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.patients import bag_entry
 from lrmil_cli.training import out_of_fold
 from lrmil_cli.training.crossval import FoldResult, Judged
 from lrmil_cli.training.folds import fold_names, members, strata
+from lrmil_cli.training.patients import slide_folds
 
 
 def data_of(manifest: Manifest, folds: pd.DataFrame, headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def record_of(
     """What the header of every model says of its cohort and of how it was judged there (models/README 2).
 
     Args:
-        headers: as of :func:`data_of`; judged: what is judged of each fold; results: the heads that are kept.
+        headers: as of :func:`data_of`, of slides also where entries of the manifest are patients.
+        judged: what is judged of each fold; results: the heads that are kept.
         metrics: of :func:`lrmil_cli.training.out_of_fold.score`.
     """
     rows, pooled = metrics
@@ -67,9 +70,10 @@ def record_of(
         classes=list(manifest.classes),
         **out_of_fold.target_of(manifest.task),
         **({} if manifest.task.classes else {"outputs": [r.fit.outputs for r in results]}),
-        slides=[e.slide_id for e in manifest],
+        slides=[e.slide_id for e in manifest.slides],
+        **bag_entry(manifest),
         patients={"from": manifest.patients_from, "unknown": manifest.unknown_patients},
-        data=data_of(manifest, folds, headers),
+        data=data_of(manifest.slides, slide_folds(manifest, folds), headers),
         metrics=pooled,
         fold_metrics=rows.astype(object).where(rows.notna(), None).to_dict("records"),
         calibration=out_of_fold.calibration(results),

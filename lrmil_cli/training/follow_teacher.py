@@ -12,6 +12,7 @@ import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.patients import PATIENT, SLIDE
 from lrmil_cli.training.folds import check_fold, fold_names, make_folds, strata
 from lrmil_cli.training.high_resolution import HighResolution
 from lrmil_cli.training.leaks import check_patients
@@ -19,7 +20,7 @@ from lrmil_cli.training.teacher import Teacher
 
 
 def check_classes(guide: Teacher, manifest: Manifest) -> None:
-    """Teacher and student learn the same: the same classes, or the same columns by the same loss.
+    """Teacher and student learn the same: the same classes, or the same columns by the same loss, of the same bags.
 
     Raises:
         InputError: they do not.
@@ -28,6 +29,12 @@ def check_classes(guide: Teacher, manifest: Manifest) -> None:
         raise InputError(
             f"{guide.path}: the teacher learned {guide.task.name} {guide.task.loss}, here it is to be "
             f"{manifest.task.name} {manifest.task.loss}; leave out --task and its columns to take the teacher's"
+        )
+    if (guide.bag == PATIENT) != (manifest.of is not None):
+        mine = SLIDE if manifest.of is None else PATIENT
+        raise InputError(
+            f"{guide.path}: a bag of the teacher is a {guide.bag}, of the student a {mine}; leave out --bag to take "
+            "the teacher's"
         )
     if guide.classes != manifest.classes:
         raise InputError(

@@ -24,16 +24,22 @@ from lrmil_cli.training.streamed import Room, Streamed
 
 
 @dataclass
-class HighSlide:
+class HighBag:
+    """The HR side of a bag; parent: int64 [N_h], LR tile of each of its N_h tiles, -1 for none."""
+
+    parent: Tensor
+
+
+@dataclass
+class HighSlide(HighBag):
     """The HR side of one slide.
 
     Attributes:
-        file: its N_h tiles; parent: int64 [N_h], LR tile of each, -1 for none.
+        file: its N_h tiles.
         rows: row in the bag of each HR tile of the pairs table, see :func:`align`.
     """
 
     file: BagFile
-    parent: Tensor
     rows: np.ndarray
 
     @property
@@ -53,7 +59,9 @@ class HighResolution:
 
     Attributes:
         slides: in manifest order; None for one that was not asked for, or has no features or pairs.
-        bags: of the slides, which must not be None.
+        patients: where bags are of patients (:mod:`lrmil_cli.training.patients`), their HR sides; None for one of
+            whose slides one is None.
+        bags: of the :attr:`sides`, which must not be None.
         inputs: digests of what was read; ratio: HR tiles along the side of an LR tile.
     """
 
@@ -61,6 +69,12 @@ class HighResolution:
     bags: Streamed[Bag]
     inputs: dict[str, str] = field(default_factory=dict)
     ratio: int = 1
+    patients: list[HighBag | None] | None = None
+
+    @property
+    def sides(self) -> Sequence[HighBag | None]:
+        """Those of the bags that are learned from: of slides, or of patients."""
+        return self.slides if self.patients is None else self.patients
 
 
 def load_high(
@@ -102,7 +116,7 @@ def load_high(
         check_made_from(paired, lr_header, pairs)
         rows = align(paired, file.coords(), file.header, str(path))
         parent = torch.from_numpy(region_parents(paired, file.shape[0], rows)).to(device)
-        slides[-1] = HighSlide(file, parent, rows)
+        slides[-1] = HighSlide(parent, file, rows)
         inputs |= {
             f"hr/{slide_id}": last_digest(file.header),
             f"pairs/{slide_id}": last_digest(paired.header),

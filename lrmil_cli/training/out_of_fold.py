@@ -15,6 +15,7 @@ from lrmil_cli.evaluation.metrics import evaluate, metrics_table, show
 from lrmil_cli.evaluation.prediction_sets import by_patient
 from lrmil_cli.evaluation.target_metrics import target_metrics, target_metrics_table
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.patients import bag_entry
 from lrmil_cli.targets import outputs as read
 from lrmil_cli.targets.task import Task
 from lrmil_cli.training.crossval import FoldResult, Judged
@@ -27,17 +28,23 @@ def predictions_table(manifest: Manifest, results: Sequence[Judged]) -> pd.DataF
     Of classes ``label`` and ``predicted, prob_<class>..., raw_<class>...``: ``prob_`` are calibrated, each head by its
     own validation slides, ``raw_`` are as the head has them. Of regression ``label`` and ``predicted``. Of survival
     ``time, event`` and ``risk, group`` (high or low by the cut that the training slides of the fold set), ``median``
-    where a curve reaches one half, and ``survival_<t>`` at :func:`times_of` the heads.
+    where a curve reaches one half, and ``survival_<t>`` at :func:`times_of` the heads. Where bags are of patients, a
+    row is a patient (``slide_id`` too), and ``slides`` are the ids of its slides, with ``|`` between them.
     """
     columns, says = SAYS[manifest.task.kind]
     entries = {e.slide_id: e for e in manifest}
     times = times_of(results)
+    slides: dict[str, list[str]] = {}
+    for e in manifest.slides:
+        slides.setdefault(e.patient_id, []).append(e.slide_id)
     parts = []
     for r in results:
         own = [entries[s] for s in r.parts["test"]]
         about = {"slide_id": [e.slide_id for e in own], "patient_id": [e.patient_id for e in own]}
         truth = {name: [getattr(e, of) for e in own] for name, of in columns.items()}
         more = {"site": [e.site or "" for e in own]} if manifest.sites_from else {}
+        if manifest.of is not None:
+            more["slides"] = ["|".join(slides[e.patient_id]) for e in own]
         parts.append(pd.DataFrame(about | truth | {"fold": r.fold} | more | says(manifest, r, times)))
     return pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
 
@@ -80,9 +87,9 @@ def target_of(task: Task) -> dict[str, Any]:
 
 
 def table_header(manifest: Manifest, results: Sequence[Judged]) -> dict[str, Any]:
-    """Entries of the header of a predictions table that say what it is of; none of classes."""
+    """Entries of the header of a predictions table that say what it is of; none of slides and classes."""
     times = {"times": times_of(results).tolist()} if manifest.task.kind == "survival" else {}
-    return {**target_of(manifest.task), **times}
+    return {**target_of(manifest.task), **bag_entry(manifest), **times}
 
 
 def score(manifest: Manifest, results: Sequence[Judged]) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -87,6 +87,10 @@ class Streamed(Sequence[B], Generic[B]):
             )
         return _ready(self._kept[index][0], self.device)
 
+    def stored(self, index: int) -> B:
+        """A bag in memory, in the type that it is stored in, and not kept."""
+        return self._load(index)
+
     def once(self, index: int) -> B:
         """A bag that is not worth keeping, since it is asked for once."""
         return _ready(self._kept[index][0] if index in self._kept else self._load(index), self.device)

@@ -19,6 +19,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import check_seal, digest, last_digest, make_header, parse_header, sealed, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.patients import bag_entry, bag_of
 from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import load_head
@@ -34,6 +35,7 @@ from lrmil_cli.training.folds import fold_names, members, with_intervals
 from lrmil_cli.training.leaks import SAW_TEST_PIXELS, check_no_label_leak, encoder_leak, patients_by_slide
 from lrmil_cli.training.loop import TrainSettings
 from lrmil_cli.training.objectives import watched_of
+from lrmil_cli.training.patients import slide_folds
 from lrmil_cli.training.seeds import header_of, kept_heads, seeds_table, settings_of_seed
 
 
@@ -52,6 +54,11 @@ class Teacher:
     @property
     def task(self) -> Task:
         return task_of(self.header)
+
+    @property
+    def bag(self) -> str:
+        """What its bags were: ``slide`` or ``patient``."""
+        return bag_of(self.header)
 
     @property
     def features(self) -> Path:
@@ -126,7 +133,7 @@ def train_teacher(
 
     Args:
         seeds: times that each fold is trained; the head that teaches is the best of them by validation.
-        bags: HR bags of all slides of ``manifest``; features: the folder they are kept in.
+        bags: HR bags of all entries of ``manifest``, slides or patients; features: the folder they are kept in.
         fold: the one (from 1) to train and keep, by a job of its own; the call without it puts the teacher together.
 
     Returns:
@@ -139,15 +146,16 @@ def train_teacher(
         MachineError: a file cannot be written.
     """
     output, manifest = Path(output), with_intervals(manifest, folds)
-    encoder, patients = bags.headers[0]["encoder"], patients_by_slide(manifest)
+    encoder, patients = bags.headers[0]["encoder"], patients_by_slide(manifest.slides)
+    by_slide = slide_folds(manifest, folds)
     distilled = encoder.get("distilled") if isinstance(encoder, dict) else None  # other tools give a name, if at all
     for k, name in enumerate(fold_names(folds), 1):
-        check_no_label_leak(distilled, members(folds, name)["test"], k, patients)
-    saw_test = encoder_leak(distilled, folds, fold_names(folds), patients)
+        check_no_label_leak(distilled, members(by_slide, name)["test"], k, patients)
+    saw_test = encoder_leak(distilled, by_slide, fold_names(folds), patients)
     if saw_test:
         say(SAW_TEST_PIXELS)
     plain = {"head": spec.name, "options": spec.options, **settings.as_json(), "folds": folds.to_dict("list")}
-    plain |= out_of_fold.target_of(manifest.task)
+    plain |= out_of_fold.target_of(manifest.task) | bag_entry(manifest)
     own = {**plain, "seeds": seeds} if seeds > 1 else plain
     inputs = {
         "manifest": manifest_digest(manifest),
@@ -214,12 +222,13 @@ def train_teacher(
         history=history,
         classes=list(manifest.classes),
         **target,
+        **bag_entry(manifest),
         features=str(Path(features).absolute()),
         **as_seen_from(output, Path(features).absolute()),
         encoder=encoder,
         tiles=shared_tiles(bags),
         made_by=bags.headers[0].get("made_by", "lrmil"),
-        feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest, bags.headers)},
+        feature_digests={e.slide_id: last_digest(h) for e, h in zip(manifest.slides, bags.slides.headers)},
         encoder_digest=bags.headers[0]["settings"].get("encoder"),
         calibration=out_of_fold.calibration(results),
         in_dim=bags.dim,
