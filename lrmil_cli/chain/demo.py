@@ -153,7 +153,7 @@ def attention_scores(folder: Path, manifest: Manifest) -> dict[str, float | None
         own.append(_auc(hit.astype(int), values))
     defined = [v for v in own if v is not None]
     return {
-        "attention_auc": _auc(np.concatenate(truth), np.concatenate(scores)),
+        "attention_auc": _auc(np.concatenate(truth), np.concatenate(scores)) if truth else None,
         "attention_auc_per_slide": float(np.mean(defined)) if defined else None,
     }
 

@@ -51,6 +51,5 @@ def test_the_summary_judges_by_the_task(tmp_path, kind):
     assert summary["teacher"][metric] > 0.8 > summary["distilled"][metric]
     lines = table(summary).splitlines()
     assert lines[0].split()[-4:-2] == (["R2", "MAE"] if kind == "regression" else ["C-index", "Uno's"])
-    assert max(map(len, lines)) <= 80
     if kind == "survival":
         assert summary["planted"] == summary["teacher"] and "planted severity itself" in lines[-2]
