@@ -23,7 +23,7 @@ def render_manifest(path: str, about: dict[str, Any]) -> str:
         ("slides", _slides(about)),
         ("patients", _patients(about)),
         ("sites", _sites(about)),
-        ("classes", _classes(about)),
+        ("targets" if about["targets"] else "classes", _classes(about)),
         ("folds", _folds(about)),
         ("refused", _refused(about["problems"])),
     ]
@@ -72,14 +72,14 @@ def _sites(about: dict[str, Any]) -> list[str]:
 
 
 def _classes(about: dict[str, Any]) -> list[str]:
-    if "label" not in about["column_of"]:
+    if not {"label", "time"} & about["column_of"].keys():
         return ["no column of labels; --label COLUMN names one"]
     known = about["patients_from"] != "slides"
     texts = [
         f"{name}: {count(n, 'slide')}" + (f", {count(about['patients_of_class'][name], 'patient')}" if known else "")
         for name, n in about["classes"].items()
     ]
-    texts = _first(texts, MOST_CLASSES)
+    texts = [about["targets"]] if about["targets"] else _first(texts, MOST_CLASSES)
     if rows := about["without_label_rows"]:
         what = "left out without label" if about["dropped"] else "without label"
         which = listed([f"row {row} ({text or 'empty'})" for row, text in rows])

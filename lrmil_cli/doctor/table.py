@@ -44,7 +44,7 @@ def check_table(
     if copies := _copies(there, compare):
         checks.append(copies)
     checks += [*_told("patients", problems), _patients(about)]
-    if "label" not in about["column_of"]:
+    if not {"label", "time"} & about["column_of"].keys():
         text = "no column of labels: enough for tile and predict; to train, name one with --label"
         return [*checks, Check("labels", PASS, text)], there
     troubles = [*_told("labels", problems), *_told("classes", problems)]
@@ -112,13 +112,16 @@ def _patients(about: dict[str, Any]) -> Check:
 
 
 def _classes(about: dict[str, Any]) -> Check:
+    dropped = f"; {about['dropped']} left out without label" if about["dropped"] else ""
+    if about["targets"]:
+        return Check("targets", PASS, about["targets"] + dropped)
     of = about["patients_of_class"]
     named = about["patients_from"] != "slides"
     text = listed(
         [f"{c} {count(n, 'slide')}" + (f" of {count(of[c], 'patient')}" * named) for c, n in about["classes"].items()],
         most=MOST_CLASSES,
     )
-    return Check("classes", PASS, text + (f"; {about['dropped']} left out without label" if about["dropped"] else ""))
+    return Check("classes", PASS, text + dropped)
 
 
 def _folds(manifest: Manifest, folds: int) -> Check:

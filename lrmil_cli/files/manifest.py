@@ -97,7 +97,7 @@ class Manifest:
         counts = Counter(e.label for e in self.entries if e.label is not None)
         parts = [count(len(self.entries), "slide"), self._patients()]
         if counts:
-            parts.append(self._targets(counts))
+            parts.append(self.targets_text() or ", ".join(f"{c} {counts[c]}" for c in self.classes))
         if unlabelled := sum(e.label is None for e in self.entries) if counts else 0:
             parts.append(f"{unlabelled} without label")
         if self.dropped:
@@ -114,14 +114,13 @@ class Manifest:
             return UNKNOWN_PATIENTS
         return f"the patients of {count(self.unknown_patients, 'slide')} are unknown; each is taken for one of its own"
 
-    def _targets(self, counts: Mapping[str, int]) -> str:
-        if self.task.kind == "regression":
-            own = sorted(e.value for e in self.entries if e.value is not None)
+    def targets_text(self) -> str:
+        """What the slides have of a task without classes; empty of classes, or where no slide has any."""
+        if own := sorted(e.value for e in self.entries if e.value is not None):
             return f"{self.task.label} from {own[0]:g} to {own[-1]:g}"
-        if self.task.kind == "survival":
-            times = [e.time for e in self.entries if e.time is not None]
+        if times := [e.time for e in self.entries if e.time is not None]:
             return f"{count(self.events, 'event')}, times from {min(times):g} to {max(times):g}"
-        return ", ".join(f"{c} {counts[c]}" for c in self.classes)
+        return ""
 
     @property
     def events(self) -> int:
@@ -271,8 +270,9 @@ def _targets_wrong(labels: Labels, entries: Sequence[Entry], known: Sequence[str
     elif task.kind == "regression":
         yield from (("labels", text) for text in checks.one_number([e.value for e in entries if e.value is not None]))
     else:
-        if not labels.asked:
-            yield from (("labels", text) for text in checks.continuous(known, labels.column or "label"))
+        if not labels.asked and (text := checks.continuous(known, labels.column or "label")):
+            yield "labels", text
+            return  # all else that is wrong with them follows from it
         yield from (("labels", text) for text in checks.spelled_twice(known))
         yield from (("classes", text) for text in checks.too_few(known))
 

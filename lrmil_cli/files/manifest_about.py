@@ -52,6 +52,7 @@ def describe_manifest(manifest: Manifest, problems: Sequence[Problem]) -> dict[s
         "patients_with_two_labels": sorted(p for p, known in labels.items() if len(known) > 1),
         "sites": dict(Counter(e.site for e in manifest if e.site is not None).most_common()),
         "sites_from": manifest.sites_from,
+        "targets": manifest.targets_text() or None,
         "classes": {c: sum(e.label == c for e in manifest) for c in manifest.classes},
         "patients_of_class": {c: len(own[c]) for c in manifest.classes},
         "without_label": sum(e.label is None for e in manifest),

@@ -58,18 +58,19 @@ def too_few(labels: Iterable[str]) -> Iterator[str]:
 MOST_CLASSES = 20
 
 
-def continuous(labels: Sequence[str], column: str) -> Iterator[str]:
-    """Labels that are numbers, and too many of them to be classes."""
+def continuous(labels: Sequence[str], column: str) -> str | None:
+    """Labels that are numbers, and too many of them to be classes; None where they are not."""
     try:
         own = {parse_number(label) for label in labels}
     except ValueError:
-        return
+        return None
     most = MOST_CLASSES if all(v.is_integer() for v in own) else MOST_CLASSES // 2
-    if len(own) > most:
-        yield (
-            f"column {column!r} looks like a number to learn ({len(own)} different ones from {min(own):g} to "
-            f"{max(own):g}); say --task regression, or --task classification if each of them is a class"
-        )
+    if len(own) <= most:
+        return None
+    return (
+        f"column {column!r} looks like a number to learn ({len(own)} different ones from {min(own):g} to "
+        f"{max(own):g}); say --task regression, or --task classification if each of them is a class"
+    )
 
 
 def one_number(values: Sequence[float]) -> Iterator[str]:

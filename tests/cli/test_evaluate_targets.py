@@ -178,6 +178,9 @@ def test_what_is_refused(tmp_path, lrmil, monkeypatch, unpainted):
     ):
         said = lrmil("evaluate", *arguments, *out)
         assert said.code == code and says in said.err and said.err.strip().count("\n") <= 1, (arguments, said.err)
+    model = write_student(tmp_path / "m.safetensors", known, "regression", {"distilled": 1})
+    said = lrmil("calibrate", model, model, "-o", tmp_path / "new.safetensors")
+    assert said.code == 3 and "only probabilities of classes are calibrated" in said.err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = lrmil("evaluate", risk, *out)
     assert said.code == 5 and "pip install 'lrmil-cli[survival]'" in said.err
