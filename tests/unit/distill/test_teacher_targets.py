@@ -181,7 +181,7 @@ def test_slides_without_a_teacher_are_an_error_or_asked_for(tmp_path):
     head = build_head("abmil", 3, 2).eval()
     write_features(tmp_path / "a.h5", features_header(), np.ones((4, 3)), np.zeros((4, 2)))
     file, rows = open_features(tmp_path / "a.h5"), np.arange(4)
-    slides = [HighSlide(file, torch.tensor([0, 0, 1, 1]), rows), None, HighSlide(file, torch.full((4,), -1), rows)]
+    slides = [HighSlide(torch.tensor([0, 0, 1, 1]), file, rows), None, HighSlide(torch.full((4,), -1), file, rows)]
     high = HighResolution(slides, Streamed(lambda i: loaded(file), [4] * 3, 3, Room(0, 0), torch.device("cpu")))
     with pytest.raises(InputError, match=r"slide b.*2 slide\(s\).*ce-only"):
         fold_targets(head, [0, 1, 2], high, [2, 2, 2], DistillSettings(), ["a", "b", "c"], [0, 1, 0])
