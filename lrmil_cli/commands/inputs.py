@@ -158,7 +158,8 @@ def _from_stdin() -> list[SlideInput]:
                 mask, roi = (None if record.get(k) is None else Path(record[k]) for k in ("mask", "roi"))
                 # A slide that an earlier command of the pipe could not use is tried all the same: it fails here too,
                 # and is not lost.
-                slides.append(SlideInput(path, slide_id, mpp, mask, roi, least))
+                patient = None if record.get("patient_id") is None else str(record["patient_id"])
+                slides.append(SlideInput(path, slide_id, mpp, mask, roi, least, patient))
             except (ValueError, KeyError, TypeError) as e:
                 raise InputError(f"standard input: not a JSON line with a 'slide' key: {line[:60]}") from e
             if slide_id != slide_id_of(path) and not fits_file_name(slide_id):  # it would be written to another folder

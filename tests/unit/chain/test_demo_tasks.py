@@ -35,10 +35,11 @@ def test_the_summary_judges_by_the_task(tmp_path, kind):
     for slide_id in rows["slide_id"]:
         (cohort / "truth" / f"{slide_id}.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     task, test = demo_task(kind), rows[rows["split"] == "test"]
-    header = make_header("predictions", settings={}, history=[step("t", {}, {})])
+    header = make_header("predictions", settings={}, history=[step("t", {}, {})], target=task.as_json())
     for n, name in enumerate(FILES):
         said = test["share"] + n * np.random.default_rng(n).normal(size=len(test))
-        own = {"label": test["severity"], "predicted": 36 * said} if kind == "regression" else {"risk": said}
+        risk = {"risk": said, "group": "low"}
+        own = {"label": test["severity"], "predicted": 36 * said} if kind == "regression" else risk
         own |= {c: test[c] for c in ("time", "event") if c in test}
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_table(tmp_path / name, header, test[["slide_id", "patient_id"]].assign(fold=1, **own))
