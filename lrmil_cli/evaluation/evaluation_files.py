@@ -13,6 +13,7 @@ from lrmil_cli.evaluation.calibration import answers, reliability
 from lrmil_cli.evaluation.evaluate_models import Evaluation, ModelEvaluation
 from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation, TargetModel
 from lrmil_cli.evaluation.metrics import confusion
+from lrmil_cli.evaluation.predictions import Predictions
 from lrmil_cli.evaluation.scores import Score
 from lrmil_cli.evaluation.subgroups import Subgroup
 from lrmil_cli.evaluation.tiles_read import Reading
@@ -59,17 +60,24 @@ def interval_json(v: Interval) -> dict[str, Any]:
     return {"value": v.value, "low": v.low, "high": v.high, "undefined_draws": v.undefined}
 
 
+def predictions_json(p: Predictions, n: int) -> dict[str, Any]:
+    """What is judged: name, source, kind, and of how many cases ``n``, slides and patients."""
+    return {
+        "name": p.name,
+        "source": p.source,
+        "kind": p.kind,
+        "made_by": p.made_by,
+        "n": n,
+        "slides": p.rows["slide_id"].nunique(),
+        "patients": p.rows["patient_id"].nunique(),
+    }
+
+
 def _model_json(m: ModelEvaluation, e: Evaluation) -> dict[str, Any]:
     p = m.predictions
     bins = reliability(*answers(m.cases, e.positive))
     return {
-        "name": m.name,
-        "source": p.source,
-        "kind": p.kind,
-        "made_by": p.made_by,
-        "n": len(m.cases.labels),
-        "slides": p.rows["slide_id"].nunique(),
-        "patients": p.rows["patient_id"].nunique(),
+        **predictions_json(p, len(m.cases.labels)),
         "counts": {c.name: c.n for c in m.classes},
         "majority_class": m.majority[0],
         "majority_rate": m.majority[1],

@@ -9,7 +9,7 @@ from lrmil_cli.evaluation.evaluate_models import Difference, Evaluation
 from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation
 from lrmil_cli.evaluation.evaluation_files import reading_json
 from lrmil_cli.evaluation.external_page import external_blocks
-from lrmil_cli.evaluation.metrics import TITLES, lower_is_better, show
+from lrmil_cli.evaluation.metrics import TITLES, lower_is_better, metric_title, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.plots import curve_picture
 from lrmil_cli.evaluation.scores import ClassScore
@@ -123,26 +123,37 @@ def _metric_tables(e: Evaluation) -> list[Block]:
         rows.append([TITLES[metric], *(interval_text(m.scores[i].pooled) for m in e.models)])
         if metric == "accuracy":
             rows.append(["majority rate", *(f"{m.majority[1]:.3f}" for m in e.models)])
-    out: list[Block] = [Table([f"pooled: all {e.level}s together", *names], rows, _pooled_note(e))]
-    if any(s.of_folds > 1 for m in e.models for s in m.scores):
-        first = e.models[0].scores
-        rows = [[TITLES[s.metric], *(folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(first)]
-        note = "Mean and standard deviation; each fold is judged by itself, and does not count where a metric is "
-        out.append(Table(["fold mean ± sd", *names], rows, note + "undefined."))
+    out: list[Block] = [Table([f"pooled: all {e.level}s together", *names], rows, pooled_note(e, "lacked a class"))]
+    out += fold_table(e)
     return out
 
 
-def _pooled_note(e: Evaluation) -> str:
+def fold_table(e: Evaluation | TargetEvaluation) -> list[Table]:
+    """Metrics by their mean over folds; nothing where no model has several."""
+    if not any(s.of_folds > 1 for m in e.models for s in m.scores):
+        return []
+    first = e.models[0].scores
+    rows = [[metric_title(s.metric), *(folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(first)]
+    note = "Mean and standard deviation; each fold is judged by itself, and does not count where a metric is undefined."
+    return [Table(["fold mean ± sd", *(m.name for m in e.models)], rows, note)]
+
+
+def pooled_note(e: Evaluation | TargetEvaluation, lacking: str) -> str:
+    """What stands under the pooled metrics: how intervals were made, what is undefined and why.
+
+    Args:
+        lacking: of draws in which a metric is undefined, such as "lacked a class".
+    """
     interval = f"; in brackets the 95 % interval of {e.draws} bootstrap draws of patients" if e.draws else ""
     parts = [f"Over all {e.level}s{interval}."]
     for m in e.models:
         who = f" ({m.name})" if len(e.models) > 1 else ""
         for s in m.scores:
             if s.reason:
-                parts.append(f"{TITLES[s.metric]}{who} is undefined: {s.reason}.")
+                parts.append(f"{metric_title(s.metric)}{who} is undefined: {s.reason}.")
             elif s.pooled.undefined:
-                left_out = f"{s.pooled.undefined} of {e.draws} draws lacked a class and were left out"
-                parts.append(f"{TITLES[s.metric]}{who}: {left_out}.")
+                left_out = f"{s.pooled.undefined} of {e.draws} draws {lacking} and were left out"
+                parts.append(f"{metric_title(s.metric)}{who}: {left_out}.")
         if e.draws and len(set(m.cases.patients)) < 2:
             parts.append(f"No interval{who}: there is only one patient.")
     return " ".join(parts)

@@ -11,6 +11,7 @@ from lrmil_cli.evaluation.evaluation_files import (
     differences_json,
     interval_json,
     metrics_table,
+    predictions_json,
     score_json,
     score_rows,
 )
@@ -29,13 +30,7 @@ def as_json(e: TargetEvaluation) -> dict[str, Any]:
 def _model_json(m: TargetModel) -> dict[str, Any]:
     p = m.predictions
     return {
-        "name": m.name,
-        "source": p.source,
-        "kind": p.kind,
-        "made_by": p.made_by,
-        "n": len(m.cases.frame),
-        "slides": p.rows["slide_id"].nunique(),
-        "patients": p.rows["patient_id"].nunique(),
+        **predictions_json(p, len(m.cases.frame)),
         "metrics": {s.metric: score_json(s) for s in m.scores},
         "groups": {name: [group_json(g) for g in own] for name, own in m.groups.items()},
         m.predictions.task.kind: m.detail,

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation, TargetGroup, TargetModel
-from lrmil_cli.evaluation.evaluation_page import PICTURE, model_table, verdict
+from lrmil_cli.evaluation.evaluation_page import PICTURE, fold_table, model_table, pooled_note, verdict
 from lrmil_cli.evaluation.metrics import decimals, metric_title, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.survival import FEW_EVENTS
 from lrmil_cli.evaluation.target_plots import p_text
-from lrmil_cli.evaluation.wording import count_text, folds_text, interval_text
+from lrmil_cli.evaluation.wording import count_text, interval_text
 
 #: What stands in the headline.
 HEADLINES = {"regression": ("r2", "mae", "spearman"), "survival": ("c_harrell", "c_uno", "ibs")}
@@ -101,28 +101,9 @@ def _metric_tables(e: TargetEvaluation) -> list[Block]:
         [metric_title(s.metric), *(interval_text(m.scores[i].pooled, metric=s.metric) for m in e.models)]
         for i, s in enumerate(first)
     ]
-    out: list[Block] = [Table([f"pooled: all {e.level}s together", *names], rows, _pooled_note(e))]
-    if any(s.of_folds > 1 for m in e.models for s in m.scores):
-        rows = [[metric_title(s.metric), *(folds_text(m.scores[i]) for m in e.models)] for i, s in enumerate(first)]
-        note = "Mean and standard deviation; each fold is judged by itself, and does not count where a metric is "
-        out.append(Table(["fold mean ± sd", *names], rows, note + "undefined."))
+    out: list[Block] = [Table([f"pooled: all {e.level}s together", *names], rows, pooled_note(e, "left it undefined"))]
+    out += fold_table(e)
     return out
-
-
-def _pooled_note(e: TargetEvaluation) -> str:
-    interval = f"; in brackets the 95 % interval of {e.draws} bootstrap draws of patients" if e.draws else ""
-    parts = [f"Over all {e.level}s{interval}."]
-    for m in e.models:
-        who = f" ({m.name})" if len(e.models) > 1 else ""
-        for s in m.scores:
-            if s.reason:
-                parts.append(f"{metric_title(s.metric)}{who} is undefined: {s.reason}.")
-            elif s.pooled.undefined:
-                left = f"it is undefined in {s.pooled.undefined} of {e.draws} draws, which were left out"
-                parts.append(f"{metric_title(s.metric)}{who}: {left}.")
-        if e.draws and len(set(m.cases.patients)) < 2:
-            parts.append(f"No interval{who}: there is only one patient.")
-    return " ".join(parts)
 
 
 def _difference_table(e: TargetEvaluation) -> Table:
