@@ -8,7 +8,7 @@ itself in every resample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,20 +59,6 @@ def uno_c(f: Followed, until: float | None = None) -> float | None:
     return _value(_sooner(f, _uno_weights(f, until)), len(f.times))
 
 
-def auc_at(f: Followed, horizon: float) -> float | None:
-    """Cumulative/dynamic AUC at a horizon (Uno et al. 2007); None where one kind is missing.
-
-    Of those with the event until then, weighed by ``1 / G(t-)``, against those who were free of it for longer.
-    """
-    return _value(_auc(f, horizon), len(f.times))
-
-
-def brier_at(f: Followed, survival: np.ndarray, horizon: float) -> float | None:
-    """Brier score of survival chances [n] at a horizon (Graf et al. 1999), weighed by the inverse chance to be
-    uncensored; None where nobody's weight is known."""
-    return _value(_mean(_brier(f, survival, horizon)), len(f.times))
-
-
 def curve_at(times: Sequence[float], survival: np.ndarray, horizon: float) -> np.ndarray | None:
     """What curves say of a horizon, float [n]: by a straight line between the times at which they are known, from 1
     at 0; None beyond the last.
@@ -112,11 +98,6 @@ def figures(
         **aucs,
         **{f"brier_at_{h:g}": _mean(s) for h, s in scores.items()},
     }
-
-
-def with_risks(f: Followed, risks: np.ndarray) -> Followed:
-    """The same patients by another model."""
-    return replace(f, risks=np.asarray(risks, float))
 
 
 def _value(figure: Resampled, n: int) -> float | None:

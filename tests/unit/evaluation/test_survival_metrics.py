@@ -1,5 +1,7 @@
 """Survival and regression metrics against lifelines, torchsurv and scikit-learn on public small sets, and by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,13 +14,10 @@ from lrmil_cli.evaluation.bootstrap import figure_intervals
 from lrmil_cli.evaluation.kaplan_meier import hazard_ratios, kaplan_meier, log_rank
 from lrmil_cli.evaluation.survival import (
     Followed,
-    auc_at,
-    brier_at,
     curve_at,
     figures,
     harrell_c,
     uno_c,
-    with_risks,
 )
 
 lifelines = pytest.importorskip("lifelines")
@@ -36,8 +35,18 @@ def rossi():
 
 def c_of(f, minus=None, draws=200):
     """Harrell's C with its interval, or the difference to another model's."""
-    other = None if minus is None else figures(with_risks(f, minus))
+    other = None if minus is None else figures(replace(f, risks=np.asarray(minus, float)))
     return figure_intervals(figures(f), f.patients, minus=other, draws=draws)["c_harrell"]
+
+
+def auc_at(f, horizon):
+    """NaN where one kind is missing."""
+    return figures(f, horizons=[horizon])[f"auc_at_{horizon:g}"](np.ones((1, len(f.times))))[0]
+
+
+def brier_at(f, survival, horizon):
+    """Of a curve [n, 1] that is known at the horizon."""
+    return figures(f, [horizon], survival, [horizon])[f"brier_at_{horizon:g}"](np.ones((1, len(f.times))))[0]
 
 
 def test_c_is_that_of_lifelines_and_torchsurv():
@@ -102,12 +111,12 @@ def test_null_risks_have_half_in_their_interval_and_a_paired_difference_of_a_mod
 def test_auc_and_brier_over_time_by_hand():
     """Nobody is censored, so all weights are 1: a ROC AUC and a mean square."""
     f = Followed(np.array([1.0, 2, 3, 4]), np.ones(4, bool), np.array([4.0, 1, 3, 2]), np.array(list("abcd")))
-    assert auc_at(f, 2.5) == pytest.approx(0.5) and auc_at(f, 0.5) is None  # 4 > 3, 4 > 2, 1 < 3, 1 < 2; nobody
+    assert auc_at(f, 2.5) == pytest.approx(0.5) and np.isnan(auc_at(f, 0.5))  # 4 > 3, 4 > 2, 1 < 3, 1 < 2; nobody
     apart = Followed(f.times, f.events, f.risks, f.patients, np.array([0, 1, 0, 1]))
     assert auc_at(apart, 2.5) == pytest.approx(0.5)  # 4 > 3, 1 < 2
     s = np.array([[0.2, 0.1], [0.4, 0.3], [0.9, 0.6], [0.9, 0.8]])
     by_hand = [(0.04 + 0.16 + 0.01 + 0.01) / 4, (0.01 + 0.09 + 0.36 + 0.04) / 4]
-    assert [brier_at(f, s[:, 0], 2.5), brier_at(f, s[:, 1], 3.5)] == pytest.approx(by_hand)
+    assert [brier_at(f, s[:, :1], 2.5), brier_at(f, s[:, 1:2], 3.5)] == pytest.approx(by_hand)
     own = figure_intervals(figures(f, [2.5, 3.5], s, [2.5, 3.5, 4]), f.patients, draws=0)
     assert own["ibs"].value == pytest.approx(np.mean(by_hand))  # the trapezoid of two points
     assert own["brier_at_4"].value is None and own["auc_at_4"].value is None  # beyond what the curves know
