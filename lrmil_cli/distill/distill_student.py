@@ -233,10 +233,13 @@ def train_student(
     if not own_fixture:
         own["fixture"] = "painted"  # a model that shows tissue is not up to date for who may not pass it on
     inputs = all_inputs(cohort)
+    all_files = [f for own_files in kept for f in own_files.values()]
     if up_to_date(output, digest(own, inputs), lambda p: load_tensors(p, "model")[0], overwrite):
+        for files in all_files:
+            files.discard(len(fold_names(table)))  # left where a run was stopped behind its last file
         receipt = existing_receipt(output) if cohort.tested else None
         return Result(True, read_tensor_header(output, "model")["metrics"], "up to date", receipt)
-    for files in (f for own_files in kept for f in own_files.values()):
+    for files in all_files:
         files.check_collected(len(fold_names(table)))
     students = train_runs(cohort, head, distill, runs, keep, device, kept, say, warn)
     shown = tiles_of_a_slide(slides, by_slide, tables, say) if own_fixture else painted(tile_px)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,15 @@ class FoldFiles:
             **extra,
         )
         save_head(self.path(result.fold), result.fit.head, header)
+
+    def discard(self, folds: int) -> None:
+        """Remove the heads of these inputs and settings, and the folders that are empty then."""
+        for fold in range(1, folds + 1):
+            if self.known(fold) is not None:
+                self.path(fold).unlink()
+        for folder in (*(self.path(fold).parent for fold in range(1, folds + 1)), self.folder):
+            with suppress(OSError):
+                folder.rmdir()
 
     def by_jobs(self, folds: int) -> set[int]:
         """Folds (from 1) that jobs of their own have trained, with whatever settings."""

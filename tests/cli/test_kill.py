@@ -278,3 +278,17 @@ def test_the_receipt_of_an_overwritten_model_is_not_taken_for_its_own(chain, tmp
     monkeypatch.undo()
     said = lrmil(*line, "--epochs", "30", "--lr", "1e-2")
     assert said.code == 0 and "up to date" in said.err and receipt.read_text() != first
+
+
+def test_heads_that_a_stopped_run_left_are_removed_by_the_next(commands, tmp_path, lrmil, monkeypatch):
+    from lrmil_cli.distill import distill_student as stage2
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(stage2.shutil, "rmtree", stop)
+        assert lrmil(*commands["distill-student"](tmp_path)).code == 130
+    assert (tmp_path / "m.folds" / "fold1" / "distilled.safetensors").exists()
+    said = lrmil(*commands["distill-student"](tmp_path))
+    assert said.code == 0 and "up to date" in said.err and not (tmp_path / "m.folds").exists()
