@@ -23,7 +23,7 @@ for seed in $(seq "${SEEDS:-3}"); do
     to=$out/seed$seed
     mkdir -p "$to"
     methods --seed "$seed"
-    student small --encoder "$out/small.fold{fold}.safetensors" --lr-features "$out/features-lr" --no-baseline --seed "$seed"
+    student small --encoder "$out/small.fold{fold}.safetensors" --lr-features "$out/features-lr/small" --no-baseline --seed "$seed"
     lr_only lr-only "$encoder" --seed "$seed"
     lr_only lr-only-small "$small" --seed "$seed" ${SMALL:-}
 done
@@ -32,9 +32,9 @@ mkdir -p "$to"
 for name in lrmil small; do
     from=$name
     [ $name = small ] || from=lr-encoder
-    student $name --encoder "$out/$from.fold1.safetensors" --lr-features "$out/features-lr/one" --no-baseline --epochs 1
+    student $name --encoder "$out/$from.fold1.safetensors" --lr-features "$out/features-lr/one-$name" --no-baseline --epochs 1
 done
-eagle --epochs 1
+eagle --epochs 1 --lr-features "$out/features-lr/one-lrmil"
 for name in full-hr ahdmil hdmil zoommil eagle lrmil small lr-only lr-only-small; do
     model=$to/$name.safetensors
     [ -e "$model" ] || model=$out/seed1/$name.safetensors

@@ -38,7 +38,7 @@ PANELS = {
     "Head": "head head_option gated proj_dim classifier",
     "Training": "recipe stage1_epochs epochs lr patience weight_decay class_weights balanced_sampling warmup clip "
     "freeze_blocks steps_per_epoch max_tiles_per_slide augment",
-    "Doubt": "escalate budget confidence abstain max_error coverage coverage_by",
+    "Doubt": "escalate budget confidence max_spread abstain max_error coverage coverage_by",
     "AHDMIL and HDMIL": "screen_px screen_source branches p_soft cross_ema freeze_dmin lipn_lr dmin_lr "
     "keep_rate_window official_modes keep_min keep_max keep_threshold",
     "ZoomMIL": "mid_pairs mid_features",

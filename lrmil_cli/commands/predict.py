@@ -87,6 +87,7 @@ def predict(
     escalate: second_look.Escalate = None,
     budget: second_look.Budget = None,
     confidence: second_look.Confidence = None,
+    max_spread: second_look.MaxSpread = None,
     hr_encoder: second_look.HrEncoder = None,
     abstain: second_look.Abstain = False,
     max_error: promises.MaxError = None,
@@ -134,7 +135,7 @@ def predict(
     report_pages.check_folders(".", top_tiles)
     if audit is not None:
         check_trail(audit)
-    second_look.check_second_look(escalate, budget, confidence, hr_encoder, abstain)
+    second_look.check_second_look(escalate, budget, confidence, max_spread, hr_encoder, abstain)
     if escalate is not None and len(names) > 1:
         raise UsageError("--escalate asks the teacher of one model; give one --model")
     promises.check_promises(coverage, coverage_by, max_error, escalate, confidence, abstain)
@@ -182,6 +183,7 @@ def predict(
             escalate,
             budget,
             confidence,
+            max_spread,
             hr_encoder,
             abstain and max_error is None,
             device=device,

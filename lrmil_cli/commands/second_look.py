@@ -20,8 +20,9 @@ Escalate = Annotated[
     typer.Option(
         "--escalate",
         metavar="DIR",
-        help="Where the answer is not sure (the fold heads disagree, or its calibrated probability is below "
-        "--confidence), read 20x under the most attended 5x tiles and let this teacher answer.",
+        help="Where the answer is not sure (the fold heads disagree, its calibrated probability is below --confidence, "
+        "or heads of a number differ by more than --max-spread), read 20x under the most attended 5x tiles and let "
+        "this teacher answer.",
     ),
 ]
 Budget = Annotated[
@@ -40,6 +41,17 @@ Confidence = Annotated[
         metavar="P",
         help="With --escalate or --abstain: an answer of a lower calibrated probability is not sure; "
         f"with 1 none is.  [default: {CONFIDENCE}; ours]",
+    ),
+]
+MaxSpread = Annotated[
+    Optional[float],
+    typer.Option(
+        "--max-spread",
+        metavar="SD",
+        min=0,
+        help="With --escalate or --abstain, of a model of a number: an answer is not sure where the standard deviation "
+        "over its heads is larger, in the number's unit; with 0 none is.  [default: a quarter of that of the number "
+        "over the training slides; ours]",
     ),
 ]
 HrEncoder = Annotated[
@@ -69,11 +81,19 @@ def classes_only(predictor: Predictor, option: str) -> None:
         raise UsageError(f"{option} speaks of classes; {predictor.path} learned {task.name}")
 
 
+def _number_only(predictor: Predictor, option: str) -> None:
+    from lrmil_cli.targets.task import task_of
+
+    if (task := task_of(predictor.header)).kind != "regression":
+        raise UsageError(f"{option} is about heads of a number; {predictor.path} learned {task.name}")
+
+
 def with_second_look(
     predictor: Predictor,
     escalate: str | None,
     budget: int | None,
     confidence: float | None,
+    max_spread: float | None,
     hr_encoder: str | None,
     abstain: bool,
     *,
@@ -85,7 +105,10 @@ def with_second_look(
     """The predictor with what these options ask of it; itself where they ask nothing."""
     if escalate is None and not abstain:
         return predictor
-    classes_only(predictor, "--escalate" if escalate else "--abstain")
+    if confidence is not None:
+        classes_only(predictor, "--confidence")
+    if max_spread is not None:
+        _number_only(predictor, "--max-spread")
     from lrmil_cli.inference.second_look import with_second_look
 
     return with_second_look(
@@ -93,6 +116,7 @@ def with_second_look(
         teacher=escalate,
         budget=budget or BUDGET,
         confidence=CONFIDENCE if confidence is None else confidence,
+        max_spread=max_spread,
         abstain=abstain,
         encoder=hr_encoder,
         device=device,
@@ -103,7 +127,12 @@ def with_second_look(
 
 
 def check_second_look(
-    escalate: str | None, budget: int | None, confidence: float | None, hr_encoder: str | None, abstain: bool
+    escalate: str | None,
+    budget: int | None,
+    confidence: float | None,
+    max_spread: float | None,
+    hr_encoder: str | None,
+    abstain: bool,
 ) -> None:
     """Options that would do nothing, said before any work.
 
@@ -113,5 +142,6 @@ def check_second_look(
     for option, value in (("--budget", budget), ("--hr-encoder", hr_encoder)):
         if value is not None and escalate is None:
             raise UsageError(f"{option} is about a second look at high resolution; give --escalate TEACHER too")
-    if confidence is not None and escalate is None and not abstain:
-        raise UsageError("--confidence says when an answer is not sure; give --escalate TEACHER or --abstain too")
+    for option, number in (("--confidence", confidence), ("--max-spread", max_spread)):
+        if number is not None and escalate is None and not abstain:
+            raise UsageError(f"{option} says when an answer is not sure; give --escalate TEACHER or --abstain too")

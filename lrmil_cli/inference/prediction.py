@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from lrmil_cli.evaluation.unlike_training import training_features, unlike_text
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
-from lrmil_cli.targets.outputs import said
+from lrmil_cli.targets.outputs import Outputs, said
 from lrmil_cli.targets.task import task_of
 
 
@@ -30,6 +30,7 @@ class Prediction:
         record: further entries of the prediction JSON, such as what was read where.
         tables: further tables by name, each the columns of an attention table, such as the HR tiles that were read
             (``hr``).
+        outputs: how what heads say is read, of a task that has them, where it is not the model's own heads that spoke.
     """
 
     raw: np.ndarray
@@ -40,6 +41,7 @@ class Prediction:
     seconds: dict[str, float]
     record: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    outputs: Sequence[Outputs] | None = None
 
     @property
     def probabilities(self) -> np.ndarray:

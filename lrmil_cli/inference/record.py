@@ -74,7 +74,7 @@ def _says_number(header: dict[str, Any], p: Prediction) -> dict[str, Any]:
 
 
 def _says_survival(header: dict[str, Any], p: Prediction) -> dict[str, Any]:
-    outputs = header["outputs"]
+    outputs = p.outputs or header["outputs"]
     answer = survival_answer(task_of(header), outputs, list(p.raw[:, None]), known_times(outputs))
     median = float(answer.median[0])
     return {

@@ -1,13 +1,12 @@
 """A second look: answer at low resolution, and read high resolution only where that answer is not sure.
 
-``predict --escalate`` and ``--abstain`` (inference/README 4). The LR model answers first. Where its fold heads
-disagree, or its calibrated probability lies in the grey zone, the HR tiles under its most attended LR tiles are read,
-and the teacher's heads answer from those alone. Every prediction says which road was taken and what was read.
+``predict --escalate`` and ``--abstain`` (inference/README 4). The LR model answers first. Where ``doubt`` finds that
+answer not sure, the HR tiles under its most attended LR tiles are read, and the teacher's heads answer from those
+alone. Every prediction says which road was taken and what was read.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -22,53 +21,21 @@ from lrmil_cli.encoders.pipeline import BatchSize, Seconds, read_ahead
 from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
-from lrmil_cli.evaluation.head_calibration import calibrated, calibrated_heads, common_temperature
+from lrmil_cli.evaluation.head_calibration import calibrated_heads, common_temperature
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.patients import PATIENT
 from lrmil_cli.heads import Bag, MILHead
-from lrmil_cli.inference.prediction import Prediction, Predictor, reasons_to_abstain
+from lrmil_cli.inference.doubt import Rule, in_doubt, make_rule
+from lrmil_cli.inference.prediction import Prediction, Predictor, reasons_to_abstain, said_by_heads
 from lrmil_cli.inference.record import attention_rows
 from lrmil_cli.matching.children import find_children
 from lrmil_cli.slides.grid import split_ratio
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, settings_from_json
+from lrmil_cli.targets.outputs import Outputs
 from lrmil_cli.targets.task import task_of
 from lrmil_cli.training.teacher import Teacher, read_teacher
-
-
-@dataclass(frozen=True)
-class Escalation:
-    """When to look again, and how far.
-
-    Attributes:
-        budget: LR tiles, by attention, under which HR tiles are read at most; 0 for no second look.
-        confidence: an answer of a lower calibrated probability is in the grey zone.
-        temperature: that the mean of the heads is asked at: 1 unless the model is of an earlier version.
-    """
-
-    budget: int
-    confidence: float
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence <= 1:
-            raise UsageError(f"--confidence {self.confidence:g}: give a probability over 0, and 1 at most")
-
-
-def doubt(per_fold: np.ndarray, confidence: float, temperature: float) -> tuple[str | None, float, bool]:
-    """Why an answer is not sure, None if it is; its calibrated probability; whether the heads agree.
-
-    Args:
-        per_fold: probabilities [F, C] of the fold heads.
-    """
-    mean = per_fold.mean(0)
-    sure = float(calibrated(mean, temperature).max())
-    agree = len(set(per_fold.argmax(1).tolist())) == 1
-    if not agree:
-        return "the fold heads disagree", sure, agree
-    grey = sure < confidence or confidence == 1  # 1 means always, even where rounding makes a head perfectly sure
-    return (f"probability {math.floor(sure * 1e4) / 1e4:g} is below {confidence:g}" if grey else None), sure, agree
 
 
 @dataclass
@@ -76,6 +43,7 @@ class HighResolution:
     """What answers at high resolution: the teacher's fold heads and their encoder.
 
     Attributes:
+        outputs: how the numbers of each head are read; empty of heads of classes.
         tiles: how a slide is tiled for them; ratio: HR tiles along a side of an LR tile.
         where: the device of heads and encoder; batch: tiles encoded at a time.
     """
@@ -83,6 +51,7 @@ class HighResolution:
     teacher: Teacher
     encoder: Encoder
     heads: list[MILHead]
+    outputs: list[Outputs]
     tiles: TileSettings
     ratio: int
     where: torch.device
@@ -109,8 +78,11 @@ def open_high_resolution(
         UsageError: it is not known which encoder that was.
     """
     guide = read_teacher(teacher)
-    if not (guide.task.classes and task_of(base.header).classes):
-        raise UsageError("--escalate looks again where classes are in doubt; a model of another task has none")
+    if guide.task != task_of(base.header):
+        raise InputError(
+            f"{teacher}: the teacher learned {guide.task.name}, the model {task_of(base.header).name}; give the "
+            "teacher that the model was distilled from"
+        )
     if guide.bag == PATIENT:
         raise UsageError(f"--escalate {teacher}: a teacher of patients cannot look at tiles of a slide again")
     if guide.classes != base.classes:
@@ -143,9 +115,14 @@ def open_high_resolution(
             f"{teacher}: the teacher was trained on features of {known['name']}, not of {spec}; name that encoder with "
             "--hr-encoder"
         )
-    heads = [guide.head(k)[1].to(where) for k in range(1, guide.header["folds"] + 1)]
+    heads: list[MILHead] = []
+    outputs: list[Outputs] = []
+    for fold in range(1, guide.header["folds"] + 1):
+        header, head = guide.head(fold)
+        heads.append(head.to(where))
+        outputs.append(header.get("outputs") or {})
     ratio = split_ratio(base.tiles.tile_px, base.tiles.mpp, tiles.tile_px, tiles.mpp)
-    return HighResolution(guide, loaded.to(where), heads, tiles, ratio, where, batch)
+    return HighResolution(guide, loaded.to(where), heads, outputs, tiles, ratio, where, batch)
 
 
 def tiles_under(
@@ -168,14 +145,28 @@ class Cascade:
     Whatever the base predictor is, it is asked first; what it says stays in the record beside the second answer.
     """
 
-    def __init__(self, base: Predictor, rule: Escalation, high: HighResolution | None, *, abstain: bool):
+    def __init__(
+        self,
+        base: Predictor,
+        rule: Rule,
+        high: HighResolution | None,
+        *,
+        budget: int,
+        temperature: float,
+        abstain: bool,
+    ):
         self.base, self.rule, self.high, self.abstain = base, rule, high, abstain
+        self.budget, self.temperature = budget, temperature
         self.path, self.header, self.classes = base.path, base.header, base.classes
         self.tiles, self.device, self.ahead = base.tiles, base.device, base.ahead
-        own: dict[str, Any] = {"confidence": rule.confidence, "abstain": abstain}
+        own: dict[str, Any] = {"abstain": abstain}
+        if task_of(base.header).classes:
+            own["confidence"] = rule.confidence
+        elif rule.max_spread is not None:
+            own["max_spread"] = rule.max_spread
         if high is not None:
             own |= {
-                "budget": rule.budget,
+                "budget": budget,
                 "teacher": last_digest(high.teacher.header),
                 "encoder": features_settings(high.encoder)["encoder"],
                 "hr_tiles": high.tiles.as_json(),
@@ -191,11 +182,10 @@ class Cascade:
     def judged(self, p: Prediction, slide: Slide | None = None) -> Prediction:
         """The answer of the base, and whether it is in doubt; looked at again, where there is who looks again, on
         ``slide``."""
-        reason, sure, agree = doubt(p.per_fold, self.rule.confidence, self.rule.temperature)
-        record: dict[str, Any] = {"confidence": round(sure, 6)}
+        reason, first = in_doubt(self.header, p, self.rule, self.temperature)
+        record: dict[str, Any] = _confidence(first)
         if self.high is not None:
-            first = {"probabilities": self._named(p.probabilities), "confidence": round(sure, 6), "agree": agree}
-            record = {
+            record |= {
                 "answered_at": "lr",
                 "tiles_read": {**p.record["tiles_read"], "hr": 0},
                 "escalation": {"reason": reason, "lr": first},
@@ -222,7 +212,7 @@ class Cascade:
         """
         seconds, clock = Seconds(), time.perf_counter()
         # Of tiles with the same attention those of the lower row, so that the same slide gives the same tiles.
-        chosen = np.argsort(-p.attention, kind="stable")[: self.rule.budget]
+        chosen = np.argsort(-p.attention, kind="stable")[: self.budget]
         boxes, level = tiles_under(slide, p.tiles, chosen, high)
         seconds.add("hr_tissue", time.perf_counter() - clock)
         if not len(boxes):
@@ -245,31 +235,29 @@ class Cascade:
         bag = Bag(torch.from_numpy(features), torch.from_numpy(boxes[:, :2].copy())).to(where)
         with torch.inference_mode():
             outs = [head(*bag) for head in high.heads]
-        raw = np.stack([torch.softmax(o.logits.cpu().double(), 0).numpy() for o in outs])
+        logits = np.stack([o.logits.cpu().double().numpy() for o in outs])
+        raw = said_by_heads({**high.teacher.header, "outputs": high.outputs}, logits)
         per_fold = calibrated_heads(high.teacher.header, raw)
         attention = np.mean([o.attention.cpu().double().numpy() for o in outs], axis=0)
         seconds.add("hr_head", time.perf_counter() - clock)
         temperature = common_temperature(high.teacher.header)
-        again, sure, agree = doubt(per_fold, self.rule.confidence, 1.0 if temperature is None else temperature)
-        record["answered_at"] = "hr"
-        record["tiles_read"]["hr"] = len(boxes)
-        record["escalation"]["hr"] = {
-            "probabilities": self._named(per_fold.mean(0)),
-            "confidence": round(sure, 6),
-            "agree": agree,
-            "lr_tiles": len(chosen),
-            "teacher": str(high.teacher.path),
-        }
-        return replace(
+        again = replace(
             p,
             raw=raw,
             per_fold=per_fold,
+            outputs=None if task_of(self.header).classes else high.outputs,
             seconds={**p.seconds, **seconds.rounded()},
             tables={**p.tables, "hr": attention_rows(boxes, attention / attention.sum())},
-        ), again
+        )
+        still, second = in_doubt(self.header, again, self.rule, 1.0 if temperature is None else temperature)
+        record["answered_at"] = "hr"
+        record["tiles_read"]["hr"] = len(boxes)
+        record["escalation"]["hr"] = second | {"lr_tiles": len(chosen), "teacher": str(high.teacher.path)}
+        return again, still
 
-    def _named(self, probabilities: np.ndarray) -> dict[str, float]:
-        return {c: round(float(v), 9) for c, v in zip(self.classes, probabilities)}
+
+def _confidence(said: dict[str, Any]) -> dict[str, Any]:
+    return {k: said[k] for k in ("confidence",) if k in said}
 
 
 def with_second_look(
@@ -278,6 +266,7 @@ def with_second_look(
     teacher: str | None,
     budget: int,
     confidence: float,
+    max_spread: float | None,
     abstain: bool,
     encoder: str | None,
     device: str,
@@ -294,16 +283,16 @@ def with_second_look(
         raise UsageError(
             f"--escalate is for models of LRMIL; {base.path} reads HR tiles by itself ({base.header['method']})"
         )
+    rule = make_rule(base.header, base.path, confidence, max_spread)
     temperature = common_temperature(base.header)
-    if temperature is None:
+    if temperature is None and task_of(base.header).classes:
         warn(
             f"{base.path} holds no calibration (it was made before there was one); its probabilities are taken as they "
             "are"
         )
-    rule = Escalation(budget if teacher else 0, confidence, temperature or 1.0)
-    if teacher is None:
-        return Cascade(base, rule, None, abstain=abstain)
-    where = pick_device(device)
-    batch = BatchSize(batch_size, where, warn)
-    high = open_high_resolution(teacher, base, encoder, where, batch, allow_upsample=allow_upsample)
-    return Cascade(base, rule, high, abstain=abstain)
+    high = None
+    if teacher is not None:
+        where = pick_device(device)
+        batch = BatchSize(batch_size, where, warn)
+        high = open_high_resolution(teacher, base, encoder, where, batch, allow_upsample=allow_upsample)
+    return Cascade(base, rule, high, budget=budget if high else 0, temperature=temperature or 1.0, abstain=abstain)

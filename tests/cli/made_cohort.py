@@ -54,11 +54,11 @@ def make_cohort(folder: Path, slides: int, *, per_patient: int = 1, signal: floa
             x = rng.standard_normal((len(tiles), encoder.embed_dim)).astype(np.float32)
             shifted = rng.random(len(tiles)) < 0.1 + 0.6 * severity
             x[shifted] += signal * (1.0 if side == "hr" else 0.4) * way
-            about = encoder.info.as_json() if side == "lr" else {"name": "made up", "embedding": None}
+            about = encoder.info.as_json()
             made = make_header(
                 "features",
                 slide=header["slide"],
-                settings=settings if side == "lr" else {},
+                settings=settings,
                 tiles=header["settings"],
                 encoder={k: v for k, v in about.items() if k != "arch_args"},
                 history=[step("embed", settings, {"tiles": last_digest(header)})],

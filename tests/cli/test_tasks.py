@@ -127,9 +127,72 @@ def test_a_slide_gets_an_answer_the_same_by_torch_and_onnx(made, name, slide, tm
 
 def test_what_speaks_of_classes_is_refused_by_name(made, slide, tmp_path, lrmil):
     model = made / "cox.safetensors"
-    for option in (["--coverage", "0.9"], ["--abstain"], ["--escalate", made / "cox"]):
+    for option in (["--coverage", "0.9"], ["--confidence", "0.9", "--abstain"], ["--max-spread", "1", "--abstain"]):
         out = lrmil("predict", slide, "-m", model, "-o", tmp_path, *option)
         assert out.code == 2 and option[0] in out.err and "learned time and event (survival)" in out.err
+    out = lrmil("predict", slide, "-m", model, "-o", tmp_path, "--escalate", made / "reg", "--hr-encoder", "demo-vit")
+    assert out.code == 3 and "the teacher learned severity (regression), the model time and event" in out.err
+
+
+def teacher_by_hand(made, name, slide, tmp_path, lrmil):
+    """Rows of the HR tiles that a second look read, and what each of the teacher's heads says of them, by torch."""
+    from lrmil_cli.files.features import read_features
+
+    assert lrmil("tile", slide, "--mpp", "0.5", "--tile-px", "64", "-o", tmp_path / "t.csv").code == 0
+    assert lrmil("embed", tmp_path / "t.csv", "--encoder", "demo-vit", "-o", tmp_path / "f.h5").code == 0
+    hr = read_table(next(tmp_path.glob("looked/*.hr.attention.csv")), "attention")[1]
+    bag, corners = read_features(tmp_path / "f.h5"), {(int(x), int(y)) for x, y in zip(hr["x"], hr["y"])}
+    read = [tuple(map(int, xy)) in corners for xy in bag.coords]
+    heads = [load_head(made / name / f"fold{k}" / "head.safetensors") for k in (1, 2)]
+    with torch.inference_mode():
+        logits = [head(torch.from_numpy(bag.features[read])).logits.double().numpy() for _, head in heads]
+    return hr, [(header["outputs"], z) for (header, _), z in zip(heads, logits)]
+
+
+def looked_again(made, name, slide, tmp_path, lrmil, *options):
+    """The prediction of a slide whose first answer is in doubt."""
+    out = lrmil("predict", slide, "-m", made / f"{name}.safetensors", "--escalate", made / name,
+                         "--hr-encoder", "demo-vit", "--budget", "2", "-o", tmp_path / "looked", *options)  # fmt: skip
+    assert out.code == 0, out.err
+    return json.loads(next((tmp_path / "looked").glob("*.prediction.json")).read_text())
+
+
+def test_a_number_whose_heads_differ_is_asked_of_the_teacher(made, slide, tmp_path, lrmil):
+    assert lrmil("predict", slide, "-m", made / "reg.safetensors", "-o", tmp_path / "plain").code == 0
+    plain = json.loads(next((tmp_path / "plain").glob("*.prediction.json")).read_text())
+    sure = looked_again(made, "reg", slide, tmp_path, lrmil, "--max-spread", "1e6", "--abstain")
+    assert sure["answered_at"] == "lr" and "differ" not in sure["uncertain"]
+    again = looked_again(made, "reg", slide, tmp_path, lrmil, "--max-spread", "0", "--abstain", "--overwrite")
+    hr, heads = teacher_by_hand(made, "reg", slide, tmp_path, lrmil)
+    assert again["answered_at"] == "hr" and again["tiles_read"]["hr"] == len(hr) > 0
+    folds = [own["mean"] + own["sd"] * z[0] for own, z in heads]
+    assert again["folds"] == pytest.approx(folds, rel=1e-4) and again["predicted"] == pytest.approx(
+        np.mean(again["folds"])
+    )
+    assert again["escalation"]["lr"]["predicted"] == pytest.approx(plain["predicted"], rel=1e-4)
+    assert again["escalation"]["hr"]["predicted"] == again["predicted"]
+    assert "differ by a standard deviation of" in again["uncertain"] and "more than 0" in again["uncertain"]
+
+
+def test_a_survival_in_doubt_is_told_with_the_teachers_curves_and_cuts(made, slide, tmp_path, lrmil, monkeypatch):
+    from lrmil_cli.inference import second_look
+
+    real, asked = second_look.in_doubt, []
+
+    def first_time(*args):
+        reason, said = real(*args)
+        asked.append(reason)
+        return ("asked for" if len(asked) == 1 else reason), said
+
+    monkeypatch.setattr(second_look, "in_doubt", first_time)
+    again = looked_again(made, "nll", slide, tmp_path, lrmil)
+    hr, heads = teacher_by_hand(made, "nll", slide, tmp_path, lrmil)
+    assert again["answered_at"] == "hr" and len(asked) == 2
+    risks = [-np.cumprod(1 - 1 / (1 + np.exp(-(z + own["offset"])))).sum() for own, z in heads]
+    assert again["folds"] == pytest.approx(risks, rel=1e-4)
+    assert again["cut"] == pytest.approx(np.mean([own["cut"] for own, _ in heads]))
+    groups = {risk > own["cut"] for risk, (own, _) in zip(risks, heads)}
+    assert (asked[1] is None) == (len(groups) == 1) == again["escalation"]["hr"]["agree"]
 
 
 @pytest.fixture
