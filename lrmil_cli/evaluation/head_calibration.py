@@ -19,8 +19,8 @@ from lrmil_cli.targets.task import task_of
 LOWEST, HIGHEST = 0.2, 20.0
 #: Fewer slides than this calibrate nothing.
 FEWEST = 20
-#: Weight of the ridge that holds slopes at 1 and intercepts at 0, beside a log loss that is summed over slides.
-RIDGE = 1.0
+#: Weight of the ridge that holds slopes (and 1 / T) at 1 and intercepts at 0, beside a log loss summed over slides.
+RIDGE = 4.0
 #: Patients that are left out one by one; of more, they are left out in so many groups.
 LEFT_OUT = 200
 #: A probability of 0 is taken for this one; softmax in float64 gives no smaller one.
@@ -94,8 +94,8 @@ def calibrate_head(labels: np.ndarray, probabilities: np.ndarray, patients: Sequ
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The temperature T that makes ``softmax(ln p / T)`` fit the labels best (Guo et al. 2017).
 
-    Targets are smoothed as Platt (1999) has them, ``(n_y + 1) / (n_y + C)`` for the true class of n_y slides and
-    ``1 / (n_y + C)`` for each other, so that a few slides that are all right do not make the model infinitely sure.
+    Least log loss, summed over slides, plus ``RIDGE / 2`` times ``(ln T)^2``: a few slides that are all right do not
+    make the model infinitely sure.
 
     Args:
         labels: int [n]; probabilities: [n, C], of a head that was not trained on these slides.
@@ -107,10 +107,11 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     if not len(labels):
         return 1.0
-    targets, logs = _targets(labels, probabilities.shape[1]), _logs(probabilities)
+    rows, logs = np.arange(len(labels)), _logs(probabilities)
 
     def loss(log_temperature: float) -> float:
-        return -float((targets * _log_softmax(logs / np.exp(log_temperature))).sum())
+        right = _log_softmax(logs / np.exp(log_temperature))[rows, labels]
+        return -float(right.sum()) + RIDGE / 2 * log_temperature**2
 
     found = minimize_scalar(loss, bounds=(np.log(LOWEST), np.log(HIGHEST)), method="bounded")
     return float(np.exp(found.x))
@@ -119,8 +120,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def fit_slopes(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slopes and intercepts of ``softmax(scale * ln p + offset)``: Platt's for two classes, vector scaling for more.
 
-    Least log loss against smoothed targets, summed over slides, plus ``RIDGE / 2`` times the squared distances of
-    slopes to 1 and intercepts to 0. Slopes keep within the bounds of 1 / T.
+    Least log loss, summed over slides, plus ``RIDGE / 2`` times the squares of the slopes' logarithms and of the
+    intercepts. Slopes keep within the bounds of 1 / T.
 
     Returns:
         scale [C], offset [C].
@@ -128,24 +129,23 @@ def fit_slopes(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarra
     from scipy.optimize import minimize
 
     classes = probabilities.shape[1]
-    targets, logs = _targets(labels, classes), _logs(probabilities)
+    targets, logs = np.eye(classes)[labels], _logs(probabilities)
     slopes = 1 if classes == 2 else classes  # of two classes, only the difference of their logits counts
 
     def parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return (np.full(2, x[0]), np.array([0.0, x[1]])) if classes == 2 else (x[:slopes], x[slopes:])
+        own = np.exp(x[:slopes])
+        return (np.full(2, own[0]), np.array([0.0, x[1]])) if classes == 2 else (own, x[slopes:])
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         scale, offset = parts(x)
         log_p = _log_softmax(scale * logs + offset)
         residual = np.exp(log_p) - targets
-        by_scale, by_offset = (residual * logs).sum(0), residual.sum(0)
-        gradient = np.r_[by_scale.sum(), by_offset[1]] if classes == 2 else np.r_[by_scale, by_offset]
-        away = x - neutral
-        return -float((targets * log_p).sum()) + RIDGE / 2 * float(away @ away), gradient + RIDGE * away
+        by_log, by_offset = scale * (residual * logs).sum(0), residual.sum(0)
+        gradient = np.r_[by_log.sum(), by_offset[1]] if classes == 2 else np.r_[by_log, by_offset]
+        return -float((targets * log_p).sum()) + RIDGE / 2 * float(x @ x), gradient + RIDGE * x
 
-    neutral = np.r_[np.ones(slopes), np.zeros(slopes)]
-    bounds = [(1 / HIGHEST, 1 / LOWEST)] * slopes + [(None, None)] * slopes
-    return parts(minimize(loss, neutral, jac=True, bounds=bounds, method="L-BFGS-B").x)
+    bounds = [(-np.log(HIGHEST), -np.log(LOWEST))] * slopes + [(None, None)] * slopes
+    return parts(minimize(loss, np.zeros(2 * slopes), jac=True, bounds=bounds, method="L-BFGS-B").x)
 
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -251,14 +251,6 @@ def uncalibrated(header: dict[str, Any]) -> str | None:
 def _temperature(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     classes = probabilities.shape[1]
     return np.full(classes, 1 / fit_temperature(labels, probabilities)), np.zeros(classes)
-
-
-def _targets(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Smoothed targets [n, C], as :func:`fit_temperature` has them."""
-    counts = np.bincount(labels, minlength=classes)[labels]
-    targets = np.repeat(1 / (counts + classes), classes).reshape(-1, classes)
-    targets[np.arange(len(labels)), labels] += counts / (counts + classes)
-    return targets
 
 
 def _log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:

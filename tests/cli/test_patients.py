@@ -52,10 +52,13 @@ def alone(tmp_path_factory):
 def pairs(tmp_path_factory):
     """A cohort with two slides a patient, the second of them far from the first in the table; teacher and student of
     patients."""
-    at = make_cohort(tmp_path_factory.mktemp("pairs"), 48, per_patient=2)
+    at = make_cohort(tmp_path_factory.mktemp("pairs"), 72, per_patient=2)
     rows = pd.read_csv(at / "slides.csv")
     pd.concat([rows[::2], rows[1::2]]).to_csv(at / "slides.csv", index=False)
-    return train(at, teacher("t", *NUMBER, "--bag", "patient"), student("m", "t"))
+    lines = [teacher("t", *NUMBER, "--bag", "patient"), student("m", "t")]
+    for bag in ("slide", "patient"):
+        lines.append(teacher(f"survival-{bag}", "--task", "survival", "--bag", bag))
+    return train(at, *lines, student("survival", "survival-patient", "--no-onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +115,41 @@ def test_teacher_and_student_learn_from_all_slides_of_a_patient(pairs):
     one = len(read_features(pairs / "lr" / "s000.h5").features)
     assert len(regions) == len(own) and (regions > 1.5 * one).all()  # of both slides
     receipt = json.loads((pairs / "m.receipt.json").read_text())
-    assert (receipt["slides"], receipt["patients"], receipt["level"]) == (48, 24, "patient")
+    assert (receipt["slides"], receipt["patients"], receipt["level"]) == (72, 36, "patient")
     model = load_tensors(pairs / "m.safetensors", "model")[0]
-    assert model["slides"] == slides["slide_id"].tolist() and model["data"]["slides"] == 48
+    assert model["slides"] == slides["slide_id"].tolist() and model["data"]["slides"] == 72
+
+
+def harrell_by_hand(rows):
+    """Harrell's C of pairs within folds: who has the event sooner should have the higher risk."""
+    right = pairs = 0.0
+    for _, fold in rows.groupby("fold"):
+        for _, first in fold[fold["event"] == 1].iterrows():
+            later = fold[(fold["time"] > first["time"]) | ((fold["time"] == first["time"]) & (fold["event"] == 0))]
+            pairs += len(later)
+            right += (first["risk"] > later["risk"]).sum() + (first["risk"] == later["risk"]).sum() / 2
+    return right / pairs
+
+
+def test_survival_with_several_slides_a_patient(pairs, two_slides, tmp_path, lrmil):
+    known = pd.read_csv(pairs / "slides.csv").groupby("patient_id").first()
+    for bag, count in (("slide", 72), ("patient", 36)):
+        rows = read_table(pairs / f"survival-{bag}" / "predictions.csv", "predictions")[1]
+        assert len(rows) == count and rows.groupby("patient_id")["fold"].nunique().max() == 1
+        assert (rows["time"].to_numpy() == known.loc[rows["patient_id"], "time"].to_numpy()).all()
+        about = json.loads((pairs / f"survival-{bag}" / "teacher.json").read_text())["metrics"]
+        assert about["c_harrell"] == pytest.approx(harrell_by_hand(rows), abs=1e-9)
+        out = lrmil("evaluate", pairs / f"survival-{bag}", "--slides", pairs / "slides.csv", "-o", tmp_path / bag,
+                             "--bootstrap", "20")  # fmt: skip
+        assert out.code == 0, out.err
+        judged = json.loads((tmp_path / bag / "evaluation.json").read_text())["models"][0]
+        assert judged["pooled"]["c_harrell"]["value"] == pytest.approx(about["c_harrell"], abs=1e-9)
+    receipt = json.loads((pairs / "survival.receipt.json").read_text())
+    assert (receipt["slides"], receipt["patients"], receipt["level"]) == (72, 36, "patient")
+    out = lrmil("predict", two_slides / "slides.csv", "-m", pairs / "survival.safetensors", "-o", tmp_path / "p")
+    record = json.loads((tmp_path / "p" / "p.prediction.json").read_text())
+    assert out.code == 0 and record["group"] in ("high", "low") and [s["id"] for s in record["slides"]] == ["a", "b"]
+    assert record["risk"] == pytest.approx(np.mean(record["folds"])) and len(record["survival"]) == 3
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])
