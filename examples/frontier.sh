@@ -7,7 +7,8 @@
 # STUDENT is a smaller ViT, as distill-encoder --student takes it. The same slides, tiles, folds and HR features for all.
 # From the environment, besides those of prepare.sh and methods.sh:
 #   SEEDS     each method is trained so many times (3), from one pair of teachers and one stage 1 a fold
-#   SMALL     options of the small student's stage 1, such as "--random-init"
+#   SMALL     how the small student starts, such as "--random-init"
+#   SMALL_STAGE1  further options of its stage 1, such as "--epochs 20 --lr 5e-4": from scratch takes longer than from a copy
 #   TIME_ON   manifest of the slides that are timed (all of slides.csv), each alone on the machine
 #   DEVICE    where they are timed (cpu)
 # Timed are `lrmil predict` and models of one LR encoder: those that are judged have one a fold, and take that many times as long.
@@ -17,7 +18,7 @@ here=$(dirname "$0")
 small=$3
 set -- "$1" "$2" "$4"
 . "$here/prepare.sh"
-stage1 small --student "$small" ${SMALL:-}
+stage1 small --student "$small" ${SMALL:-} ${SMALL_STAGE1:-}
 . "$here/methods.sh"
 for seed in $(seq "${SEEDS:-3}"); do
     to=$out/seed$seed

@@ -34,8 +34,8 @@ def _as_is(option: str, *steps: str) -> dict[str, str]:
 
 
 LABELS = ("label", "task", "time", "event", "drop-missing", "class", "class-map")
-#: Of a task, what the teacher alone is told; the student learns what its teacher learned.
-OF_TEACHER = ("loss", "intervals", "risk-set")
+#: Of a task and its bags, what the teacher alone is told; the student learns what its teacher learned.
+OF_TEACHER = ("loss", "intervals", "risk-set", "bag")
 #: The table of slides that could be tiled, where others are left out.
 LEFT = "slides.csv"
 

@@ -207,8 +207,6 @@ def predict(
             {
                 "-o -": output == "-",
                 "--geojson -": geojson == "-",
-                "--report": pages,
-                "--top-tiles": top_tiles is not None,
                 "--fine": fine is not None,
                 "--escalate": escalate is not None,
                 "--watch": watch,

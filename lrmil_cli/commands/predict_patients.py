@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_cli.commands import options, overlays, predict_outputs
+from lrmil_cli.commands import options, overlays, predict_outputs, report_pages
 from lrmil_cli.commands.batch import Outcome
 from lrmil_cli.commands.inputs import SlideInput
 from lrmil_cli.commands.predict_slide import Answers, Asked
@@ -155,6 +155,9 @@ def predict_patient(asked: Asked, patient: PatientInput, opened: Opened, answers
                 region=region,
                 overwrite=asked.wanted.overwrite,
             )
+            if asked.wanted.pages or asked.wanted.top_tiles is not None:
+                shown = asked.wanted.pages, asked.wanted.top_tiles, asked.wanted.overwrite
+                files |= report_pages.pages_of(folder, slide, slide.slide_id, *shown)
             made |= {f"{slide.slide_id}.{kind}": file for kind, file in files.items()}
             if asked.wanted.audit is not None:
                 _audit(asked, header, slide.slide_id, known)

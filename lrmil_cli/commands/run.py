@@ -33,6 +33,7 @@ def run(
     event: cohort.Event = None,
     intervals: cohort.Intervals = None,
     risk_set: cohort.RiskSet = None,
+    bag: cohort.BagName = None,
     drop_missing: cohort.DropMissing = False,
     classes: cohort.Classes = None,
     class_map: cohort.ClassMap = None,

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.page import Heading, Table, block_html, document, escaped, read_about
-from lrmil_cli.evaluation.predictions import read_record
+from lrmil_cli.evaluation.wording import count_text
 from lrmil_cli.files.header import step
 from lrmil_cli.inference.answers import models_in
-from lrmil_cli.pages.results import failures, page_name, record_path
+from lrmil_cli.pages.results import failures, page_name, record_of, record_path
 from lrmil_cli.pages.style import SCRIPT, STYLE
 from lrmil_cli.targets.answers import answer_text, sort_value
 from lrmil_cli.targets.task import task_of
@@ -108,7 +108,7 @@ def _row(folder: Path, out: Path, slide_id: str) -> Row:
         path = record_path(own, slide_id)
         if name and not path.exists():
             continue
-        records[name] = read_record(path)
+        records[name] = record_of(own, slide_id)
         if not records[name]["history"]:
             raise InputError(f"{path}: does not say how it was made; run `lrmil predict` again")
     page = page_name(slide_id)
@@ -119,11 +119,15 @@ def _row(folder: Path, out: Path, slide_id: str) -> Row:
 
 
 def _counts(rows: list[Row], name: str) -> str:
-    own = [r.records[name] for r in rows if name in r.records]
+    shown = [r.records[name] for r in rows if name in r.records]
+    own = list({r.get("patient", n): r for n, r in enumerate(shown)}.values())  # one answer a patient
     said = Counter(str(r["predicted"]) if task_of(r).kind != "regression" else "with a number" for r in own)
     doubt = sum(bool(record.get("uncertain")) for record in own)
     parts = [f"{n} {label}" for label, n in sorted(said.items())] + ([f"{doubt} uncertain"] if doubt else [])
-    slides = f"{len(own)} slide{'' if len(own) == 1 else 's'}: {', '.join(parts)}" if own else "No slides."
+    slides = count_text(len(shown), "slide") if own else "No slides."
+    if own and "patient" in own[0]:
+        slides += f" of {count_text(len(own), 'patient')}, each answered as a whole"
+    slides += f": {', '.join(parts)}" if own else ""
     return f"{name}: {slides}" if name else slides
 
 
@@ -161,6 +165,8 @@ def _cells(row: Row, names: list[str]) -> str:
     slide_id = escaped(row.slide_id)
     href = quote(os.fsencode(row.page))
     name = f'<a href="{href}">{slide_id}</a>' if row.page else slide_id
+    patient = next((str(r["patient"]) for r in row.records.values() if "patient" in r), "")
+    name += f"<br><small>patient {escaped(patient)}</small>" if patient else ""
     picture = (
         f'<img src="data:image/jpeg;base64,{escaped(row.thumbnail)}" alt="" loading="lazy">' if row.thumbnail else ""
     )

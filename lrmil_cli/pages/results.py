@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.predictions import read_record
 from lrmil_cli.files.header import check_slide, last_digest
 from lrmil_cli.files.patients import PATIENT, bag_of
-from lrmil_cli.files.tables import read_table
+from lrmil_cli.files.tables import checked_header, read_table
 from lrmil_cli.inference.answers import models_in
 from lrmil_cli.inference.fine import NAME as FINE
 from lrmil_cli.qupath.pictures import FORMATS
@@ -59,7 +60,7 @@ def slide_ids(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that `lrmil predict` wrote into")
     paths = [p for _, own in models_in(folder) for p in own.glob(f"*{RECORD}")]
-    found = sorted({p.name.removesuffix(RECORD) for p in paths if not p.name.startswith(".")})
+    found = sorted({own for p in paths if not p.name.startswith(".") for own in _slides_of(p)})
     if not found:
         raise InputError(f"{folder}: no predictions in it (*{RECORD}); make them with `lrmil predict`")
     return found
@@ -71,8 +72,44 @@ def page_name(slide_id: str) -> str:
     return f"{slide_id}.slide.html" if name.casefold() == INDEX else name
 
 
+def _slides_of(path: Path) -> list[str]:
+    """The slides that a record speaks of: its own, or all of its patient's."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if bag_of(record) == PATIENT:
+            return [str(own["id"]) for own in record["slides"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        pass  # it is told of when it is to be shown
+    return [path.name.removesuffix(RECORD)]
+
+
 def record_path(folder: Path, slide_id: str) -> Path:
-    return folder / f"{slide_id}{RECORD}"
+    """The record that speaks of a slide: its own, or that of the patient whom its attention table names."""
+    try:
+        patient = checked_header(folder / f"{slide_id}.attention.csv", "attention").get("patient")
+    except (InputError, OSError):
+        patient = None
+    return folder / f"{patient or slide_id}{RECORD}"
+
+
+def record_of(folder: Path, slide_id: str) -> dict[str, Any]:
+    """The record of a slide. Of an answer for a patient, with the slide in place of the patient, and besides
+    ``patient`` its name, ``share`` of the attention that the slide holds, and ``of`` so many slides.
+
+    Raises:
+        InputError: no such record, damaged, or of a patient without this slide.
+    """
+    path = record_path(folder, slide_id)
+    record = read_record(path)
+    if bag_of(record) != PATIENT:
+        return record
+    try:
+        own = next(s for s in record["slides"] if s["id"] == slide_id)
+        about: dict[str, Any] = {"patient": str(record["slide"]["id"]), "of": len(record["slides"])}
+        about |= {"tiles": int(own["tiles"]), "share": float(own["attention"])}
+    except (KeyError, TypeError, ValueError, StopIteration) as e:
+        raise InputError(f"{path}: does not speak of slide {slide_id}; run `lrmil predict` again") from e
+    return {**record, "slide": own, "roi": own.get("roi"), "given": own.get("given"), **about}
 
 
 def read_results(folder: Path, slide_id: str) -> list[Result]:
@@ -94,10 +131,7 @@ def read_result(folder: Path, slide_id: str, model: str = "") -> Result:
     Raises:
         InputError: its record or its attention table is missing, damaged, or of another prediction.
     """
-    path = record_path(folder, slide_id)
-    record = read_record(path)
-    if bag_of(record) == PATIENT:
-        raise InputError(f"{path}: an answer for a patient; there are pages of slides only (see its GeoJSON in QuPath)")
+    path, record = record_path(folder, slide_id), record_of(folder, slide_id)
     table = folder / f"{slide_id}.attention.csv"
     header, rows = read_table(table, "attention")
     check_slide(header, str(table))
@@ -108,7 +142,7 @@ def read_result(folder: Path, slide_id: str, model: str = "") -> Result:
     names = [n for n in header.get("tables", []) if isinstance(n, str)]
     further = {name: folder / f"{slide_id}.{name}.attention.csv" for name in (FINE, *names)}
     found = {name: own for name, at in further.items() if (own := _further(at, record)) is not None}
-    files = tuple(p for p in _files(folder, slide_id, [*found]) if p.is_file())
+    files = tuple(p for p in (*_files(folder, slide_id, [*found]), path) if p.is_file())
     shown = [path, table, *(further[name] for name in found)]
     parts = [*(p.read_bytes() for p in shown), "|".join(p.name for p in files).encode()]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
@@ -131,7 +165,7 @@ def _files(folder: Path, slide_id: str, names: list[str]) -> list[Path]:
     maps = [f"{stem}.{kind}.geojson{gz}" for stem in stems for kind in ("heatmap", "regions") for gz in (".gz", "")]
     pictures = [f"{stem}.overlay.{kind}" for stem in stems for kind in FORMATS]
     tables = [f"{stem}.attention.csv" for stem in stems]
-    return [folder / name for name in (*maps, *pictures, *tables, f"{slide_id}{RECORD}")]
+    return [folder / name for name in (*maps, *pictures, *tables)]
 
 
 def failures(folder: Path) -> list[dict[str, str]]:

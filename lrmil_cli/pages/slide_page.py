@@ -15,6 +15,7 @@ import numpy as np
 from lrmil_cli.evaluation.page import Heading, Table, block_html, document, escaped
 from lrmil_cli.evaluation.purpose import means_nothing, purpose_text
 from lrmil_cli.evaluation.unlike_training import unlike_text
+from lrmil_cli.evaluation.wording import count_text
 from lrmil_cli.files.header import step
 from lrmil_cli.pages import attention_map
 from lrmil_cli.pages.answers import answer_html, detail_html, detail_title, set_html
@@ -77,6 +78,7 @@ def slide_page(shown: Sequence[Shown], out: Path, view: View, made: dict[str, An
         times = multiples(result.rows["attention"].to_numpy(np.float64))
         body += [
             block_html(Heading(result.model)) if len(shown) > 1 else answer_html(record),
+            _of_patient(record),
             set_html(record),
             _warnings(record, why_not),
             _views(result, view, tiles, times, VIEWS_BYTES // views),
@@ -102,6 +104,17 @@ def _heading(text: str, shown: Sequence[Shown]) -> str:
 
 def _model(result: Result) -> str:
     return f'<p class="model">{escaped(result.model)}</p>'
+
+
+def _of_patient(record: dict[str, Any]) -> str:
+    """Of an answer for a patient, that it is one, and how much this slide has to do with it."""
+    if "patient" not in record:
+        return ""
+    by = count_text(record["of"], "slide")
+    return (
+        f'<p class="note">The answer is for patient {escaped(record["patient"])}, by {by} together; '
+        f"this slide holds {record['share']:.0%} of the attention.</p>"
+    )
 
 
 def _warnings(record: dict[str, Any], why_not: str) -> str:

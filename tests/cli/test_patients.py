@@ -143,7 +143,7 @@ def test_survival_with_several_slides_a_patient(pairs, two_slides, tmp_path, lrm
                              "--bootstrap", "20")  # fmt: skip
         assert out.code == 0, out.err
         judged = json.loads((tmp_path / bag / "evaluation.json").read_text())["models"][0]
-        assert judged["pooled"]["c_harrell"]["value"] == pytest.approx(about["c_harrell"], abs=1e-9)
+        assert judged["metrics"]["c_harrell"]["value"] == pytest.approx(about["c_harrell"], abs=1e-9)
     receipt = json.loads((pairs / "survival.receipt.json").read_text())
     assert (receipt["slides"], receipt["patients"], receipt["level"]) == (72, 36, "patient")
     out = lrmil("predict", two_slides / "slides.csv", "-m", pairs / "survival.safetensors", "-o", tmp_path / "p")
@@ -187,7 +187,17 @@ def test_a_patient_gets_one_answer_and_each_slide_its_share(pairs, two_slides, t
     if runtime == "torch":
         out = lrmil("evaluate", tmp_path, "--slides", table, "-o", tmp_path / "e", "--bootstrap", "20", "--json")
         assert out.code == 0 and "patients unknown" not in out.err, out.err
-        assert "pages of slides only" in lrmil("report", tmp_path).err
+        assert lrmil("report", tmp_path).code == 0
+        page, index = ((tmp_path / name).read_text(encoding="utf-8") for name in ("a.html", "index.html"))
+        assert f"for patient p, by 2 slides together; this slide holds {shares[0]:.0%} of the attention" in page
+        assert "2 slides of 1 patient, each answered as a whole" in index and index.count("patient p</small>") == 2
+        before = page
+        assert (
+            lrmil(*line, "--report", "--top-tiles", tmp_path / "top").code == 0
+        )  # the same page, by the other command
+        assert (tmp_path / "a.html").read_text(encoding="utf-8") == before and (
+            tmp_path / "top" / "b.tiles.png"
+        ).exists()
 
 
 def test_a_slide_that_fails_fails_its_patient_by_name(pairs, two_slides, glass, tmp_path, lrmil):
@@ -200,7 +210,7 @@ def test_a_slide_that_fails_fails_its_patient_by_name(pairs, two_slides, glass, 
 
 def test_what_cannot_be_of_patients_is_refused_by_name(alone, pairs, two_slides, tmp_path, lrmil, monkeypatch):
     model, table = pairs / "m.safetensors", two_slides / "slides.csv"
-    for option in (["--report"], ["--top-tiles", tmp_path], ["--fine", "2"], ["-m", alone / "slide.safetensors"]):
+    for option in (["--fine", "2"], ["-m", alone / "slide.safetensors"]):
         out = lrmil("predict", table, "-m", model, "-o", tmp_path / "r", *option)
         assert out.code == 2 and "answers for patients" in out.err.splitlines()[-1], option
     out = lrmil("predict", two_slides, "-m", model, "-o", tmp_path / "r")
