@@ -26,6 +26,7 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
+from lrmil_cli.files.patients import PATIENT, patients_of
 from lrmil_cli.files.tables import list_tables, write_table
 from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.matching.paired_slide import only_readable
@@ -33,6 +34,7 @@ from lrmil_cli.matching.tile_rows import align
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import folds_like
+from lrmil_cli.training.patients import slide_folds
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
 #: Without a fold, one slide in ten validates (distill/README 4.3).
@@ -113,7 +115,8 @@ def collect(
         train = [s for i, s in enumerate(slides) if i not in held]
         val = [s for i, s in enumerate(slides) if i in held]
         return Cohort(slides, train, val, None, guide, number, left_out)
-    table = folds_like(manifest, guide, folds, seed)
+    whose = patients_of(manifest) if guide is not None and guide.bag == PATIENT else manifest
+    table = slide_folds(whose, folds_like(whose, guide, folds, seed))
     names = fold_names(table)
     if fold is None or fold > len(names):
         raise UsageError(f"--fold {fold}: {guide.path if guide else manifest.path} has folds 1 to {len(names)}")

@@ -120,6 +120,22 @@ def test_teacher_and_student_learn_from_all_slides_of_a_patient(pairs):
     assert model["slides"] == slides["slide_id"].tolist() and model["data"]["slides"] == 72
 
 
+def test_stage_1_keeps_the_slides_of_a_patient_on_one_side_of_a_fold(pairs):
+    from lrmil_cli.distill.distill_encoder import collect
+    from lrmil_cli.files.manifest import Labels, read_manifest
+    from lrmil_cli.targets.task import make_task
+
+    labels = Labels("severity", task=make_task("regression", label="severity"), asked=True)
+    manifest = read_manifest(pairs / "slides.csv", labels=labels, need_slides=False)
+    folds = read_table(pairs / "t" / "folds.csv", "folds")[1].set_index("slide_id")["fold_1"]
+    patient = {e.slide_id: e.patient_id for e in manifest}
+    known = {f"s{n:03d}": pairs / "slides.csv" for n in range(72)}  # no pixel is read
+    own = collect([str(pairs / "pairs")], manifest, 1, 2, str(pairs / "t"), 0, known)
+    for part, found in (("train", own.train), ("val", own.val)):
+        asked = [s for s, p in patient.items() if folds[p] == part]
+        assert sorted(s.slide_id for s in found) == sorted(asked) and len(asked) == 2 * (folds == part).sum()
+
+
 def harrell_by_hand(rows):
     """Harrell's C of pairs within folds: who has the event sooner should have the higher risk."""
     right = pairs = 0.0
