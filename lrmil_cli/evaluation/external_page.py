@@ -58,9 +58,8 @@ def external_blocks(m: ModelEvaluation, found: External, several: bool, pictures
         out.append(Text(text))
         if e["slide_id"] in pictures:
             name = f"evaluation.error.{found.errors.index(e) + 1}{_ending(m, several)}.png"
-            out.append(
-                Picture(pictures[e["slide_id"]], f"{e['slide_id']}: the slide, and where the model looked", name)
-            )
+            alt = f"{e['slide_id']}: the slide, and where the model looked"
+            out.append(Picture(pictures[e["slide_id"]], alt, name, shrink=True))
     return out
 
 
@@ -72,9 +71,9 @@ def threshold_text(found: External) -> str:
     if not t.patients:
         return f"Positive from a probability of {t.value:g} on, a threshold that was given."
     return (
-        f"Positive from a probability of {t.value:.4g} on: `{t.rule}` on the {t.patients} held-out patients of the "
-        f"training record (sensitivity {t.sensitivity:.3f}, specificity {t.specificity:.3f} there), fixed before this "
-        "cohort was seen."
+        f"Positive from a probability of {t.value:.4g} on, chosen by {t.rule} on the {t.patients} held-out patients of "
+        f"the training record (sensitivity {t.sensitivity:.3f}, specificity {t.specificity:.3f} there), fixed before "
+        "this cohort was seen."
     )
 
 

@@ -41,11 +41,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its description for those who cannot see it; ``name`` is its file name beside a Markdown page."""
+    """A PNG with its description for those who cannot see it; ``name`` is its file name beside a Markdown page.
+
+    On a narrow screen it is scrolled, so that its letters can be read; with ``shrink`` it is made as narrow.
+    """
 
     png: bytes
     alt: str
     name: str
+    shrink: bool = False
 
 
 Block = Heading | Text | Table | Picture
@@ -76,7 +80,7 @@ img { display: block; max-width: 100%; height: auto; background: #ffffff; }
   body { padding: 1rem .8rem 3rem; } h1 { font-size: 1.35rem; } h2 { margin-top: 1.6rem; }
   th, td { padding: .3rem .45rem; } table { font-size: .82rem; }
   main > .wide tbody th { position: sticky; left: 0; background: var(--paper); min-width: 5.5rem; }
-  main > figure { overflow-x: auto; } main > figure > img { max-width: none; width: 52rem; }
+  main > figure { overflow-x: auto; } main > figure:not(.shrink) > img { max-width: none; width: 52rem; }
 }
 @media print {
   :root { color-scheme: light; --ink: #000000; --paper: #ffffff; --line: #999999; --soft: #eeeeee; --faint: #333333; }
@@ -142,7 +146,8 @@ def block_html(block: Block) -> str:
         return f"<p>{escaped(block.text)}</p>"
     if isinstance(block, Picture):
         data = base64.b64encode(block.png).decode("ascii")
-        return f'<figure><img src="data:image/png;base64,{data}" alt="{escaped(block.alt)}"></figure>'
+        how = ' class="shrink"' if block.shrink else ""
+        return f'<figure{how}><img src="data:image/png;base64,{data}" alt="{escaped(block.alt)}"></figure>'
     classes = [' class="number"' if n else "" for n in _number_columns(block)]
     head = "".join(f'<th scope="col"{c}>{escaped(h)}</th>' for c, h in zip(classes, block.headers))
     rows = "".join(
