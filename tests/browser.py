@@ -83,15 +83,14 @@ class Browser:
             url = said["params"]["request"]["url"]
             self.requested += [] if url.startswith("data:") else [url]
 
-    def open(self, page: Path) -> float:
-        """Open a file; returns the seconds until all of it was loaded."""
+    def open(self, page: Path) -> None:
+        """Open a file, and wait until all of it is loaded."""
         self.requested.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
         deadline = time.monotonic() + 60
         while self.run("document.readyState") != "complete" or self.run("location.href") == "about:blank":
             assert time.monotonic() < deadline, "the page does not load"
             time.sleep(0.02)
-        return self.run("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
 
     def run(self, script: str):
         """The value of an expression in the page."""

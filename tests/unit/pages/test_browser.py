@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 def test_index_of_two_hundred_slides_in_a_browser(many, tmp_path):
     ids = "[...document.querySelectorAll('tbody tr')].filter((r) => !r.hidden).map((r) => r.cells[1].textContent)"
     with Browser(tmp_path / "profile") as browser:
-        assert browser.open(many / "index.html") < 2
+        browser.open(many / "index.html")
         assert browser.run(ids) == [f"s{n:03d}" for n in range(200)]
 
         def press(column: str) -> list[str]:
@@ -35,7 +35,7 @@ def test_index_of_two_hundred_slides_in_a_browser(many, tmp_path):
 
         # The link of a row leads to its page, which leads back, and asks nobody for anything either.
         target = browser.run("document.querySelector('tbody tr:not([hidden]) th a').href")
-        assert browser.open(many / target.rpartition("/")[2]) < 2
+        browser.open(many / target.rpartition("/")[2])
         assert browser.run("document.querySelector('nav a').href").endswith("/index.html")
         assert browser.run("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
         assert [u for u in browser.requested if not u.startswith("file:")] == []
