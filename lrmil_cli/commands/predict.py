@@ -135,7 +135,8 @@ def predict(
     report_pages.check_folders(".", top_tiles)
     if audit is not None:
         check_trail(audit)
-    second_look.check_second_look(escalate, budget, confidence, max_spread, hr_encoder, abstain)
+    doubt = second_look.Asked(escalate, budget, confidence, max_spread, hr_encoder, abstain)
+    second_look.check_second_look(doubt)
     if escalate is not None and len(names) > 1:
         raise UsageError("--escalate asks the teacher of one model; give one --model")
     promises.check_promises(coverage, coverage_by, max_error, escalate, confidence, abstain)
@@ -180,12 +181,7 @@ def predict(
     for name, predictor in zip(names, predictors):
         predictor = second_look.with_second_look(
             predictor,
-            escalate,
-            budget,
-            confidence,
-            max_spread,
-            hr_encoder,
-            abstain and max_error is None,
+            replace(doubt, abstain=abstain and max_error is None),
             device=device,
             batch_size=batch_size,
             allow_upsample=allow_upsample,

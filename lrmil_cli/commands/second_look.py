@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -88,14 +89,21 @@ def _number_only(predictor: Predictor, option: str) -> None:
         raise UsageError(f"{option} is about heads of a number; {predictor.path} learned {task.name}")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What these options ask, by their names."""
+
+    escalate: str | None
+    budget: int | None
+    confidence: float | None
+    max_spread: float | None
+    hr_encoder: str | None
+    abstain: bool
+
+
 def with_second_look(
     predictor: Predictor,
-    escalate: str | None,
-    budget: int | None,
-    confidence: float | None,
-    max_spread: float | None,
-    hr_encoder: str | None,
-    abstain: bool,
+    asked: Asked,
     *,
     device: str,
     batch_size: int | None,
@@ -103,22 +111,22 @@ def with_second_look(
     report: Report,
 ) -> Predictor:
     """The predictor with what these options ask of it; itself where they ask nothing."""
-    if escalate is None and not abstain:
-        return predictor
-    if confidence is not None:
+    if asked.confidence is not None:
         classes_only(predictor, "--confidence")
-    if max_spread is not None:
+    if asked.max_spread is not None:
         _number_only(predictor, "--max-spread")
+    if asked.escalate is None and not asked.abstain:
+        return predictor
     from lrmil_cli.inference.second_look import with_second_look
 
     return with_second_look(
         predictor,
-        teacher=escalate,
-        budget=budget or BUDGET,
-        confidence=CONFIDENCE if confidence is None else confidence,
-        max_spread=max_spread,
-        abstain=abstain,
-        encoder=hr_encoder,
+        teacher=asked.escalate,
+        budget=asked.budget or BUDGET,
+        confidence=CONFIDENCE if asked.confidence is None else asked.confidence,
+        max_spread=asked.max_spread,
+        abstain=asked.abstain,
+        encoder=asked.hr_encoder,
         device=device,
         batch_size=batch_size,
         allow_upsample=allow_upsample,
@@ -126,22 +134,15 @@ def with_second_look(
     )
 
 
-def check_second_look(
-    escalate: str | None,
-    budget: int | None,
-    confidence: float | None,
-    max_spread: float | None,
-    hr_encoder: str | None,
-    abstain: bool,
-) -> None:
+def check_second_look(asked: Asked) -> None:
     """Options that would do nothing, said before any work.
 
     Raises:
         UsageError: there are some.
     """
-    for option, value in (("--budget", budget), ("--hr-encoder", hr_encoder)):
-        if value is not None and escalate is None:
+    for option, value in (("--budget", asked.budget), ("--hr-encoder", asked.hr_encoder)):
+        if value is not None and asked.escalate is None:
             raise UsageError(f"{option} is about a second look at high resolution; give --escalate TEACHER too")
-    for option, number in (("--confidence", confidence), ("--max-spread", max_spread)):
-        if number is not None and escalate is None and not abstain:
+    for option, number in (("--confidence", asked.confidence), ("--max-spread", asked.max_spread)):
+        if number is not None and asked.escalate is None and not asked.abstain:
             raise UsageError(f"{option} says when an answer is not sure; give --escalate TEACHER or --abstain too")

@@ -108,7 +108,7 @@ def _row(folder: Path, out: Path, slide_id: str) -> Row:
         path = record_path(own, slide_id)
         if name and not path.exists():
             continue
-        records[name] = record_of(own, slide_id)
+        records[name] = record_of(path, slide_id)
         if not records[name]["history"]:
             raise InputError(f"{path}: does not say how it was made; run `lrmil predict` again")
     page = page_name(slide_id)

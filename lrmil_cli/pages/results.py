@@ -92,14 +92,15 @@ def record_path(folder: Path, slide_id: str) -> Path:
     return folder / f"{patient or slide_id}{RECORD}"
 
 
-def record_of(folder: Path, slide_id: str) -> dict[str, Any]:
-    """The record of a slide. Of an answer for a patient, with the slide in place of the patient, and besides
-    ``patient`` its name, ``share`` of the attention that the slide holds, and ``of`` so many slides.
+def record_of(path: Path, slide_id: str) -> dict[str, Any]:
+    """The record of a slide, at :func:`record_path`.
+
+    Of an answer for a patient, with the slide in place of the patient, and besides ``patient`` its name, ``share`` of
+    the attention that the slide holds, and ``of`` so many slides.
 
     Raises:
         InputError: no such record, damaged, or of a patient without this slide.
     """
-    path = record_path(folder, slide_id)
     record = read_record(path)
     if bag_of(record) != PATIENT:
         return record
@@ -131,7 +132,8 @@ def read_result(folder: Path, slide_id: str, model: str = "") -> Result:
     Raises:
         InputError: its record or its attention table is missing, damaged, or of another prediction.
     """
-    path, record = record_path(folder, slide_id), record_of(folder, slide_id)
+    path = record_path(folder, slide_id)
+    record = record_of(path, slide_id)
     table = folder / f"{slide_id}.attention.csv"
     header, rows = read_table(table, "attention")
     check_slide(header, str(table))

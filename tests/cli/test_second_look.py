@@ -215,6 +215,8 @@ def test_evaluate_draws_accuracy_against_tiles(chain, slides, tmp_path, lrmil):
     ("more", "says"),
     [
         (["--budget", "3"], "--escalate"),
+        (["--max-spread", "1"], "--escalate"),
+        (["--max-spread", "1", "--abstain", "--max-error", "0.1"], "--max-spread is about heads of a number"),
         (["--hr-encoder", "demo-vit"], "--escalate"),
         (["--confidence", "0.5"], "--abstain"),
         (["--abstain", "--confidence", "1.5"], "--confidence 1.5"),
