@@ -232,13 +232,15 @@ def predict(
         return predict_patients.predict_patient(models[0], patient, opened_part, answers, report)
 
     def kept() -> None:  # what is done, also where some failed or Ctrl-C ended it
-        some = answers.some
+        if not answers.some:
+            return
         answers.keep(overwrite, report)
-        if some and pages:
+        if pages:
             # A page that is only refreshed need not be named again.
             say = report.detail if indexed else report.say
             report_pages.write_index(Path(output), Path(output), {}, overwrite, say)
             indexed.append(True)
+        answers.forget()  # the last thing, so that after an interrupt all of it is done once more
 
     ahead = min(p.ahead for p in predictors)
     if watch:

@@ -105,10 +105,13 @@ class Answers:
         self.rows.setdefault("", []).append(answer_row(record, [f for f in files if f != "-"], self.folder))
 
     def keep(self, overwrite: bool, report: Report) -> None:
-        """Write what there is, and forget it."""
+        """Write what there is; twice does no harm."""
         several = [n for n in self.names if n]
         for name, rows in self.rows.items():
             predict_outputs.keep_answers(self.folder / name, rows, overwrite, report, [] if name else several)
+
+    def forget(self) -> None:
+        """What is written by now."""
         self.rows.clear()
 
 

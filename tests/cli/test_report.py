@@ -43,6 +43,29 @@ def test_predict_leaves_a_table_and_pages(lrmil, chain, cohort, tmp_path):
     assert (chain.teacher / "predictions.csv").read_bytes() == table
 
 
+def test_an_interrupt_while_the_index_is_written_leaves_one_of_all_that_is_done(
+    lrmil, chain, cohort, tmp_path, monkeypatch
+):
+    from lrmil_cli.commands import report_pages
+
+    out, slides = tmp_path / "results", cohort.parent / "slides"
+    line = ["predict", "-m", chain.model, "-o", out, "--report"]
+    assert lrmil(*line, slides / "s12.svs").code == 0
+    whole, calls = report_pages.write_index, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        whole(*args)
+
+    monkeypatch.setattr(report_pages, "write_index", stopped)
+    assert lrmil(*line, slides / "s13.svs").code == 130
+    assert list(pd.read_csv(out / "predictions.csv", comment="#")["slide_id"]) == ["s12", "s13"]
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert 'href="s12.html"' in page and 'href="s13.html"' in page
+
+
 @pytest.fixture
 def others(chain, tmp_path):
     """Two further models beside the chain's: of the same encoder, and of another one."""

@@ -42,7 +42,7 @@ def test_an_inbox(chain, cohort, tmp_path):
         fh.write(whole[len(whole) // 2 :])
     assert answers(first, 1) == {two.stem: "ok"}
     first.send_signal(signal.SIGTERM)
-    rest, said = first.communicate(timeout=30)
+    rest, said = first.communicate(timeout=120)
     assert first.returncode == 130 and rest == "" and "Traceback" not in said
     assert "the same command goes on from there\nnext: lrmil predict" in said
     assert not list(out.rglob("*.tmp*")) and not list(out.rglob(".*"))
@@ -55,5 +55,5 @@ def test_an_inbox(chain, cohort, tmp_path):
     again = start()
     assert answers(again, 3) == {one.stem: "skipped", two.stem: "skipped", "torn": "failed"}
     again.send_signal(signal.SIGTERM)
-    assert again.communicate(timeout=30)[0] == "" and again.returncode == 130
+    assert again.communicate(timeout=120)[0] == "" and again.returncode == 130
     assert before == {p: p.stat().st_mtime_ns for p in out.glob("*.attention.csv")}
