@@ -28,7 +28,8 @@ def verify(
 ) -> None:
     """Replay the tiles that a model file holds, and compare with what the model said where it was made.
 
-    Embeddings, attention and probabilities must agree within 1e-5; of int8 within twice what its graph was made with.
+    Embeddings, attention and probabilities (outputs, of a model for numbers or survival) must agree within 1e-5; of
+    int8 within twice what its graph was made with.
     Ends with 0, or with 3 where the model does not compute here what it computed there.
     """
     from lrmil_cli.inference import verify as arithmetic

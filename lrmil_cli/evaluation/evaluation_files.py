@@ -115,13 +115,20 @@ def reading_json(m: ModelEvaluation, own: Reading) -> dict[str, Any]:
     sure = ~own.uncertain
     curve = m.curve
     return {
+        **tiles_json(own),
+        "accuracy_of_the_sure": float((said == labels)[sure].mean()) if sure.any() else None,
+        "curve": None if curve is None else {k: v.tolist() for k, v in vars(curve).items()},
+    }
+
+
+def tiles_json(own: Reading) -> dict[str, Any]:
+    """Tiles and seconds a slide, and how many answers abstain."""
+    return {
         "lr_tiles": float(own.lr.mean()),
         "mid_tiles": None if own.mid is None else float(own.mid.mean()),
         "hr_tiles": float(own.hr.mean()),
         "seconds": float(own.seconds.mean()),
         "uncertain": int(own.uncertain.sum()),
-        "accuracy_of_the_sure": float((said == labels)[sure].mean()) if sure.any() else None,
-        "curve": None if curve is None else {k: v.tolist() for k, v in vars(curve).items()},
     }
 
 

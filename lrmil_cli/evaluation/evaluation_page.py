@@ -21,6 +21,7 @@ from lrmil_cli.evaluation.wording import (
     interval_text,
     set_table,
 )
+from lrmil_cli.files.patients import SLIDE
 
 #: File names of the pictures beside the page.
 PICTURE = "evaluation.png"
@@ -221,28 +222,10 @@ def model_table(e: Evaluation | TargetEvaluation) -> Table:
 
 def _reading_blocks(e: Evaluation) -> list[Block]:
     """What was read of a slide, where predictions say so; for a cascade also what reading more would have bought."""
-    told = [(m, reading_json(m, m.predictions.reading)) for m in e.models if m.predictions.reading is not None]
+    told = [(m.name, reading_json(m, m.predictions.reading)) for m in e.models if m.predictions.reading is not None]
     if not told:
         return []
-    some = any(r["uncertain"] for _, r in told)
-    mid = any(r["mid_tiles"] for _, r in told)
-    rows = [
-        [
-            m.name,
-            f"{r['lr_tiles']:.1f}",
-            *([f"{r['mid_tiles'] or 0:.1f}"] if mid else []),
-            f"{r['hr_tiles']:.1f}",
-            f"{r['seconds']:.2f}",
-            *([str(r["uncertain"]), show(r["accuracy_of_the_sure"])] if some else []),
-        ]
-        for m, r in told
-    ]
-    headers = ["a slide", "LR tiles", *(["tiles between"] if mid else []), "HR tiles", "seconds"]
-    headers += ["uncertain", "accuracy of the others"] if some else []
-    out: list[Block] = [
-        Heading("What was read"),
-        Table(headers, rows, "Means over slides; seconds as `lrmil predict` took them, without imports."),
-    ]
+    out: list[Block] = [Heading("What was read"), reading_table(told, e.models[0].predictions.bag)]
     curves = [(name, c) for name, c in ((m.name, m.curve) for m in e.models) if c is not None]
     if curves:
         alt = "; ".join(
@@ -255,6 +238,28 @@ def _reading_blocks(e: Evaluation) -> list[Block]:
             Text(f"Slides are read at HR in the order of doubt. {alt}. {hint}"),
         ]
     return out
+
+
+def reading_table(told: Sequence[tuple[str, dict[str, Any]]], bag: str = SLIDE) -> Table:
+    """Tiles and seconds a bag of each model, by name, as ``reading_json`` or ``tiles_json`` have them."""
+    some = any(r["uncertain"] for _, r in told)
+    mid = any(r["mid_tiles"] for _, r in told)
+    right = some and all("accuracy_of_the_sure" in r for _, r in told)
+    rows = [
+        [
+            name,
+            f"{r['lr_tiles']:.1f}",
+            *([f"{r['mid_tiles'] or 0:.1f}"] if mid else []),
+            f"{r['hr_tiles']:.1f}",
+            f"{r['seconds']:.2f}",
+            *([str(r["uncertain"])] if some else []),
+            *([show(r["accuracy_of_the_sure"])] if right else []),
+        ]
+        for name, r in told
+    ]
+    headers = [f"a {bag}", "LR tiles", *(["tiles between"] if mid else []), "HR tiles", "seconds"]
+    headers += [*(["uncertain"] if some else []), *(["accuracy of the others"] if right else [])]
+    return Table(headers, rows, f"Means over {bag}s; seconds as `lrmil predict` took them, without imports.")
 
 
 def _alt(e: Evaluation) -> str:

@@ -243,6 +243,12 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
     rows = pd.DataFrame({"slide_id": [r["slide"]["id"] for r in records]}).reindex(columns=_columns(task))
     rows = rows.astype(object).where(rows.notna(), None)
     name = Path(_file_name(first["model"]["path"])).stem
+    try:
+        both["reading"] = read_reading(records, classes)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+        raise InputError(
+            f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again"
+        ) from e
     if not task.classes:
         said, times = said_of_records(task, records, str(folder))
         own: dict[str, Any] = {"task": task, "said": said, "times": times, **both}
@@ -250,13 +256,7 @@ def _records(paths: list[Path], folder: Path) -> Predictions:
         found = Predictions(name, str(folder), "predict", (), rows, nothing, _made_by(first), **own)
         return _with_training(_with_unlike(found, records), records, folder)
     probabilities = np.array([[r["probabilities"][c] for c in classes] for r in records], dtype=np.float64)
-    try:
-        reading = read_reading(records, classes)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise InputError(
-            f"{folder}: a prediction does not say what was read as it should ({e!r}); run `lrmil predict` again"
-        ) from e
-    both |= {"reading": reading, "heads": _heads(records, classes)}
+    both["heads"] = _heads(records, classes)
     found = Predictions(name, str(folder), "predict", classes, rows, probabilities, _made_by(first), **both)
     if all("probabilities_raw" in r for r in records):
         found = _with_raw(found, np.array([[r["probabilities_raw"][c] for c in classes] for r in records]))

@@ -14,6 +14,7 @@ from lrmil_cli.evaluation.evaluation_files import (
     predictions_json,
     score_json,
     score_rows,
+    tiles_json,
 )
 
 
@@ -36,6 +37,7 @@ def _model_json(m: TargetModel) -> dict[str, Any]:
         m.predictions.task.kind: m.detail,
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
+        "reading": None if p.reading is None else tiles_json(p.reading),
     }
 
 

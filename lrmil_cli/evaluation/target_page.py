@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrmil_cli.evaluation.evaluate_targets import TargetEvaluation, TargetGroup, TargetModel
-from lrmil_cli.evaluation.evaluation_page import PICTURE, fold_table, model_table, pooled_note, verdict
+from lrmil_cli.evaluation.evaluation_files import tiles_json
+from lrmil_cli.evaluation.evaluation_page import PICTURE, fold_table, model_table, pooled_note, reading_table, verdict
 from lrmil_cli.evaluation.metrics import decimals, metric_title, show
 from lrmil_cli.evaluation.page import Block, Heading, Picture, Table, Text
 from lrmil_cli.evaluation.survival import FEW_EVENTS
@@ -39,6 +40,8 @@ def blocks(e: TargetEvaluation, png: bytes, made_by: dict[str, Any]) -> list[Blo
     for column in dict.fromkeys(c for m in e.models for c in m.groups):
         own = [(m.name, m.groups[column]) for m in e.models if column in m.groups]
         out += [Heading(f"By {column}"), target_group_table(column, own)]
+    read = [(m.name, tiles_json(m.predictions.reading)) for m in e.models if m.predictions.reading is not None]
+    out += [Heading("What was read"), reading_table(read, e.models[0].predictions.bag)] if read else []
     out += [Heading("What was judged"), model_table(e)]
     out += [Text(f"{m.name}: {'; '.join(m.predictions.remarks)}.") for m in e.models if m.predictions.remarks]
     out += [Heading("How to read this"), *(Text(t) for t in NOTES[e.task.kind])]

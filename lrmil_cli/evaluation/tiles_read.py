@@ -51,6 +51,8 @@ class Reading:
 def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> Reading | None:
     """From prediction records; None where one does not say what was read.
 
+    Without ``classes``, of numbers or survival, it holds no answers of a cascade.
+
     Raises:
         KeyError, TypeError, ValueError: damaged records.
     """
@@ -68,7 +70,7 @@ def read_reading(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> R
         np.array([bool(r.get("uncertain")) for r in records]),
         mid=mid if mid.any() else None,
     )
-    if not all("escalation" in r for r in records):
+    if not classes or not all("escalation" in r for r in records):
         return own
 
     def answers(side: str) -> np.ndarray:

@@ -21,11 +21,14 @@ from lrmil_cli import __version__
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.names import fits_file_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: Version of the format -> what makes of its header one of :data:`FORMAT_VERSION`: a changed copy, or the header itself
-#: where it is one (files/README 1.4).
-READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda header: header}
+#: where it needs no change (files/README 1.4).
+READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda header: header, 2: lambda header: header}
+
+#: What version 1 did not know, and would pass over: it would take numbers for classes, and a patient for a slide.
+SINCE_2 = ("target", "bag")
 
 MADE_BY = {
     "tiles": "lrmil tile",
@@ -85,10 +88,15 @@ def make_header(
     **extra: Any,
 ) -> dict[str, Any]:
     """The header of a file of ``kind``; ``extra`` holds what only this kind carries."""
-    head: dict[str, Any] = {"kind": kind, "version": FORMAT_VERSION}
+    head: dict[str, Any] = {"kind": kind, "version": 1}
     if slide is not None:
         head["slide"] = slide
-    return {**head, "settings": settings, **extra, "history": history}
+    return with_version({**head, "settings": settings, **extra, "history": history})
+
+
+def with_version(header: dict[str, Any]) -> dict[str, Any]:
+    """The header with the lowest version of the format that understands it, so that older ones read what they can."""
+    return {**header, "version": 2 if any(header.get(key) for key in SINCE_2) else 1}
 
 
 def a_file_of(kind: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.training_slides import LABELS, NOTHING, PIXELS, saw_in_training
+from lrmil_cli.files.header import with_version
 from lrmil_cli.files.patients import PATIENT
 from lrmil_cli.inference.plain import Encoded, classified, encode_slide, finished, judged, plain_part
 from lrmil_cli.inference.prediction import Prediction, Predictor
@@ -94,7 +95,7 @@ def patient_record(
         for (slide, own), cut in zip(parts, cuts)
     ]
     record["model"]["saw"] = _saw(saw_in_training(s.slide_id, predictor.path, predictor.header) for s, _ in parts)
-    return {**record, "slide": {**record["slide"], "id": patient}, "bag": PATIENT, "slides": slides}
+    return with_version({**record, "slide": {**record["slide"], "id": patient}, "bag": PATIENT, "slides": slides})
 
 
 def _saw(of_slides: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ INT8_FACTOR = 2.0
 
 @dataclass(frozen=True)
 class Verified:
-    """Largest differences, by ``embeddings``, ``attention`` and ``probabilities``, and what is allowed of each."""
+    """Largest differences, by ``embeddings``, ``attention`` and :func:`said_of`, and what is allowed of each."""
 
     found: dict[str, float]
     allowed: dict[str, float]
@@ -71,7 +71,7 @@ def verify(
             "copy or make the file again"
         )
     predictor = open_predictor(path, runtime=runtime, device=device, warn=warn)
-    allowed = dict.fromkeys(("embeddings", "attention", "probabilities"), ALLOWED)
+    allowed = dict.fromkeys(("embeddings", "attention", said_of(header)), ALLOWED)
     if isinstance(predictor, OnnxPredictor):
         said = _by_graphs(predictor, fixture)
         name = "onnx-int8" if predictor.int8 else "onnx"
@@ -91,17 +91,22 @@ def verify(
 def differences(header: dict[str, Any], fixture: Fixture, said: Outputs) -> dict[str, float]:
     """How far what is said now lies from what was said then; NaN where it is not finite or of another shape.
 
-    Probabilities are those of each head and the calibrated answer.
+    Probabilities are those of each head and the calibrated answer; of numbers and survival, what the heads put out.
     """
     then = fixture.expected
     answer = calibrated_heads(header, said.probabilities).mean(0)
     return {
         "embeddings": _largest(_apart(a, b, np.abs(b).max()) for a, b in zip(said.features, then.features)),
         "attention": _apart(said.attention, then.attention),
-        "probabilities": _largest(
+        said_of(header): _largest(
             (_apart(said.probabilities, then.probabilities), _apart(answer, np.array(fixture.about["answer"], float)))
         ),
     }
+
+
+def said_of(header: Mapping[str, Any]) -> str:
+    """What the answers of a model are called here."""
+    return "probabilities" if task_of(header).classes else "outputs"
 
 
 def int8_bound(predictor: Any, model: str) -> dict[str, float] | None:

@@ -67,9 +67,9 @@ def write_target(path, rows, kind, of="a"):
 
 
 def write_answers(folder, rows, kind, of="m"):
-    """The folder that predict writes, of the same answers."""
+    """The folder that predict writes, of the same answers; of every second slide a cascade, unsure at last, read HR."""
     folder.mkdir(exist_ok=True)
-    for row in rows.to_dict("records"):
+    for n, row in enumerate(rows.to_dict("records")):
         if kind == "regression":
             own = {"predicted": row["predicted"], "spread": 0.1, "folds": [row["predicted"]]}
         else:
@@ -80,10 +80,14 @@ def write_answers(folder, rows, kind, of="m"):
         record = make_header(
             "prediction",
             slide={"id": row["slide_id"]},
-            settings={},
+            settings={"tiles": {"mpp": 2.0}},
             target=TASKS[kind].as_json(),
             history=[step("predict", {"slide": row["slide_id"]}, {})],
             model=model,
+            tiles_read={"lr": 10, "hr": 30 * (n % 2)},
+            seconds={"open": 0.5, "encode": 1.0},
+            uncertain="the heads differ" if n % 2 else None,
+            escalation={"reason": None, "lr": own, "hr": None},
             **own,
         )
         (folder / f"{row['slide_id']}.prediction.json").write_text(json.dumps(record))

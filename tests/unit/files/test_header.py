@@ -22,8 +22,8 @@ def header_of(kind, **extra):
     return make_header(kind, slide=SLIDE, settings={"um": 2.125}, history=[step("x", {}, {})], **extra)
 
 
-def read_1(header):
-    """Version 2, let us say, calls ``mpp`` what version 1 called ``um``."""
+def read_2(header):
+    """Version 3, let us say, calls ``mpp`` what versions 1 and 2 called ``um``."""
     settings = dict(header["settings"])
     return {**header, "settings": {"mpp": settings.pop("um"), **settings}}
 
@@ -37,8 +37,9 @@ def next_version(tmp_path, monkeypatch):
     write_features(tmp_path / "f.h5", header_of("features", **tiles), np.ones((2, 3)), np.ones((2, 2)))
     save_tensors(tmp_path / "e.safetensors", {"a": torch.ones(3)}, header_of("encoder"))
     write_graph(tmp_path / "g.onnx", b"body", header_of("graph"))
-    monkeypatch.setattr(header_module, "FORMAT_VERSION", 2)
-    monkeypatch.setattr(header_module, "READERS", {1: read_1, 2: lambda header: header})
+    monkeypatch.setattr(header_module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(header_module, "READERS", {1: read_2, 2: read_2, 3: lambda header: header})
+    monkeypatch.setattr(header_module, "with_version", lambda header: {**header, "version": 3})
     return tmp_path
 
 
@@ -58,7 +59,7 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_an_older_file_is_read_as_one_of_this_version(next_version, name):
     header = READ[name](next_version / name)
-    assert header["settings"] == {"mpp": 2.125} and header["version"] == 2
+    assert header["settings"] == {"mpp": 2.125} and header["version"] == 3
     json.dumps(header)  # nothing of how it was read is left in it
     assert type(header) is dict and "content" not in header
 
@@ -78,15 +79,27 @@ def test_headers_alone_are_brought_up_too(next_version):
         read_table_header(next_version / "t.csv", "folds"),
         read_tensor_header(next_version / "e.safetensors", "encoder"),
     ):
-        assert header["settings"] == {"mpp": 2.125} and header["version"] == 2
+        assert header["settings"] == {"mpp": 2.125} and header["version"] == 3
 
 
 def test_what_the_next_version_writes_is_refused_by_this_one(next_version, monkeypatch):
     write_table(next_version / "new.csv", header_of("folds"), {"slide_id": np.arange(2), **columns()})
-    assert read_table(next_version / "new.csv", "folds")[0]["version"] == 2
+    assert read_table(next_version / "new.csv", "folds")[0]["version"] == 3
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"newer lrmil \(format 2, this one reads up to 1\)"):
+    with pytest.raises(InputError, match=r"newer lrmil \(format 3, this one reads up to 2\)"):
         read_table(next_version / "new.csv", "folds")
+
+
+@pytest.mark.parametrize("entry, version", [({}, 1), ({"target": {"kind": "regression"}}, 2), ({"bag": "patient"}, 2)])
+def test_a_file_says_the_lowest_version_that_understands_it(entry, version, tmp_path, monkeypatch):
+    write_table(tmp_path / "t.csv", header_of("folds", **entry), {"slide_id": np.arange(2), **columns()})
+    assert read_table(tmp_path / "t.csv", "folds")[0]["version"] == version
+    monkeypatch.setattr(header_module, "READERS", {1: lambda header: header})  # as the tool of version 1 had them
+    if version == 1:
+        assert len(read_table(tmp_path / "t.csv", "folds")[1]["label"]) == 2
+    else:
+        with pytest.raises(InputError, match=r"written by a newer lrmil \(format 2"):
+            read_table(tmp_path / "t.csv", "folds")
 
 
 def test_there_is_a_reader_for_every_version_up_to_this_one():
