@@ -4,9 +4,9 @@
     python examples/coverage_simulation.py --cohorts 50 --patients 300
 
 Each cohort has patients with one to five slides that resemble each other, two classes that overlap, and one head a
-fold (a logistic regression) with its temperature, fitted on validation patients. Two thousand new
-patients tell what is reached, with sets at 0.9 by CV+ (five folds) and by one split, and abstaining at an error of
-0.05. A new case is a patient by the mean of its slides, which is what the promise is about, or a single slide.
+fold (a logistic regression), calibrated on validation patients. Two thousand new patients tell what is reached, with
+sets at 0.9 by CV+ (five folds) and by one split, and abstaining at an error of 0.05. A new case is a patient by the
+mean of its slides, which is what the promise is about, or a single slide.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from lrmil_cli.evaluation.head_calibration import calibrated, fit_temperature
+from lrmil_cli.evaluation.head_calibration import calibrate_head
 from lrmil_cli.evaluation.prediction_sets import abstain_below, by_patient, prediction_sets
 
 FEATURES, FOLDS, NEW = 5, 5, 2000
@@ -38,8 +38,8 @@ def heads_of(x, y, patient, splits):
         train = ~np.isin(patient, np.concatenate([val, held_out]))
         at_val, at_held = np.isin(patient, val), np.isin(patient, held_out)
         fit = LogisticRegression(C=1.0).fit(x[train], y[train])
-        temperature = fit_temperature(y[at_val], fit.predict_proba(x[at_val]))
-        heads.append(lambda new, fit=fit, t=temperature: calibrated(fit.predict_proba(new), t))
+        own = calibrate_head(y[at_val], fit.predict_proba(x[at_val]), patient[at_val].astype(str).tolist())
+        heads.append(lambda new, fit=fit, own=own: own.apply(fit.predict_proba(new)))
         rows.append((np.full(at_held.sum(), k), patient[at_held].astype(str), y[at_held], heads[-1](x[at_held])))
     head, who, label, p = (np.concatenate(part) for part in zip(*rows))
     return heads, head, who, label, p

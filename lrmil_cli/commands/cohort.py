@@ -171,7 +171,7 @@ def bag_asked(values: dict[str, Any]) -> str:
     Raises:
         UsageError: no such bag.
     """
-    from lrmil_cli.files.patients import BAGS, SLIDE, bag_of
+    from lrmil_cli.targets.task import BAGS, SLIDE, bag_of
     from lrmil_cli.training.teacher import read_teacher_header
 
     asked = values["bag"]

@@ -16,7 +16,7 @@ from lrmil_cli.commands.student_methods import OF_SETTINGS, check_method, given
 from lrmil_cli.commands.student_runs import task_of_teacher
 from lrmil_cli.commands.student_zoommil import distill_zoom
 from lrmil_cli.errors import UsageError
-from lrmil_cli.files.patients import SLIDE
+from lrmil_cli.targets.task import SLIDE
 
 #: What runs a method other than LRMIL, given the report and all parameters by name.
 OTHER_METHODS = {"ahdmil": distill_screened, "hdmil": distill_screened, "zoommil": distill_zoom, "eagle": distill_eagle}

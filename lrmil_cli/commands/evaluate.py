@@ -131,7 +131,8 @@ def evaluate(
     from lrmil_cli.evaluation.scores import LEVELS
     from lrmil_cli.files.header import digest, make_header, step, up_to_date
     from lrmil_cli.files.names import fits_file_name
-    from lrmil_cli.files.patients import PATIENT, patients_of
+    from lrmil_cli.files.patients import patients_of
+    from lrmil_cli.targets.task import PATIENT
 
     report = Report(json)
     folder = Path(output)

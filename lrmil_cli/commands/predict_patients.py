@@ -43,7 +43,7 @@ class PatientInput:
 
 def answers_for_patients(predictors: Sequence[Predictor]) -> bool:
     """Whether a model of patients is among some."""
-    from lrmil_cli.files.patients import PATIENT, bag_of
+    from lrmil_cli.targets.task import PATIENT, bag_of
 
     return any(bag_of(p.header) == PATIENT for p in predictors)
 

@@ -96,7 +96,8 @@ def train_teacher(
     from lrmil_cli.device import pick_device
     from lrmil_cli.encoders.compiled import compile_encoder
     from lrmil_cli.encoders.spec import load_encoder
-    from lrmil_cli.files.patients import PATIENT, patients_of
+    from lrmil_cli.files.patients import patients_of
+    from lrmil_cli.targets.task import PATIENT
     from lrmil_cli.training import teacher
     from lrmil_cli.training.bags import embed_cohort, read_cohort, tile_tables
     from lrmil_cli.training.crossval import head_spec

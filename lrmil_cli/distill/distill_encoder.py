@@ -26,11 +26,12 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.foreign import read_bag
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.patients import PATIENT, patients_of
+from lrmil_cli.files.patients import patients_of
 from lrmil_cli.files.tables import list_tables, write_table
 from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.matching.paired_slide import only_readable
 from lrmil_cli.matching.tile_rows import align
+from lrmil_cli.targets.task import PATIENT
 from lrmil_cli.training.curves import plot_curves
 from lrmil_cli.training.folds import fold_names, members
 from lrmil_cli.training.follow_teacher import folds_like

@@ -34,12 +34,13 @@ from lrmil_cli.evaluation.receipt import DISAGREEMENT, existing_receipt, write_r
 from lrmil_cli.files.atomic import remove
 from lrmil_cli.files.header import digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.patients import PATIENT, SLIDE, bag_entry, patients_of
+from lrmil_cli.files.patients import bag_entry, patients_of
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag
 from lrmil_cli.matching.tile_rows import matched_counts, to_read_rows
 from lrmil_cli.models.model_file import save_model
 from lrmil_cli.progress import phase
+from lrmil_cli.targets.task import PATIENT, SLIDE
 from lrmil_cli.training import out_of_fold
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import looks_of, record_of

@@ -21,7 +21,7 @@ from lrmil_cli.evaluation.wording import (
     interval_text,
     set_table,
 )
-from lrmil_cli.files.patients import SLIDE
+from lrmil_cli.targets.task import SLIDE
 
 #: File names of the pictures beside the page.
 PICTURE = "evaluation.png"

@@ -21,8 +21,8 @@ from lrmil_cli.evaluation.wording import count_text
 from lrmil_cli.files.manifest import UNKNOWN_PATIENTS, Manifest
 from lrmil_cli.files.manifest_columns import bare, is_missing
 from lrmil_cli.files.manifest_rows import Entry
-from lrmil_cli.files.patients import PATIENT, patients_of
-from lrmil_cli.targets.task import Task
+from lrmil_cli.files.patients import patients_of
+from lrmil_cli.targets.task import PATIENT, Task
 
 #: Of more different numbers, a column is no grouping.
 MOST_GROUPS = 15

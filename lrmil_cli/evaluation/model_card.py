@@ -19,7 +19,7 @@ from lrmil_cli.evaluation.prediction_sets import calibration_patients, lowest_er
 from lrmil_cli.evaluation.receipt_page import headline, lead_of, site_text, value_text
 from lrmil_cli.files.header import last_digest
 from lrmil_cli.files.tensors import read_tensor_header
-from lrmil_cli.targets.task import task_of
+from lrmil_cli.targets.task import PATIENT, bag_of, task_of
 
 #: Keys of the statement, and what the card calls them.
 STATEMENT = {
@@ -108,9 +108,11 @@ def _receipt(path: Path, header: dict[str, Any]) -> dict[str, Any] | None:
 
 def _purpose(header: dict[str, Any], said: dict[str, list[str]]) -> list[Block]:
     tiles, task = header["tiles"], task_of(header)
-    does = f"Classifies slides as {_or(header['classes'])}" if task.classes else f"Predicts {task.name} of slides"
+    whom = "patients" if bag_of(header) == PATIENT else "slides"
+    does = f"Classifies {whom} as {_or(header['classes'])}" if task.classes else f"Predicts {task.name} of {whom}"
+    together = " of all their slides together" if whom == "patients" else ""
     what = (
-        f"{does} from tiles of {tiles['tile_px']} px at {tiles['mpp']:g} um/px, "
+        f"{does} from tiles of {tiles['tile_px']} px at {tiles['mpp']:g} um/px{together}, "
         "and says where it looked. For research use only; not a medical device."
     )
     blocks: list[Block] = [Heading("What it is for"), Text(what)]

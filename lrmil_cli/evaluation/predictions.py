@@ -17,10 +17,9 @@ from lrmil_cli.evaluation.target_predictions import TRUTH, check_record, said_of
 from lrmil_cli.evaluation.tiles_read import Reading, read_reading
 from lrmil_cli.evaluation.training_slides import LABELS, PIXELS, model_name, training_slides
 from lrmil_cli.files.header import check_seal, last_digest, parse_header
-from lrmil_cli.files.patients import SLIDE, bag_of
 from lrmil_cli.files.tables import read_table, read_table_header, table_suffix
 from lrmil_cli.files.tensors import read_tensor_header
-from lrmil_cli.targets.task import Task, task_of
+from lrmil_cli.targets.task import SLIDE, Task, bag_of, task_of
 
 #: Further columns, of tables that know them; ids of the slides of a patient, with ``|`` between them.
 SITE, SLIDES = "site", "slides"

@@ -38,11 +38,10 @@ from lrmil_cli.evaluation.target_files import group_json as target_group_json
 from lrmil_cli.evaluation.target_receipt import judge_students, students_picture, target_receipt_blocks
 from lrmil_cli.files.atomic import write_bytes, write_text
 from lrmil_cli.files.header import last_digest, step
-from lrmil_cli.files.patients import PATIENT, bag_of
 from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.progress import phase
-from lrmil_cli.targets.task import task_of
+from lrmil_cli.targets.task import PATIENT, bag_of, task_of
 
 TITLES = {"teacher": "HR teacher", "lr_only": "LR-only student", "distilled": "distilled student"}
 #: What the model itself is called where its preset distils less than all.

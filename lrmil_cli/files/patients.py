@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from lrmil_cli.errors import InputError
 from lrmil_cli.files.manifest import Manifest
 from lrmil_cli.files.manifest_rows import Entry
-
-#: What a bag holds: the tiles of a slide, or those of all slides of a patient.
-SLIDE, PATIENT = "slide", "patient"
-BAGS = (SLIDE, PATIENT)
-
-
-def bag_of(header: Mapping[str, Any]) -> str:
-    """What the bags of a file's header were; files of before there was a choice, and those of slides, do not say it."""
-    return str(header.get("bag", SLIDE))
+from lrmil_cli.targets.task import PATIENT
 
 
 def bag_entry(manifest: Manifest) -> dict[str, Any]:

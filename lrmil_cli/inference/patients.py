@@ -14,12 +14,12 @@ import numpy as np
 from lrmil_cli.errors import UsageError
 from lrmil_cli.evaluation.training_slides import LABELS, NOTHING, PIXELS, saw_in_training
 from lrmil_cli.files.header import with_version
-from lrmil_cli.files.patients import PATIENT
 from lrmil_cli.inference.plain import Encoded, classified, encode_slide, finished, judged, plain_part
 from lrmil_cli.inference.prediction import Prediction, Predictor
 from lrmil_cli.inference.record import attention_table, prediction_record
 from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
+from lrmil_cli.targets.task import PATIENT
 
 #: A slide and the part of it that is asked about.
 Part = tuple[Slide, "Region | None"]

@@ -20,7 +20,7 @@ from lrmil_cli.encoders.embed import embed_tiles
 from lrmil_cli.encoders.pipeline import Seconds, read_ahead
 from lrmil_cli.errors import InputError, NoTissueError, UsageError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads
-from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds
+from lrmil_cli.inference.prediction import Prediction, ensemble, expected_seconds, unlike_record
 from lrmil_cli.inference.record import percentiles
 from lrmil_cli.inference.torch_predictor import TorchPredictor, stacked
 from lrmil_cli.matching.children import find_children
@@ -207,6 +207,8 @@ class ScreenedPredictor(TorchPredictor):
                 "empty_folds": sum(bool(s.empty.all()) for s in decided),
             },
             "bad_tiles": lr_bad + len(bad),
+            # Another budget picks other tiles, which were never measured.
+            **(unlike_record(self.header, self.path, features[rows]) if self.budget == Budget() else {}),
             "runtime": "torch",
         }
         columns = dict(zip(("x", "y", "width", "height"), c.boxes[read].T))

@@ -23,7 +23,6 @@ from lrmil_cli.encoders.vit import Encoder
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.evaluation.head_calibration import calibrated_heads, common_temperature
 from lrmil_cli.files.header import last_digest
-from lrmil_cli.files.patients import PATIENT
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.inference.doubt import Rule, in_doubt, make_rule
 from lrmil_cli.inference.prediction import Prediction, Predictor, reasons_to_abstain, said_by_heads
@@ -34,7 +33,7 @@ from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings, boxes_of, settings_from_json
 from lrmil_cli.targets.outputs import Outputs
-from lrmil_cli.targets.task import task_of
+from lrmil_cli.targets.task import PATIENT, task_of
 from lrmil_cli.training.teacher import Teacher, read_teacher
 
 

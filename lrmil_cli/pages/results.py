@@ -14,11 +14,11 @@ import pandas as pd
 from lrmil_cli.errors import InputError
 from lrmil_cli.evaluation.predictions import read_record
 from lrmil_cli.files.header import check_slide, last_digest
-from lrmil_cli.files.patients import PATIENT, bag_of
 from lrmil_cli.files.tables import checked_header, read_table
 from lrmil_cli.inference.answers import models_in
 from lrmil_cli.inference.fine import NAME as FINE
 from lrmil_cli.qupath.pictures import FORMATS
+from lrmil_cli.targets.task import PATIENT, bag_of
 
 RECORD, INDEX = ".prediction.json", "index.html"
 

@@ -30,10 +30,11 @@ from lrmil_cli.models.model_file import save_model
 from lrmil_cli.progress import phase
 from lrmil_cli.selective.asymmetric_distillation import Instances, ScreenedFit, ScreenSettings, fit_screened, predict
 from lrmil_cli.selective.beside import write_beside
+from lrmil_cli.selective.screener import screen
 from lrmil_cli.selective.screening_images import StoredImages, cached_images, check_windows
 from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import tile_tables
-from lrmil_cli.training.cohort_record import record_of
+from lrmil_cli.training.cohort_record import looks_of, record_of
 from lrmil_cli.training.crossval import FoldResult
 from lrmil_cli.training.fixture import add_fixture, painted
 from lrmil_cli.training.folds import fold_names, members
@@ -164,6 +165,7 @@ def train_screened(
         license=high_encoder.info.license,
         teacher={"path": str(guide.path), "metrics": guide.header["metrics"]},
         hr_instances={s: slides.counts[at[s]] for s in predictions["slide_id"]},
+        **looks_of(manifest, table, lambda i: _features_read(results, slides.once(i))),
     )
     panels = [p for p in PANELS if set(p[1]) & set(out_of_fold.curves_table(results))]
     write_beside(output, history, manifest, predictions, metrics_rows, results, panels)
@@ -304,6 +306,12 @@ def _folds(
             results.append(ScreenedFold(k, fit, parts, *crossval.judged(manifest, parts, said), read))
             told.advance()
     return results
+
+
+def _features_read(results: Sequence[ScreenedFold], slide: Instances) -> np.ndarray:
+    """HR features [n, D] of the tiles of a slide that ``predict`` would read: those that any fold keeps."""
+    used = torch.stack([screen(r.fit.screener, slide.images).used.any(0) for r in results]).any(0)
+    return slide.features[used].cpu().numpy()
 
 
 def _predictions(

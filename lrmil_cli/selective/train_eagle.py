@@ -19,7 +19,6 @@ from lrmil_cli.evaluation.training_slides import held_out_folds
 from lrmil_cli.files.features import BagFile
 from lrmil_cli.files.header import digest, last_digest, make_header, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.patients import PATIENT, bag_of
 from lrmil_cli.files.tables import find_table
 from lrmil_cli.files.tensors import load_tensors, read_tensor_header
 from lrmil_cli.heads import Bag
@@ -30,6 +29,7 @@ from lrmil_cli.selective.beside import write_beside
 from lrmil_cli.selective.model_parts import picker_parts
 from lrmil_cli.selective.picked_tiles import pick_tiles
 from lrmil_cli.selective.train_zoommil import Result, features_of
+from lrmil_cli.targets.task import PATIENT, bag_of
 from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import Bags, embed_cohort, tile_tables
 from lrmil_cli.training.cohort_record import looks_of, record_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lrmil_cli.targets.task import task_of
+from lrmil_cli.targets.task import PATIENT, bag_of, task_of
 
 
 def answer_text(record: Mapping[str, Any]) -> str:
@@ -38,6 +38,7 @@ def sort_value(record: Mapping[str, Any]) -> float:
 
 
 def what_is_told(header: Mapping[str, Any]) -> str:
-    """What a model tells of a slide, by its header: its classes, or the number or survival that it learned."""
+    """What a model tells, by its header: its classes, or the number or survival that it learned, and of what."""
     task = task_of(header)
-    return ", ".join(header["classes"]) if task.classes else task.name
+    told = ", ".join(header["classes"]) if task.classes else task.name
+    return f"{told}, one answer a patient" if bag_of(header) == PATIENT else told

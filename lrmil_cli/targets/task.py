@@ -1,4 +1,4 @@
-"""What is learned of a slide: a class, a number, or the time to an event (targets/README 1)."""
+"""What is learned: a class, a number, or the time to an event (targets/README 1); of a slide, or of a patient."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "regression": ("huber", "mse"),
     "survival": ("nll", "cox"),
 }
+
+#: What a bag holds: the tiles of a slide, or those of all slides of a patient.
+SLIDE, PATIENT = "slide", "patient"
+BAGS = (SLIDE, PATIENT)
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,8 @@ def make_task(kind: str | None, loss: str | None = None, **named: Any) -> Task:
 def task_of(header: Mapping[str, Any]) -> Task:
     """The task of a file; of one without ``target`` classification."""
     return Task(**header["target"]) if header.get("target") else Task()
+
+
+def bag_of(header: Mapping[str, Any]) -> str:
+    """What the bags of a file's header were; files of before there was a choice, and those of slides, do not say it."""
+    return str(header.get("bag", SLIDE))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.patients import PATIENT, SLIDE
+from lrmil_cli.targets.task import PATIENT, SLIDE
 from lrmil_cli.training.folds import check_fold, fold_names, make_folds, strata
 from lrmil_cli.training.high_resolution import HighResolution
 from lrmil_cli.training.leaks import check_patients

@@ -19,12 +19,12 @@ from lrmil_cli.errors import InputError, UsageError
 from lrmil_cli.files.atomic import remove, write_text
 from lrmil_cli.files.header import check_seal, digest, last_digest, make_header, parse_header, sealed, step, up_to_date
 from lrmil_cli.files.manifest import Manifest
-from lrmil_cli.files.patients import bag_entry, bag_of
+from lrmil_cli.files.patients import bag_entry
 from lrmil_cli.files.tables import read_table, write_table
 from lrmil_cli.heads import Bag, MILHead
 from lrmil_cli.heads.checkpoint import load_head
 from lrmil_cli.slide_places import as_seen_from
-from lrmil_cli.targets.task import Task, task_of
+from lrmil_cli.targets.task import Task, bag_of, task_of
 from lrmil_cli.training import crossval, out_of_fold
 from lrmil_cli.training.bags import Bags, shared_tiles
 from lrmil_cli.training.cohort_record import probe_of

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lrmil_cli.app import run
+from lrmil_cli.evaluation import unlike_training
 from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import list_tables, read_table
 from lrmil_cli.matching.paired_slide import read_pairs
@@ -297,6 +298,30 @@ def test_prediction_from_pixels_is_what_training_said_of_the_test_slide(chain, d
     assert record["tiles_read"]["hr"] == own["hr_read"] and record["candidates"] == own["hr_tiles"]
     assert record["kept_rate"] == pytest.approx(own["kept_rate"], abs=1e-5)
     assert f"{record['tiles_read']['lr']} LR tiles and {record['tiles_read']['hr']} HR tiles" in said.err
+
+
+def test_training_slides_are_described_by_the_tiles_that_prediction_reads(chain, dmin, tmp_path, lrmil, monkeypatch):
+    monkeypatch.setattr(unlike_training, "FEWEST", 2)
+    model = tmp_path / "h.safetensors"
+    assert lrmil(*student(chain, dmin, model, "--method", "hdmil")).code == 0
+    header = load_screened(model).base.header
+    assert header["site_probe"] is None  # no sites
+    folds = read_table(chain.teacher / "folds.csv", "folds")[1]
+    names = folds.loc[folds["fold_1"] == "train", "slide_id"]
+    means = []
+    for name in names:
+        said = lrmil("predict", chain.manifest.parent / "slides" / f"{name}.svs", "-m", model, "-o", tmp_path / "p")
+        assert said.code == 0, said.err
+        record, rows = predicted(tmp_path / "p", name)
+        bag = read_features(chain.teacher / "features" / f"{name}.h5")
+        read = set(zip(rows["x"], rows["y"]))
+        means.append(bag.features[[(x, y) in read for x, y in bag.coords.tolist()]].mean(0, dtype=np.float64))
+        assert record["unlike_training"].keys() >= {"unlike", "distance", "bound"}
+    known = unlike_training.training_features(header, "h")
+    assert known.slides == len(names) and np.allclose(known.slide.mean, np.mean(means, 0), atol=1e-4)
+    slide = chain.manifest.parent / "slides" / "s13.svs"
+    assert lrmil("predict", slide, "-m", model, "--keep-max", "0.5", "-o", tmp_path / "half").code == 0
+    assert "unlike_training" not in predicted(tmp_path / "half")[0]
 
 
 def test_abstaining_leaves_what_was_read_as_it_is(chain, hdmil, tmp_path, lrmil):

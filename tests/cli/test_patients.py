@@ -173,7 +173,9 @@ def test_a_patient_gets_one_answer_and_each_slide_its_share(pairs, two_slides, t
     model, table = pairs / "m.safetensors", two_slides / "slides.csv"
     line = ["predict", table, "-m", model, "--runtime", runtime, "-o", tmp_path, "--geojson", tmp_path]
     out = lrmil(*line, "--overlay", tmp_path)
-    assert out.code == 0, out.err
+    assert out.code == 0 and "one answer a patient" in out.err, out.err
+    card = lrmil("info", model, "--card", "-o", "-").out
+    assert " of patients from tiles of " in card and "px at 2 um/px of all their slides together" in card
     record = json.loads((tmp_path / "p.prediction.json").read_text())
     tables = [read_table(tmp_path / f"{s}.attention.csv", "attention") for s in "ab"]
     shares = [s["attention"] for s in record["slides"]]
