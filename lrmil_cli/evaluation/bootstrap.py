@@ -73,28 +73,6 @@ def intervals(
 
 
 def intervals_of(
-    statistics: Callable[[np.ndarray], Sequence[float]],
-    patients: Sequence[str] | np.ndarray,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> list[Interval]:
-    """As :func:`intervals`, of anything that is computed from slides, on the same resamples.
-
-    Args:
-        statistics: indices of slides, some of them several times -> values, NaN where undefined.
-        patients: [n], whose slide it is.
-    """
-    slides = np.arange(len(patients))
-
-    def of_times(times: np.ndarray) -> np.ndarray:
-        return np.array([statistics(np.repeat(slides, own.astype(np.int64))) for own in times], dtype=np.float64)
-
-    return intervals_of_times(of_times, patients, draws=draws, seed=seed, level=level)
-
-
-def intervals_of_times(
     statistics: Callable[[np.ndarray], np.ndarray],
     patients: Sequence[str] | np.ndarray,
     *,
@@ -102,10 +80,11 @@ def intervals_of_times(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Interval]:
-    """As :func:`intervals_of`, of anything that is computed from how often each slide was drawn.
+    """As :func:`intervals`, of anything that is computed from how often each slide was drawn, on the same resamples.
 
     Args:
         statistics: times [some draws, n] -> values [some draws, k], NaN where undefined.
+        patients: [n], whose slide it is.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     own = [float(v) if np.isfinite(v) else None for v in statistics(np.ones((1, len(patient))))[0]]
@@ -136,7 +115,7 @@ def figure_intervals(
         of = [np.stack([f(drawn) for f in model.values()], 1) for model in (own, minus) if model is not None]
         return np.subtract.reduce(of)
 
-    return dict(zip(own, intervals_of_times(statistics, patients, draws=draws, seed=seed)))
+    return dict(zip(own, intervals_of(statistics, patients, draws=draws, seed=seed)))
 
 
 def _interval(value: float | None, drawn: np.ndarray, draws: int, level: float) -> Interval:

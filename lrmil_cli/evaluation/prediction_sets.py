@@ -276,8 +276,7 @@ def set_figures(
     sets: np.ndarray, labels: np.ndarray, patients: np.ndarray, promised: float, *, draws: int, seed: int
 ) -> SetFigures:
     """Figures of sets bool [m, C] of cases with labels int [m], m at least 1, of these patients [m]."""
-
     right = sets[np.arange(len(labels)), labels]
-    (found,) = intervals_of(lambda index: [right[index].mean()], patients, draws=draws, seed=seed)
+    (found,) = intervals_of(lambda times: (times @ right / times.sum(1))[:, None], patients, draws=draws, seed=seed)
     sizes = sets.sum(1)
     return SetFigures(promised, len(labels), found, float((sizes == 1).mean()), float((sizes == 0).mean()))

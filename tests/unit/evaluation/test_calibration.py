@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from lrmil_cli.errors import InputError
-from lrmil_cli.evaluation.calibration import calibration_error, calibration_figures, recalibration, reliability
+from lrmil_cli.evaluation.calibration import calibration_errors, calibration_figures, recalibrations, reliability
 from lrmil_cli.evaluation.head_calibration import (
     HIGHEST,
     LOWEST,
@@ -173,14 +173,26 @@ def test_headers_of_earlier_versions_change_nothing_and_damaged_ones_are_refused
 @given(n=st.integers(3, 80), seed=st.integers(0, 1000), slope=st.floats(0.2, 4))
 def test_slope_and_intercept_are_those_of_scikit_learn(n, seed, slope):
     labels, p = drawn(n, 2, seed, slope, (0, 0.5))
-    found = recalibration(labels == 1, p[:, 1])
+    times = np.stack([np.ones(n), *np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), 4)])
     x = np.log(p[:, 1] / p[:, 0])
-    if found is None:
-        yes, no = x[labels == 1], x[labels == 0]
-        assert not len(yes) or not len(no) or yes.min() >= no.max() or no.min() >= yes.max()
-        return
-    fit = LogisticRegression(C=1e9, tol=1e-10, max_iter=5000).fit(x[:, None], labels)
-    assert found == pytest.approx((fit.coef_[0, 0], fit.intercept_[0]), rel=0.02, abs=0.02)
+    for own, found in zip(times, recalibrations(labels == 1, p[:, 1], times)):
+        yes, no = x[(labels == 1) & (own > 0)], x[(labels == 0) & (own > 0)]
+        if not len(yes) or not len(no) or yes.min() >= no.max() or no.min() >= yes.max():
+            assert np.isnan(found).all()
+            continue
+        fit = LogisticRegression(C=1e9, tol=1e-10, max_iter=5000).fit(x[:, None], labels, sample_weight=own)
+        assert found == pytest.approx((fit.coef_[0, 0], fit.intercept_[0]), rel=0.02, abs=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 200), seed=st.integers(0, 1000), digits=st.integers(0, 3))
+def test_the_calibration_error_of_a_draw_is_that_of_its_bins(n, seed, digits):
+    rng = np.random.default_rng(seed)
+    p, hit = np.round(rng.random(n), digits), rng.random(n) < 0.5
+    times = np.stack([np.ones(n, int), *rng.multinomial(rng.integers(1, 2 * n, endpoint=True), np.full(n, 1 / n), 5)])
+    for own, found in zip(times, calibration_errors(hit, p, times.astype(float))):
+        bins = reliability(np.repeat(hit, own), np.repeat(p, own))
+        assert found == pytest.approx(np.abs(bins.predicted - bins.observed) @ bins.n / bins.n.sum(), abs=1e-9)
 
 
 def test_calibration_figures_of_perfect_probabilities_hold_1_and_0_and_0():
@@ -192,4 +204,5 @@ def test_calibration_figures_of_perfect_probabilities_hold_1_and_0_and_0():
     assert calibration_figures(Cases(labels, p, np.arange(2000).astype(str)), 1, draws=0, seed=0)[
         "slope"
     ].value == pytest.approx(0.5, abs=0.05)
-    assert calibration_error(np.array([0, 0, 1, 1], bool), np.array([0.1, 0.2, 0.7, 0.9])) == pytest.approx(0.175)
+    by_hand = np.array([0, 0, 1, 1], bool), np.array([0.1, 0.2, 0.7, 0.9]), np.ones((1, 4))
+    assert calibration_errors(*by_hand) == pytest.approx([0.175])
