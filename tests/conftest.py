@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from lrmil_cli.app import run
 
@@ -66,6 +68,25 @@ def shell(command: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
         timeout=300,
         **kwargs,
     )
+
+
+def _unpainted():
+    """Charts are laid out and not painted, which takes most of their time; for tests that are about something else."""
+    from matplotlib.figure import Figure
+
+    dot = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(dot, "png")
+
+    def save(self, sink, **options):
+        sink.write(dot.getvalue()) if hasattr(sink, "write") else Path(sink).write_bytes(dot.getvalue())
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", save)
+        yield
+
+
+unpainted = pytest.fixture(_unpainted, name="unpainted")
+all_unpainted = pytest.fixture(_unpainted, scope="module", name="all_unpainted")
 
 
 def without_checksum(text: str) -> str:

@@ -18,6 +18,8 @@ from lrmil_cli.selective.screener import screen
 from lrmil_cli.selective.screening_images import make_images
 from tests.layouts import write_trident
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 
 @pytest.fixture(scope="module")
 def dmin(chain, tmp_path_factory):

@@ -22,6 +22,8 @@ from lrmil_cli.training.teacher import read_teacher
 from tests.conftest import blob_image, write_tiff
 from tests.unit.files.test_files import features_header
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 
 def damage(path, level, blocks):
     """Overwrite blocks of a level with bytes that no codec takes."""

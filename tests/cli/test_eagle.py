@@ -13,6 +13,8 @@ from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.models.model_file import load_model, load_parts
 from lrmil_cli.slides import reader
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 TOP = 5
 
 

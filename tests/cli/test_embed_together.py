@@ -18,6 +18,8 @@ from lrmil_cli.progress import listening
 from lrmil_cli.training.bags import embed_cohort, tile_tables
 from lrmil_cli.training.streamed import Room
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 IDS = ["a", "b", "c", "d"]
 EMBED = ["--encoder", "demo-vit", "--dtype", "float32"]
 

@@ -94,12 +94,6 @@ GOOD = [0.1, 0.2, 0.6, 0.55, 0.8, 0.9]  # one pair of nine in the wrong order
 POOR = [0.4, 0.6, 0.7, 0.3, 0.6, 0.8]
 
 
-@pytest.fixture
-def unpainted(monkeypatch):
-    """Leaves the picture out, which takes most of the time; for tests that are about something else."""
-    monkeypatch.setattr("lrmil_cli.evaluation.plots.evaluation_picture", lambda *args, **more: b"\x89PNG\r\n\x1a\n")
-
-
 # ---- what comes out ----------------------------------------------------------------
 def test_two_models_are_judged_and_compared(tmp_path, lrmil):
     folds = [1, 2, 1, 2, 1, 2]

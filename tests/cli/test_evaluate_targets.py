@@ -29,14 +29,6 @@ def slides_of(tmp_path, known, name="slides.csv"):
     return path
 
 
-@pytest.fixture
-def unpainted(monkeypatch):
-    """Leaves the picture out, which takes most of the time; for tests that are about something else."""
-    for name in ("numbers_picture", "survival_picture"):
-        for module in ("target_plots", "target_receipt"):
-            monkeypatch.setattr(f"lrmil_cli.evaluation.{module}.{name}", lambda *args: b"\x89PNG\r\n\x1a\n")
-
-
 def test_numbers_of_two_models(tmp_path, lrmil):
     known = cohort()
     good, poor = numbers(known, 0.2), numbers(known, 2.0)

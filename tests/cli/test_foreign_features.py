@@ -15,6 +15,8 @@ from lrmil_cli.files.features import read_features
 from lrmil_cli.files.tables import read_table, write_table
 from tests.layouts import write_atlaspatch, write_clam_coords, write_clam_features, write_stamp, write_trident
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 HEADS = ["--epochs", "8", "--lr", "1e-3"]  # as the chain's own
 SHORT = ["--epochs", "1"]
 

@@ -6,6 +6,8 @@ import pytest
 
 from lrmil_cli.files.tables import read_table
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 SMALL = {
     "abmil": ["gated=true"],
     "meanpool": ["embed_dim=32"],

@@ -10,6 +10,8 @@ from lrmil_cli.app import run
 from lrmil_cli.files.locks import claimed
 from lrmil_cli.models.model_file import load_model
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 FOLDS = ("--folds", "3", "--epochs", "3", "--lr", "1e-3")
 
 

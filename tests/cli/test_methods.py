@@ -9,6 +9,8 @@ from lrmil_cli.app import run
 from lrmil_cli.files.tables import read_table
 from tests.conftest import blob_image, write_tiff
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 SMALL = ["--head-option", "embed_dim=16", "--head-option", "hidden=8"]
 
 

@@ -14,6 +14,8 @@ from lrmil_cli.encoders.spec import load_encoder
 from lrmil_cli.files.graphs import read_graph, write_graph
 from lrmil_cli.files.tables import read_table
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 

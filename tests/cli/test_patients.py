@@ -17,6 +17,8 @@ from lrmil_cli.models.model_file import load_model
 from tests.cli.made_cohort import make_cohort
 from tests.conftest import blob_image, write_tiff
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 HEAD = ["--epochs", "3", "--lr", "1e-3", "--quiet"]
 STUDENT = ["--tiles", "lr-tiles", "--pairs", "pairs", "--encoder", "demo-vit", "--lr-features", "lr", "--no-baseline"]
 NUMBER = ["--task", "regression", "--label", "severity"]

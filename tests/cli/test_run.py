@@ -18,6 +18,8 @@ from lrmil_cli.files.locks import claimed
 from tests.cli.test_kill import plain
 from tests.conftest import not_on_windows
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 STAGE1 = ["--lr", "3e-4", "--warmup", "4", "--batch-size", "16"]
 FURTHER = [f"--set=distill-encoder.{name[2:]}={value}" for name, value in zip(STAGE1[::2], STAGE1[1::2])]
 SETTINGS = ["--encoder", "demo-vit", "--tile-px", "128", "--folds", "2", "--epochs", "2", "--stage1-epochs", "2"]

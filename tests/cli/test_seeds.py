@@ -10,6 +10,8 @@ from lrmil_cli.files.tables import read_table
 from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.heads.checkpoint import load_head
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 
 @pytest.fixture(scope="module")
 def by_seeds(chain, tmp_path_factory):
@@ -23,8 +25,8 @@ def by_seeds(chain, tmp_path_factory):
     student = ["distill-student", chain.manifest, "--tiles", chain.tiles_lr, "--pairs", chain.pairs, "--encoder",
                chain.encoder, "--teacher", at / "teacher", "--lr-features", chain.model.with_suffix(".features"),
                *heads]  # fmt: skip
-    job = [*student, "-o", at / "job.safetensors"]
-    best = [*student, "--keep", "best", "-o", at / "best.safetensors"]
+    job = [*student, "--no-onnx", "-o", at / "job.safetensors"]
+    best = [*student, "--no-onnx", "--keep", "best", "-o", at / "best.safetensors"]
     for line in (teacher, [*student, "-o", at / "all.safetensors"], [*job, "--fold", "1"], job, best):
         assert run([*map(str, line)]) == 0, line
     return at

@@ -11,6 +11,8 @@ from lrmil_cli.encoders.vit import Encoder, EncoderInfo
 from lrmil_cli.files.header import step
 from lrmil_cli.files.tensors import read_tensor_header
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):

@@ -14,6 +14,8 @@ from lrmil_cli.files.tensors import load_tensors
 from lrmil_cli.heads.checkpoint import load_head
 from tests.cli.made_cohort import make_cohort
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 TASKS = {
     "reg": ["--task", "regression", "--label", "severity"],
     "nll": ["--task", "survival"],

@@ -17,6 +17,8 @@ from lrmil_cli.selective.train_zoommil import make_pyramid
 from lrmil_cli.slides.slide import open_slide
 from tests.cli.test_bad_tiles import damage
 
+pytestmark = pytest.mark.usefixtures("all_unpainted")
+
 HEAD = [
     "--head-option",
     "embed_dim=16",
