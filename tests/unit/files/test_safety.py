@@ -211,7 +211,7 @@ def test_random_damage_is_always_one_of_our_errors(tmp_path):
     seed = int.from_bytes(os.urandom(4), "little")
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "1050", str(seed)],
+        [sys.executable, "-m", "tests.fuzz", "630", str(seed)],
         cwd=tmp_path,
         env=env,
         capture_output=True,
