@@ -14,4 +14,5 @@ done
 lrmil evaluate lr-only="$out/lr-only.safetensors" patch="$out/patch.safetensors" bag="$out/bag.safetensors" \
     bag-soft="$out/bag-soft.safetensors" bag-hard="$out/bag-hard.safetensors" lrmil="$out/lrmil.safetensors" \
     teacher="$out/teacher-abmil" -o "$out/ablation" -q --overwrite
-python3 "$here/paper_table.py" ablation "$out/ablation/metrics.csv" | tee "$out/ablation.md"
+python3 "$here/paper_table.py" ablation "$out/ablation/metrics.csv" > "$out/ablation.md"
+cat "$out/ablation.md"

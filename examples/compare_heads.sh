@@ -15,4 +15,5 @@ for head in maxpool meanpool abmil clam_mb clam_sb dsmil transmil dtfd; do
 done
 distilled lrmil --preset lrmil
 lrmil evaluate "$@" lrmil="$out/lrmil.safetensors" -o "$out/heads" -q --overwrite
-python3 "$here/paper_table.py" heads "$out/heads/metrics.csv" "$out/lrmil.receipt.json" | tee "$out/heads.md"
+python3 "$here/paper_table.py" heads "$out/heads/metrics.csv" "$out/lrmil.receipt.json" > "$out/heads.md"
+cat "$out/heads.md"

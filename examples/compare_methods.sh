@@ -21,4 +21,5 @@ for method in full-hr lrmil ahdmil hdmil zoommil eagle; do
     timed="$timed $method=$out/predicted/$method"
 done
 lrmil evaluate "$@" -o "$out/methods" -q --overwrite
-python3 "$here/paper_table.py" methods "$out/methods/metrics.csv" $timed | tee "$out/methods.md"
+python3 "$here/paper_table.py" methods "$out/methods/metrics.csv" $timed > "$out/methods.md"
+cat "$out/methods.md"

@@ -13,4 +13,5 @@ for k in 1 2 4 8 16; do
     set -- "$@" "k$k=$out/k$k.safetensors"
 done
 lrmil evaluate "$@" -o "$out/topk" -q --overwrite
-python3 "$here/paper_table.py" topk "$out/topk/metrics.csv" | tee "$out/topk.md"
+python3 "$here/paper_table.py" topk "$out/topk/metrics.csv" > "$out/topk.md"
+cat "$out/topk.md"

@@ -1,4 +1,4 @@
-"""``examples/frontier.sh`` and ``compare_methods.sh``: their command lines parse, and what they make of the results."""
+"""Shell scripts in ``examples/``: their command lines parse, and what they make of the results."""
 
 import csv
 import os
@@ -29,8 +29,9 @@ done
 case $command in
     info) echo '{"folds": 2}' ;;
     distill-student)
+        mkdir -p "$(dirname "$to")"
         cp there/model.safetensors "$to"
-        cp there/model.predictions.csv "${to%.safetensors}.predictions.csv" ;;
+        for kind in predictions.csv receipt.json; do cp there/model.$kind "${to%.safetensors}.$kind"; done ;;
     predict) mkdir -p "$to"; cp there/*.prediction.json "$to" ;;
     evaluate) mkdir -p "$to"; printf 'model,metric,mean,sd\\nlrmil,auc,0.5,0.1\\n' > "$to/metrics.csv" ;;
 esac
@@ -44,7 +45,7 @@ def say(chain, lrmil, tmp_path, monkeypatch):
     there = tmp_path / "there"
     slide = chain.manifest.parent / "slides" / "s13.svs"
     assert lrmil("predict", slide, "-m", chain.model, "-o", there, "--runtime", "torch").code == 0
-    for name in ("model.safetensors", "model.predictions.csv"):
+    for name in ("model.safetensors", "model.predictions.csv", "model.receipt.json"):
         shutil.copy(chain.model.parent / name, there)
     programs = {"lrmil": LRMIL, "python3": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'}
     for name, text in programs.items():
@@ -55,11 +56,40 @@ def say(chain, lrmil, tmp_path, monkeypatch):
     env["PYTHONPATH"] = f"{EXAMPLES.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
     def call(script, *words):
-        done = subprocess.run(["sh", EXAMPLES / script, *words], env=env, capture_output=True, text=True, check=False)
+        shell = (EXAMPLES / script).read_text().splitlines()[0].split("/")[-1].split()[-1]  # of "#!/usr/bin/env bash"
+        done = subprocess.run([shell, EXAMPLES / script, *words], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return [call.splitlines() for call in (tmp_path / "said.txt").read_text().split("END\n") if call]
 
     return call
+
+
+def parsed(lines):
+    """The commands of these command lines, each of which its command takes."""
+    group = typer.main.get_command(app)
+    for args in lines:
+        group.commands[args[0]].make_context(args[0], list(args[1:]), parent=group.make_context("lrmil", list(args)))
+    return [args[0] for args in lines]
+
+
+@pytest.mark.parametrize(
+    ("script", "students", "said"),
+    [("ablation.sh", 6, "ablation.md"), ("compare_heads.sh", 1, "heads.md"), ("topk_sweep.sh", 5, "topk.md")],
+)
+def test_tables_of_the_paper_by_one_line(say, script, students, said):
+    commands = parsed(say(script, "slides.csv", "uni", "out"))
+    assert commands.count("distill-student") == students and commands.count("distill-encoder") == 2  # a fold
+    assert Path("out", said).read_text().startswith("|")
+
+
+def test_the_chain_as_a_script_and_one_slide_to_qupath(say):
+    commands = parsed(say("quickstart.sh"))
+    chain = ["tile", "tile", "match", "train-teacher", *["distill-encoder"] * 5, "distill-student", "predict"]
+    assert commands == chain
+    assert sorted(parsed(say("slide_to_qupath.sh", "a.svs", "m.safetensors"))[len(chain) :]) == [
+        "export-geojson",
+        "predict",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,10 +100,8 @@ def say(chain, lrmil, tmp_path, monkeypatch):
     ],
 )
 def test_every_line_parses_and_there_is_a_table(say, chain, script, words):
-    group = typer.main.get_command(app)
     lines = say(script, *words)
-    for args in lines:
-        group.commands[args[0]].make_context(args[0], list(args[1:]), parent=group.make_context("lrmil", list(args)))
+    parsed(lines)
     methods = {args[args.index("--method") + 1] for args in lines if "--method" in args}
     assert methods == {"ahdmil", "hdmil", "zoommil", "eagle"}
     out = Path("out")
