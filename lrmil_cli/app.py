@@ -131,6 +131,8 @@ def _close_stdout() -> None:
 
 
 def _interrupted(args: Sequence[str]) -> int:
+    if "--dry-run" in args:
+        return _fail("interrupted; nothing was written", INTERRUPTED)
     text = "interrupted; what was finished is kept"
     if not is_speaking() and args and args[0] in RESUMED and "-" not in args:
         tell(f"error: {text}, and the same command goes on from there")

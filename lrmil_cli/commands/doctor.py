@@ -91,7 +91,8 @@ def doctor(
     # Heavy imports come after the machine was found to have what they need.
     broken = any(c.name in ("packages", "device") and c.status == FAIL for c in machine)
     rate = None
-    if not (broken or quick or files):  # the encoder of a model says more than the probe's
+    alone = table_only and set(paths or []) == set(tables)
+    if not (broken or quick or files or alone):  # the encoder of a model says more than the probe's
         rate = probe_speed(device)
         machine.append(check_speed(rate))
     found = [_tell(report, "machine", "this machine", machine)]

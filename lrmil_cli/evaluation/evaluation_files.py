@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lrmil_cli.evaluation.bootstrap import Interval
@@ -115,20 +116,22 @@ def reading_json(m: ModelEvaluation, own: Reading) -> dict[str, Any]:
     sure = ~own.uncertain
     curve = m.curve
     return {
-        **tiles_json(own),
+        **tiles_json(own, m.predictions.unlike),
         "accuracy_of_the_sure": float((said == labels)[sure].mean()) if sure.any() else None,
         "curve": None if curve is None else {k: v.tolist() for k, v in vars(curve).items()},
     }
 
 
-def tiles_json(own: Reading) -> dict[str, Any]:
-    """Tiles and seconds a slide, and how many answers abstain."""
+def tiles_json(own: Reading, unlike: np.ndarray | None) -> dict[str, Any]:
+    """Tiles and seconds a slide, how many answers abstain, and how many slides are ``unlike`` those of training (bool
+    [n]; None where that is not known)."""
     return {
         "lr_tiles": float(own.lr.mean()),
         "mid_tiles": None if own.mid is None else float(own.mid.mean()),
         "hr_tiles": float(own.hr.mean()),
         "seconds": float(own.seconds.mean()),
         "uncertain": int(own.uncertain.sum()),
+        "unlike_training": None if unlike is None else int(unlike.sum()),
     }
 
 

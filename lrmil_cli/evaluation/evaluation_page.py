@@ -245,6 +245,7 @@ def reading_table(told: Sequence[tuple[str, dict[str, Any]]], bag: str = SLIDE) 
     some = any(r["uncertain"] for _, r in told)
     mid = any(r["mid_tiles"] for _, r in told)
     right = some and all("accuracy_of_the_sure" in r for _, r in told)
+    unlike = any(r["unlike_training"] for _, r in told)
     rows = [
         [
             name,
@@ -254,11 +255,13 @@ def reading_table(told: Sequence[tuple[str, dict[str, Any]]], bag: str = SLIDE) 
             f"{r['seconds']:.2f}",
             *([str(r["uncertain"])] if some else []),
             *([show(r["accuracy_of_the_sure"])] if right else []),
+            *(["not known" if r["unlike_training"] is None else str(r["unlike_training"])] if unlike else []),
         ]
         for name, r in told
     ]
     headers = [f"a {bag}", "LR tiles", *(["tiles between"] if mid else []), "HR tiles", "seconds"]
     headers += [*(["uncertain"] if some else []), *(["accuracy of the others"] if right else [])]
+    headers += ["unlike those of training"] if unlike else []
     return Table(headers, rows, f"Means over {bag}s; seconds as `lrmil predict` took them, without imports.")
 
 

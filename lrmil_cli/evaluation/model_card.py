@@ -218,7 +218,11 @@ def _promises(header: dict[str, Any], path: str) -> list[Block]:
 
 def _limits(header: dict[str, Any]) -> list[Block]:
     about, patients = header.get("data") or {}, header.get("patients", {})
-    known = header.get("training_features") or {}
+    known, whom = header.get("training_features") or {}, f"{bag_of(header)}s"
+    marked = f"are marked as unlike the training {whom}"
+    unlike = f"{whom.capitalize()} beyond 99 % of {known.get('held_out')} held-out {whom} {marked}"
+    if "screen" in header:
+        unlike += ", by the HR tiles that are read; with --keep-min, --keep-max or --keep-threshold none is"
     plain = [h for h in (header.get("calibration") or {}).get("heads", []) if h["method"] == "none"]
     said = [
         "Patients are not known: slides were taken for patients, so figures may be too good."
@@ -228,10 +232,10 @@ def _limits(header: dict[str, Any]) -> list[Block]:
         "All slides are of one site: nothing is known of others." if len(about.get("sites") or {}) == 1 else "",
         "The encoder saw pixels, not labels, of test slides." if header.get("encoder_saw_test_pixels") else "",
         f"{len(plain)} head(s) are not calibrated: {plain[0]['reason']}." if plain else "",
-        "It cannot tell slides that are unlike its training slides"
+        f"It cannot tell {whom} that are unlike its training {whom}"
         + (f": {known['reason']}." if "reason" in known else ".")
         if "slide" not in known
-        else f"Slides beyond 99 % of {known['held_out']} held-out slides are marked as unlike the training slides.",
+        else f"{unlike}.",
     ]
     return [Heading("Limits"), Table(["what is not known, or known to be so"], [[text] for text in said if text])]
 

@@ -37,7 +37,7 @@ def _model_json(m: TargetModel) -> dict[str, Any]:
         m.predictions.task.kind: m.detail,
         "leaks": list(p.leaks),
         "remarks": list(p.remarks),
-        "reading": None if p.reading is None else tiles_json(p.reading),
+        "reading": None if p.reading is None else tiles_json(p.reading, p.unlike),
     }
 
 

@@ -40,7 +40,8 @@ def blocks(e: TargetEvaluation, png: bytes, made_by: dict[str, Any]) -> list[Blo
     for column in dict.fromkeys(c for m in e.models for c in m.groups):
         own = [(m.name, m.groups[column]) for m in e.models if column in m.groups]
         out += [Heading(f"By {column}"), target_group_table(column, own)]
-    read = [(m.name, tiles_json(m.predictions.reading)) for m in e.models if m.predictions.reading is not None]
+    judged = [(m.name, m.predictions) for m in e.models]
+    read = [(name, tiles_json(p.reading, p.unlike)) for name, p in judged if p.reading is not None]
     out += [Heading("What was read"), reading_table(read, e.models[0].predictions.bag)] if read else []
     out += [Heading("What was judged"), model_table(e)]
     out += [Text(f"{m.name}: {'; '.join(m.predictions.remarks)}.") for m in e.models if m.predictions.remarks]

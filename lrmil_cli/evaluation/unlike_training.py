@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_cli.errors import InputError
+from lrmil_cli.targets.task import SLIDE
 
 #: Directions of the features that are kept one by one; of all others together the mean variance is.
 AXES = 32
@@ -176,17 +177,20 @@ def training_features(header: dict[str, Any], where: str) -> TrainingFeatures | 
 
 
 def unlike_text(found: dict[str, Any] | None) -> str | None:
-    """Why a slide is unlike the training slides, in words, from ``unlike_training`` of its prediction; None if not."""
+    """Why a slide, or a patient by all slides, is unlike those of training, in words, from ``unlike_training`` of its
+    prediction; None if not."""
     if not found or not found.get("unlike"):
         return None
-    said = []
+    said, others = [], f"{found.get('of', SLIDE)}s"
     if "slide" in found["by"]:
-        said.append(f"its mean feature lies {found['distance']:.3g} away, held-out slides within {found['bound']:.3g}")
+        said.append(
+            f"its mean feature lies {found['distance']:.3g} away, held-out {others} within {found['bound']:.3g}"
+        )
     if "tiles" in found["by"]:
         said.append(
-            f"{found['tiles_beyond']:.0%} of its tiles are strange, of held-out slides {found['tiles_bound']:.0%}"
+            f"{found['tiles_beyond']:.0%} of its tiles are strange, of held-out {others} {found['tiles_bound']:.0%}"
         )
-    return f"unlike the training slides ({'; '.join(said)})"
+    return f"unlike the training {others} ({'; '.join(said)})"
 
 
 def _spread(about: dict[str, Any]) -> Spread:

@@ -94,6 +94,8 @@ def find_columns(
     for role, names in (COLUMNS | followed).items():
         if role == "label" and label is not None:
             names = (label,)
+        elif role == "label" and task.kind == "survival":  # time and event stand in its place
+            continue
         there = [by_bare[bare(n)] for n in names if bare(n) in by_bare]
         if role == "split":  # a column `dataset` or `set` may say something else
             there = [c for c in there if bare(c) == "split" or _says_splits(sheet, c)]
@@ -153,8 +155,10 @@ def check_columns(
         )
 
 
-def number_cell(text: str, column: str, number: int, path: Path) -> float | None:
-    """A number that a row gives; None for an empty cell.
+def number_cell(
+    text: str, column: str, number: int, path: Path, advice: str = "write a plain number, or leave it empty"
+) -> float | None:
+    """A number that a row gives; None for an empty cell. ``advice``: what to do where it is none.
 
     Raises:
         InputError: no number, or not a finite one.
@@ -162,9 +166,7 @@ def number_cell(text: str, column: str, number: int, path: Path) -> float | None
     try:
         return parse_number(text) if text else None
     except ValueError as e:
-        raise InputError(
-            f"{path}: row {number}, {column} {text!r} is not a number; correct it, or leave it empty"
-        ) from e
+        raise InputError(f"{path}: row {number}, {column} {text!r} is not a number; {advice}") from e
 
 
 def mpp_cell(text: str, number: int, path: Path) -> Mpp | None:

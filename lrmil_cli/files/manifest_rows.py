@@ -191,7 +191,8 @@ def _target(
         return None if value is None else f"{value:.9g}", value, None, None
     if labels.task.kind == "survival":
         time = number_cell(cell("time"), labels.task.time, row.number, path)
-        happened = number_cell(cell("event"), labels.task.event, row.number, path)
+        advice = "write 1 (it happened) or 0 (censored)"
+        happened = number_cell(cell("event"), labels.task.event, row.number, path, advice)
         if time is not None and time < 0:
             raise InputError(
                 f"{path}: row {row.number}, {labels.task.time} {time:g} is negative; times count from the start of "

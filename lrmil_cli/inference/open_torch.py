@@ -11,6 +11,7 @@ from lrmil_cli.device import pick_device
 from lrmil_cli.encoders.compiled import compile_encoder
 from lrmil_cli.encoders.pipeline import BatchSize
 from lrmil_cli.errors import UsageError
+from lrmil_cli.evaluation.unlike_training import training_features
 from lrmil_cli.files.tensors import read_tensor_header
 from lrmil_cli.inference.low_resolution import LowResolutionPredictor
 from lrmil_cli.inference.prediction import Predictor
@@ -55,6 +56,11 @@ def open_torch(
             loaded.base.tiles = replace(loaded.base.tiles, allow_upsample=True)
             loaded.hr_tiles = replace(loaded.hr_tiles, allow_upsample=True)
         _compile(loaded.base, loaded.hr_tiles.tile_px, where, compile)
+        if allowed != Budget() and training_features(loaded.base.header, path) is not None:
+            warn(
+                f"{path}: with --keep-min, --keep-max or --keep-threshold other tiles are read than those of the "
+                "training slides, so whether a slide is unlike these is not looked at (nor does --abstain)"
+            )
         return ScreenedPredictor(path, loaded.base, where, batch, loaded, allowed)
     if budget:
         raise UsageError(

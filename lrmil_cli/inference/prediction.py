@@ -14,7 +14,7 @@ from lrmil_cli.slides.region import Region
 from lrmil_cli.slides.slide import Slide
 from lrmil_cli.slides.tiles import TileSettings
 from lrmil_cli.targets.outputs import Outputs, said
-from lrmil_cli.targets.task import task_of
+from lrmil_cli.targets.task import PATIENT, bag_of, task_of
 
 
 @dataclass
@@ -126,14 +126,17 @@ def ensemble(
 
 
 def unlike_record(header: dict[str, Any], path: str, features: np.ndarray) -> dict[str, Any]:
-    """The entry ``unlike_training`` of a record, from the LR features [N, D] of a slide; none where the model does not
-    say what its training slides look like.
+    """The entry ``unlike_training`` of a record, from the LR features [N, D] of a slide, or of a patient (``of``) by
+    all slides; none where the model does not say what its training slides look like.
 
     Raises:
         InputError: the header is damaged.
     """
     known = training_features(header, path)
-    return {} if known is None else {"unlike_training": known.judge(features)}
+    if known is None:
+        return {}
+    of = {"of": PATIENT} if bag_of(header) == PATIENT else {}
+    return {"unlike_training": known.judge(features) | of}
 
 
 def reasons_to_abstain(record: dict[str, Any], reason: str | None) -> str | None:

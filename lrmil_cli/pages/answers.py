@@ -7,14 +7,14 @@ from typing import Any
 
 from lrmil_cli.evaluation.page import escaped
 from lrmil_cli.targets.answers import answer_text, sureness
-from lrmil_cli.targets.task import task_of
+from lrmil_cli.targets.task import SLIDE, task_of
 
 
 def answer_html(record: dict[str, Any]) -> str:
     """The answer as the first line of a page says it."""
     badge = ' <span class="badge">uncertain</span>' if record.get("uncertain") else ""
     if (record.get("unlike_training") or {}).get("unlike"):
-        badge += ' <span class="badge">unlike the training slides</span>'
+        badge += f' <span class="badge">unlike the training {record["unlike_training"].get("of", SLIDE)}s</span>'
     said = sureness(record)
     if task_of(record).classes:
         heads = (record.get("calibration") or {}).get("heads") or ["none"]

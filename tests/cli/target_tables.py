@@ -87,6 +87,7 @@ def write_answers(folder, rows, kind, of="m"):
             tiles_read={"lr": 10, "hr": 30 * (n % 2)},
             seconds={"open": 0.5, "encode": 1.0},
             uncertain="the heads differ" if n % 2 else None,
+            unlike_training={"unlike": n % 3 == 1},
             escalation={"reason": None, "lr": own, "hr": None},
             **own,
         )

@@ -322,7 +322,10 @@ def test_training_slides_are_described_by_the_tiles_that_prediction_reads(chain,
     known = unlike_training.training_features(header, "h")
     assert known.slides == len(names) and np.allclose(known.slide.mean, np.mean(means, 0), atol=1e-4)
     slide = chain.manifest.parent / "slides" / "s13.svs"
-    assert lrmil("predict", slide, "-m", model, "--keep-max", "0.5", "-o", tmp_path / "half").code == 0
+    said = lrmil("predict", slide, "-m", model, "--keep-max", "0.5", "-o", tmp_path / "half")
+    assert said.code == 0 and "whether a slide is unlike these is not looked at" in said.err
+    card = lrmil("info", model, "--card", "-o", "-").out
+    assert "are marked as unlike the training slides, by the HR tiles that are read; with --keep-min" in card
     assert "unlike_training" not in predicted(tmp_path / "half")[0]
 
 

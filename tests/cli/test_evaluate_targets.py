@@ -118,9 +118,9 @@ def test_the_answers_of_predict_by_the_table_of_slides(kind, tmp_path, lrmil, un
     assert said.code == 0, said.err
     assert "1 slide left out: no label in slides.csv" in said.err
     read = said.records[0]["models"][0]["reading"]
-    assert (read["lr_tiles"], read["seconds"], read["uncertain"]) == (10, 1.5, 19)
+    assert (read["lr_tiles"], read["seconds"], read["uncertain"], read["unlike_training"]) == (10, 1.5, 19, 12)
     assert read["hr_tiles"] == pytest.approx(30 * 19 / 39)
-    assert "| model | 10.0 | 14.6 | 1.50 | 19 |" in (tmp_path / "out" / "evaluation.md").read_text()
+    assert "| model | 10.0 | 14.6 | 1.50 | 19 | 12 |" in (tmp_path / "out" / "evaluation.md").read_text()
     both = lrmil("evaluate", table, "-o", tmp_path / "both", "--slides", slides, *named, "--json", *FAST)
     mine, theirs = (r.records[0]["models"][0]["metrics"] for r in (said, both))
     for name, own in mine.items():

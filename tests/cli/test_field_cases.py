@@ -72,7 +72,8 @@ def test_a_table_is_shown_and_judged_before_a_run(tmp_path, lrmil):
         said = lrmil("info", tmp_path / name, "--label", "diagnosis")
         assert said.code == 3 and "patient 'p0' is in two parts" in said.err  # of a column, so by every command
         assert all(len(line) <= 80 or " " not in line.strip() for line in said.out.splitlines()[1:])
-        judged = lrmil("doctor", tmp_path / name, "--label", "diagnosis", "--table-only", "--quick", "--json")
+        judged = lrmil("doctor", tmp_path / name, "--label", "diagnosis", "--table-only", "--json")
+        assert "speed" not in [c["name"] for c in judged.records[0]["checks"]]  # nothing will be encoded
         table = judged.records[1]
         assert judged.code == 3 and table["kind"] == "table" and len(judged.records) == 2
         form = table["checks"][0]["found"].partition(";")[0]

@@ -178,6 +178,7 @@ def test_a_patient_gets_one_answer_and_each_slide_its_share(pairs, two_slides, t
     assert out.code == 0 and "one answer a patient" in out.err, out.err
     card = lrmil("info", model, "--card", "-o", "-").out
     assert " of patients from tiles of " in card and "px at 2 um/px of all their slides together" in card
+    assert "held-out patients are marked as unlike the training patients" in card
     record = json.loads((tmp_path / "p.prediction.json").read_text())
     tables = [read_table(tmp_path / f"{s}.attention.csv", "attention") for s in "ab"]
     shares = [s["attention"] for s in record["slides"]]

@@ -224,7 +224,7 @@ def set_cell(column, value, count=1):
     [
         (set_cell("time", -3), ["--task", "survival"], "row 2, time -3 is negative"),
         (set_cell("event", 2), ["--task", "survival"], "row 2, event 2 is neither 1"),
-        (set_cell("event", "dead"), ["--task", "survival"], "row 2, event 'dead' is not a number"),
+        (set_cell("event", "dead"), ["--task", "survival"], "'dead' is not a number; write 1 (it happened) or 0"),
         (set_cell("time", ""), ["--task", "survival"], "1 slide without time or event, row 2"),
         (set_cell("event", 0, 48), ["--task", "survival"], "all 48 slides are censored"),
         (set_cell("event", 0, 40), ["--task", "survival", "--folds", "2"], "at least 10 are needed"),
